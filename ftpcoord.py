@@ -1,0 +1,5785 @@
+#!/usr/bin/env python3
+"""ftpcoord: several copies of one FTP, FTPS or SFTP integration, exactly one of which polls.
+
+The copies (members) of a group share a PostgreSQL or MySQL database (SQLite: members on one host). They elect one
+active member; it alone polls the file server and hands each file to a command, a folder or a Python function. The
+others stand by without touching the file server, and one of them takes over when the active one dies, hangs or stops.
+
+    python ftpcoord.py --config env          # settings from FTPCOORD_URL, FTPCOORD_DATABASE, FTPCOORD_EXEC, ...
+
+    import ftpcoord
+    listener = ftpcoord.Listener(url="sftp://me@files.example/inbox", database="postgresql://app@db.example/app")
+
+    @listener.on_file("*.csv")
+    def orders(file):
+        for row in file.csv():
+            ...
+
+    listener.run()
+
+Guaranteed, as long as the database keeps its commits and all members have the same two intervals
+  1. At most one member of a group is active at any instant, whatever is paused, killed, cut off or started twice.
+  2. No file is lost, none is replaced, none is visible half-written; what a handler has not finished is neither
+     deleted nor moved.
+  3. Each version of a file is handled once. Again only after a failure, or if the member died or lost its lease or
+     its database between the claim and the committed `done`; then `attempt` is greater than 1.
+  4. A dead or stopped active member is replaced within `liveness_check_interval`, a gracefully stopped one within a
+     heartbeat and a round trip.
+  5. A standby opens no connection to the file server.
+  6. While the database is away nothing is polled; work goes on by itself when it is back.
+
+Timing (H heartbeat_frequency, L liveness_check_interval)
+    stale after     S = L - 2H            a second less on a column of whole seconds; by the database's clock
+    margin          m = 0.2 s + S/10      clock rates may differ by so much; time to cut a transfer
+    lease           valid until sent + S - m, where `sent` was read before the statement left
+    database call   T <= 5 s              H + 2T + m <= S, so that two failed renewals still leave time for a third
+
+Not guaranteed, because no program of this kind can
+  - A pause between the last look at the lease and the packet leaving. The window is one call wide; `move` and
+    `delete` look at the file again, and handlers get the term so that a receiver can refuse an older one.
+  - A database that loses commits (asynchronous failover, a restored backup): terms may repeat. Use synchronous
+    replication.
+  - A hypervisor that stops the guest's clocks during a pause. Handlers should be idempotent in (path, size, mtime).
+  - An upload that stalls longer than `settle`. Let uploaders rename, or use `ready_suffix`.
+  - A new version uploaded between the last look and the delete.
+  - A command that outlives its stopped (SIGSTOP) parent, until the parent runs again or dies.
+  - With `ledger = off`: promise 3, attempts and quarantine.
+"""
+
+from __future__ import annotations
+
+import abc
+import argparse
+import base64
+import binascii
+import configparser
+import contextlib
+import csv
+import dataclasses
+import datetime
+import errno
+import fnmatch
+import ftplib
+import hashlib
+import hmac
+import importlib
+import ipaddress
+import itertools
+import json
+import logging
+import os
+import posixpath
+import queue
+import random
+import re
+import shlex
+import shutil
+import signal
+import socket
+import sqlite3
+import ssl
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+import xml.etree.ElementTree
+from collections import deque
+from pathlib import Path
+from types import FrameType
+from typing import (
+    IO,
+    Any,
+    Callable,
+    ClassVar,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Protocol,
+    Sequence,
+    Set,
+    TextIO,
+    Tuple,
+    Type,
+    Union,
+    cast,
+)
+
+__version__ = "1.0.0"
+__all__ = ["Config", "ConfigError", "Coordinator", "Error", "File", "Lease", "LeaseLost", "Listener", "Timing"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Constants
+# ---------------------------------------------------------------------------------------------------------------------
+
+ID_PATTERN = re.compile(r"[!-~]{1,128}\Z")  # the tables' VARCHAR(128); printable ASCII has one form in every collation
+STEP_DOWN = "step-down:"  # health_check.task_id of a request to hand over: step-down:<term>
+RELEASED = "1970-01-01 00:00:01"  # last_heartbeat of a member that gave its lease up
+RELEASED_AGE = 365 * 86400.0  # seconds; no living member's heartbeat is that old, so no clock step imitates a release
+BATCH_FILES = 64  # claims and completions committed together where delivery is the folder alone ...
+BATCH_SECONDS = 0.05  # ... and how long one may wait for company
+BATCH_BYTES = 1 << 20  # a group is full when it has so many bytes to fetch: the first must not wait for the last
+COPY_BYTES = 256 * 1024
+KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL for a command
+TEMPORARY = (".tmp", ".part", ".partial", ".filepart", ".writing", ".crdownload", "~")  # names uploaders write under
+STDERR_BYTES = 2000  # of a failed command's last words, kept in the ledger
+SECONDS_A_DAY = 86400.0
+ENDED = float("-inf")  # the deadline of a lease that was lost or released
+
+SCHEMA = """\
+-- The tables of ftpcoord: psql -f schema.sql, mysql DATABASE < schema.sql, sqlite3 FILE < schema.sql.
+-- MySQL and MariaDB run what stands in /*!50600 ... */ and then skip the plain form; the others see comments.
+-- token_holder and health_check of the WSO2 Integrator documentation serve as they are: then only file_ledger is new.
+
+/*!50600 CREATE TABLE IF NOT EXISTS token_holder (
+    group_id VARCHAR(128) NOT NULL PRIMARY KEY,
+    task_id VARCHAR(128) NOT NULL,
+    term BIGINT NOT NULL DEFAULT 1
+) CHARACTER SET ascii COLLATE ascii_bin */;
+
+CREATE TABLE IF NOT EXISTS token_holder (
+    group_id VARCHAR(128) NOT NULL PRIMARY KEY,
+    task_id VARCHAR(128) NOT NULL,
+    term BIGINT NOT NULL DEFAULT 1
+);
+
+/*!50600 CREATE TABLE IF NOT EXISTS health_check (
+    task_id VARCHAR(128) NOT NULL,
+    group_id VARCHAR(128) NOT NULL,
+    last_heartbeat DATETIME(6) NOT NULL,
+    PRIMARY KEY (task_id, group_id)
+) CHARACTER SET ascii COLLATE ascii_bin */;
+
+CREATE TABLE IF NOT EXISTS health_check (
+    task_id VARCHAR(128) NOT NULL,
+    group_id VARCHAR(128) NOT NULL,
+    last_heartbeat TIMESTAMP NOT NULL,
+    PRIMARY KEY (task_id, group_id)
+);
+
+/*!50600 CREATE TABLE IF NOT EXISTS file_ledger (
+    group_id VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    file_id CHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    path TEXT NOT NULL,
+    size BIGINT NOT NULL,
+    mtime VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    state VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    term BIGINT NOT NULL,
+    task_id VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    attempts INTEGER NOT NULL,
+    failures INTEGER NOT NULL,
+    next_attempt_at DATETIME(6),
+    updated_at DATETIME(6) NOT NULL,
+    error TEXT NOT NULL,
+    action TEXT NOT NULL,
+    PRIMARY KEY (group_id, file_id)
+) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin */;
+
+CREATE TABLE IF NOT EXISTS file_ledger (
+    group_id VARCHAR(128) NOT NULL,
+    file_id CHAR(64) NOT NULL,
+    path TEXT NOT NULL,
+    size BIGINT NOT NULL,
+    mtime VARCHAR(32) NOT NULL,
+    state VARCHAR(16) NOT NULL,
+    term BIGINT NOT NULL,
+    task_id VARCHAR(128) NOT NULL,
+    attempts INTEGER NOT NULL,
+    failures INTEGER NOT NULL,
+    next_attempt_at TIMESTAMP,
+    updated_at TIMESTAMP NOT NULL,
+    error TEXT NOT NULL,
+    action TEXT NOT NULL,
+    PRIMARY KEY (group_id, file_id)
+);
+"""
+
+
+def ddl(mysql: bool) -> Dict[str, str]:
+    """The CREATE statement of each table, out of SCHEMA: MySQL's own form, or the plain one."""
+    if mysql:
+        found = re.findall(r"/\*!50600 (CREATE TABLE IF NOT EXISTS (\w+) .*?) \*/;", SCHEMA, re.DOTALL)
+    else:
+        found = re.findall(r"^(CREATE TABLE IF NOT EXISTS (\w+) .*?\n\));", SCHEMA, re.DOTALL | re.MULTILINE)
+    return {table: statement for statement, table in found}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Errors: what was wrong, where, and what to do
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Error(Exception):
+    """Every error that ftpcoord raises on purpose."""
+
+
+class ConfigError(Error):
+    """A setting or a usage is wrong; nothing was connected yet. Exit code 2."""
+
+
+class DatabaseDown(Error):
+    """The database did not answer, or not in time. Retried for ever by `run`."""
+
+
+class DatabaseBusy(DatabaseDown):
+    """The database answered that a lock or a conflict stood in the way; the connection is still good."""
+
+
+class DatabaseRefused(Error):
+    """Login, privileges, tables or a driver are missing. Ends `run` at start; retried once it has been ready."""
+
+
+class ServerDown(Error):
+    """The file server cannot be reached or broke off. Retried for ever by `run`."""
+
+
+class LoginRefused(ServerDown):
+    """The file server refused the login. Retried slowly, so as not to lock the account."""
+
+
+class FileGone(Error):
+    """The file or folder is not there (any more)."""
+
+
+class FileChanged(Error):
+    """The file is not the version that was listed."""
+
+
+class FileRefused(Error):
+    """The server refuses this file or name; the connection is still good."""
+
+
+class TargetExists(Error):
+    """Something stands under the target's name; it was not replaced."""
+
+
+class LeaseLost(Error):
+    """The lease ran out or went to another member: no further effect is allowed."""
+
+    def __init__(self, term: int) -> None:
+        super().__init__(f"the lease of term {term} is over")
+        self.term = term
+
+
+class HandlerFailed(Error):
+    """A command or a Python handler did not succeed with a file."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Logging: `time level event key=value ...`, or one JSON object a line
+# ---------------------------------------------------------------------------------------------------------------------
+
+logger = logging.getLogger("ftpcoord")
+
+
+def event(what: str, level: int = logging.INFO, **fields: object) -> None:
+    """Logs one event. Names of events are part of the interface; fields may grow."""
+    logger.log(level, what, extra={"fields": {k: v for k, v in fields.items() if v is not None}})
+
+
+def printable(text: str) -> str:
+    """A path fit for ledger, log and terminal: bytes that were not decodable and control characters as %XX.
+
+    The result is one line of valid UTF-8. A text that needed it has its own % escaped too, so that
+    `urllib.parse.unquote_to_bytes` gives the bytes back.
+    """
+    if all(ch.isprintable() for ch in text):
+        return text
+    raw = text.encode("utf-8", "surrogateescape").replace(b"%", b"%25").decode("utf-8", "surrogateescape")
+    return "".join(ch if ch.isprintable() else urllib.parse.quote(ch.encode("utf-8", "surrogateescape")) for ch in raw)
+
+
+class TextFormatter(logging.Formatter):
+    """2026-11-24T03:41:48.123Z info elected term=7 member=a"""
+
+    def format(self, record: logging.LogRecord) -> str:
+        parts = [utc_text(record.created), record.levelname.lower(), printable(record.getMessage())]
+        for key, value in getattr(record, "fields", {}).items():
+            text = f"{value:.3f}" if isinstance(value, float) else printable(str(value))
+            if re.search(r"[\s\"=]", text) or not text:
+                text = json.dumps(text, ensure_ascii=False)
+            parts.append(f"{key}={text}")
+        if record.exc_info:
+            parts.append("traceback=" + json.dumps(self.formatException(record.exc_info)))
+        return " ".join(parts)
+
+
+class JsonFormatter(logging.Formatter):
+    """{"time": "2026-11-24T03:41:48.123Z", "level": "info", "event": "elected", "term": 7}"""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: Dict[str, object] = {"time": utc_text(record.created), "level": record.levelname.lower()}
+        line["event"] = record.getMessage()
+        line.update(getattr(record, "fields", {}))
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def utc_text(seconds: float) -> str:
+    """Epoch seconds as 2026-11-24T03:41:48.123Z."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
+def start_logging(level: str, form: str, stream: TextIO) -> None:
+    """Sends the events to a stream; called by the command line, never on import."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    logger.handlers[:] = [handler]
+    logger.setLevel(level.upper())
+    logger.propagate = False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Settings
+# ---------------------------------------------------------------------------------------------------------------------
+
+SCHEMES = {"ftp": 21, "ftpes": 21, "ftps": 990, "sftp": 22}
+SECRETS = ("password", "key_passphrase", "database_password")
+FILE_SETTINGS = (*SECRETS, "url", "database")  # a URL may hold a password: these, too, may come from a file
+
+
+class Target(NamedTuple):
+    """Where the files are. A path below the login folder (`/~/x` in the URL) is relative, others are absolute."""
+
+    scheme: str
+    user: str
+    host: str
+    port: int
+    path: str
+
+
+class Endpoint(NamedTuple):
+    """Where the database is: hosts in the order in which they are tried."""
+
+    dialect: str
+    user: str
+    hosts: Tuple[Tuple[str, int], ...]
+    name: str
+
+
+def setting(default: Any, **metadata: Any) -> Any:
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(repr=False)
+class Config:
+    """The settings of one listener. Values may be text (as in a file) or of the setting's own type.
+
+    Raises ConfigError that names the setting. Secrets are never part of the representation.
+    """
+
+    url: str = ""
+    password: str = ""
+    key: str = ""
+    key_passphrase: str = ""
+    known_hosts: str = "~/.ssh/known_hosts"
+    host_key: str = ""
+    ca_file: str = ""
+    client_cert: str = ""
+    client_key: str = ""
+    tls_verify: bool = True
+    encoding: str = "utf-8"
+    timeout: float = setting(30.0, least=0.1)
+    database: str = ""
+    database_password: str = ""
+    database_tls: str = setting("", choices=("", "disable", "prefer", "require", "verify"))
+    database_ca_file: str = ""
+    coordination_group: str = ""
+    member_id: str = ""
+    heartbeat_frequency: float = setting(1.0, least=0.01)
+    liveness_check_interval: float = setting(30.0, least=0.1)
+    polling_interval: float = setting(60.0, least=0.01)
+    pattern: str = "*"
+    exclude: str = ""
+    recursive: bool = False
+    min_age: float = setting(0.0, least=0.0)
+    max_age: Optional[float] = setting(None, least=0.0)
+    settle: float = setting(5.0, least=0.0)
+    ready_suffix: str = ""
+    sort: str = setting("name", choices=("name", "mtime", "size", "-name", "-mtime", "-size"))
+    max_files: int = setting(0, least=0)
+    workers: int = setting(4, least=1)
+    exec: str = ""
+    download_dir: str = ""
+    handler: str = ""
+    after: str = "keep"
+    after_error: str = "keep"
+    max_attempts: int = setting(5, least=1)
+    retry_delay: float = setting(10.0, least=0.0)
+    exec_timeout: Optional[float] = setting(None, least=0.1)
+    error_output: bool = True
+    stall_timeout: float = setting(300.0, least=0.1)
+    yield_after: int = setting(3, least=0)
+    drain_timeout: float = setting(30.0, least=0.0)
+    ledger: bool = True
+    ledger_retention: float = setting(30.0, least=0.0)  # days
+    http: str = ""
+    log_level: str = setting("info", choices=("debug", "info", "warning", "error"))
+    log_format: str = setting("text", choices=("text", "json"))
+    files: Dict[str, str] = dataclasses.field(default_factory=dict)  # NAME -> path, from NAME_file
+
+    def __init__(self, **settings: Any) -> None:
+        fields = {field.name: field for field in dataclasses.fields(Config) if field.name != "files"}
+        self.files = {}
+        for name, field in fields.items():
+            setattr(self, name, field.default)
+        for name, value in settings.items():
+            base = name[: -len("_file")] if name.endswith("_file") else ""
+            if name in fields:
+                setattr(self, name, _typed(name, value, fields[name]))
+            elif base in FILE_SETTINGS:
+                self.files[base] = str(value)
+            else:
+                near = [known for known in fields if known.startswith(name[:4])] if len(name) > 3 else []
+                hint = f" (did you mean {', '.join(near)}?)" if near else ""
+                raise ConfigError(f"{name}: there is no such setting{hint}")
+        for name in self.files:
+            if settings.get(name):
+                raise ConfigError(f"{name}: is set twice, as {name} and as {name}_file; keep one of them")
+            if name in ("url", "database"):
+                setattr(self, name, self.secret(name))
+        self._check()
+
+    # -- sources ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Config:
+        """FTPCOORD_NAME variables; an empty one counts as not set."""
+        prefix = "FTPCOORD_"
+        return cls(**{k[len(prefix) :].lower(): v for k, v in environ.items() if k.startswith(prefix) and v != ""})
+
+    @classmethod
+    def from_file(cls, path: str) -> List[Config]:
+        """An INI file: a section for each listener, [DEFAULT] shared by all, no interpolation."""
+        parser = configparser.ConfigParser(interpolation=None, strict=True)
+        try:
+            with open(path, encoding="utf-8") as stream:
+                parser.read_file(stream)
+        except (OSError, UnicodeError) as exc:
+            raise ConfigError(f"{path}: cannot be read ({reason(exc)})") from None
+        except configparser.Error as exc:
+            raise ConfigError(f"{path}: not a settings file ({type(exc).__name__}, line {_ini_line(exc)})") from None
+        if not parser.sections():
+            raise ConfigError(f"{path}: has no section; each listener is one, e.g. [orders]")
+        configs = []
+        for section in parser.sections():
+            try:
+                configs.append(cls(**{k: v for k, v in parser.items(section) if v != ""}))
+            except ConfigError as exc:
+                raise ConfigError(f"{path} [{section}] {exc}") from None
+        return configs
+
+    # -- derived ------------------------------------------------------------------------------------------------------
+
+    def secret(self, name: str) -> str:
+        """A secret's present value; one that came from a file is read anew, so that it can be rotated."""
+        path = self.files.get(name)
+        if path is None:
+            return str(getattr(self, name))
+        try:
+            return Path(path).expanduser().read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeError) as exc:
+            raise ConfigError(f"{name}_file: {path} cannot be read ({reason(exc)})") from None
+
+    @property
+    def target(self) -> Target:
+        """The file server, without its password."""
+        return _parse_url(self.url)[0]
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The database, without its password."""
+        return _parse_database(self.database)[0]
+
+    def file_password(self) -> str:
+        return self.secret("password") or _parse_url(self.secret("url"))[1]
+
+    def database_login(self) -> str:
+        return self.secret("database_password") or _parse_database(self.secret("database"))[1]
+
+    def public(self) -> Dict[str, object]:
+        """All settings, secrets masked: for the status page and for people."""
+        shown = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "files"}
+        shown.update({name: "***" for name in SECRETS if shown[name] or name in self.files})
+        shown["url"] = without_password(self.url)
+        shown["database"] = without_password(self.database)
+        return shown
+
+    def __repr__(self) -> str:
+        return f"Config(coordination_group={self.coordination_group!r}, member_id={self.member_id!r})"
+
+    # -- checks -------------------------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        if not self.database:
+            raise ConfigError(
+                "database: is required, e.g. postgresql://user@host/name, mysql://user@host/name or "
+                "sqlite:///file for members on one host; members without a common one would each elect themselves"
+            )
+        endpoint = self.endpoint
+        if self.database_tls == "":
+            self.database_tls = "prefer" if all(is_loopback(host) for host, _ in endpoint.hosts) else "verify"
+        if self.url:
+            target = self.target
+            self._check_server(target)
+            if not self.coordination_group:
+                host = f"[{target.host}]" if ":" in target.host else target.host
+                group = f"{target.scheme}://{target.user}@{host}:{target.port}/{target.path.lstrip('/')}"
+                self.coordination_group = group if ID_PATTERN.match(group) else sha256_text(group)
+        elif not self.coordination_group:
+            raise ConfigError("url: is required, e.g. sftp://user@host/inbox (a Coordinator: coordination_group)")
+        if not self.member_id:
+            self.member_id = re.sub(r"[^!-~]", "_", socket.gethostname())[:110] + f":{os.getpid()}"
+        for name in ("coordination_group", "member_id"):
+            value = getattr(self, name)
+            if not ID_PATTERN.match(value) or value.startswith(STEP_DOWN):
+                raise ConfigError(f"{name}: must be 1 to 128 printable ASCII characters without spaces, not {value!r}")
+        Timing(self.heartbeat_frequency, self.liveness_check_interval, DIALECTS[endpoint.dialect].least_timeout)
+        try:
+            "".encode(self.encoding)
+        except LookupError:
+            raise ConfigError(f"encoding: Python knows none called {self.encoding!r}") from None
+        self._check_delivery()
+
+    def _check_server(self, target: Target) -> None:
+        def only_for(name: str, *schemes: str) -> None:
+            default = next(field.default for field in dataclasses.fields(self) if field.name == name)
+            if (getattr(self, name) != default or name in self.files) and target.scheme not in schemes:
+                wanted = " and ".join(f"{scheme}://" for scheme in schemes)
+                raise ConfigError(f"{name}: is for {wanted} only, but url is {target.scheme}://")
+
+        for name in ("key", "key_passphrase", "host_key"):
+            only_for(name, "sftp")
+        for name in ("client_cert", "client_key"):
+            only_for(name, "ftpes", "ftps")
+        if self.client_key and not self.client_cert:
+            raise ConfigError("client_key: needs client_cert")
+        if self.host_key and not self.host_key.startswith("SHA256:"):
+            raise ConfigError("host_key: must be a fingerprint as ssh-keygen -lf prints it, SHA256:...")
+
+    def _check_delivery(self) -> None:
+        for name in ("after", "after_error"):
+            value = getattr(self, name)
+            folder = value[len("move:") :] if value.startswith("move:") else None
+            if value not in ("keep", "delete") and not folder:
+                raise ConfigError(f"{name}: must be keep, delete or move:FOLDER, not {value!r}")
+            if folder and ("\0" in folder or "\n" in folder or "\r" in folder or folder in (".", "./")):
+                raise ConfigError(f"{name}: {folder!r} is no folder that files can be moved to")
+        if not self.ledger and self.after == "keep":
+            raise ConfigError("ledger: off needs after = delete or move:FOLDER, else every poll takes all again")
+        if self.exec and self.handler:
+            raise ConfigError("exec and handler: a file goes to one of them; remove the other")
+        if self.exec:
+            self.command()
+        if self.handler and not re.match(r"[\w.]+:[\w.]+\Z", self.handler):
+            raise ConfigError(f"handler: must be module:function, not {self.handler!r}")
+        if self.http:
+            self.http_address()
+        if not self.patterns("pattern"):
+            raise ConfigError("pattern: matches nothing")
+
+    def command(self) -> List[str]:
+        """`exec` split into its words."""
+        try:
+            words = shlex.split(self.exec)
+        except ValueError as exc:
+            raise ConfigError(f"exec: cannot be split into words ({exc})") from None
+        if not words:
+            raise ConfigError("exec: is empty")
+        return words
+
+    def http_address(self) -> Tuple[str, int]:
+        """`http` as (host, port)."""
+        host, colon, port = self.http.rpartition(":")
+        if not colon or not port.isdigit() or int(port) > 65535:
+            raise ConfigError(f"http: must be host:port, e.g. 127.0.0.1:8080, not {self.http!r}")
+        return host.strip("[]") or "127.0.0.1", int(port)
+
+    def patterns(self, name: str) -> List[str]:
+        """`pattern` or `exclude` as a list of globs."""
+        return [part.strip() for part in str(getattr(self, name)).split(",") if part.strip()]
+
+
+def _typed(name: str, value: Any, field: Any) -> Any:
+    """A setting's value in its own type, within its bounds."""
+    kind = str(field.type).replace("Optional[", "").rstrip("]")
+    if value is None and "Optional" in str(field.type):
+        return None
+    try:
+        if kind == "bool":
+            typed: Any = _boolean(value)
+        elif kind == "int":
+            typed = int(str(value).strip())
+        elif kind == "float":
+            typed = float(str(value).strip())
+            if not abs(typed) < 1e9:
+                raise ValueError
+        else:
+            typed = str(value)
+            if "\0" in typed:
+                raise ValueError
+    except ValueError:
+        kinds = {"bool": "yes or no", "int": "a whole number", "float": "a number of seconds", "str": "text"}
+        shown = "this value" if name in FILE_SETTINGS else repr(value)
+        raise ConfigError(f"{name}: must be {kinds[kind]}, not {shown}") from None
+    least, choices = field.metadata.get("least"), field.metadata.get("choices")
+    if least is not None and typed < least:
+        raise ConfigError(f"{name}: must be at least {least:g}, not {typed:g}")
+    if choices and typed not in choices:
+        raise ConfigError(f"{name}: must be one of {', '.join(c for c in choices if c)}, not {typed!r}")
+    return typed
+
+
+def _boolean(value: Any) -> bool:
+    text = str(value).strip().lower()
+    if text in ("yes", "on", "true", "1"):
+        return True
+    if text in ("no", "off", "false", "0"):
+        return False
+    raise ValueError
+
+
+def _ini_line(exc: configparser.Error) -> object:
+    """The line of a configparser error; its own text would print the line, which may hold a secret."""
+    errors = getattr(exc, "errors", None)
+    return getattr(exc, "lineno", None) or (errors[0][0] if errors else "?")
+
+
+def _parse_url(url: str) -> Tuple[Target, str]:
+    """Splits the file server's URL (RFC 3986; `/~/` as curl reads it) into its target and its password."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ConfigError("url: cannot be read; it must look like sftp://user@host:port/path") from None
+    if parts.scheme not in SCHEMES:
+        raise ConfigError(f"url: must begin with {', '.join(s + '://' for s in SCHEMES)}, not {parts.scheme or '?'}://")
+    if not parts.hostname:
+        raise ConfigError(f"url: names no host; it must look like {parts.scheme}://user@host/path")
+    if parts.query or parts.fragment:
+        raise ConfigError("url: has ? or # in it; write %3F or %23 if they belong to a name or a password")
+    path = urllib.parse.unquote(parts.path, "utf-8", "surrogateescape")
+    if re.search(r"[\0\r\n]", path):
+        raise ConfigError("url: its path holds a line break or NUL")
+    path = posixpath.normpath(path[3:] or ".") if path.startswith("/~/") or path == "/~" else "/" + path.strip("/")
+    user = urllib.parse.unquote(parts.username or "") or ("" if parts.scheme == "sftp" else "anonymous")
+    if not user:
+        raise ConfigError("url: names no user; it must look like sftp://user@host/path")
+    if re.search(r"[\0\r\n]", user + urllib.parse.unquote(parts.password or "")):
+        raise ConfigError("url: its user or password holds a line break or NUL")
+    target = Target(parts.scheme, user, parts.hostname, port or SCHEMES[parts.scheme], path)
+    return target, urllib.parse.unquote(parts.password or "")
+
+
+def _parse_database(url: str) -> Tuple[Endpoint, str]:
+    """Splits the database's URL into its endpoint and its password."""
+    scheme, colon, rest = url.partition("://")
+    if scheme == "sqlite" and colon:
+        path = urllib.parse.unquote(rest[1:])
+        if not rest.startswith("/") or not path or path == ":memory:":
+            raise ConfigError("database: sqlite:///FILE (or sqlite:////FILE for an absolute path) names a file")
+        return Endpoint("sqlite", "", (), path), ""
+    dialect = {"postgresql": "postgresql", "postgres": "postgresql", "mysql": "mysql", "mariadb": "mysql"}.get(scheme)
+    if dialect is None or not colon:
+        raise ConfigError("database: must begin with postgresql://, mysql:// or sqlite:///")
+    login, _, place = rest.rpartition("@")
+    netloc, _, name = place.partition("/")
+    user, _, password = login.partition(":")
+    hosts = []
+    for part in netloc.split(","):
+        match = re.match(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]*)(?::(\d{1,5}))?\Z", part)
+        if not match or not match[1] or int(match[2] or 1) > 65535:
+            raise ConfigError(f"database: {scheme}://user@host:port/name is expected; the part with the hosts is wrong")
+        hosts.append((match[1].strip("[]"), int(match[2] or (5432 if dialect == "postgresql" else 3306))))
+    if not user or not name or "?" in name:
+        raise ConfigError(f"database: must name a user and a database, {scheme}://user@host/name, without options")
+    unquote = urllib.parse.unquote
+    return Endpoint(dialect, unquote(user), tuple(hosts), unquote(name)), unquote(password)
+
+
+def without_password(url: str) -> str:
+    """A URL as people may see it."""
+    scheme, colon, rest = url.partition("://")
+    login, at, place = rest.rpartition("@")
+    return f"{scheme}{colon}{login.partition(':')[0]}{at}{place}"
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def sha256_text(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def reason(exc: BaseException) -> str:
+    """An exception in one line of plain text, never empty."""
+    if isinstance(exc, OSError) and exc.strerror:
+        return str(exc.strerror)
+    text = " ".join(str(exc).split())
+    return text or type(exc).__name__
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Timing and lease
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """The group's intervals and what follows from them, all in seconds.
+
+    `heartbeat` and `liveness` must be the same on all members. `least_timeout` is the shortest call that the dialect
+    can bound, `whole_seconds` says that the heartbeat column keeps no fractions. Raises ConfigError.
+    """
+
+    heartbeat: float
+    liveness: float
+    least_timeout: float = 0.1
+    whole_seconds: bool = False
+
+    def __post_init__(self) -> None:
+        if self.liveness < 5 * self.heartbeat:
+            raise ConfigError(
+                f"liveness_check_interval: must be at least five times heartbeat_frequency, "
+                f"{5 * self.heartbeat:g} s, not {self.liveness:g} s"
+            )
+        if self.whole_seconds and self.stale_after != int(self.stale_after):
+            raise ConfigError(
+                f"liveness_check_interval: health_check.last_heartbeat keeps whole seconds here, so "
+                f"liveness_check_interval - 2 heartbeat_frequency must be a whole number, not "
+                f"{self.liveness - 2 * self.heartbeat:g} s"
+            )
+        needed = self.heartbeat + 2 * self.call_timeout + self.margin
+        if needed > self.stale_after:
+            raise ConfigError(
+                f"liveness_check_interval: {self.liveness:g} s leaves no time for two failed renewals; a heartbeat, "
+                f"two database calls and the margin take {needed:.2f} s, but a heartbeat is stale after "
+                f"{self.stale_after:.2f} s. Lengthen liveness_check_interval or shorten heartbeat_frequency"
+            )
+
+    @property
+    def stale_after(self) -> float:
+        """S: a heartbeat older than this, by the database's clock, is a dead member's."""
+        return round(self.liveness - 2 * self.heartbeat - (1 if self.whole_seconds else 0), 6)
+
+    @property
+    def margin(self) -> float:
+        """m: what the active member leaves unused of S, for differing clock rates and the cut of transfers."""
+        return 0.2 + self.stale_after / 10
+
+    @property
+    def still_after(self) -> float:
+        """A heartbeat that has not moved for so long, by the observer's own clock, is a dead member's.
+
+        A column of whole seconds hides the moves within one second.
+        """
+        return self.stale_after + (1 if self.whole_seconds else 0)
+
+    @property
+    def call_timeout(self) -> float:
+        """T: the longest that one database call may take."""
+        return min(5.0, max(self.least_timeout, (self.stale_after - self.margin - self.heartbeat) / 3))
+
+    @property
+    def lock_timeout(self) -> float:
+        """K: how long the server lets a statement wait for a row; it gives up before the client does."""
+        return min(1.0, self.call_timeout / 2)
+
+
+class Lease:
+    """The right to act, for one term: a comparison of clocks. Given to handlers as `file.lease`.
+
+    `clock` is the member's own, in seconds; it is never compared with another machine's.
+    """
+
+    def __init__(self, term: int, deadline: float, clock: Callable[[], float]) -> None:
+        self.term = term
+        self._deadline = deadline
+        self._clock = clock
+
+    def valid(self, now: Optional[float] = None) -> bool:
+        """Whether effects are allowed at this instant."""
+        return self.remaining(now) > 0
+
+    def remaining(self, now: Optional[float] = None) -> float:
+        """Seconds until the deadline as it stands; below zero once it has passed."""
+        return self._deadline - (self._clock() if now is None else now)
+
+    def check(self) -> None:
+        """Raises LeaseLost unless valid."""
+        if not self.valid():
+            raise LeaseLost(self.term)
+
+    def extend(self, deadline: float) -> None:
+        """A renewal succeeded; an earlier deadline than the present one changes nothing."""
+        if self._deadline != ENDED:
+            self._deadline = max(self._deadline, deadline)
+
+    def end(self) -> None:
+        """Over for good, whatever a renewal that is under way may say."""
+        self._deadline = ENDED
+
+    def __repr__(self) -> str:
+        return f"Lease(term={self.term})"
+
+
+def boot_clock() -> float:
+    """Seconds since boot, counting suspended time where the system can tell (CLOCK_MONOTONIC stops in suspend)."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Dialects: the statements of each database, the same verbs side by side
+# ---------------------------------------------------------------------------------------------------------------------
+#
+# Rules that hold for all of them, each with its reason:
+#   - The lease's owner is in token_holder, its time in health_check. Every statement that writes either as the active
+#     member, or takes over from it, locks the token row first and then the holder's health row, and tests staleness on
+#     the row that it locked. Reading one of them without a lock lets a renewal and a takeover both succeed.
+#   - One statement is one transaction and one message: a member stopped between two messages would hold its locks and
+#     with them the group. (SQLite cannot do that; there a member stopped inside a transaction blocks the group.)
+#   - Times are UTC and the database's own; a stamp is never older than the moment in which its statement was sent.
+#   - Values are put into the text as literals: with bound parameters pg8000 needs three round trips, and poolers that
+#     share sessions break.
+#   - A renewal always moves the stamp, also when the clock was set back: so a stamp that stands still is a dead one.
+#
+# In the statements $now is the present time in the heartbeat column's precision and $tick that column's smallest step.
+
+
+class View(NamedTuple):
+    """What a standby sees in one look."""
+
+    holder: Optional[str]  # None: the group has no token row
+    term: int
+    mine: bool  # the holder's id is the observer's own, as the database compares ids
+    stamp: Optional[str]  # the holder's last_heartbeat as text; None: it has no health row
+    age: Optional[float]  # seconds, by the database's clock
+    now: float  # the database's clock, epoch seconds
+    took: float  # seconds from sending to receiving, by the observer's clock
+
+
+class Renewal(NamedTuple):
+    """What the active member learns in one heartbeat."""
+
+    held: bool
+    step_down: bool = False  # an operator asked it to hand over
+
+
+class Fence(NamedTuple):
+    """Who writes: every ledger statement proves it against token_holder."""
+
+    group: str
+    member: str
+    term: int
+
+
+class Row(NamedTuple):
+    """One file's row in the ledger."""
+
+    path: str
+    size: int
+    mtime: str
+    state: str
+    term: int
+    attempts: int
+    failures: int
+    action: str = ""  # the after-action still due
+    due: Optional[float] = None  # seconds until next_attempt_at when it was read
+    error: str = ""
+
+
+class Change(NamedTuple):
+    """One step of a row: from `old` (None: there is none) to `new` (None: there is none), due in `delay` seconds."""
+
+    old: Optional[Row]
+    new: Optional[Row]
+    delay: Optional[float] = None
+
+
+class MemberRow(NamedTuple):
+    """A member's health row, for status."""
+
+    member_id: str
+    age: float
+    released: bool
+
+
+class Store(Protocol):
+    """What the election asks of a database. All raise DatabaseDown or DatabaseRefused; then nothing is known."""
+
+    def look(self, group: str, member: str) -> View:
+        """Writes the member's heartbeat, unless its id holds the token, and looks at the holder."""
+
+    def first(self, group: str, member: str, term: int) -> Optional[int]:
+        """Claims a group without token row, with a heartbeat; the term won, or None."""
+
+    def take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> Optional[int]:
+        """Takes over what `seen` shows, with a heartbeat; the term won, or None.
+
+        `why` is what must still hold when the rows are locked: "stale" (older than `stale_after` seconds), "still"
+        (the stamp is the one seen), "absent" (no health row) or "own" (nothing: the caller won the present term).
+        """
+
+    def renew(self, group: str, member: str, term: int) -> Renewal:
+        """Writes the active member's heartbeat if it holds the token under this very term."""
+
+    def release(self, group: str, member: str, term: int) -> None:
+        """Makes the active member's heartbeat a released one, under the same condition."""
+
+    def leave(self, group: str, member: str) -> None:
+        """Removes a standby's health row, unless its id holds the token."""
+
+    def sweep(self, group: str, member: str) -> None:
+        """Removes the others' health rows of yesterday and before: ids of pods change, rows would grow for ever."""
+
+    def last_term(self, group: str) -> int:
+        """The highest term that the ledger knows, 0 without one."""
+
+
+class Database(abc.ABC):
+    """One connection to the shared database, opened when needed; used by one thread at a time."""
+
+    name: ClassVar[str]
+    driver: ClassVar[str]
+    least_timeout: ClassVar[float]
+    LOOK: ClassVar[str]
+    FIRST: ClassVar[str]
+    TAKE: ClassVar[str]
+    TAKE_ABSENT: ClassVar[str]
+    RENEW: ClassVar[str]
+    RELEASE: ClassVar[str]
+    CLAIM: ClassVar[str]
+    CHANGE: ClassVar[str]
+    FORGET: ClassVar[str]
+    ROW: ClassVar[str]
+    SECONDS_UNTIL: ClassVar[str]
+    AGE: ClassVar[str]
+
+    LEAVE = """
+        DELETE FROM health_check WHERE group_id = :group AND task_id = :member
+           AND NOT EXISTS (SELECT 1 FROM token_holder WHERE group_id = :group AND task_id = :member)"""
+    TOKEN = "SELECT group_id, task_id, term FROM token_holder WHERE group_id = :group"
+    OWN_ROW = "SELECT task_id, group_id FROM health_check WHERE group_id = :group AND task_id = :member"
+    MEMBERS = """
+        SELECT task_id, $age, CASE WHEN last_heartbeat = '1970-01-01 00:00:01' THEN 1 ELSE 0 END
+          FROM health_check WHERE group_id = :group ORDER BY task_id"""
+    SWEEP = """
+        DELETE FROM health_check WHERE group_id = :group AND task_id <> :member AND $age > 86400
+           AND NOT EXISTS (
+               SELECT 1 FROM token_holder t WHERE t.group_id = :group AND t.task_id = health_check.task_id)"""
+    LAST_TERM = "SELECT COALESCE(MAX(term), 0) FROM file_ledger WHERE group_id = :group"
+    PAGE = """
+        SELECT file_id, path, size, mtime, state, term, attempts, failures, action, $until, error
+          FROM file_ledger WHERE group_id = :group AND file_id > :after ORDER BY file_id LIMIT 5000"""
+    OPEN = """
+        SELECT file_id, path, size, mtime, state, term, attempts, failures, action, $until, error
+          FROM file_ledger WHERE group_id = :group AND file_id > :after AND (state <> 'done' OR action <> '')
+         ORDER BY file_id LIMIT 5000"""
+    STANDING = """
+        SELECT file_id, state, term, attempts, failures FROM file_ledger
+         WHERE group_id = :group AND file_id IN ($ids)"""
+    DONE_COUNT = "SELECT COUNT(*) FROM file_ledger WHERE group_id = :group AND state = 'done' AND action = ''"
+    COUNTS = "SELECT state, COUNT(*) FROM file_ledger WHERE group_id = :group GROUP BY state"
+    ASK_STEP_DOWN: ClassVar[str]
+    ADOPT: ClassVar[str]
+    RETRY: ClassVar[str]
+
+    def __init__(self, config: Config, timing: Timing) -> None:
+        self.config = config
+        self.timing = timing
+        self.ledger = config.ledger
+        self.now = self.tick = ""
+        self.connection: Any = None
+        self.where = without_password(config.database)
+
+    # -- what each dialect does in its own way ------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def _connect(self) -> None: ...
+
+    @abc.abstractmethod
+    def _run(self, sql: str) -> List[Sequence[Any]]:
+        """Runs one statement as one transaction and gives its rows. Driver errors come out as they are."""
+
+    @abc.abstractmethod
+    def _translate(self, exc: BaseException) -> Error:
+        """A driver's error as one of ours."""
+
+    @abc.abstractmethod
+    def tables(self) -> Set[str]:
+        """Those of our tables that are there."""
+
+    @abc.abstractmethod
+    def _heartbeat_type(self) -> str:
+        """The type of health_check.last_heartbeat, as the database calls it."""
+
+    @abc.abstractmethod
+    def _set_precision(self, digits: int, column_type: str) -> None:
+        """Chooses $now and $tick."""
+
+    def literal(self, value: object) -> str:
+        """A value as SQL text. Strings hold no NUL, and backslashes are plain (standard SQL)."""
+        if value is None:
+            return "NULL"
+        if isinstance(value, (int, float)):
+            return repr(value + 0)
+        return "'" + str(value).replace("'", "''") + "'"
+
+    # -- running statements -------------------------------------------------------------------------------------------
+
+    def clone(self) -> Database:
+        """Another connection to the same database."""
+        return type(self)(self.config, self.timing)
+
+    def close(self) -> None:
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.close()
+
+    def execute(self, sql: str, changes: Sequence[Change] = (), **values: object) -> List[Sequence[Any]]:
+        """Runs one statement in time T and gives its rows; connects first if need be. `changes` are its $rows.
+
+        Raises DatabaseDown, DatabaseBusy or DatabaseRefused. After all but DatabaseBusy the connection is given up.
+        """
+        try:
+            if self.connection is None:
+                self._connect()
+            return self._run(self._bind(sql, values, changes))
+        except Error:
+            self.close()
+            raise
+        except Exception as exc:
+            error = self._translate(exc)
+            if not isinstance(error, DatabaseBusy):
+                self.close()
+            raise error from None
+
+    def _bind(self, sql: str, values: Mapping[str, object], changes: Sequence[Change] = ()) -> str:
+        """The text to be sent. What was put in is not looked at again: a file may be named `:group`."""
+        sql = sql.replace("$age", self.AGE).replace("$until", self.SECONDS_UNTIL)
+        sql = sql.replace("$now", self.now).replace("$tick", self.tick)
+        rows = " UNION ALL ".join(self._bind(self.ROW, _values(change)) for change in changes)
+        return re.sub(r"\$rows|(?<![:\w]):([a-z_]+)", lambda m: self.literal(values[m[1]]) if m[1] else rows, sql)
+
+    def prepare(self) -> Timing:
+        """Connects, checks the tables, reads the heartbeat column's precision; the timing that follows from it.
+
+        Raises DatabaseRefused with the DDL of the tables that are missing, and nothing else.
+        """
+        self._set_precision(6, "")
+        present = self.tables()
+        wanted = ["token_holder", "health_check"] + (["file_ledger"] if self.ledger else [])
+        missing = [table for table in wanted if table not in present]
+        if missing:
+            statements = ";\n".join(ddl(self.name == "mysql")[table] for table in missing)
+            hint = " (or set ledger = off)" if missing == ["file_ledger"] else ""
+            raise DatabaseRefused(
+                f"database {self.where}: table {', '.join(missing)} is missing; create it{hint} with "
+                f"`ftpcoord.py schema {self.name} --apply` or with\n{statements};"
+            )
+        kind = self._heartbeat_type().lower()
+        digits = re.search(r"\((\d)\)", kind)
+        fraction = int(digits[1]) if digits else (0 if kind in ("datetime", "timestamp") else 6)
+        self._set_precision(fraction, kind)
+        config = self.config
+        self.timing = Timing(
+            config.heartbeat_frequency, config.liveness_check_interval, self.least_timeout, whole_seconds=fraction < 3
+        )
+        return self.timing
+
+    def check_ids(self, group: str, member: str) -> None:
+        """Raises DatabaseRefused if the database takes one id for another (a collation without case, say)."""
+        rows = [(row[0], row[1]) for row in self.execute(self.OWN_ROW, group=group, member=member)]
+        rows += [(member, row[0]) for row in self.execute(self.TOKEN, group=group)]
+        for found in rows:
+            if found != (member, group):
+                raise DatabaseRefused(
+                    f"database {self.where}: the collation of its tables takes {found} for {(member, group)}; give the "
+                    f"id columns of token_holder and health_check a binary collation, or choose ids that differ in more"
+                )
+
+    # -- the election's verbs (Store) ---------------------------------------------------------------------------------
+
+    def look(self, group: str, member: str) -> View:
+        sent = boot_clock()
+        row = self._look(group, member)
+        holder, term, mine, stamp, age, now = row
+        view = View(
+            None if holder is None else str(holder),
+            int(term or 0),
+            bool(mine),
+            None if stamp is None else str(stamp),
+            None if age is None else float(age),
+            float(now),
+            boot_clock() - sent,
+        )
+        if view.mine and view.holder != member:
+            self.check_ids(group, member)
+        return view
+
+    def _look(self, group: str, member: str) -> Sequence[Any]:
+        return self.execute(self.LOOK, group=group, member=member)[0]
+
+    def first(self, group: str, member: str, term: int) -> Optional[int]:
+        return _one(self.execute(self.FIRST, group=group, member=member, term=term))
+
+    def take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> Optional[int]:
+        return _one(self._take(group, member, seen, stale_after, why))
+
+    def _take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> List[Sequence[Any]]:
+        values = {"group": group, "member": member, "holder": seen.holder, "old_term": seen.term}
+        if why in ("absent", "own"):
+            return self.execute(self.TAKE_ABSENT, own=int(why == "own"), **values)
+        stamp = seen.stamp if why == "still" else None
+        return self.execute(self.TAKE, stale_after=stale_after, stamp=stamp, **values)
+
+    def renew(self, group: str, member: str, term: int) -> Renewal:
+        rows = self.execute(self.RENEW, group=group, member=member, term=term, request=f"{STEP_DOWN}{term}")
+        return Renewal(True, bool(rows[0][0])) if rows else Renewal(False)
+
+    def release(self, group: str, member: str, term: int) -> None:
+        self.execute(self.RELEASE, group=group, member=member, term=term)
+
+    def leave(self, group: str, member: str) -> None:
+        self.execute(self.LEAVE, group=group, member=member)
+
+    def sweep(self, group: str, member: str) -> None:
+        self.execute(self.SWEEP, group=group, member=member)
+
+    def last_term(self, group: str) -> int:
+        return int(self.execute(self.LAST_TERM, group=group)[0][0]) if self.ledger else 0
+
+    # -- the ledger's verbs -------------------------------------------------------------------------------------------
+
+    def rows(self, group: str, only_open: bool = False) -> Iterator[Row]:
+        """All rows of the group, or those that are not simply done, in pages."""
+        after = ""
+        while True:
+            page = self.execute(self.OPEN if only_open else self.PAGE, group=group, after=after)
+            for file_id, path, size, mtime, state, term, attempts, failures, action, due, error in page:
+                yield Row(
+                    _true_path(str(path), str(file_id)), int(size), str(mtime), str(state), int(term), int(attempts),
+                    int(failures), str(action), None if due is None else float(due), str(error),
+                )  # fmt: skip
+            if len(page) < 5000:
+                return
+            after = str(page[-1][0])
+
+    def done_count(self, group: str) -> int:
+        return int(self.execute(self.DONE_COUNT, group=group)[0][0])
+
+    def write(self, fence: Fence, changes: Sequence[Change]) -> List[bool]:
+        """Makes each change whose old row still stands, if the fence holds; tells which were made.
+
+        All claims of new files are one statement, all changes and all removals another.
+        """
+        made: Set[str] = set()
+        for sql, chosen in (
+            (self.CLAIM, [c for c in changes if c.old is None]),
+            (self.CHANGE, [c for c in changes if c.old is not None and c.new is not None]),
+            (self.FORGET, [c for c in changes if c.new is None]),
+        ):
+            if chosen:
+                made |= self._write(fence, sql, chosen)
+        return [sha256_text(_path(change)) in made for change in changes]
+
+    def _write(self, fence: Fence, sql: str, changes: Sequence[Change]) -> Set[str]:
+        return {str(row[0]) for row in self.execute(sql, changes, **fence._asdict())}
+
+    def written(self, fence: Fence, changes: Sequence[Change]) -> List[bool]:
+        """Which changes stand in the table. Only one process writes under a term: what stands is what it wrote."""
+        ids = [sha256_text(_path(change)) for change in changes]
+        names = ", ".join(self.literal(file_id) for file_id in ids)
+        rows = self.execute(self.STANDING.replace("$ids", names), group=fence.group)
+        found = {str(row[0]): (str(row[1]), *(int(value) for value in row[2:])) for row in rows}
+        return [
+            found.get(file_id) == (new and (new.state, fence.term, new.attempts, new.failures))
+            for file_id, new in zip(ids, (change.new for change in changes))
+        ]
+
+    # -- the operator's verbs -----------------------------------------------------------------------------------------
+
+    def members(self, group: str) -> List[MemberRow]:
+        """The health rows of the group; requests to step down are none."""
+        rows = self.execute(self.MEMBERS, group=group)
+        return [MemberRow(str(m), float(a), bool(r)) for m, a, r in rows if not str(m).startswith(STEP_DOWN)]
+
+    def token(self, group: str) -> Tuple[Optional[str], int]:
+        """The holder and its term."""
+        rows = self.execute(self.TOKEN, group=group)
+        return (str(rows[0][1]), int(rows[0][2])) if rows else (None, 0)
+
+    def counts(self, group: str) -> Dict[str, int]:
+        """Files by state."""
+        counted = {str(state): int(number) for state, number in self.execute(self.COUNTS, group=group)}
+        return {state: counted.get(state, 0) for state in ("claimed", "done", "failed", "quarantined")}
+
+    def ask_step_down(self, group: str, term: int) -> None:
+        self.execute(self.ASK_STEP_DOWN, group=group, request=f"{STEP_DOWN}{term}")
+
+    def adopt(self, group: str, member: str, rows: Sequence[Row]) -> None:
+        """Records files as done that the ledger does not know."""
+        for start in range(0, len(rows), BATCH_FILES):
+            changes = [Change(None, row) for row in rows[start : start + BATCH_FILES]]
+            self.execute(self.ADOPT, changes, group=group, member=member)
+
+    def retry(self, group: str, row: Row) -> None:
+        """Puts a file back to be handled at the next poll, if it is still in the state that was read."""
+        self.execute(self.RETRY, group=group, file_id=sha256_text(row.path), state=row.state, action=row.action)
+
+    def apply_schema(self) -> List[str]:
+        """Creates the tables that are missing and names them."""
+        present = self.tables()
+        statements = ddl(self.name == "mysql")
+        missing = [table for table in statements if table not in present]
+        for table in missing:
+            self.execute(statements[table])
+        return missing
+
+
+def _one(rows: List[Sequence[Any]]) -> Optional[int]:
+    return int(rows[0][0]) if rows else None
+
+
+def _path(change: Change) -> str:
+    row = change.new or change.old
+    assert row is not None
+    return row.path
+
+
+def _true_path(path: str, file_id: str) -> str:
+    """A path as the server has it, out of its printable form."""
+    if "%" in path and sha256_text(path) != file_id:
+        return urllib.parse.unquote_to_bytes(path).decode("utf-8", "surrogateescape")
+    return path
+
+
+def _values(change: Change) -> Dict[str, object]:
+    """A change as the columns of $rows; what a removal or a first claim does not have is left at nothing."""
+    new = change.new or Row("", 0, "", "", 0, 0, 0)
+    old = change.old or Row("", 0, "", "", 0, 0, 0)
+    path = _path(change)
+    return {
+        "file_id": sha256_text(path), "path": printable(path), "size": new.size, "mtime": new.mtime, "state": new.state,
+        "attempts": new.attempts, "failures": new.failures, "action": new.action, "error": new.error,
+        "delay": change.delay, "old_size": old.size, "old_mtime": old.mtime, "old_state": old.state,
+        "old_term": old.term, "old_attempts": old.attempts,
+    }  # fmt: skip
+
+
+class PostgreSQL(Database):
+    """PostgreSQL 11 and newer through pg8000, READ COMMITTED or stricter; also behind a transaction pooler."""
+
+    name = "postgresql"
+    driver = "pg8000"
+    least_timeout = 0.25
+    AGE = "EXTRACT(EPOCH FROM $now - last_heartbeat)::float8"
+    SECONDS_UNTIL = "EXTRACT(EPOCH FROM next_attempt_at - (CURRENT_TIMESTAMP AT TIME ZONE 'UTC'))::float8"
+
+    # One round trip: beat, unless the token is under the own id, and look.
+    LOOK = """
+        WITH beat AS (
+            INSERT INTO health_check AS h (task_id, group_id, last_heartbeat)
+            SELECT :member, :group, $now
+             WHERE NOT EXISTS (SELECT 1 FROM token_holder WHERE group_id = :group AND task_id = :member)
+                ON CONFLICT (task_id, group_id) DO UPDATE
+               SET last_heartbeat = GREATEST(h.last_heartbeat, EXCLUDED.last_heartbeat))
+        SELECT t.task_id, t.term, t.task_id = :member, h.last_heartbeat::text, $age,
+               EXTRACT(EPOCH FROM CURRENT_TIMESTAMP)::float8
+          FROM (SELECT 1) AS one LEFT JOIN token_holder t ON t.group_id = :group
+          LEFT JOIN health_check h ON h.group_id = t.group_id AND h.task_id = t.task_id"""
+    FIRST = """
+        WITH won AS (
+            INSERT INTO token_holder (group_id, task_id, term) VALUES (:group, :member, :term)
+                ON CONFLICT (group_id) DO NOTHING RETURNING term),
+        beat AS (
+            INSERT INTO health_check (task_id, group_id, last_heartbeat) SELECT :member, :group, $now FROM won
+                ON CONFLICT (task_id, group_id) DO UPDATE SET last_heartbeat = EXCLUDED.last_heartbeat)
+        SELECT term FROM won"""
+    TAKE = """
+        WITH token AS (
+            SELECT group_id FROM token_holder
+             WHERE group_id = :group AND task_id = :holder AND term = :old_term FOR UPDATE),
+        dead AS (
+            SELECT h.group_id FROM health_check h JOIN token ON h.group_id = token.group_id
+             WHERE h.task_id = :holder AND (h.last_heartbeat < $now - interval '1 second' * :stale_after
+                OR h.last_heartbeat = :stamp) FOR UPDATE OF h),
+        won AS (
+            UPDATE token_holder t SET task_id = :member, term = t.term + 1 FROM dead
+             WHERE t.group_id = dead.group_id RETURNING t.term),
+        beat AS (
+            INSERT INTO health_check (task_id, group_id, last_heartbeat) SELECT :member, :group, $now FROM won
+                ON CONFLICT (task_id, group_id) DO UPDATE SET last_heartbeat = EXCLUDED.last_heartbeat)
+        SELECT term FROM won"""
+    TAKE_ABSENT = """
+        WITH won AS (
+            UPDATE token_holder t SET task_id = :member, term = t.term + 1
+             WHERE t.group_id = :group AND t.task_id = :holder AND t.term = :old_term
+               AND (1 = :own OR NOT EXISTS (
+                   SELECT 1 FROM health_check WHERE group_id = :group AND task_id = :holder)) RETURNING t.term),
+        beat AS (
+            INSERT INTO health_check (task_id, group_id, last_heartbeat) SELECT :member, :group, $now FROM won
+                ON CONFLICT (task_id, group_id) DO UPDATE SET last_heartbeat = EXCLUDED.last_heartbeat)
+        SELECT term FROM won"""
+    RENEW = """
+        WITH mine AS (
+            SELECT group_id FROM token_holder
+             WHERE group_id = :group AND task_id = :member AND term = :term FOR UPDATE)
+        UPDATE health_check h
+           SET last_heartbeat = CASE WHEN h.last_heartbeat > $now THEN h.last_heartbeat + $tick ELSE $now END
+          FROM mine WHERE h.group_id = mine.group_id AND h.task_id = :member
+        RETURNING EXISTS (SELECT 1 FROM health_check WHERE group_id = :group AND task_id = :request)"""
+    RELEASE = """
+        WITH mine AS (
+            SELECT group_id FROM token_holder
+             WHERE group_id = :group AND task_id = :member AND term = :term FOR UPDATE)
+        UPDATE health_check h SET last_heartbeat = '1970-01-01 00:00:01'
+          FROM mine WHERE h.group_id = mine.group_id AND h.task_id = :member"""
+
+    ROW = """
+        SELECT :file_id AS file_id, :path AS path, :size AS size, :mtime AS mtime, :state AS state,
+               :attempts AS attempts, :failures AS failures, :action AS action, :error AS error,
+               CAST(:delay AS float8) AS delay, :old_size AS old_size, :old_mtime AS old_mtime,
+               :old_state AS old_state, :old_term AS old_term, :old_attempts AS old_attempts"""
+    CLAIM = """
+        INSERT INTO file_ledger (group_id, file_id, path, size, mtime, state, term, task_id, attempts, failures,
+                                 next_attempt_at, updated_at, error, action)
+        SELECT :group, v.file_id, v.path, v.size, v.mtime, v.state, mine.term, :member, v.attempts, v.failures,
+               NULL, CURRENT_TIMESTAMP AT TIME ZONE 'UTC', v.error, v.action
+          FROM (SELECT term FROM token_holder
+                 WHERE group_id = :group AND task_id = :member AND term = :term FOR SHARE) mine, ($rows) v
+            ON CONFLICT DO NOTHING RETURNING file_id"""
+    CHANGE = """
+        UPDATE file_ledger l
+           SET size = v.size, mtime = v.mtime, state = v.state, term = mine.term, task_id = :member,
+               attempts = v.attempts, failures = v.failures, error = v.error, action = v.action,
+               next_attempt_at = (CURRENT_TIMESTAMP AT TIME ZONE 'UTC') + interval '1 second' * v.delay,
+               updated_at = CURRENT_TIMESTAMP AT TIME ZONE 'UTC'
+          FROM (SELECT term FROM token_holder
+                 WHERE group_id = :group AND task_id = :member AND term = :term FOR SHARE) mine, ($rows) v
+         WHERE l.group_id = :group AND l.file_id = v.file_id AND l.size = v.old_size AND l.mtime = v.old_mtime
+           AND l.state = v.old_state AND l.term = v.old_term AND l.attempts = v.old_attempts
+        RETURNING l.file_id"""
+    FORGET = """
+        DELETE FROM file_ledger l
+         USING (SELECT term FROM token_holder
+                 WHERE group_id = :group AND task_id = :member AND term = :term FOR SHARE) mine, ($rows) v
+         WHERE l.group_id = :group AND l.file_id = v.file_id AND l.size = v.old_size AND l.mtime = v.old_mtime
+           AND l.state = v.old_state AND l.term = v.old_term AND l.attempts = v.old_attempts
+        RETURNING l.file_id"""
+    ASK_STEP_DOWN = """
+        INSERT INTO health_check (task_id, group_id, last_heartbeat) VALUES (:request, :group, $now)
+            ON CONFLICT (task_id, group_id) DO NOTHING"""
+    ADOPT = """
+        INSERT INTO file_ledger (group_id, file_id, path, size, mtime, state, term, task_id, attempts, failures,
+                                 next_attempt_at, updated_at, error, action)
+        SELECT :group, v.file_id, v.path, v.size, v.mtime, 'done', 0, :member, 0, 0, NULL,
+               CURRENT_TIMESTAMP AT TIME ZONE 'UTC', '', ''
+          FROM ($rows) v ON CONFLICT DO NOTHING"""
+    RETRY = """
+        UPDATE file_ledger SET state = 'failed', failures = 0, action = '',
+               next_attempt_at = CURRENT_TIMESTAMP AT TIME ZONE 'UTC',
+               updated_at = CURRENT_TIMESTAMP AT TIME ZONE 'UTC'
+         WHERE group_id = :group AND file_id = :file_id AND state = :state AND action = :action"""
+
+    REFUSED: ClassVar[Dict[str, str]] = {
+        "28000": "the login was refused",
+        "28P01": "the password was refused",
+        "3D000": "there is no such database",
+        "42501": "a privilege is missing; members need SELECT, INSERT, UPDATE and DELETE on the three tables",
+        "42P01": "a table is missing; see `ftpcoord.py schema postgresql`",
+        "42703": "a table lacks a column; compare it with `ftpcoord.py schema postgresql`",
+    }
+    BUSY = ("55P03", "40001", "40P01", "57014")
+
+    def _connect(self) -> None:
+        native = import_driver("pg8000.native", "pg8000")
+        endpoint, config = self.config.endpoint, self.config
+        tls: Any = {"disable": False, "prefer": None, "require": True}.get(config.database_tls)
+        if config.database_tls == "verify":
+            tls = database_tls_context(config.database_ca_file)
+        problem: Optional[Error] = None
+        for host, port in endpoint.hosts:
+            try:
+                self.connection = native.Connection(
+                    endpoint.user, host=host, port=port, database=endpoint.name, password=config.database_login(),
+                    ssl_context=tls, timeout=self.timing.call_timeout, application_name="ftpcoord",
+                )  # fmt: skip
+                read_only, standard = self.connection.run(
+                    "SELECT current_setting('transaction_read_only'), current_setting('standard_conforming_strings')"
+                )[0]
+                if standard != "on":
+                    raise DatabaseRefused(f"database {self.where}: standard_conforming_strings must be on")
+                if read_only == "off":
+                    return
+                problem = DatabaseDown(f"database {self.where}: {host}:{port} is read-only (a replica?)")
+            except Error:
+                raise
+            except Exception as exc:
+                problem = self._translate(exc, f"{host}:{port}: ")
+                if isinstance(problem, DatabaseRefused):
+                    break
+            self.close()
+        assert problem is not None
+        raise problem
+
+    def _run(self, sql: str) -> List[Sequence[Any]]:
+        # SET LOCAL lasts for this message, which is one transaction: so it also works behind a transaction pooler.
+        lock_timeout = int(self.timing.lock_timeout * 1000)
+        return self.connection.run(f"SET LOCAL lock_timeout = '{lock_timeout}ms'; {sql}") or []
+
+    def _translate(self, exc: BaseException, place: str = "") -> Error:
+        detail = exc.args[0] if exc.args and isinstance(exc.args[0], dict) else {}
+        code = str(detail.get("C", ""))
+        text = str(detail.get("M", "")) or reason(exc)
+        if code in self.REFUSED:
+            return DatabaseRefused(f"database {self.where}: {place}{self.REFUSED[code]} ({text})")
+        if code in self.BUSY:
+            return DatabaseBusy(f"database {self.where}: {text}")
+        if isinstance(exc, ssl.SSLCertVerificationError):
+            return DatabaseRefused(
+                f"database {self.where}: {place}its certificate is not trusted ({exc.verify_message}); "
+                f"set database_ca_file"
+            )
+        if isinstance(exc, TimeoutError):
+            text = f"no answer within {self.timing.call_timeout:g} s"
+        elif "SSL" in text and "not" in text.lower():
+            text += "; set database_tls to prefer or disable if the network is trusted"
+        return DatabaseDown(f"database {self.where}: {place}{text}")
+
+    def tables(self) -> Set[str]:
+        rows = self.execute(
+            "SELECT name FROM (SELECT 'token_holder' AS name UNION ALL SELECT 'health_check' UNION ALL "
+            "SELECT 'file_ledger') n WHERE to_regclass(name) IS NOT NULL"
+        )
+        return {str(row[0]) for row in rows}
+
+    def _heartbeat_type(self) -> str:
+        return str(
+            self.execute(
+                "SELECT format_type(atttypid, atttypmod) || CASE WHEN atttypmod < 0 THEN '(6)' ELSE '' END "
+                "FROM pg_attribute WHERE attrelid = to_regclass('health_check') AND attname = 'last_heartbeat'"
+            )[0][0]
+        )
+
+    def _set_precision(self, digits: int, column_type: str) -> None:
+        now = "CURRENT_TIMESTAMP" if "with time zone" in column_type else "(CURRENT_TIMESTAMP AT TIME ZONE 'UTC')"
+        self.now = now if digits >= 3 else f"date_trunc('second', {now})"
+        self.tick = "interval '1 millisecond'" if digits >= 3 else "interval '1 second'"
+
+
+class MySQL(Database):
+    """MySQL 5.7 and newer and MariaDB 10.2 and newer through PyMySQL, autocommit.
+
+    There is no RETURNING: LAST_INSERT_ID(expression) brings the result of an UPDATE back in the same round trip,
+    where counts of changed rows depend on the client's flags and on proxies.
+    """
+
+    name = "mysql"
+    driver = "PyMySQL"
+    least_timeout = 1.2  # innodb_lock_wait_timeout is a whole number of seconds, and the server gives up first
+    AGE = "TIMESTAMPDIFF(MICROSECOND, last_heartbeat, $now) / 1000000.0"
+    SECONDS_UNTIL = "TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), next_attempt_at) / 1000000.0"
+
+    BEAT = """
+        INSERT INTO health_check (task_id, group_id, last_heartbeat)
+        SELECT :member, :group, $now FROM (SELECT 1 AS one) o
+         WHERE NOT EXISTS (SELECT 1 FROM token_holder WHERE group_id = :group AND task_id = :member)
+            ON DUPLICATE KEY UPDATE last_heartbeat = GREATEST(health_check.last_heartbeat, $now)"""
+    LOOK = """
+        SELECT t.task_id, t.term, t.task_id = :member, CAST(h.last_heartbeat AS CHAR),
+               $age, TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1000000.0
+          FROM (SELECT 1 AS one) o LEFT JOIN token_holder t ON t.group_id = :group
+          LEFT JOIN health_check h ON h.group_id = t.group_id AND h.task_id = t.task_id"""
+    # The claims win the token alone; SEAT and then RENEW, which needs it still to be so, make the lease. A member that
+    # dies between them costs the group one S of waiting, a transaction held open by a stopped member would cost more.
+    FIRST = "INSERT INTO token_holder (group_id, task_id, term) VALUES (:group, :member, :term)"
+    TAKE = """
+        UPDATE token_holder t STRAIGHT_JOIN health_check h ON h.group_id = t.group_id AND h.task_id = t.task_id
+           SET t.term = LAST_INSERT_ID(t.term + 1), t.task_id = :member,
+               h.last_heartbeat = h.last_heartbeat -- changes nothing, but makes the row a locked one
+         WHERE t.group_id = :group AND t.task_id = :holder AND t.term = :old_term
+           AND (h.last_heartbeat < $now - INTERVAL :stale_us MICROSECOND OR h.last_heartbeat = :stamp)"""
+    TAKE_ABSENT = """
+        UPDATE token_holder SET term = LAST_INSERT_ID(term + 1), task_id = :member
+         WHERE group_id = :group AND task_id = :holder AND term = :old_term
+           AND (1 = :own OR NOT EXISTS (
+               SELECT 1 FROM health_check h WHERE h.group_id = :group AND h.task_id = :holder))"""
+    SEAT = """
+        INSERT INTO health_check (task_id, group_id, last_heartbeat)
+        SELECT :member, :group, $now FROM token_holder
+         WHERE group_id = :group AND task_id = :member AND term = :term
+            ON DUPLICATE KEY UPDATE last_heartbeat = $now"""
+    # The result is twice the term, plus one if a request to step down is there.
+    RENEW = """
+        UPDATE token_holder t STRAIGHT_JOIN health_check h ON h.group_id = t.group_id AND h.task_id = t.task_id
+          LEFT JOIN health_check r ON r.group_id = t.group_id AND r.task_id = :request
+           SET t.term = t.term + 0 * LAST_INSERT_ID(2 * t.term + (r.task_id IS NOT NULL)),
+               h.last_heartbeat = IF(h.last_heartbeat > $now, h.last_heartbeat + $tick, $now)
+         WHERE t.group_id = :group AND t.task_id = :member AND t.term = :term"""
+    RELEASE = """
+        UPDATE token_holder t STRAIGHT_JOIN health_check h ON h.group_id = t.group_id AND h.task_id = t.task_id
+           SET t.term = t.term, h.last_heartbeat = '1970-01-01 00:00:01'
+         WHERE t.group_id = :group AND t.task_id = :member AND t.term = :term"""
+
+    ROW = """
+        SELECT _ascii :file_id COLLATE ascii_bin AS file_id, :path AS path, :size AS size, :mtime AS mtime,
+               :state AS state, :attempts AS attempts, :failures AS failures, :action AS action, :error AS error,
+               :delay AS delay, :old_size AS old_size, _ascii :old_mtime COLLATE ascii_bin AS old_mtime,
+               _ascii :old_state COLLATE ascii_bin AS old_state, :old_term AS old_term, :old_attempts AS old_attempts"""
+    CLAIM = """
+        INSERT INTO file_ledger (group_id, file_id, path, size, mtime, state, term, task_id, attempts, failures,
+                                 next_attempt_at, updated_at, error, action)
+        SELECT :group, v.file_id, v.path, v.size, v.mtime, v.state, t.term, :member, v.attempts, v.failures,
+               NULL, UTC_TIMESTAMP(6), v.error, v.action
+          FROM token_holder t, ($rows) v WHERE t.group_id = :group AND t.task_id = :member AND t.term = :term
+            ON DUPLICATE KEY UPDATE file_ledger.state = file_ledger.state"""
+    CHANGE = """
+        UPDATE token_holder t, file_ledger l, ($rows) v
+           SET t.term = t.term, l.size = v.size, l.mtime = v.mtime, l.state = v.state, l.term = t.term,
+               l.task_id = :member, l.attempts = v.attempts, l.failures = v.failures, l.error = v.error,
+               l.action = v.action, l.updated_at = UTC_TIMESTAMP(6),
+               l.next_attempt_at = UTC_TIMESTAMP(6) + INTERVAL v.delay * 1000000 MICROSECOND
+         WHERE t.group_id = :group AND t.task_id = :member AND t.term = :term
+           AND l.group_id = :group AND l.file_id = v.file_id AND l.size = v.old_size AND l.mtime = v.old_mtime
+           AND l.state = v.old_state AND l.term = v.old_term AND l.attempts = v.old_attempts"""
+    FORGET = """
+        DELETE l FROM token_holder t, file_ledger l, ($rows) v
+         WHERE t.group_id = :group AND t.task_id = :member AND t.term = :term
+           AND l.group_id = :group AND l.file_id = v.file_id AND l.size = v.old_size AND l.mtime = v.old_mtime
+           AND l.state = v.old_state AND l.term = v.old_term AND l.attempts = v.old_attempts"""
+    ASK_STEP_DOWN = """
+        INSERT INTO health_check (task_id, group_id, last_heartbeat) VALUES (:request, :group, $now)
+            ON DUPLICATE KEY UPDATE last_heartbeat = health_check.last_heartbeat"""
+    ADOPT = """
+        INSERT INTO file_ledger (group_id, file_id, path, size, mtime, state, term, task_id, attempts, failures,
+                                 next_attempt_at, updated_at, error, action)
+        SELECT :group, v.file_id, v.path, v.size, v.mtime, 'done', 0, :member, 0, 0, NULL, UTC_TIMESTAMP(6), '', ''
+          FROM ($rows) v ON DUPLICATE KEY UPDATE file_ledger.state = file_ledger.state"""
+    RETRY = """
+        UPDATE file_ledger SET state = 'failed', failures = 0, action = '', next_attempt_at = UTC_TIMESTAMP(6),
+               updated_at = UTC_TIMESTAMP(6)
+         WHERE group_id = :group AND file_id = :file_id AND state = :state AND action = :action"""
+
+    REFUSED: ClassVar[Dict[int, str]] = {
+        1044: "the user may not use this database",
+        1045: "the login was refused",
+        1049: "there is no such database",
+        1142: "a privilege is missing; members need SELECT, INSERT, UPDATE and DELETE on the three tables",
+        1146: "a table is missing; see `ftpcoord.py schema mysql`",
+        1054: "a table lacks a column; compare it with `ftpcoord.py schema mysql`",
+        1698: "the login was refused",
+    }
+    BUSY = (1205, 1213)
+    READ_ONLY = (1290, 1792, 1836)
+
+    def _connect(self) -> None:
+        pymysql = import_driver("pymysql", "PyMySQL")
+        endpoint, config = self.config.endpoint, self.config
+        timeout = self.timing.call_timeout
+        tls: Dict[str, Any] = {"ssl_disabled": True}
+        if config.database_tls != "disable":
+            tls = {"ssl": database_tls_context(config.database_ca_file, verify=config.database_tls == "verify")}
+        problem: Optional[Error] = None
+        attempts = [(host, port, tls) for host, port in endpoint.hosts]
+        if config.database_tls == "prefer":
+            attempts += [(host, port, {"ssl_disabled": True}) for host, port in endpoint.hosts]
+        for host, port, options in attempts:
+            try:
+                # The handshake is bounded by read_timeout alone; connect_timeout ends with the TCP connection.
+                self.connection = pymysql.connect(
+                    host=host, port=port, user=endpoint.user, password=config.database_login(),
+                    database=endpoint.name, charset="utf8mb4", autocommit=True, connect_timeout=timeout,
+                    read_timeout=timeout, write_timeout=timeout, program_name="ftpcoord",
+                    init_command=f"SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES', "
+                    f"innodb_lock_wait_timeout = {max(1, int(self.timing.lock_timeout))}", **options,
+                )  # fmt: skip
+                if not self._run("SELECT @@global.read_only")[0][0]:
+                    return
+                problem = DatabaseDown(f"database {self.where}: {host}:{port} is read-only (a replica?)")
+            except Error:
+                raise
+            except Exception as exc:
+                problem = self._translate(exc, f"{host}:{port}: ")
+                no_tls = isinstance(exc, pymysql.OperationalError) and exc.args[0] == 2026
+                if isinstance(problem, DatabaseRefused) and not (no_tls and config.database_tls == "prefer"):
+                    break
+            self.close()
+        assert problem is not None
+        raise problem
+
+    def _run(self, sql: str) -> List[Sequence[Any]]:
+        with self.connection.cursor() as cursor:
+            cursor.execute(sql)
+            if cursor.description is None:
+                return [(cursor.lastrowid,)] if cursor.lastrowid else []
+            return list(cursor.fetchall())
+
+    def literal(self, value: object) -> str:
+        # The session's sql_mode, set in _connect, makes the backslash an escape.
+        return super().literal(value.replace("\\", r"\\") if isinstance(value, str) else value)
+
+    def _translate(self, exc: BaseException, place: str = "") -> Error:
+        code = exc.args[0] if exc.args and isinstance(exc.args[0], int) else 0
+        text = str(exc.args[1]) if code and len(exc.args) > 1 else reason(exc)
+        if code in self.REFUSED:
+            return DatabaseRefused(f"database {self.where}: {place}{self.REFUSED[code]} ({text})")
+        if code in self.BUSY:
+            return DatabaseBusy(f"database {self.where}: {text}")
+        if code in self.READ_ONLY:
+            return DatabaseDown(f"database {self.where}: {place}has become read-only")
+        if code == 2026 or isinstance(exc, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in text:
+            return DatabaseRefused(
+                f"database {self.where}: {place}no TLS that can be trusted ({text}); set database_ca_file, or "
+                f"database_tls to prefer or disable if the network is trusted"
+            )
+        if isinstance(exc, RuntimeError) and "cryptography" in text:
+            return DatabaseRefused(
+                f"database {self.where}: {place}this login needs TLS, `pip install cryptography` or a right password"
+            )
+        return DatabaseDown(f"database {self.where}: {place}{text}")
+
+    def _look(self, group: str, member: str) -> Sequence[Any]:
+        self.execute(self.BEAT, group=group, member=member)
+        return super()._look(group, member)
+
+    def first(self, group: str, member: str, term: int) -> Optional[int]:
+        try:
+            self.execute(self.FIRST, group=group, member=member, term=term)
+        except DatabaseDown as exc:
+            if "Duplicate" in str(exc):
+                return None
+            raise
+        return self._seat(group, member, term)
+
+    def take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> Optional[int]:
+        term = _one(self._take(group, member, seen, stale_after, why))
+        return None if term is None else self._seat(group, member, term)
+
+    def _take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> List[Sequence[Any]]:
+        values = {"group": group, "member": member, "holder": seen.holder, "old_term": seen.term}
+        if why in ("absent", "own"):
+            return self.execute(self.TAKE_ABSENT, own=int(why == "own"), **values)
+        stamp = seen.stamp if why == "still" else None
+        return self.execute(self.TAKE, stale_us=int(stale_after * 1e6), stamp=stamp, **values)
+
+    def _seat(self, group: str, member: str, term: int) -> Optional[int]:
+        self.execute(self.SEAT, group=group, member=member, term=term)
+        return term if self.renew(group, member, term).held else None
+
+    def renew(self, group: str, member: str, term: int) -> Renewal:
+        rows = self.execute(self.RENEW, group=group, member=member, term=term, request=f"{STEP_DOWN}{term}")
+        return Renewal(True, bool(rows[0][0] % 2)) if rows and rows[0][0] // 2 == term else Renewal(False)
+
+    def _write(self, fence: Fence, sql: str, changes: Sequence[Change]) -> Set[str]:
+        self.execute(sql, changes, **fence._asdict())
+        return {sha256_text(_path(c)) for c, ok in zip(changes, self.written(fence, changes)) if ok}
+
+    def tables(self) -> Set[str]:
+        rows = self.execute("SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()")
+        return {str(row[0]) for row in rows} & {"token_holder", "health_check", "file_ledger"}
+
+    def _heartbeat_type(self) -> str:
+        return str(
+            self.execute(
+                "SELECT column_type FROM information_schema.columns WHERE table_schema = DATABASE() "
+                "AND table_name = 'health_check' AND column_name = 'last_heartbeat'"
+            )[0][0]
+        )
+
+    def _set_precision(self, digits: int, column_type: str) -> None:
+        self.now = f"UTC_TIMESTAMP({digits})" if digits >= 3 else "UTC_TIMESTAMP()"
+        self.tick = "INTERVAL 1000 MICROSECOND" if digits >= 3 else "INTERVAL 1 SECOND"
+
+
+class SQLite(Database):
+    """SQLite 3.35 and newer in WAL mode, for members on one host; the file is created with its tables.
+
+    Each operation is one BEGIN IMMEDIATE transaction, so that all are serial. The file must be on a local disk.
+    """
+
+    name = "sqlite"
+    driver = "sqlite3"
+    least_timeout = 0.25
+    AGE = "(julianday($now) - julianday(last_heartbeat)) * 86400.0"
+    SECONDS_UNTIL = "(julianday(next_attempt_at) - julianday('now')) * 86400.0"
+
+    BEAT = """
+        INSERT INTO health_check (task_id, group_id, last_heartbeat)
+        SELECT :member, :group, $now
+         WHERE NOT EXISTS (SELECT 1 FROM token_holder WHERE group_id = :group AND task_id = :member)
+            ON CONFLICT (task_id, group_id) DO UPDATE
+           SET last_heartbeat = max(last_heartbeat, excluded.last_heartbeat)"""
+    LOOK = """
+        SELECT t.task_id, t.term, t.task_id = :member, h.last_heartbeat, $age,
+               (julianday('now') - julianday('1970-01-01')) * 86400.0
+          FROM (SELECT 1) LEFT JOIN token_holder t ON t.group_id = :group
+          LEFT JOIN health_check h ON h.group_id = t.group_id AND h.task_id = t.task_id"""
+    FIRST = """
+        INSERT INTO token_holder (group_id, task_id, term) VALUES (:group, :member, :term)
+            ON CONFLICT (group_id) DO NOTHING RETURNING term"""
+    TAKE = """
+        UPDATE token_holder SET task_id = :member, term = term + 1
+         WHERE group_id = :group AND task_id = :holder AND term = :old_term AND EXISTS (
+               SELECT 1 FROM health_check h WHERE h.group_id = :group AND h.task_id = :holder
+                  AND (h.last_heartbeat < strftime('%Y-%m-%d %H:%M:%f', 'now', '-' || :stale_after || ' seconds')
+                   OR h.last_heartbeat = :stamp)) RETURNING term"""
+    TAKE_ABSENT = """
+        UPDATE token_holder SET task_id = :member, term = term + 1
+         WHERE group_id = :group AND task_id = :holder AND term = :old_term
+           AND (1 = :own OR NOT EXISTS (
+               SELECT 1 FROM health_check h WHERE h.group_id = :group AND h.task_id = :holder)) RETURNING term"""
+    SEAT = """
+        INSERT INTO health_check (task_id, group_id, last_heartbeat) VALUES (:member, :group, $now)
+            ON CONFLICT (task_id, group_id) DO UPDATE SET last_heartbeat = excluded.last_heartbeat"""
+    RENEW = """
+        UPDATE health_check SET last_heartbeat =
+               CASE WHEN last_heartbeat > $now THEN strftime('%Y-%m-%d %H:%M:%f', last_heartbeat, $tick) ELSE $now END
+         WHERE group_id = :group AND task_id = :member AND EXISTS (
+               SELECT 1 FROM token_holder WHERE group_id = :group AND task_id = :member AND term = :term)
+        RETURNING (SELECT COUNT(*) FROM health_check r WHERE r.group_id = :group AND r.task_id = :request)"""
+    RELEASE = """
+        UPDATE health_check SET last_heartbeat = '1970-01-01 00:00:01'
+         WHERE group_id = :group AND task_id = :member AND EXISTS (
+               SELECT 1 FROM token_holder WHERE group_id = :group AND task_id = :member AND term = :term)"""
+
+    ROW = """
+        SELECT :file_id AS file_id, :path AS path, :size AS size, :mtime AS mtime, :state AS state,
+               :attempts AS attempts, :failures AS failures, :action AS action, :error AS error, :delay AS delay,
+               :old_size AS old_size, :old_mtime AS old_mtime, :old_state AS old_state, :old_term AS old_term,
+               :old_attempts AS old_attempts"""
+    CLAIM = """
+        INSERT INTO file_ledger (group_id, file_id, path, size, mtime, state, term, task_id, attempts, failures,
+                                 next_attempt_at, updated_at, error, action)
+        SELECT :group, v.file_id, v.path, v.size, v.mtime, v.state, t.term, :member, v.attempts, v.failures,
+               NULL, strftime('%Y-%m-%d %H:%M:%f', 'now'), v.error, v.action
+          FROM token_holder t, ($rows) v WHERE t.group_id = :group AND t.task_id = :member AND t.term = :term
+            ON CONFLICT DO NOTHING RETURNING file_id"""
+    CHANGE = """
+        UPDATE file_ledger
+           SET size = v.size, mtime = v.mtime, state = v.state, term = :term, task_id = :member,
+               attempts = v.attempts, failures = v.failures, error = v.error, action = v.action,
+               next_attempt_at = strftime('%Y-%m-%d %H:%M:%f', 'now', '+' || v.delay || ' seconds'),
+               updated_at = strftime('%Y-%m-%d %H:%M:%f', 'now')
+          FROM token_holder t, ($rows) v
+         WHERE t.group_id = :group AND t.task_id = :member AND t.term = :term
+           AND file_ledger.group_id = :group AND file_ledger.file_id = v.file_id
+           AND file_ledger.size = v.old_size AND file_ledger.mtime = v.old_mtime
+           AND file_ledger.state = v.old_state AND file_ledger.term = v.old_term
+           AND file_ledger.attempts = v.old_attempts RETURNING file_id"""
+    FORGET = """
+        DELETE FROM file_ledger
+         WHERE group_id = :group AND EXISTS (
+               SELECT 1 FROM token_holder WHERE group_id = :group AND task_id = :member AND term = :term)
+           AND (file_id, size, mtime, state, term, attempts) IN (
+               SELECT file_id, old_size, old_mtime, old_state, old_term, old_attempts FROM ($rows)) RETURNING file_id"""
+    ASK_STEP_DOWN = """
+        INSERT INTO health_check (task_id, group_id, last_heartbeat) VALUES (:request, :group, $now)
+            ON CONFLICT (task_id, group_id) DO NOTHING"""
+    ADOPT = """
+        INSERT INTO file_ledger (group_id, file_id, path, size, mtime, state, term, task_id, attempts, failures,
+                                 next_attempt_at, updated_at, error, action)
+        SELECT :group, v.file_id, v.path, v.size, v.mtime, 'done', 0, :member, 0, 0, NULL,
+               strftime('%Y-%m-%d %H:%M:%f', 'now'), '', ''
+          FROM ($rows) v WHERE true ON CONFLICT DO NOTHING"""
+    RETRY = """
+        UPDATE file_ledger SET state = 'failed', failures = 0, action = '',
+               next_attempt_at = strftime('%Y-%m-%d %H:%M:%f', 'now'),
+               updated_at = strftime('%Y-%m-%d %H:%M:%f', 'now')
+         WHERE group_id = :group AND file_id = :file_id AND state = :state AND action = :action"""
+
+    def _connect(self) -> None:
+        if sqlite3.sqlite_version_info < (3, 35):
+            raise DatabaseRefused(f"database {self.where}: needs SQLite 3.35, this is {sqlite3.sqlite_version}")
+        self.connection = sqlite3.connect(
+            self.config.endpoint.name, timeout=self.timing.lock_timeout, isolation_level=None, check_same_thread=False
+        )
+        self.connection.execute("PRAGMA journal_mode = WAL")
+        self.connection.execute("PRAGMA synchronous = FULL")
+        for statement in ddl(mysql=False).values():
+            self.connection.execute(statement)
+
+    def _run(self, sql: str) -> List[Sequence[Any]]:
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            rows = list(self.connection.execute(sql).fetchall())
+        except BaseException:
+            self.connection.execute("ROLLBACK")
+            raise
+        self.connection.execute("COMMIT")
+        return rows
+
+    def _translate(self, exc: BaseException) -> Error:
+        text = reason(exc)
+        if "locked" in text or "busy" in text:
+            return DatabaseBusy(f"database {self.where}: {text}")
+        if "unable to open" in text or "readonly" in text or "not a database" in text:
+            return DatabaseRefused(f"database {self.where}: {text}; members need the file and its folder writable")
+        return DatabaseDown(f"database {self.where}: {text}")
+
+    def _look(self, group: str, member: str) -> Sequence[Any]:
+        self.execute(self.BEAT, group=group, member=member)
+        return super()._look(group, member)
+
+    def first(self, group: str, member: str, term: int) -> Optional[int]:
+        return self._seat(group, member, super().first(group, member, term))
+
+    def take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> Optional[int]:
+        return self._seat(group, member, super().take(group, member, seen, stale_after, why))
+
+    def _seat(self, group: str, member: str, term: Optional[int]) -> Optional[int]:
+        """The winner's first heartbeat; then the renewal that needs the token still to be its own."""
+        if term is None:
+            return None
+        self.execute(self.SEAT, group=group, member=member)
+        return term if self.renew(group, member, term).held else None
+
+    def tables(self) -> Set[str]:
+        return {str(row[0]) for row in self.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+    def _heartbeat_type(self) -> str:
+        return "text(3)"  # whatever type the column was declared with: it keeps the text that is written
+
+    def _set_precision(self, digits: int, column_type: str) -> None:
+        self.now = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
+        self.tick = "'+0.001 seconds'"
+
+
+DIALECTS: Dict[str, Type[Database]] = {"postgresql": PostgreSQL, "mysql": MySQL, "sqlite": SQLite}
+
+
+def open_database(config: Config) -> Database:
+    """The database of the settings; nothing is connected yet."""
+    dialect = DIALECTS[config.endpoint.dialect]
+    timing = Timing(config.heartbeat_frequency, config.liveness_check_interval, dialect.least_timeout)
+    return dialect(config, timing)
+
+
+def import_driver(module: str, package: str) -> Any:
+    """Imports a module that only some settings need."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as exc:
+        if exc.name and exc.name.split(".")[0] != module.split(".")[0]:
+            raise DatabaseRefused(f"{package} cannot be imported ({exc}): pip install --upgrade {package}") from None
+        raise DatabaseRefused(f"{package} is not installed, and the settings need it: pip install {package}") from None
+
+
+def database_tls_context(ca_file: str, verify: bool = True) -> ssl.SSLContext:
+    """A TLS client context; making one costs milliseconds of loading certificates."""
+    try:
+        context = ssl.create_default_context(cafile=ca_file or None)
+    except (OSError, ssl.SSLError) as exc:
+        raise ConfigError(f"ca_file {ca_file}: cannot be read ({reason(exc)})") from None
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Election: a state machine over a Store; it knows no threads, sockets or clocks
+# ---------------------------------------------------------------------------------------------------------------------
+#
+#                 look: held by another              renew: not held, or the deadline passed
+#               +------------------------+         +-----------------------------------------+
+#               v                        |         v                                         |
+#           STANDBY --- take or first succeeds: lease until sent + S - m ---> ACTIVE --------+
+#               ^                                                               |
+#               +------- release (after the work has stopped) ------------------+
+
+
+class ClockWatch:
+    """Whether the database's clock went on as the member's own did.
+
+    Each look brackets the difference of the two clocks. Two looks that allow a step of more than `tolerance` seconds
+    (a step, a failover to another clock, or looks too slow to tell) make ages worthless for `distrust` seconds: as
+    long as a lease given before the step can last.
+    """
+
+    def __init__(self, tolerance: float, distrust: float) -> None:
+        self.tolerance = tolerance
+        self.distrust = distrust
+        self._bracket: Optional[Tuple[float, float]] = None
+        self._trusted_from = float("-inf")
+
+    def trusts(self, sent: float, view: View) -> bool:
+        received = sent + view.took
+        low, high = view.now - received, view.now - sent
+        if self._bracket is None:
+            self._bracket = (low, high)
+            return False  # one look proves nothing
+        largest_step = max(high - self._bracket[0], self._bracket[1] - low)
+        self._bracket = (low, high)
+        if largest_step > self.tolerance:
+            self._trusted_from = received + self.distrust
+        return received >= self._trusted_from
+
+
+class Election:
+    """One member of one group. Call `tick(now)` when it is due; `lease` is what it has won.
+
+    `now` is the member's own clock in seconds, read before the call. `tell(event, **fields)` hears what happens.
+    Between ticks the owner reads `lease` and compares clocks; it calls `release` after its work has stopped, and
+    passes `willing=False` while work of an earlier lease is still running.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        group: str,
+        member: str,
+        timing: Timing,
+        clock: Callable[[], float],
+        tell: Callable[..., None],
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.store, self.group, self.member, self.timing = store, group, member, timing
+        self.lease: Optional[Lease] = None
+        self.view: Optional[View] = None  # the last look, for status
+        self.step_down_asked = False
+        self.database_error: Optional[DatabaseDown] = None
+        self.takeover_reason = ""
+        self._clock, self._tell, self._chance = clock, tell, chance
+        self._watch = ClockWatch(timing.margin / 2, timing.stale_after)
+        self._own_term = 0  # the last term that this process itself won and did not release
+        self._seen_term = 0
+        self._stand_from = float("-inf")  # after a release or an outage others go first
+        self._still: Tuple[object, float] = (None, 0.0)  # what the holder looked like, and since when
+        self._swept = float("-inf")
+        self._duplicate_term = 0
+
+    def tick(self, now: float, willing: bool = True) -> float:
+        """Renews, or looks and perhaps takes over. Returns the seconds until the next tick is due.
+
+        Raises DatabaseRefused; an unreachable database is told, remembered and tried again.
+        """
+        # 1. A lease whose deadline has passed is over, whatever the database would say.
+        if self.lease is not None and not self.lease.valid(now):
+            self._lose("deadline passed")
+        try:
+            wait = self._renew(self.lease, now) if self.lease is not None else self._stand_by(now, willing)
+        except DatabaseDown as exc:
+            if self.database_error is None:
+                self._tell("database_down", error=str(exc))
+            self.database_error = exc
+            # 2. What is unknown never extends a deadline. Half of what is left goes by before the next try, so that
+            #    a last one still fits.
+            if self.lease is not None:
+                return min(self.timing.heartbeat, max(0.02, self.lease.remaining(now) / 2))
+            return self.timing.heartbeat
+        return wait
+
+    def _database_answers(self, now: float) -> None:
+        if self.database_error is not None:
+            self.database_error = None
+            self._tell("database_up")
+            if self.lease is None:
+                # The former holder comes first: every heartbeat is stale after an outage.
+                self._stand_from = max(self._stand_from, now + 2 * self.timing.heartbeat + self.timing.call_timeout)
+
+    # -- active -------------------------------------------------------------------------------------------------------
+
+    def _renew(self, lease: Lease, now: float) -> float:
+        # 1. One statement: it holds only if token and term are still ours.
+        renewal = self.store.renew(self.group, self.member, lease.term)
+        self._database_answers(now)
+        # 2. Not held: another one has it. No effect from here on.
+        if not renewal.held:
+            self._lose("the token went to another member")
+            return self.timing.heartbeat
+        # 3. Held: the lease counts from before the statement was sent.
+        lease.extend(now + self.timing.stale_after - self.timing.margin)
+        self.step_down_asked = renewal.step_down
+        if now - self._swept > 3600:
+            self._swept = now
+            self.store.sweep(self.group, self.member)
+        return self.timing.heartbeat
+
+    def _lose(self, why: str) -> None:
+        lease, self.lease = self.lease, None
+        assert lease is not None
+        lease.end()
+        self.step_down_asked = False
+        self._tell("lost", term=lease.term, reason=why)
+
+    def release(self, now: float) -> None:
+        """Gives the lease up, after the work has stopped; the others need not wait. Does nothing without a lease.
+
+        This member does not stand again for two heartbeats.
+        """
+        lease, self.lease = self.lease, None
+        if lease is None:
+            return
+        valid = lease.valid(now)
+        lease.end()
+        self.step_down_asked = False
+        self._own_term = 0
+        self._stand_from = now + 2 * self.timing.heartbeat
+        for last in (False, True):
+            if not valid:
+                break
+            try:
+                self.store.release(self.group, self.member, lease.term)
+                self._tell("released", term=lease.term)
+                return
+            except DatabaseDown as exc:
+                if last:
+                    self._tell("database_down", error=str(exc))
+        self._tell("lost", term=lease.term, reason="it could not be released; the others wait until it is stale")
+
+    def resign(self, why: str) -> None:
+        """Ends the lease without a release: work of it may still be running. The others wait until it is stale."""
+        if self.lease is not None:
+            self._lose(why)
+
+    def leave(self) -> None:
+        """Removes this member's health row, if it is a standby's."""
+        with contextlib.suppress(DatabaseDown):
+            self.store.leave(self.group, self.member)
+
+    # -- standby ------------------------------------------------------------------------------------------------------
+
+    def _stand_by(self, now: float, willing: bool) -> float:
+        # 1. Beat and look.
+        view = self.view = self.store.look(self.group, self.member)
+        self._database_answers(now)
+        self._seen_term = max(self._seen_term, view.term)
+        self._notice_duplicate(view)
+        # 2. Decide whether the lease is free; the clocks are watched also while it is not wanted.
+        why = self._free(now, view)
+        # 3. Take it: only one member's statement finds the rows as they were seen.
+        term: Optional[int] = None
+        if why is not None and willing:
+            if why == "vacant":
+                self._seen_term = max(self._seen_term, self.store.last_term(self.group))
+                term = self.store.first(self.group, self.member, self._seen_term + 1)
+            else:
+                term = self.store.take(self.group, self.member, view, self.timing.stale_after, why)
+        if term is None:
+            # 4. A little early by chance, so that members do not march in step.
+            return self.timing.heartbeat * (1 - 0.1 * self._chance())
+        self._own_term = self._seen_term = term
+        self.takeover_reason = "released" if why == "stale" and (view.age or 0) > RELEASED_AGE else str(why)
+        # 5. The lease counts from before the look was sent; the heartbeat was written after that.
+        self.lease = Lease(term, now + self.timing.stale_after - self.timing.margin, self._clock)
+        self._tell("elected", term=term, reason=self.takeover_reason, before=view.holder)
+        return self.timing.heartbeat
+
+    def _free(self, now: float, view: View) -> Optional[str]:
+        """Why the lease may be taken, or None."""
+        received = now + view.took
+        trusted = self._watch.trusts(now, view)
+        picture = (view.holder, view.term, view.stamp)
+        if picture != self._still[0]:
+            self._still = (picture, received)
+        stood_still = now - self._still[1] >= self.timing.still_after
+        # Nobody but this process ever held the term that it won: no need to wait for itself.
+        if view.holder is not None and view.mine and view.term == self._own_term:
+            return "own"
+        if received < self._stand_from:
+            return None
+        if view.holder is None:
+            # A token row that vanished may have taken a living member's lease with it.
+            return "vacant" if self._seen_term == 0 or stood_still else None
+        if view.age is not None and (view.age > RELEASED_AGE or (trusted and view.age > self.timing.stale_after)):
+            return "stale"
+        if stood_still:
+            return "absent" if view.stamp is None else "still"
+        return None
+
+    def _notice_duplicate(self, view: View) -> None:
+        """The own id on a term that this process did not win: no heartbeat is written for it."""
+        if view.mine and view.term != self._own_term and view.term != self._duplicate_term:
+            self._duplicate_term = view.term
+            if view.age is None or view.age <= RELEASED_AGE:
+                self._tell("duplicate_member", term=view.term, hint="duplicate member id or previous run; waiting")
+
+
+# ----------------------------------------------------------------------------------------------------------
+# File servers: what every protocol offers
+# ----------------------------------------------------------------------------------------------------------
+
+DEFAULT_PORTS = {"ftp": 21, "ftpes": 21, "ftps": 990, "sftp": 22}
+MAX_ENTRIES = 5_000_000     # of one folder; a server that never ends its listing must not fill the memory
+MAX_LINE = 8192             # bytes of one line of a reply or a listing
+MAX_REPLY_LINES = 1000      # of one multi-line FTP reply
+READ_BUFFER = 256 * 1024    # bytes; larger ones were slower
+TLS_GOODBYE = 5.0           # seconds a server gets to answer the end of a TLS data connection; some never do
+
+
+class HostKeyRefused(ServerDown):
+    """The SSH server's key is unknown, changed or revoked. Nothing was sent to it, no password either."""
+
+
+class Entry(NamedTuple):
+    """One line of a listing. kind is file, dir, link or other; size is in bytes; mtime is ISO text of exactly
+    the precision listed (day, minute, second, fraction), "" if there is none. LIST has it in the server's
+    zone, the others in UTC: compare it for equality only."""
+
+    name: str
+    kind: str
+    size: int
+    mtime: str
+
+
+class Job(NamedTuple):
+    """A file to fetch: its listed size in bytes, and what takes its bytes (a view, valid during the call
+    only)."""
+
+    path: str
+    size: int
+    write: Callable[[memoryview], object]
+
+
+Listing = list[Entry]       # named because a FileServer has a method of the name list
+
+
+def same_version(a: Entry, b: Entry) -> bool:
+    """Same size, and same time at the coarser of the two precisions."""
+    shorter = min(len(a.mtime), len(b.mtime))
+    return a.size == b.size and a.mtime[:shorter] == b.mtime[:shorter]
+
+
+def decode_name(raw: bytes, encoding: str) -> str:
+    """Text that encode_name() turns into the same bytes again, whatever the server's bytes are."""
+    with contextlib.suppress(UnicodeError):
+        text = raw.decode(encoding, "surrogateescape")
+        if text.encode(encoding, "surrogateescape") == raw:
+            return text
+    return raw.decode("ascii", "surrogateescape")
+
+
+def encode_name(name: str, encoding: str) -> bytes:
+    """The bytes of a path for the server. Raises FileRefused for what it could not take as one path."""
+    if any(character in name for character in "\r\n\0"):
+        raise FileRefused(f"{name!r}: a line break or NUL in a path is never sent")
+    try:
+        return name.encode(encoding, "surrogateescape")
+    except UnicodeError:
+        raise FileRefused(f"{name!r} cannot be written in encoding {encoding}") from None
+
+
+def split_path(path: str) -> tuple[str, str]:
+    """(folder, name); the folder is "" for a name relative to the login folder."""
+    folder, slash, name = path.rpartition("/")
+    return folder or slash, name
+
+
+class _Broken(Exception):
+    """The conversation with the server cannot go on; the cause is chained. Never leaves this section."""
+
+
+class FileServer(abc.ABC):
+    """A connection to one file server. One thread uses it at a time; only abort() may come from another one.
+
+    Every call is bounded: connect() by `timeout` seconds in all, the others by `timeout` for each wait.
+    Whatever breaks the conversation closes the connection and raises ServerDown; the next call connects
+    again. Paths are absolute, or relative to the login folder."""
+
+    def __init__(self, config: Config) -> None:
+        self.host, self.user = config.target.host, config.target.user
+        self.port = config.target.port or DEFAULT_PORTS[config.target.scheme]
+        self.password = config.file_password() or ""
+        self.timeout, self.encoding = float(config.timeout), config.encoding
+        self.label = f"{config.target.scheme}://{self.host}:{self.port}"
+        self.unparsed = 0               # lines of listings that no known form fits: skipped, never guessed
+        self.unparsed_sample = ""       # the first of them
+        self._sockets: set[socket.socket] = set()
+        self._guard = threading.Lock()  # over _sockets, and closing them: a closed number is soon another's
+        self._aborted = False
+
+    @abc.abstractmethod
+    def _open(self) -> None:
+        """Connect and log in, unbounded as a whole; any exception."""
+
+    def list(self, folder: str) -> Listing:
+        """All entries but `.` and `..`. Raises FileGone (no such folder), FileRefused, ServerDown."""
+        with self._talking(f"listing {folder or 'the login folder'}"):
+            return self._list(folder)
+
+    @abc.abstractmethod
+    def _list(self, folder: str) -> Listing:
+        """list() within a conversation."""
+
+    def _find(self, path: str) -> Optional[Entry]:
+        """The entry in the listing of its folder; None if it, or the folder, is not there."""
+        folder, name = split_path(path)
+        try:
+            return next((entry for entry in self._list(folder) if entry.name == name), None)
+        except FileGone:
+            return None
+
+    @abc.abstractmethod
+    def same(self, path: str, seen: Entry) -> Optional[bool]:
+        """True: still that version. False: another one. None: not there."""
+
+    def exists(self, path: str) -> bool:
+        """Whether the path names anything."""
+        with self._talking(f"looking at {path}"):
+            return self._exists(path)
+
+    @abc.abstractmethod
+    def _exists(self, path: str) -> bool:
+        """exists() within a conversation."""
+
+    @abc.abstractmethod
+    def fetch_many(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
+        """Fetch all; each with FileGone, FileChanged, FileRefused or None as it ends, in any order. Raises
+        ServerDown when the connection is lost. What a job's write() raises passes through and closes the
+        connection; leaving the loop early may close it."""
+
+    @abc.abstractmethod
+    def delete(self, path: str) -> None:
+        """Raises FileGone, FileRefused."""
+
+    @abc.abstractmethod
+    def rename(self, path: str, target: str) -> None:
+        """Raises TargetExists instead of replacing a target, FileGone, FileRefused. FTP has no "unless it
+        exists": a target that another client makes between the look and the command is lost there."""
+
+    @abc.abstractmethod
+    def mkdir(self, folder: str) -> None:
+        """Make the folder and its parents; an existing one is fine. Raises FileRefused."""
+
+    @abc.abstractmethod
+    def alive(self) -> bool:
+        """One round trip on the present connection; never connects."""
+
+    def fetch(self, path: str, size: int, write: Callable[[memoryview], object]) -> None:
+        """Hand exactly `size` bytes to write(). Raises FileChanged, FileGone, FileRefused, ServerDown; some
+        bytes may have been written by then."""
+        problem: Optional[Error] = None
+        for _, error in self.fetch_many([Job(path, size, write)]):      # to its end, which keeps the connection
+            problem = error
+        if problem is not None:
+            raise problem
+
+    def connect(self) -> None:
+        """Connect within `timeout` seconds. Raises ServerDown, LoginRefused, HostKeyRefused."""
+        self.close()
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            self._shut_down()
+
+        watchdog = threading.Timer(self.timeout, expire)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            self._open()
+        except ConfigError:
+            self.close()
+            raise
+        except Exception as error:
+            if isinstance(error, Error) and not self._aborted and not expired.is_set():
+                self.close()
+                raise
+            raise self._lost("connecting", socket.timeout() if expired.is_set() else error) from error
+        finally:
+            watchdog.cancel()
+        if expired.is_set():
+            raise self._lost("connecting", socket.timeout())
+
+    def close(self) -> None:
+        """Drop the connection without a goodbye; harmless if there is none."""
+        with self._guard:
+            for sock in self._sockets:
+                sock.close()
+            self._sockets.clear()
+
+    def abort(self) -> None:
+        """From any thread: end blocked calls with ServerDown, for good. The object cannot connect again."""
+        self._aborted = True
+        self._shut_down()
+
+    def _shut_down(self) -> None:
+        with self._guard:
+            for sock in self._sockets:
+                with contextlib.suppress(OSError):      # SSLSocket.shutdown() would go on in plain text
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+    def _adopt(self, sock: socket.socket) -> None:
+        with self._guard:
+            if self._aborted:
+                sock.close()
+                raise ServerDown(f"{self.label}: aborted")
+            self._sockets.add(sock)
+
+    def _discard(self, sock: socket.socket) -> None:
+        with self._guard:
+            self._sockets.discard(sock)
+            sock.close()
+
+    def _dial(self) -> socket.socket:
+        """A socket that is connected to the server, with dead peers detected. Raises OSError."""
+        failure: OSError = OSError(f"{self.host} has no address")
+        for family, _, _, _, address in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM):
+            try:
+                sock = self._connected(family, address)
+            except OSError as error:
+                failure = error
+                continue
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+                if hasattr(socket, option):             # not on every system
+                    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+            return sock
+        raise failure
+
+    def _connected(self, family: int, address: tuple[Any, ...]) -> socket.socket:
+        """A connected socket with `timeout`, known to abort() from before it connects."""
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        self._adopt(sock)
+        try:
+            sock.settimeout(self.timeout)
+            sock.connect(address)
+            return sock
+        except OSError:
+            self._discard(sock)
+            raise
+
+    def _lost(self, doing: str, error: BaseException) -> ServerDown:
+        """Close, and the ServerDown to raise."""
+        self.close()
+        while isinstance(error, _Broken) and error.__cause__ is not None:
+            error = error.__cause__
+        if self._aborted:
+            why = "aborted"
+        elif isinstance(error, socket.timeout):
+            why = f"no answer within {self.timeout:g} s"
+        elif isinstance(error, ssl.SSLCertVerificationError):
+            why = (f"the server's certificate is not trusted ({error.verify_message}); "
+                   "set ca_file to the authority that signed it")
+        elif isinstance(error, socket.gaierror):
+            why = f"the name {self.host} cannot be resolved ({error.strerror})"
+        else:
+            why = self._without_password(str(error) or type(error).__name__)
+        return ServerDown(f"{self.label}: {doing}: {why}")
+
+    def _without_password(self, text: str) -> str:
+        return text.replace(self.password, "***") if self.password else text
+
+    @contextlib.contextmanager
+    def _talking(self, doing: str) -> Iterator[None]:
+        """Around everything said to the server: after any exception but the answers it knows (Error), the two
+        sides may be out of step, so the connection is closed."""
+        try:
+            yield
+        except _Broken as error:
+            raise self._lost(doing, error) from error
+        except Error:
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    def _unknown_line(self, line: str) -> None:
+        self.unparsed += 1
+        self.unparsed_sample = self.unparsed_sample or repr(line[:200])
+
+
+def open_server(config: Config) -> FileServer:
+    """The connected server of config.target. Raises ServerDown, LoginRefused, HostKeyRefused, ConfigError."""
+    server: FileServer = SftpServer(config) if config.target.scheme == "sftp" else FtpServer(config)
+    server.connect()
+    return server
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Listings: pure functions
+# ----------------------------------------------------------------------------------------------------------
+
+MONTHS = {"Jan": 1, "Feb": 2, "Mar": 3, "Apr": 4, "May": 5, "Jun": 6,
+          "Jul": 7, "Aug": 8, "Sep": 9, "Oct": 10, "Nov": 11, "Dec": 12}
+UNIX_KINDS = {"-": "file", "d": "dir", "l": "link"}     # any other letter: a device, a socket, a pipe
+DOS_KINDS = {"<DIR>": "dir", "<SYMLINK>": "link", "<SYMLINKD>": "link", "<JUNCTION>": "link"}
+UNIX_MODE = re.compile(r"[-dlbcpsDCMP][-rwxsStTlL]{9}[.+@]?", re.ASCII)
+DOS_LINE = re.compile(r"(\d\d)-(\d\d)-(\d\d|\d{4}) {1,8}(\d{1,2}):(\d\d)([AaPp][Mm])? +(<[A-Z]+>|\d+) (.+)",
+                      re.ASCII | re.DOTALL)
+TOKEN = re.compile(r"\S+", re.ASCII)
+CLOCK = re.compile(r"(\d{1,2}):(\d\d)", re.ASCII)
+DAY = re.compile(r"\d{1,2}", re.ASCII)
+YEAR = re.compile(r"\d{4}", re.ASCII)
+DIGITS = re.compile(r"\d{1,19}", re.ASCII)
+MLS_TIME = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)(\.\d{1,9})?", re.ASCII)
+
+
+def iso_time(text: str) -> str:
+    """YYYYMMDDHHMMSS[.F], the UTC time of MLSD and MDTM (RFC 3659 section 2.3), as ISO text; "" if it is
+    none."""
+    match = MLS_TIME.fullmatch(text)
+    if not match:
+        return ""
+    year, month, day, hour, minute, second, fraction = match.groups(default="")
+    try:
+        datetime.datetime(int(year), int(month), int(day), int(hour), int(minute), min(int(second), 59))
+    except ValueError:
+        return ""
+    return f"{year}-{month}-{day}T{hour}:{minute}:{second}{fraction}"
+
+
+def parse_mlsd_line(line: str) -> Optional[Entry]:
+    """`fact=value;fact=value; name` (RFC 3659 section 7.2). The folder itself is `.`, its parent `..`; None
+    if the line tells no kind, or a file has no size."""
+    facts_text, separator, name = line.partition(" ")
+    if not separator or not name or not facts_text.endswith(";"):
+        return None
+    facts = {key.lower(): value for key, _, value in (fact.partition("=") for fact in facts_text.split(";"))}
+    kind, size = facts.get("type", "").lower(), facts.get("size", "")
+    mtime = iso_time(facts.get("modify", ""))
+    if kind == "file":
+        return Entry(name, "file", int(size), mtime) if DIGITS.fullmatch(size) else None
+    if kind in ("cdir", "pdir"):
+        return Entry("." if kind == "cdir" else "..", "dir", 0, "")
+    if not kind:
+        return None
+    link = kind.startswith(("os.unix=slink", "os.unix=symlink"))
+    return Entry(name, "dir" if kind == "dir" else "link" if link else "other", 0, mtime)
+
+
+def latest_date(month: int, day: int, today: datetime.date) -> datetime.date:
+    """The latest such date at most one day ahead (the server's zone may be ahead of ours): LIST leaves the
+    year out for about the last half year. Raises ValueError if there is no such day."""
+    limit = today + datetime.timedelta(days=1)
+    for year in range(limit.year, limit.year - 9, -1):      # 29 February: up to eight years back (1904, 1896)
+        with contextlib.suppress(ValueError):
+            date = datetime.date(year, month, day)
+            if date <= limit:
+                return date
+    raise ValueError("no such day")
+
+
+def parse_list_line(line: str, today: datetime.date) -> Optional[Entry]:
+    """One line of LIST: Unix `ls -l` (with or without the group column) or DOS/IIS. None if it is neither.
+    The name is all that follows one space after the time, so spaces at either end of it are kept."""
+    try:
+        return _parse_dos_line(line) if line[:1].isdigit() else _parse_unix_line(line, today)
+    except ValueError:                                      # a date or a number that cannot be
+        return None
+
+
+def _parse_unix_line(line: str, today: datetime.date) -> Optional[Entry]:
+    tokens = [match for _, match in zip(range(12), TOKEN.finditer(line))]
+    if not tokens or tokens[0].start() or not UNIX_MODE.fullmatch(tokens[0].group()):
+        return None
+    # The columns between mode and size differ (no group, spaces in its name): the first month between two
+    # numbers is the date's.
+    for at in range(2, len(tokens) - 2):
+        size, month, day, clock = tokens[at - 1:at + 3]
+        number = MONTHS.get(month.group().title())
+        if number and DIGITS.fullmatch(size.group()) and DAY.fullmatch(day.group()):
+            break
+    else:
+        return None
+    hour_minute = CLOCK.fullmatch(clock.group())
+    if hour_minute:
+        moment = datetime.time(int(hour_minute[1]), int(hour_minute[2]))
+        date = latest_date(number, int(day.group()), today)
+        mtime = datetime.datetime.combine(date, moment).isoformat(timespec="minutes")
+    elif YEAR.fullmatch(clock.group()):
+        mtime = datetime.date(int(clock.group()), number, int(day.group())).isoformat()
+    else:
+        return None
+    name = line[clock.end() + 1:]
+    kind = UNIX_KINDS.get(line[0], "other")
+    if kind == "link":
+        name = name.partition(" -> ")[0]
+    if not name or line[clock.end()] != " ":
+        return None
+    return Entry(name, kind, int(size.group()) if kind == "file" else 0, mtime)
+
+
+def _parse_dos_line(line: str) -> Optional[Entry]:
+    match = DOS_LINE.fullmatch(line)
+    if not match:
+        return None
+    month, day, year_text, hour, minute, half, size, name = match.groups()
+    year = int(year_text) + (0 if len(year_text) == 4 else 1900 if year_text >= "70" else 2000)
+    if half and not 1 <= int(hour) <= 12:
+        return None
+    hours = int(hour) % 12 + 12 * (half.upper() == "PM") if half else int(hour)
+    mtime = datetime.datetime(year, int(month), int(day), hours, int(minute)).isoformat(timespec="minutes")
+    if size.isdigit():
+        return Entry(name, "file", int(size), mtime)
+    # IIS pads <DIR> to the width of the size column: nine spaces before the one that ends the column.
+    name = name[9:] if name.startswith(" " * 9) else name.lstrip(" ")
+    return Entry(name, DOS_KINDS.get(size, "other"), 0, mtime) if name else None
+
+
+# ----------------------------------------------------------------------------------------------------------
+# FTP and FTPS (RFC 959, 2228, 2428, 3659, 4217)
+# ----------------------------------------------------------------------------------------------------------
+
+class _Refused(Exception):
+    """The reply that refused a command."""
+
+    def __init__(self, reply: str) -> None:
+        super().__init__(reply)
+        self.reply, self.code = reply, reply[:3]
+
+
+class FtpControl:
+    """A control connection: commands out, replies in, latin-1 as an 8-bit pipe.
+
+    Not ftplib.FTP: its reader is lost after a timeout, and has no bound on the lines of a reply."""
+
+    def __init__(self, sock: socket.socket, timeout: float) -> None:
+        self.sock, self.timeout = sock, timeout
+        self._inbox = bytearray()
+
+    def send(self, command: bytes) -> None:
+        try:
+            self.sock.sendall(command + b"\r\n")
+        except OSError as error:
+            raise _Broken from error
+
+    def reply(self) -> str:
+        """One whole reply (RFC 959 section 4.2), within about twice the timeout even if it comes in drips."""
+        deadline = time.monotonic() + self.timeout
+        lines = [self._line(deadline)]
+        code = lines[0][:3]
+        if not DIGITS.fullmatch(code) or len(code) != 3:
+            raise _Broken(f"not an FTP reply: {lines[0][:80]!r}")
+        if lines[0][3:4] == "-":
+            while lines[-1][:3] != code or lines[-1][3:4] == "-" or len(lines) == 1:
+                if len(lines) == MAX_REPLY_LINES:
+                    raise _Broken("a reply without an end")
+                lines.append(self._line(deadline))
+        return "\n".join(lines)
+
+    def _line(self, deadline: float) -> str:
+        while True:
+            end = self._inbox.find(b"\n")
+            if end >= 0:
+                line = self._inbox[:end].rstrip(b"\r").decode("latin-1")
+                del self._inbox[:end + 1]
+                return line
+            if len(self._inbox) > MAX_LINE:
+                raise _Broken(f"a reply line of more than {MAX_LINE} bytes")
+            try:
+                piece = self.sock.recv(4096)
+            except OSError as error:
+                raise _Broken from error
+            if not piece:
+                raise _Broken("the server closed the connection")
+            if time.monotonic() > deadline:
+                raise _Broken from socket.timeout()
+            self._inbox += piece
+
+    def upgrade(self, wrap: Callable[[socket.socket], socket.socket]) -> None:
+        """Go on under TLS. What an attacker put in before the handshake must not count as said under it."""
+        if self._inbox:
+            raise _Broken("text in the clear after AUTH TLS")
+        self.sock = wrap(self.sock)
+
+
+class FtpServer(FileServer):
+    """ftp:// (plain), ftpes:// (AUTH TLS), ftps:// (TLS from the first byte); passive and binary only."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.scheme = config.target.scheme
+        self._context = _tls_context(config) if self.scheme != "ftp" else None
+        self._ftp: Optional[FtpControl] = None
+        self._features: dict[str, str] = {}
+        self._home: Optional[str] = None
+        self._tls_session: Optional[ssl.SSLSession] = None
+        self._use_epsv = self._use_mlsd = True
+        self._size_works = False                        # SIZE has answered on this connection
+        self._zone: Optional[datetime.timedelta] = None  # LIST's zone minus UTC, once known
+        self._buffer = memoryview(bytearray(READ_BUFFER))
+
+    # -- connection
+
+    def _open(self) -> None:
+        context = self._context
+        self._tls_session = None                        # never of another control connection
+        ftp = FtpControl(self._dial(), self.timeout)
+        if self.scheme == "ftps":
+            ftp.upgrade(self._encrypt)
+        greeting = ftp.reply()
+        while greeting.startswith("1"):                 # 120: ready in n minutes
+            greeting = ftp.reply()
+        if not greeting.startswith("2"):
+            raise ServerDown(f"{self.label}: {greeting}")
+        self._ftp = ftp
+        if self.scheme == "ftpes":
+            reply = self._ask("AUTH TLS")
+            if not reply.startswith("234"):
+                raise ServerDown(f"{self.label}: the server refuses AUTH TLS ({reply}); "
+                                 "ftps:// is TLS from the start, ftp:// is unencrypted")
+            ftp.upgrade(self._encrypt)
+        self._log_in()
+        if context is not None:                         # RFC 4217 section 9: private data connections
+            for command in ("PBSZ 0", "PROT P"):
+                reply = self._ask(command)
+                if not reply.startswith("2"):
+                    raise ServerDown(f"{self.label}: {command} refused: {reply}")
+        reply = self._ask("FEAT")
+        self._features = {} if not reply.startswith("211") else {
+            line.strip().split(" ")[0].upper(): line for line in reply.split("\n")[1:-1] if line.strip()}
+        self._use_mlsd = "MLST" in self._features or "MLSD" in self._features
+        if "UTF8" in self._features and self.encoding.lower().replace("-", "") == "utf8":
+            self._ask("OPTS UTF8 ON")                   # some need it, others refuse it and send UTF-8 anyway
+        if not self._ask("TYPE I").startswith("2"):
+            raise ServerDown(f"{self.label}: the server refuses binary transfers (TYPE I)")
+        reply = self._ask("PWD")
+        self._home = None
+        if reply.startswith("257"):
+            self._home = decode_name(ftplib.parse257(reply).encode("latin-1"), self.encoding)
+
+    def _log_in(self) -> None:
+        user = self.user or "anonymous"
+        password = self.password or ("anonymous@" if user == "anonymous" else "")
+        if any(character in user + password for character in "\r\n\0"):
+            raise LoginRefused(f"{self.label}: the user name or the password contains a line break")
+        reply = self._ask("USER", user, login=True)
+        if reply.startswith("331"):
+            reply = self._ask("PASS", password, login=True)
+        if not reply.startswith("2"):
+            raise LoginRefused(f"{self.label}: login as {user} refused: {self._without_password(reply)}")
+
+    def _encrypt(self, sock: socket.socket) -> ssl.SSLSocket:
+        assert self._context is not None
+        with self._guard:                               # wrap_socket() empties the old object
+            self._sockets.discard(sock)
+        wrapped = self._context.wrap_socket(sock, server_hostname=self.host, session=self._tls_session,
+                                            do_handshake_on_connect=False)
+        self._adopt(wrapped)
+        wrapped.do_handshake()
+        return wrapped
+
+    def close(self) -> None:
+        self._ftp = None
+        super().close()
+
+    def _control(self) -> FtpControl:
+        if self._ftp is None:
+            self.connect()
+        assert self._ftp is not None
+        return self._ftp
+
+    # -- commands
+
+    def _ask(self, command: str, argument: Optional[str] = None, login: bool = False) -> str:
+        """The reply to one command, whatever it says. 421 and an expired login end the connection."""
+        wire = command.encode("ascii")
+        if argument is not None:
+            wire += b" " + encode_name(argument, self.encoding)
+        ftp = self._control()
+        ftp.send(wire)
+        return self._checked(ftp.reply(), login)
+
+    def _checked(self, reply: str, login: bool = False) -> str:
+        if reply.startswith("421"):
+            raise _Broken(reply)
+        if reply.startswith("530") and not login:
+            self.close()
+            raise LoginRefused(f"{self.label}: {self._without_password(reply)}")
+        return reply
+
+    def _absolute(self, path: str) -> str:
+        """list() changes the working folder of the session, so relative paths are joined to the login
+        folder."""
+        if path.startswith("/"):
+            return path
+        self._control()
+        if self._home is None:
+            raise FileRefused(f"{path!r}: the server does not tell its login folder; use a full path")
+        return f"{self._home.rstrip('/')}/{path}" if path else self._home
+
+    def _data(self, command: str, argument: Optional[str] = None) -> socket.socket:
+        """A data connection on which the server has begun to answer. Raises _Refused, _Broken."""
+        wire = command.encode("ascii")
+        if argument is not None:                        # refused before a connection is made for it
+            wire += b" " + encode_name(argument, self.encoding)
+        ftp = self._control()
+        peer = ftp.sock.getpeername()
+        port = self._passive_port(ftp)
+        try:
+            # The control connection's address: the one in a PASV reply may be behind a NAT, or a trap.
+            conn = self._connected(ftp.sock.family, (peer[0], port, *peer[2:]))
+            ftp.send(wire)
+            reply = self._checked(ftp.reply())
+            if reply.startswith("2"):                   # some servers answer the passive command twice
+                reply = self._checked(ftp.reply())
+            if not reply.startswith("1"):
+                self._discard(conn)
+                raise _Refused(reply)
+            if self._context is not None:
+                if self._tls_session is None and isinstance(ftp.sock, ssl.SSLSocket):
+                    # Servers demand that the session is resumed. Read late (TLS 1.3 sends it after the
+                    # handshake) and once (the getter copies the whole session each time).
+                    self._tls_session = ftp.sock.session
+                conn = self._encrypt(conn)
+            return conn
+        except OSError as error:
+            raise _Broken from error
+
+    def _passive_port(self, ftp: FtpControl) -> int:
+        """EPSV (RFC 2428), which no middlebox rewrites, else PASV."""
+        try:
+            if self._use_epsv:
+                reply = self._ask("EPSV")
+                if reply.startswith("229"):
+                    return ftplib.parse229(reply, ftp.sock.getpeername())[1]
+                self._use_epsv = False
+            reply = self._ask("PASV")
+            if not reply.startswith("227"):
+                raise _Broken(f"no passive mode: {reply}")
+            return ftplib.parse227(reply)[1]
+        except (ftplib.Error, ValueError) as error:
+            raise _Broken from error
+
+    def _finish(self, conn: socket.socket) -> str:
+        """Close a data connection that has been read to its end; the reply that follows."""
+        if isinstance(conn, ssl.SSLSocket):
+            with contextlib.suppress(OSError, ValueError):      # servers that leave without a goodbye
+                conn.settimeout(min(TLS_GOODBYE, self.timeout))
+                conn.unwrap()
+        self._discard(conn)
+        return self._checked(self._control().reply())
+
+    def _problem(self, path: str, refused: _Refused) -> Error:
+        """Why a command about a path was refused. 425, 426 and 52x are about the connection: _Broken."""
+        if refused.code in ("425", "426") or refused.code.startswith("52"):
+            raise _Broken(refused.reply)
+        if refused.code.startswith("55") and not self._exists(path):
+            return FileGone(f"{path}: {refused.reply}")
+        return FileRefused(f"{path}: {refused.reply}")
+
+    # -- what a FileServer does
+
+    def _list(self, folder: str) -> Listing:
+        # CWD, then no argument: servers take names with a leading dash or with * for options and patterns.
+        reply = self._ask("CWD", self._absolute(folder))
+        if not reply.startswith("2"):
+            raise FileGone(f"{folder}: {reply}")
+        try:
+            conn = self._data("MLSD" if self._use_mlsd else "LIST")
+        except _Refused as refused:
+            if self._use_mlsd and refused.code in ("500", "501", "502", "504"):
+                self._use_mlsd = False
+                return self._list(folder)
+            if refused.code not in ("450", "550"):
+                raise _Broken(refused.reply) from None
+            if re.search("denied|permission", refused.reply, re.IGNORECASE):
+                raise FileRefused(f"{folder}: {refused.reply}") from None
+            return []                                   # "no files found"; CWD has shown that it is there
+        entries = self._read_listing(conn)
+        reply = self._finish(conn)
+        if not reply.startswith("2"):
+            raise _Broken(f"the listing was cut off: {reply}")
+        if "failed to open directory" in reply:         # vsftpd: 226, although it could not read the folder
+            raise FileRefused(f"{folder}: {reply}")
+        return entries
+
+    def _read_listing(self, conn: socket.socket) -> Listing:
+        today = datetime.datetime.now(datetime.timezone.utc).date()
+        mlsd, entries, tail = self._use_mlsd, [], b""
+        while True:
+            try:
+                count = conn.recv_into(self._buffer)
+            except OSError as error:
+                raise _Broken from error
+            lines = (tail + self._buffer[:count]).split(b"\n")
+            tail = lines.pop() if count else b""
+            for raw in lines:
+                line = decode_name(raw[:-1] if raw.endswith(b"\r") else raw, self.encoding)
+                if not line or (not mlsd and re.fullmatch(r"total \d+", line, re.ASCII)):
+                    continue
+                entry = parse_mlsd_line(line) if mlsd else parse_list_line(line, today)
+                if entry is None:
+                    self._unknown_line(line)
+                elif entry.name not in (".", ".."):
+                    entries.append(entry)
+            if len(tail) > MAX_LINE or len(entries) > MAX_ENTRIES:
+                raise _Broken("a listing without an end")
+            if not count:
+                return entries
+
+    def _peek(self, path: str) -> Optional[Entry]:
+        """The entry of an absolute path by MLST, or by SIZE and MDTM; None if it is not there or cannot be
+        told."""
+        name = split_path(path)[1]
+        if "MLST" in self._features:
+            reply = self._ask("MLST", path)
+            lines = reply.split("\n")
+            if reply.startswith("250") and len(lines) == 3:
+                entry = parse_mlsd_line(decode_name(lines[1].encode("latin-1").lstrip(b" "), self.encoding))
+                return entry and entry._replace(name=name)
+            return None
+        reply = self._ask("SIZE", path)
+        size = reply[4:].strip()
+        if not reply.startswith("213") or not DIGITS.fullmatch(size):
+            return None
+        self._size_works = True
+        reply = self._ask("MDTM", path)
+        return Entry(name, "file", int(size), iso_time(reply[4:].strip()) if reply.startswith("213") else "")
+
+    def same(self, path: str, seen: Entry) -> Optional[bool]:
+        with self._talking(f"looking at {path}"):
+            path = self._absolute(path)
+            cheap = self._peek(path)
+            if cheap is not None and cheap.kind == seen.kind:
+                told = cheap if self._use_mlsd else self._in_list_zone(cheap)
+                if told is not None and same_version(told, seen):
+                    return True
+            # Anything but a yes may be due to zones, rights or links: the listing is what `seen` came from.
+            now = self._find(path)
+            if now is None:
+                return None
+            if cheap is not None and not self._use_mlsd:
+                self._learn_zone(now, cheap)
+            return now.kind == seen.kind and same_version(now, seen)
+
+    def _in_list_zone(self, told: Entry) -> Optional[Entry]:
+        """An entry with the UTC time of MDTM, as LIST would show it; None while that is not known."""
+        if self._zone is None or not told.mtime:
+            return None
+        with contextlib.suppress(ValueError, OverflowError):
+            moment = datetime.datetime.fromisoformat(told.mtime[:19]) + self._zone
+            return told._replace(mtime=moment.isoformat(timespec="seconds"))
+        return None
+
+    def _learn_zone(self, listed: Entry, told: Entry) -> None:
+        """From two looks at one file. Zones are multiples of 15 minutes within 14 hours or so: anything else
+        means that the file changed in between. A wrong zone costs a listing per look, no more."""
+        if len(listed.mtime) == len("2026-01-12T10:15") and told.mtime and listed.size == told.size:
+            told_minute = datetime.datetime.fromisoformat(told.mtime[:16])
+            zone = datetime.datetime.fromisoformat(listed.mtime) - told_minute
+            if zone.total_seconds() % 900 == 0 and abs(zone.total_seconds()) <= 15 * 3600:
+                self._zone = zone
+
+    def _exists(self, path: str) -> bool:
+        path = self._absolute(path)
+        if self._peek(path) is not None or self._ask("CWD", path).startswith("2"):
+            return True
+        if self._size_works or "MLST" in self._features:
+            return False                                # the look works here: its no is one
+        return self._find(path) is not None
+
+    def fetch_many(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
+        for job in jobs:
+            try:
+                with self._talking(f"fetching {job.path}"):
+                    self._retrieve(job)
+            except ServerDown:
+                raise
+            except Error as error:
+                yield job, error
+            else:
+                yield job, None
+
+    def _retrieve(self, job: Job) -> None:
+        try:
+            conn = self._data("RETR", self._absolute(job.path))
+        except _Refused as refused:
+            raise self._problem(job.path, refused) from None
+        got, buffer = 0, self._buffer
+        while True:
+            try:
+                count = conn.recv_into(buffer)
+            except OSError as error:
+                raise _Broken from error
+            if not count:
+                break
+            got += count
+            if got > job.size:
+                self.close()                            # rather than wait for the end of what is on its way
+                raise FileChanged(f"{job.path}: more than the {job.size} bytes listed")
+            job.write(buffer[:count])
+        try:
+            reply = self._finish(conn)
+        except _Broken:
+            if got != job.size or self._aborted:
+                raise
+            self.close()        # all bytes are here, only the reply is not: a NAT forgot the idle connection
+            return
+        if not reply.startswith("2"):
+            raise _Broken(f"the transfer was cut off: {reply}")
+        if got != job.size:
+            raise FileChanged(f"{job.path}: {got} bytes instead of the {job.size} listed")
+
+    def delete(self, path: str) -> None:
+        with self._talking(f"deleting {path}"):
+            reply = self._ask("DELE", self._absolute(path))
+            if not reply.startswith("2"):
+                raise self._problem(path, _Refused(reply))
+
+    def rename(self, path: str, target: str) -> None:
+        with self._talking(f"renaming {path}"):
+            source, wanted = self._absolute(path), self._absolute(target)
+            encode_name(wanted, self.encoding)          # refuse it before RNFR
+            if not self._size_works and "MLST" not in self._features:
+                self._peek(source)                      # shows that SIZE works, which saves a listing
+            if self._exists(wanted):
+                raise TargetExists(f"{target} exists")
+            reply = self._ask("RNFR", source)
+            if not reply.startswith("3"):
+                raise self._problem(path, _Refused(reply))
+            reply = self._ask("RNTO", wanted)
+            if not reply.startswith("2"):
+                if self._exists(wanted):
+                    raise TargetExists(f"{target}: {reply}")
+                raise self._problem(path, _Refused(reply))
+
+    def mkdir(self, folder: str) -> None:
+        with self._talking(f"making the folder {folder}"):
+            path = self._absolute(folder).rstrip("/")
+            if not path or self._ask("CWD", path).startswith("2"):
+                return
+            parts = path.split("/")
+            for depth in range(2, len(parts) + 1):
+                part = "/".join(parts[:depth])
+                if self._ask("CWD", part).startswith("2"):
+                    continue
+                reply = self._ask("MKD", part)
+                # Someone else may just have made it.
+                if not reply.startswith("2") and not self._ask("CWD", part).startswith("2"):
+                    raise FileRefused(f"{folder}: {reply}")
+
+    def alive(self) -> bool:
+        if self._ftp is None:
+            return False
+        try:
+            with self._talking("NOOP"):
+                return self._ask("NOOP").startswith("2")
+        except ServerDown:
+            return False
+
+
+def _tls_context(config: Config) -> ssl.SSLContext:
+    """Verifying unless tls_verify is off; TLS 1.2 and newer. Raises ConfigError for a file that cannot be
+    used."""
+    try:
+        context = ssl.create_default_context(cafile=config.ca_file or None)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"ca_file {config.ca_file}: {error}") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if config.ca_file:      # Python 3.13 refuses the many private authorities that lack a key identifier
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    if not config.tls_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if config.client_cert:
+        try:
+            context.load_cert_chain(config.client_cert, config.client_key or None)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"client_cert {config.client_cert}: {error}") from None
+    return context
+
+
+# ----------------------------------------------------------------------------------------------------------
+# SFTP (draft-ietf-secsh-filexfer-02, version 3) over paramiko's SSH transport
+# ----------------------------------------------------------------------------------------------------------
+
+SSH_WINDOW = 16 << 20       # bytes the server may send unasked; one window per round trip limits the speed
+SSH_PACKET = 266_240        # bytes; one whole answer to the largest READ
+PORTABLE_READ = 32_768      # bytes of a READ that every server answers in full (draft section 3)
+LARGEST_READ = 261_120      # what OpenSSH allows, and is asked for (limits@openssh.com)
+IN_FLIGHT = 8 << 20         # bytes asked for and not yet here; below SSH_WINDOW, so that answers never block
+OPEN_FILES = 64             # at once in a pipeline
+MAX_MESSAGE = 4 << 20       # bytes of one SFTP message; more is not SFTP
+
+(INIT, VERSION, OPEN, CLOSE, READ, LSTAT, OPENDIR, READDIR, REMOVE, MKDIR, RENAME, STAT) = (
+    1, 2, 3, 4, 5, 7, 11, 12, 13, 14, 18, 17)
+(STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED, EXTENDED_REPLY) = (101, 102, 103, 104, 105, 200, 201)
+OPEN_TO_READ = b"\0\0\0\1" b"\0\0\0\0"      # flags, no attributes
+(OK, END_OF_FILE, NO_SUCH_FILE, PERMISSION_DENIED) = (0, 1, 2, 3)
+
+
+def _paramiko() -> Any:
+    try:
+        paramiko = importlib.import_module("paramiko")
+    except ImportError:
+        raise ConfigError("sftp:// needs paramiko: pip install paramiko") from None
+    logger = logging.getLogger("paramiko")      # it logs tracebacks of what is reported here in one sentence
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.CRITICAL)
+    return paramiko
+
+
+def known_host_keys(text: str, host: str, port: int) -> tuple[set[bytes], set[bytes]]:
+    """(keys, revoked keys) of a host in the text of a known_hosts file (sshd(8)): hashed names, patterns and
+    several keys of a host included; certificate authorities and lines that cannot be read are not."""
+    wanted = host.lower() if port == 22 else f"[{host.lower()}]:{port}"
+    keys: set[bytes] = set()
+    revoked: set[bytes] = set()
+    for line in text.splitlines():
+        fields = line.split()
+        marker = fields.pop(0) if fields and fields[0].startswith("@") else ""
+        if len(fields) < 3 or fields[0].startswith("#") or marker not in ("", "@revoked"):
+            continue
+        with contextlib.suppress(binascii.Error, ValueError):
+            key = base64.b64decode(fields[2], validate=True)
+            if key.startswith(_string(fields[1].encode())) and _host_matches(fields[0], wanted):
+                (revoked if marker else keys).add(key)
+    return keys, revoked
+
+
+def _host_matches(field: str, wanted: str) -> bool:
+    if field.startswith("|1|"):
+        _, _, salt, digest = field.split("|")
+        return hmac.new(base64.b64decode(salt), wanted.encode(), "sha1").digest() == base64.b64decode(digest)
+    found = False
+    for pattern in field.lower().split(","):
+        # Only * and ? are special there; a bracket is the one around the host of another port.
+        matches = fnmatch.fnmatchcase(wanted, pattern.lstrip("!").replace("[", "[[]"))
+        if matches and pattern.startswith("!"):
+            return False
+        found = found or matches
+    return found
+
+
+class FastPipe:
+    """Stands in for paramiko's BufferedPipe as a channel's in_buffer, which moves its whole content at each
+    read: more than half of the time of a large download. Here pieces are handed out as they came."""
+
+    def __init__(self, timeout_error: Callable[[], Exception]) -> None:
+        self._timeout_error = timeout_error
+        self._ready = threading.Condition()
+        self._pieces: deque[bytes] = deque()
+        self._length = 0
+        self._closed = False
+
+    def feed(self, data: bytes) -> None:
+        with self._ready:
+            self._pieces.append(data)
+            self._length += len(data)
+            self._ready.notify()
+
+    def read(self, nbytes: int, timeout: Optional[float] = None) -> bytes:
+        with self._ready:
+            if not self._ready.wait_for(lambda: self._length or self._closed, timeout):
+                raise self._timeout_error()
+            pieces, room = [], nbytes
+            while self._pieces and len(self._pieces[0]) <= room:
+                pieces.append(self._pieces.popleft())
+                room -= len(pieces[-1])
+            if self._pieces and not pieces:
+                pieces.append(self._pieces[0][:room])
+                self._pieces[0] = self._pieces[0][room:]
+            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            self._length -= len(data)
+            return data
+
+    def close(self) -> None:
+        with self._ready:
+            self._closed = True
+            self._ready.notify_all()
+
+    def __len__(self) -> int:
+        return self._length
+
+
+class _Fields:
+    """The fields of one message in turn; _Broken if it is too short for them."""
+
+    def __init__(self, body: memoryview) -> None:
+        self._body, self._at = body, 0
+
+    def number(self, form: str = ">I") -> int:
+        try:
+            value: int = struct.unpack_from(form, self._body, self._at)[0]
+        except struct.error as error:
+            raise _Broken("an SFTP message that is too short") from error
+        self._at += struct.calcsize(form)
+        return value
+
+    def string(self) -> memoryview:
+        length = self.number()
+        text = self._body[self._at:self._at + length]
+        if len(text) != length:
+            raise _Broken("an SFTP message that is too short")
+        self._at += length
+        return text
+
+    def entry(self, name: str, long_name: bytes = b"") -> Optional[Entry]:
+        """Attributes (draft section 5) as an entry; None if they tell no kind, or no size of a file."""
+        flags = self.number()
+        size = self.number(">Q") if flags & 1 else None
+        if flags & 2:
+            self._at += 8                               # user and group
+        mode = self.number() if flags & 4 else 0
+        if flags & 8:
+            self._at += 4                               # time of last access
+        mtime = self.number() if flags & 8 else None
+        for _ in range(self.number() if flags & 0x80000000 else 0):
+            self.string(), self.string()
+        letter = stat.filemode(mode)[0] if stat.S_IFMT(mode) else long_name[:1].decode("latin-1")
+        kind = UNIX_KINDS.get(letter, "other")
+        if not letter or (kind == "file" and size is None):
+            return None
+        iso = "" if mtime is None else (EPOCH + datetime.timedelta(seconds=mtime)).isoformat()
+        return Entry(name, kind, size or 0 if kind == "file" else 0, iso)
+
+
+EPOCH = datetime.datetime(1970, 1, 1)
+
+
+def _string(text: bytes) -> bytes:
+    return struct.pack(">I", len(text)) + text
+
+
+class SftpSession:
+    """Requests and answers of SFTP version 3 on an open channel. Requests are gathered, and sent when an
+    answer has to be waited for. Whatever ends the conversation is _Broken.
+
+    Not paramiko.SFTPClient: it decodes names, waits without limit, and cannot have several files under
+    way."""
+
+    def __init__(self, channel: Any, errors: tuple[type[BaseException], ...]) -> None:
+        self._channel, self._errors = channel, errors
+        self._outbox, self._inbox, self._at = bytearray(), b"", 0
+        self._number = 0
+        self.largest_read = PORTABLE_READ
+
+    def start(self) -> None:
+        self._outbox += struct.pack(">IBI", 5, INIT, 3)
+        fields = self._message()
+        if fields.number(">B") != VERSION:
+            raise _Broken("not an SFTP server")
+        fields.number()
+        extensions = set()
+        with contextlib.suppress(_Broken):              # ends with the message
+            while True:
+                extensions.add(bytes(fields.string()))
+                fields.string()
+        if b"limits@openssh.com" in extensions:
+            kind, fields = self.call(EXTENDED, _string(b"limits@openssh.com"))
+            if kind == EXTENDED_REPLY:
+                fields.number(">Q")
+                limit = fields.number(">Q")
+                self.largest_read = max(PORTABLE_READ, min(limit, LARGEST_READ))
+
+    def send(self, kind: int, body: bytes) -> int:
+        """Gather one request; its number."""
+        self._number = (self._number + 1) & 0xFFFFFFFF
+        self._outbox += struct.pack(">IBI", len(body) + 5, kind, self._number) + body
+        return self._number
+
+    def receive(self) -> tuple[int, int, _Fields]:
+        """The next answer: (kind, number of the request, fields)."""
+        fields = self._message()
+        return fields.number(">B"), fields.number(), fields
+
+    def call(self, kind: int, body: bytes) -> tuple[int, _Fields]:
+        """One request with none under way, and its answer."""
+        number = self.send(kind, body)
+        kind, answered, fields = self.receive()
+        if answered != number:
+            raise _Broken("an SFTP answer out of turn")
+        return kind, fields
+
+    def _message(self) -> _Fields:
+        self._need(4)
+        length = int.from_bytes(self._inbox[self._at:self._at + 4], "big")
+        if not 5 <= length <= MAX_MESSAGE:
+            raise _Broken("not an SFTP message (does a login script print something?)")
+        self._need(4 + length)
+        start = self._at + 4
+        self._at = start + length
+        return _Fields(memoryview(self._inbox)[start:self._at])
+
+    def _need(self, count: int) -> None:
+        missing = count - (len(self._inbox) - self._at)
+        if missing <= 0:
+            return
+        pieces = [self._inbox[self._at:]]
+        try:
+            if self._outbox:
+                self._channel.sendall(bytes(self._outbox))
+                self._outbox.clear()
+            while missing > 0:
+                piece = self._channel.recv(1 << 20)
+                if not piece:
+                    raise _Broken("the server closed the connection")
+                pieces.append(piece)
+                missing -= len(piece)
+        except self._errors as error:
+            raise _Broken from error
+        self._inbox, self._at = b"".join(pieces), 0
+
+
+def _status(kind: int, fields: _Fields) -> tuple[int, str]:
+    """(code, text) of a STATUS answer; _Broken if it is another one."""
+    if kind != STATUS:
+        raise _Broken(f"an SFTP answer of kind {kind} that was not asked for")
+    code, text = fields.number(), ""
+    with contextlib.suppress(_Broken):                  # old servers send no text
+        text = bytes(fields.string()).decode("utf-8", "replace")
+    return code, text or "refused"
+
+
+def _refusal(path: str, kind: int, fields: _Fields) -> Error:
+    """The Error for a status that says no."""
+    return _refused(path, *_status(kind, fields))
+
+
+def _refused(path: str, code: int, text: str) -> Error:
+    message = f"{path}: {text} (SFTP status {code})"
+    return FileGone(message) if code == NO_SUCH_FILE else FileRefused(message)
+
+
+class _Download:
+    """One file of a pipeline."""
+
+    __slots__ = ("asked", "end_seen", "ended", "handle", "job", "parked", "written")
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.handle: Optional[bytes] = None
+        self.asked = self.written = 0                   # bytes
+        self.parked: dict[int, bytes] = {}              # pieces that came before their turn, by offset
+        self.end_seen = self.ended = False              # ended: complete, or given up
+
+
+class SftpPipeline:
+    """Fetches files with many requests under way: up to OPEN_FILES files, IN_FLIGHT bytes.
+
+    Each file is asked for up to one byte past its listed size, so that its end is seen: a file that grew or
+    shrank since the listing is FileChanged."""
+
+    def __init__(self, session: SftpSession, encoding: str) -> None:
+        self._session, self._encoding = session, encoding
+        self._waiting: dict[int, tuple[Optional[_Download], int, int]] = {}  # request -> file, offset, length
+        self._hungry: deque[_Download] = deque()        # files of which more is to be asked for
+        self._open = 0
+        self._in_flight = 0
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
+        todo = iter(jobs)
+        while True:
+            while self._open < OPEN_FILES:
+                job = next(todo, None)
+                if job is None:
+                    break
+                try:
+                    path = encode_name(job.path, self._encoding)
+                except FileRefused as error:
+                    yield job, error
+                    continue
+                self._open += 1
+                number = self._session.send(OPEN, _string(path) + OPEN_TO_READ)
+                self._waiting[number] = (_Download(job), 0, 0)
+            self._ask_more()
+            if not self._waiting:
+                return
+            kind, number, fields = self._session.receive()
+            if number not in self._waiting:
+                raise _Broken("an SFTP answer out of turn")
+            download, offset, length = self._waiting.pop(number)
+            self._in_flight -= length
+            if download is None or download.ended:      # of CLOSE, or of a file that has been given up
+                continue
+            problem: Optional[Error] = None
+            try:
+                self._take(download, kind, fields, offset, length)
+            except Error as error:
+                problem, download.ended = error, True
+            if download.ended:
+                self._open -= 1
+                if download.handle is not None:
+                    self._waiting[self._session.send(CLOSE, _string(download.handle))] = (None, 0, 0)
+                yield download.job, problem
+
+    def _ask_more(self) -> None:
+        while self._hungry and self._in_flight < IN_FLIGHT:
+            download = self._hungry[0]
+            length = min(self._session.largest_read, download.job.size + 1 - download.asked)
+            if download.ended or length <= 0:
+                self._hungry.popleft()
+                continue
+            if download.asked - download.written >= IN_FLIGHT:
+                return                                  # much is parked: wait for the piece that is late
+            self._read(download, download.asked, length)
+            download.asked += length
+
+    def _read(self, download: _Download, offset: int, length: int) -> None:
+        assert download.handle is not None
+        number = self._session.send(READ, _string(download.handle) + struct.pack(">QI", offset, length))
+        self._waiting[number] = (download, offset, length)
+        self._in_flight += length
+
+    def _take(self, download: _Download, kind: int, fields: _Fields, offset: int, length: int) -> None:
+        """One answer about a file that is still under way. Sets `ended` when all of it is written."""
+        path, size = download.job.path, download.job.size
+        if download.handle is None:
+            if kind != HANDLE:
+                raise _refusal(path, kind, fields)
+            download.handle = bytes(fields.string())
+            self._hungry.append(download)
+            return
+        if kind == DATA:
+            data = fields.string()
+        else:
+            code, text = _status(kind, fields)
+            if code != END_OF_FILE:
+                raise FileRefused(f"{path}: {text} (SFTP status {code})")
+            data = memoryview(b"")
+        end = offset + len(data)
+        if end > size:
+            raise FileChanged(f"{path}: more than the {size} bytes listed")
+        if not data or (end == size and length <= PORTABLE_READ):   # the end alone cuts such a READ short
+            if end < size:
+                raise FileChanged(f"{path}: {end} bytes instead of the {size} listed")
+            download.end_seen = True
+        elif len(data) < length:                        # a server may give less: ask for the rest
+            self._read(download, end, length - len(data))
+        if offset == download.written:
+            self._write(download, data)
+            while download.written in download.parked:
+                self._write(download, memoryview(download.parked.pop(download.written)))
+        elif data:
+            download.parked[offset] = bytes(data)
+        download.ended = download.end_seen and download.written == size
+
+    @staticmethod
+    def _write(download: _Download, data: memoryview) -> None:
+        if data:
+            download.job.write(data)
+            download.written += len(data)
+
+
+class SftpServer(FileServer):
+    """sftp:// - the host's key is checked before anything secret is sent; no agent, no key but the
+    configured."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._paramiko = _paramiko()
+        self._key_file, self._passphrase = config.key, config.secret("key_passphrase")
+        self._host_key = config.host_key or ""
+        self._known_hosts = os.path.expanduser(config.known_hosts or "~/.ssh/known_hosts")
+        self._transport: Any = None
+        self._session: Optional[SftpSession] = None
+
+    # -- connection
+
+    def _open(self) -> None:
+        paramiko = self._paramiko
+        key = self._private_key() if self._key_file else None
+        known, revoked = self._trusted_keys()
+        self._transport = transport = paramiko.Transport(self._dial())
+        transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = self.timeout
+        options = transport.get_security_options()
+        options.ciphers = sorted(options.ciphers, key=lambda name: "gcm" not in name)   # the fastest first
+        self._ask_for_known_types(options, known)
+        try:
+            transport.start_client(timeout=self.timeout)
+            server_key = transport.get_remote_server_key()      # raises if the time was up
+        except paramiko.ssh_exception.IncompatiblePeer as error:
+            raise ServerDown(
+                f"{self.label}: no algorithm in common ({error}); if known_hosts has another kind of key, "
+                f"add what `ssh-keyscan -p {self.port} {self.host}` prints; if the server knows SHA-1 only, "
+                "update it, or here: pip install 'paramiko<5'") from None
+        self._check_host_key(server_key.asbytes(), known, revoked)
+        self._log_in(transport, key)
+        channel = transport.open_session(SSH_WINDOW, SSH_PACKET, timeout=self.timeout)
+        channel.settimeout(self.timeout)
+        if hasattr(channel, "in_buffer"):
+            channel.in_buffer = FastPipe(importlib.import_module("paramiko.buffered_pipe").PipeTimeout)
+        channel.invoke_subsystem("sftp")                # no limit but the watchdog of connect()
+        session = SftpSession(channel, (OSError, EOFError, paramiko.SSHException))
+        session.start()
+        self._session = session
+
+    def _private_key(self) -> Any:
+        """Raises ConfigError; a passphrase never shows in it."""
+        paramiko, path = self._paramiko, os.path.expanduser(self._key_file or "")
+        problems = []
+        for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
+            try:
+                return kind.from_private_key_file(path, password=self._passphrase or None)
+            except paramiko.PasswordRequiredException:
+                raise ConfigError(f"key {path} is encrypted: set key_passphrase") from None
+            except OSError as error:
+                raise ConfigError(f"key {path}: {error.strerror}") from None
+            except Exception as error:                          # each class refuses others in its own way
+                problems.append(str(error) or type(error).__name__)
+        with contextlib.suppress(Exception):                    # PKCS#8, newer paramiko only
+            return paramiko.PKey.from_path(path, self._passphrase.encode() if self._passphrase else None)
+        raise ConfigError(f"key {path} cannot be used (format, or wrong key_passphrase): {problems[-1]}")
+
+    def _trusted_keys(self) -> tuple[set[bytes], set[bytes]]:
+        if self._host_key:
+            return set(), set()
+        try:
+            with open(self._known_hosts, encoding="utf-8", errors="surrogateescape") as file:
+                return known_host_keys(file.read(), self.host, self.port)
+        except FileNotFoundError:
+            return set(), set()
+        except OSError as error:
+            raise ConfigError(f"known_hosts {self._known_hosts}: {error.strerror}") from None
+
+    @staticmethod
+    def _ask_for_known_types(options: Any, known: set[bytes]) -> None:
+        """Else a server with several keys would show one that known_hosts does not have."""
+        types = {bytes(_Fields(memoryview(key)).string()).decode("latin-1") for key in known}
+        if "ssh-rsa" in types:                                  # the kind of key; signed with SHA-2 only
+            types = types - {"ssh-rsa"} | {"rsa-sha2-512", "rsa-sha2-256"}
+        usable = [name for name in options.key_types if name in types]
+        if usable:
+            options.key_types = usable
+
+    def _check_host_key(self, key: bytes, known: set[bytes], revoked: set[bytes]) -> None:
+        fingerprint = "SHA256:" + base64.b64encode(hashlib.sha256(key).digest()).decode().rstrip("=")
+        pins = [pin.strip().rstrip("=") for pin in self._host_key.split(",") if pin.strip()]
+        if fingerprint in pins or (key in known and key not in revoked):
+            return
+        if pins:
+            problem = "is not the one in host_key"
+        elif key in revoked:
+            problem = f"is revoked in {self._known_hosts}"
+        elif known:
+            problem = f"is NOT the one in {self._known_hosts}: it was changed, or someone is in between"
+        else:
+            problem = f"is not in {self._known_hosts}"
+        raise HostKeyRefused(
+            f"{self.label}: the server's key {fingerprint} {problem}; nothing was sent. If its owner "
+            f"confirms it, set host_key={fingerprint}, or add the line that "
+            f"`ssh-keyscan -p {self.port} {self.host}` prints to known_hosts")
+
+    def _log_in(self, transport: Any, key: Any) -> None:
+        if key is None and not self.password:
+            raise LoginRefused(f"{self.label}: neither password nor key is set")
+        try:
+            if key is not None:
+                transport.auth_publickey(self.user, key)
+            if not transport.is_authenticated() and self.password:      # also as a second factor
+                transport.auth_password(self.user, self.password)       # falls back to keyboard-interactive
+        except self._paramiko.BadAuthenticationType as error:
+            raise LoginRefused(f"{self.label}: login as {self.user}: the server wants "
+                               f"{' or '.join(error.allowed_types)}") from None
+        except self._paramiko.AuthenticationException as error:
+            if transport.is_active():
+                reason = self._without_password(str(error))
+                raise LoginRefused(f"{self.label}: login as {self.user} refused: {reason}") from None
+            raise                                                       # the connection broke meanwhile
+        if not transport.is_authenticated():
+            raise LoginRefused(f"{self.label}: login as {self.user}: the server wants a further proof; "
+                               "set both key and password")
+
+    def close(self) -> None:
+        transport, self._transport, self._session = self._transport, None, None
+        self._shut_down()               # the transport's thread ends at once
+        if transport is not None:
+            transport.close()
+        super().close()
+
+    def _talk(self) -> SftpSession:
+        if self._session is None:
+            self.connect()
+        assert self._session is not None
+        return self._session
+
+    # -- what a FileServer does
+
+    def _name(self, path: str) -> bytes:
+        return _string(encode_name(path or ".", self.encoding))
+
+    def _do(self, path: str, kind: int, body: bytes) -> None:
+        """A request that is answered by a status. Raises FileGone, FileRefused."""
+        kind, fields = self._talk().call(kind, body)
+        code, text = _status(kind, fields)
+        if code != OK:
+            raise _refused(path, code, text)
+
+    def _list(self, folder: str) -> Listing:
+        session = self._talk()
+        kind, fields = session.call(OPENDIR, self._name(folder))
+        if kind != HANDLE:
+            raise _refusal(folder, kind, fields)
+        handle = _string(bytes(fields.string()))
+        entries: Listing = []
+        seen = 0
+        while True:
+            kind, fields = session.call(READDIR, handle)
+            if kind != NAME:
+                code, text = _status(kind, fields)
+                break
+            count = fields.number()
+            if count == 0:              # Synology's way to say that this was all
+                code = END_OF_FILE
+                break
+            seen += count
+            if seen > MAX_ENTRIES:
+                raise _Broken("a listing without an end")
+            for _ in range(count):
+                name = decode_name(bytes(fields.string()), self.encoding)
+                long_name = bytes(fields.string())
+                entry = fields.entry(name, long_name)
+                if name in (".", ".."):
+                    continue
+                if entry is None:
+                    self._unknown_line(name)
+                else:
+                    entries.append(entry)
+        session.call(CLOSE, handle)
+        if code != END_OF_FILE:
+            raise FileRefused(f"{folder}: {text} (SFTP status {code})")
+        return entries
+
+    def _stat(self, path: str) -> Optional[Entry]:
+        """The entry, links not followed; None if it is not there. Raises FileRefused if that cannot be
+        told."""
+        kind, fields = self._talk().call(LSTAT, self._name(path))
+        if kind != ATTRS:
+            error = _refusal(path, kind, fields)
+            if isinstance(error, FileGone):
+                return None
+            raise error
+        entry = fields.entry(split_path(path)[1])
+        if entry is None:
+            raise FileRefused(f"{path}: the server does not tell its kind and size")
+        return entry
+
+    def same(self, path: str, seen: Entry) -> Optional[bool]:
+        with self._talking(f"looking at {path}"):
+            encode_name(path, self.encoding)            # a path that is never sent is no question for a listing
+            try:
+                now = self._stat(path)
+            except FileRefused:
+                now = self._find(path)
+            return None if now is None else now.kind == seen.kind and same_version(now, seen)
+
+    def _exists(self, path: str) -> bool:
+        kind, fields = self._talk().call(LSTAT, self._name(path))
+        if kind == ATTRS:
+            return True
+        return not isinstance(_refusal(path, kind, fields), FileGone) and self._find(path) is not None
+
+    def fetch_many(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
+        complete = False
+        try:
+            with self._talking("fetching"):
+                yield from SftpPipeline(self._talk(), self.encoding).run(jobs)
+            complete = True
+        finally:
+            if not complete:            # answers are under way that nobody waits for any more
+                self.close()
+
+    def delete(self, path: str) -> None:
+        with self._talking(f"deleting {path}"):
+            self._do(path, REMOVE, self._name(path))
+
+    def rename(self, path: str, target: str) -> None:
+        with self._talking(f"renaming {path}"):
+            body = self._name(path) + self._name(target)
+            if self._exists(target):    # some servers replace it, although the draft (6.5) forbids that
+                raise TargetExists(f"{target} exists")
+            try:
+                self._do(path, RENAME, body)
+            except FileRefused:
+                if self._exists(target):
+                    raise TargetExists(f"{target} exists") from None
+                raise
+
+    def mkdir(self, folder: str) -> None:
+        with self._talking(f"making the folder {folder}"):
+            path = folder.rstrip("/")
+            if not path or self._is_folder(path):
+                return
+            parts = path.split("/")
+            for depth in range(1, len(parts) + 1):
+                part = "/".join(parts[:depth])
+                if not part or self._is_folder(part):
+                    continue
+                try:
+                    self._do(part, MKDIR, self._name(part) + b"\0\0\0\0")
+                except (FileRefused, FileGone) as error:
+                    if not self._is_folder(part):       # or someone else has just made it
+                        raise FileRefused(str(error)) from None
+
+    def _is_folder(self, path: str) -> bool:
+        kind, fields = self._talk().call(STAT, self._name(path))       # a link to a folder will do
+        entry = fields.entry(path) if kind == ATTRS else None
+        return entry is not None and entry.kind == "dir"
+
+    def alive(self) -> bool:
+        if self._session is None:
+            return False
+        try:
+            with self._talking("a look at the login folder"):
+                self._session.call(LSTAT, self._name("."))
+                return True
+        except ServerDown:
+            return False
+
+
+def new_server(config: Config) -> FileServer:
+    """The file server of the settings; nothing is connected yet."""
+    return SftpServer(config) if config.target.scheme == "sftp" else FtpServer(config)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Selection: which of the listed files are to be handled now
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """A listed file: `relative` is its path below the polled folder."""
+
+    path: str
+    relative: str
+    entry: Entry
+
+
+class Work(NamedTuple):
+    """A file to be handled, and the ledger's row that the claim replaces (None: there is none)."""
+
+    found: Found
+    old: Optional[Row]
+
+    @property
+    def path(self) -> str:
+        return self.found.path
+
+    @property
+    def attempts(self) -> int:
+        """How often this version was claimed before."""
+        return self.old.attempts if self.old and is_version(self.old, self.found.entry) else 0
+
+    @property
+    def failures(self) -> int:
+        return self.old.failures if self.old and is_version(self.old, self.found.entry) else 0
+
+
+class Choice(NamedTuple):
+    """What one look at a listing leads to."""
+
+    ready: List[Work]
+    unsettled: List[Work]  # perhaps still being written
+    waiting: int  # failed files whose back-off has not passed
+
+
+def is_version(row: Row, entry: Entry) -> bool:
+    """Whether a listed file is the version that a row is about."""
+    return row.size == entry.size and same_time(row.mtime, entry.mtime)
+
+
+def same_time(a: str, b: str) -> bool:
+    """Two listed times are the same if they agree at the coarser precision: LIST shows days after half a year."""
+    shorter = min(len(a), len(b))
+    return a[:shorter] == b[:shorter]
+
+
+def epoch_seconds(mtime: str) -> Optional[float]:
+    """A listed time as UTC epoch seconds, None if there is none. LIST has no zone: it is taken as UTC."""
+    if not mtime:
+        return None
+    try:
+        return datetime.datetime.fromisoformat(mtime).replace(tzinfo=datetime.timezone.utc).timestamp()
+    except ValueError:
+        return None
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a listed name is one path segment. Others would lead out of the folder (CWE-22) or split a command."""
+    if name in ("", ".", "..") or re.search(r"[/\0\r\n]", name):
+        return False
+    return os.name == "posix" or not re.search(r'[\\:*?"<>|]', name)
+
+
+class Selector:
+    """Filters, the order, and the memory of when a file was first seen as it is. Knows no server and no ledger.
+
+    `clock` is the member's own: LIST tells no zone, so ages are counted from the first sight.
+    """
+
+    def __init__(self, config: Config, clock: Callable[[], float]) -> None:
+        self.config, self.clock = config, clock
+        self.refused = 0
+        self._patterns, self._exclude = config.patterns("pattern"), config.patterns("exclude")
+        self._seen: Dict[str, Tuple[int, str, float]] = {}
+        self._told: Set[str] = set()
+        self._base = config.target.path
+        self._targets = [a[len("move:") :].rstrip("/") for a in (config.after, config.after_error) if a[:5] == "move:"]
+
+    def walk(self, server: FileServer, folder: Optional[str] = None, below: str = "") -> List[Found]:
+        """Lists the polled folder, with its subfolders if `recursive`; raises what the server raises."""
+        folder = self._base if folder is None else folder
+        found: List[Found] = []
+        for entry in server.list(folder):
+            if not is_plain_name(entry.name):
+                self._refuse(folder, entry.name)
+                continue
+            path = entry.name if folder in (".", "") else posixpath.join(folder, entry.name)
+            relative = posixpath.join(below, entry.name)
+            if entry.kind == "file":
+                found.append(Found(path, relative, entry))
+            elif entry.kind == "dir" and self.config.recursive and self._descends(folder, path, relative):
+                try:
+                    found += self.walk(server, path, relative)
+                except FileGone:
+                    continue  # removed since the listing
+        return found
+
+    def _refuse(self, folder: str, name: str) -> None:
+        self.refused += 1
+        if name not in self._told and len(self._told) < 1000:
+            self._told.add(name)
+            event("file_refused", logging.WARNING, folder=folder, name=repr(name), reason="not a plain file name")
+
+    def _descends(self, folder: str, path: str, relative: str) -> bool:
+        if relative.count("/") > 100 or self._matches(self._exclude, relative):
+            return False
+        return all(path != (target if target.startswith("/") else posixpath.normpath(posixpath.join(folder, target)))
+                   for target in self._targets)  # fmt: skip
+
+    def _matches(self, patterns: Iterable[str], relative: str) -> bool:
+        """A pattern with a slash is for the path below the polled folder, another one for the name."""
+        name = posixpath.basename(relative)
+        return any(fnmatch.fnmatchcase(relative if "/" in pattern else name, pattern) for pattern in patterns)
+
+    def wants(self, found: Found) -> bool:
+        """Whether the name is asked for. Hidden and temporary names need a pattern of their own."""
+        name = found.entry.name
+        suffix = self.config.ready_suffix
+        if suffix and name.endswith(suffix):
+            return False
+        chosen = self._patterns
+        if name.startswith("."):
+            chosen = [pattern for pattern in chosen if posixpath.basename(pattern).startswith(".")]
+        elif name.lower().endswith(TEMPORARY):
+            chosen = [pattern for pattern in chosen if pattern.lower().endswith(TEMPORARY)]
+        return self._matches(chosen, found.relative) and not self._matches(self._exclude, found.relative)
+
+    def choose(self, listing: Sequence[Found], known: Callable[[str], Optional[Row]], busy: Set[str]) -> Choice:
+        """Divides a listing. `known` gives a path's row in the ledger, `busy` are the paths in work."""
+        now, wall = self.clock(), time.time()
+        config = self.config
+        names = {found.path for found in listing} if config.ready_suffix else set()
+        seen, self._seen = self._seen, {}
+        ready: List[Work] = []
+        unsettled: List[Work] = []
+        waiting = 0
+        for found in listing:
+            path, entry = found.path, found.entry
+            row = known(path)
+            if row is not None and row.state == "done" and row.size == entry.size and same_time(row.mtime, entry.mtime):
+                continue
+            if path in busy or not self.wants(found):
+                continue
+            if config.ready_suffix and path + config.ready_suffix not in names:
+                continue
+            mtime = epoch_seconds(entry.mtime)
+            if config.max_age is not None and mtime is not None and wall - mtime > config.max_age:
+                continue
+            known_version = row is not None and is_version(row, entry)
+            if row is not None and known_version:
+                if row.state == "quarantined":
+                    continue
+                if row.state == "failed" and row.due is not None and row.due > now:
+                    waiting += 1
+                    continue
+            before = seen.get(path)
+            since = before[2] if before and before[0] == entry.size and same_time(before[1], entry.mtime) else now
+            self._seen[path] = (entry.size, entry.mtime, since)
+            if now - since < config.min_age:
+                continue
+            settled = known_version or now - since >= config.settle
+            (ready if settled else unsettled).append(Work(found, row))
+        return Choice(self.order(ready), self.order(unsettled), waiting)
+
+    def settled(self, works: Sequence[Work], listing: Sequence[Found]) -> List[Work]:
+        """Those that a second listing, `settle` seconds later, shows unchanged."""
+        again = {found.path: found.entry for found in listing}
+        kept = []
+        for work in works:
+            entry = again.get(work.found.path)
+            if entry is not None and same_version(entry, work.found.entry):
+                kept.append(work)
+            else:
+                self._seen.pop(work.found.path, None)
+        return kept
+
+    def order(self, works: List[Work]) -> List[Work]:
+        """In the order of `sort`; files of the same rank by path."""
+        key = self.config.sort.lstrip("-")
+        works.sort(key=lambda work: work.found.path)
+        if key != "name":
+            works.sort(key=lambda work: (work.found.entry.size if key == "size" else 0, work.found.entry.mtime))
+        if self.config.sort.startswith("-"):
+            works.reverse()
+        return works
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ledger: what was done with each version of each file
+# ---------------------------------------------------------------------------------------------------------------------
+#
+#     (none) --claim--> claimed --handler succeeded--> done [action due] --action succeeded--> (none)
+#                          |  ^                          '--- after = keep: stays while the file is listed
+#                  failure |  | back-off over
+#                          v  |
+#                        failed --max_attempts--> quarantined [action due]
+#
+# A claim of another term is void. One of this term that is not in work had an unknown outcome: it is void, too.
+
+
+class Rows(Protocol):
+    """Where the ledger's rows are: a Database, or MemoryRows."""
+
+    def rows(self, group: str, only_open: bool = False) -> Iterator[Row]: ...
+
+    def done_count(self, group: str) -> int: ...
+
+    def write(self, fence: Fence, changes: Sequence[Change]) -> List[bool]: ...
+
+    def written(self, fence: Fence, changes: Sequence[Change]) -> List[bool]: ...
+
+
+class MemoryRows:
+    """The ledger when it is off: this process's own memory of what it is doing, nothing that outlives it."""
+
+    def __init__(self) -> None:
+        self._rows: Dict[str, Row] = {}
+
+    def rows(self, group: str, only_open: bool = False) -> Iterator[Row]:
+        return iter([row for row in self._rows.values() if not only_open or row.state != "done" or row.action])
+
+    def done_count(self, group: str) -> int:
+        return sum(row.state == "done" and not row.action for row in self._rows.values())
+
+    def write(self, fence: Fence, changes: Sequence[Change]) -> List[bool]:
+        return [self._change(fence.term, change) for change in changes]
+
+    def _change(self, term: int, change: Change) -> bool:
+        path = _path(change)
+        row = self._rows.get(path)
+        if (row and row[1:6]) != (change.old and change.old[1:6]):
+            return False
+        if change.new is None:
+            self._rows.pop(path, None)
+        else:
+            self._rows[path] = change.new._replace(term=term, due=change.delay)
+        return True
+
+    def written(self, fence: Fence, changes: Sequence[Change]) -> List[bool]:
+        return [False] * len(changes)
+
+
+class Ledger:
+    """The rows of one group during one term: read once, then kept; every write is fenced and compares the old row.
+
+    All methods may be called from several threads. They raise LeaseLost once the lease is over, and DatabaseDown.
+    """
+
+    def __init__(self, rows: Rows, group: str, member: str, lease: Lease, clock: Callable[[], float]) -> None:
+        self.lease = lease
+        self._store, self._group, self._clock = rows, group, clock
+        self._fence = Fence(group, member, lease.term)
+        self._lock = threading.Lock()
+        self._rows: Dict[str, Row] = {}
+        self._done = 0
+
+    def load(self) -> None:
+        """Reads all rows."""
+        with self._lock:
+            self._rows = {row.path: self._dated(row) for row in self._store.rows(self._group)}
+            self._done = sum(row.state == "done" and not row.action for row in self._rows.values())
+
+    def refresh(self) -> None:
+        """Reads what an operator may have changed: two statements, however many files are known."""
+        self.lease.check()
+        with self._lock:
+            still_open = {row.path: self._dated(row) for row in self._store.rows(self._group, only_open=True)}
+            for path, row in list(self._rows.items()):
+                if (row.state != "done" or row.action) and path not in still_open:
+                    del self._rows[path]
+            self._rows.update(still_open)
+            self._done = sum(row.state == "done" and not row.action for row in self._rows.values())
+            unchanged = self._store.done_count(self._group) == self._done
+        if not unchanged:
+            self.load()
+
+    def _dated(self, row: Row) -> Row:
+        """A row whose due time is one of the member's own clock."""
+        return row if row.due is None else row._replace(due=self._clock() + row.due)
+
+    def get(self, path: str) -> Optional[Row]:
+        return self._rows.get(path)
+
+    def all(self) -> List[Row]:
+        with self._lock:
+            return list(self._rows.values())
+
+    def claim(self, works: Sequence[Work]) -> List[Optional[Row]]:
+        """Claims files; None for one that somebody changed in the meantime: it waits for the next poll."""
+        changes = [
+            Change(
+                work.old,
+                Row(work.found.path, work.found.entry.size, work.found.entry.mtime, "claimed", self.lease.term,
+                    work.attempts + 1, work.failures),
+            )
+            for work in works
+        ]  # fmt: skip
+        made = self.write(changes)
+        return [change.new if ok else None for change, ok in zip(changes, made)]
+
+    def change(self, old: Row, new: Optional[Row], delay: Optional[float] = None) -> None:
+        """One step that only this term may make. Raises LeaseLost if the row is no longer this term's."""
+        if not self.write([Change(old, new, delay)])[0]:
+            raise LeaseLost(self.lease.term)
+
+    def write(self, changes: Sequence[Change]) -> List[bool]:
+        """Makes changes, trying again while the database is away, as long as the lease lasts."""
+        unknown = False
+        while True:
+            self.lease.check()
+            try:
+                with self._lock:
+                    made = self._store.write(self._fence, changes)
+                    if unknown and not all(made):  # an earlier try may have been carried out after all
+                        made = [a or b for a, b in zip(made, self._store.written(self._fence, changes))]
+                    for change, ok in zip(changes, made):
+                        if ok:
+                            self._remember(change)
+                return made
+            except DatabaseDown:
+                unknown = True
+                time.sleep(min(0.2, max(0.0, self.lease.remaining())))  # not held up by anything but the lease
+
+    def _remember(self, change: Change) -> None:
+        if change.new is None:
+            self._rows.pop(_path(change), None)
+        else:
+            due = None if change.delay is None else self._clock() + change.delay
+            self._rows[change.new.path] = change.new._replace(term=self.lease.term, due=due)
+
+    def due_actions(self, busy: Set[str]) -> List[Row]:
+        """Rows whose after-action has not succeeded yet and may be tried now."""
+        now = self._clock()
+        return [row for row in self.all() if row.action and row.path not in busy and (row.due or 0) <= now]
+
+    def forget_unlisted(self, listed: Set[str], retention: float) -> None:
+        """Dates the rows of files that are no longer listed, and drops them `retention` seconds later."""
+        now = self._clock()
+        changes = []
+        for row in self.all():
+            if row.state != "done" or row.action:
+                continue
+            if row.path in listed:
+                if row.due is not None:
+                    changes.append(Change(row, row))
+            elif row.due is None:
+                changes.append(Change(row, row, retention))
+            elif row.due <= now:
+                changes.append(Change(row, None))
+        for start in range(0, len(changes), BATCH_FILES):
+            self.write(changes[start : start + BATCH_FILES])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Delivery: a local copy, a folder, a command, a Python handler
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class LocalTrouble(Error):
+    """This host, not the file, is the reason: a full disk, a missing command. Not counted as the file's failure."""
+
+
+class File:
+    """What a Python handler gets: a fetched, complete copy of one file.
+
+    `path` is the path on the server, `size` in bytes, `mtime` in UTC epoch seconds or None, `attempt` counts from 1;
+    `lease.valid()` tells whether effects are still allowed. `local` is the copy's path, gone after the handler.
+    """
+
+    def __init__(self, path: str, size: int, mtime: Optional[float], attempt: int, lease: Lease, local: Path) -> None:
+        self.path, self.size, self.mtime, self.attempt = path, size, mtime, attempt
+        self.lease, self.local = lease, local
+        self.name = posixpath.basename(path)
+
+    def open(self) -> IO[bytes]:
+        """The content as a binary stream."""
+        return open(self.local, "rb")
+
+    def read(self) -> bytes:
+        return self.local.read_bytes()
+
+    def text(self, encoding: str = "utf-8") -> str:
+        return self.local.read_text(encoding=encoding)
+
+    def json(self) -> Any:
+        return json.loads(self.read())
+
+    def xml(self) -> xml.etree.ElementTree.Element:
+        """The root element. DTDs are refused: entities in them can be made to fill the memory (CWE-776)."""
+        content = self.read()
+        if any("<!DOCTYPE".encode(encoding) in content for encoding in ("ascii", "utf-16-le", "utf-16-be")):
+            raise HandlerFailed("the XML file has a DTD, which is refused")
+        return xml.etree.ElementTree.fromstring(content)
+
+    def csv(self, encoding: str = "utf-8-sig", **options: Any) -> Iterator[Dict[str, str]]:
+        """The rows as dictionaries by the first line's names; `options` are csv.DictReader's."""
+        with open(self.local, encoding=encoding, newline="") as stream:
+            yield from csv.DictReader(stream, **options)
+
+    def save(self, folder: Union[str, Path]) -> Path:
+        """Puts a copy into a folder, atomically and under a free name; gives its path."""
+        target = Path(folder)
+        temporary = target / f".ftpcoord-{os.getpid()}-{threading.get_ident()}-{next(_numbers)}.part"
+        with create_file(temporary) as out, self.open() as source:
+            shutil.copyfileobj(source, out, COPY_BYTES)
+            out.flush()
+            os.fsync(out.fileno())
+        try:
+            return publish(temporary, target / self.name)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+
+    def __repr__(self) -> str:
+        return f"File({self.path!r}, attempt={self.attempt})"
+
+
+_numbers = itertools.count(1)
+
+Handler = Callable[[File], object]
+
+
+def create_file(path: Path) -> IO[bytes]:
+    """A new file for writing: never an existing one, never through a link; its mode follows the umask."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags, 0o666), "wb")
+
+
+def publish(temporary: Path, target: Path) -> Path:
+    """Gives a finished file its name, replacing nothing; gives the name it got.
+
+    What is there already with the same content counts as this very file; another one makes the name a numbered one.
+    """
+    for number in itertools.count():
+        wanted = target if number == 0 else target.with_name(numbered(target.name, number))
+        try:
+            _rename_without_replacing(temporary, wanted)
+        except FileExistsError:
+            if not _same_content(temporary, wanted):
+                continue
+            temporary.unlink()
+        sync_folder(target.parent)
+        return wanted
+    raise AssertionError("unreachable")
+
+
+def _rename_without_replacing(source: Path, target: Path) -> None:
+    if os.name != "posix":
+        os.rename(source, target)  # refuses an existing target there
+        return
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError as exc:
+        if exc.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        # A file system without hard links: only this member writes here, so looking first is good enough.
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        os.rename(source, target)
+    else:
+        source.unlink()
+
+
+def _same_content(a: Path, b: Path) -> bool:
+    info = os.lstat(b)
+    if not stat.S_ISREG(info.st_mode) or info.st_size != os.lstat(a).st_size:
+        return False
+    with open(a, "rb") as left, open(b, "rb") as right:
+        while True:
+            one, other = left.read(COPY_BYTES), right.read(COPY_BYTES)
+            if one != other:
+                return False
+            if not one:
+                return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def numbered(name: str, number: int) -> str:
+    """report.csv -> report.1.csv"""
+    stem, dot, suffix = name.rpartition(".")
+    return f"{stem}.{number}.{suffix}" if dot and stem else f"{name}.{number}"
+
+
+class Workplace:
+    """Where fetched copies are made: in `download_dir`, whose finished files stay, or in a private temporary folder."""
+
+    def __init__(self, config: Config, term: int) -> None:
+        self._folder = Path(config.download_dir).expanduser() if config.download_dir else None
+        self._mark = f".ftpcoord-{sha256_text(config.coordination_group)[:8]}-"
+        self._term = term
+        self._private: Optional[Path] = None
+        self._made: Set[Path] = set()
+        self._lock = threading.Lock()
+
+    def clean(self) -> None:
+        """Removes what earlier terms left unfinished in `download_dir`. Raises LocalTrouble."""
+        if self._folder is None:
+            return
+        mine = f"{self._mark}{self._term}-"
+        try:
+            if not self._folder.is_dir():
+                raise LocalTrouble(f"download_dir {self._folder}: is not a folder; create it")
+            for place, folders, names in os.walk(self._folder):
+                folders[:] = [f for f in folders if not os.path.islink(os.path.join(place, f))]
+                for name in names:
+                    if name.startswith(self._mark) and name.endswith(".part") and not name.startswith(mine):
+                        os.unlink(os.path.join(place, name))
+        except OSError as exc:
+            raise LocalTrouble(f"download_dir {self._folder}: {reason(exc)}") from None
+
+    def temporary(self, found: Found) -> Path:
+        """A path for a copy in the making; its name carries the term."""
+        number = next(_numbers)
+        if self._folder is not None:
+            return self._subfolder(found) / f"{self._mark}{self._term}-{os.getpid()}-{number}.part"
+        with self._lock:
+            if self._private is None:
+                self._private = Path(tempfile.mkdtemp(prefix="ftpcoord-"))
+        place = self._private / str(number)
+        place.mkdir(mode=0o700)
+        return place / found.entry.name
+
+    def _subfolder(self, found: Found) -> Path:
+        assert self._folder is not None
+        place = self._folder
+        for part in posixpath.dirname(found.relative).split("/"):
+            if not part:
+                continue
+            place = place / part
+            with self._lock:
+                if place in self._made:
+                    continue
+                with contextlib.suppress(FileExistsError):
+                    place.mkdir()
+                if not stat.S_ISDIR(os.lstat(place).st_mode):
+                    raise HandlerFailed(f"{place} is a link or a file: nothing is written through it")
+                self._made.add(place)
+        return place
+
+    def finish(self, temporary: Path, found: Found) -> Path:
+        """The finished copy's path: published in `download_dir`, or the temporary one itself."""
+        if self._folder is None:
+            return temporary
+        return publish(temporary, temporary.with_name(found.entry.name))
+
+    def discard(self, temporary: Path) -> None:
+        """Removes an unfinished copy, or a private one that has been handled."""
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if self._folder is None:
+            with contextlib.suppress(OSError):
+                temporary.parent.rmdir()
+
+    def close(self) -> None:
+        if self._private is not None:
+            shutil.rmtree(self._private, ignore_errors=True)
+
+
+class Command:
+    """`exec`: runs a command for a file, without a shell, in a process group of its own.
+
+    It gets names by its arguments and its environment alone, none of ftpcoord's settings, and nothing on its standard
+    input. Its output goes to ftpcoord's standard error.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._words = config.command()
+        self._running: Set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._cut = False
+        # The kernel ends the command with its parent, where util-linux is there to ask for that.
+        setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
+        probe = [setpriv or "", "--pdeathsig", "KILL", "true"]
+        works = setpriv and subprocess.run(probe, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
+        self._prefix = [*probe[:3], "--"] if works else []
+
+    def run(self, file: File) -> None:
+        """Raises HandlerFailed unless it exits with 0, LocalTrouble if it does not start, LeaseLost if it was cut."""
+        values = {"file": str(file.local), "name": file.name, "path": file.path}
+        words = [re.sub(r"\{(file|name|path)\}", lambda m: values[m[1]], word) for word in self._words]
+        if shutil.which(words[0]) is None:
+            raise LocalTrouble(f"exec: {words[0]} is not a command here")
+        with self._lock:
+            if self._cut:
+                raise LeaseLost(file.lease.term)
+            try:
+                process = subprocess.Popen(
+                    self._prefix + words, env=self._environment(file), stdin=subprocess.DEVNULL,
+                    stdout=_stderr_descriptor(), stderr=subprocess.PIPE, start_new_session=True,
+                )  # fmt: skip
+            except OSError as exc:
+                raise LocalTrouble(f"exec: {words[0]} cannot be started ({reason(exc)})") from None
+            except ValueError as exc:
+                raise HandlerFailed(f"exec: cannot be started with this name ({exc})") from None
+            self._running.add(process)
+        tail = _Tail(process)
+        try:
+            timed_out = False
+            try:
+                process.wait(self.config.exec_timeout)
+            except subprocess.TimeoutExpired:
+                timed_out = True
+                stop_process(process, KILL_AFTER)
+            words_of_error = tail.text()
+        finally:
+            with self._lock:
+                self._running.discard(process)
+        if self._cut:
+            raise LeaseLost(file.lease.term)
+        said = f": {words_of_error}" if words_of_error and self.config.error_output else ""
+        if timed_out:
+            raise HandlerFailed(f"command took longer than exec_timeout, {self.config.exec_timeout:g} s{said}")
+        if process.returncode < 0:
+            raise HandlerFailed(f"command was ended by signal {-process.returncode}{said}")
+        if process.returncode:
+            raise HandlerFailed(f"command exited with {process.returncode}{said}")
+
+    def _environment(self, file: File) -> Dict[str, str]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("FTPCOORD_") and k != "NOTIFY_SOCKET"}
+        environment.update(
+            FTPCOORD_FILE=str(file.local), FTPCOORD_PATH=file.path, FTPCOORD_NAME=file.name,
+            FTPCOORD_SIZE=str(file.size), FTPCOORD_MTIME="" if file.mtime is None else f"{file.mtime:.0f}",
+            FTPCOORD_ATTEMPT=str(file.attempt), FTPCOORD_TERM=str(file.lease.term),
+            FTPCOORD_GROUP=self.config.coordination_group, FTPCOORD_MEMBER=self.config.member_id,
+        )  # fmt: skip
+        return environment
+
+    def cut(self, grace: float) -> None:
+        """Ends all running commands and starts no more: SIGTERM, then SIGKILL `grace` seconds later."""
+        with self._lock:
+            self._cut = True
+            running = list(self._running)
+        for process in running:
+            threading.Thread(target=stop_process, args=(process, grace), daemon=True).start()
+
+
+class _Tail:
+    """Reads a command's standard error to its end, passes it on and keeps the last words."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stderr is not None
+        self._stream = process.stderr
+        self._kept = b""
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while True:
+                data = os.read(self._stream.fileno(), 65536)
+                if not data:
+                    return
+                self._kept = (self._kept + data)[-STDERR_BYTES:]
+                with contextlib.suppress(OSError):
+                    os.write(_stderr_descriptor(), data)
+
+    def text(self) -> str:
+        self._thread.join(1.0)  # a grandchild may hold the stream open for ever
+        if not self._thread.is_alive():
+            self._stream.close()
+        return self._kept.decode("utf-8", "replace").strip()
+
+
+def _stderr_descriptor() -> int:
+    try:
+        return sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):
+        return 2
+
+
+def stop_process(process: subprocess.Popen[bytes], grace: float) -> None:
+    """SIGTERM to a command's process group, SIGKILL `grace` seconds later; waits for its end."""
+    signal_group(process, signal.SIGTERM)
+    try:
+        process.wait(grace)
+    except subprocess.TimeoutExpired:
+        pass
+    signal_group(process, getattr(signal, "SIGKILL", signal.SIGTERM))
+    process.wait()
+
+
+def signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(OSError):
+        if os.name == "posix":
+            os.killpg(process.pid, number)
+        else:
+            process.terminate()
+
+
+def load_handler(name: str) -> Handler:
+    """`module:function` of the working folder or sys.path."""
+    module_name, _, attribute = name.partition(":")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except Exception as exc:
+        raise ConfigError(f"handler: {name} cannot be imported ({type(exc).__name__}: {reason(exc)})") from None
+    if not callable(found):
+        raise ConfigError(f"handler: {name} is not a function")
+    return cast(Handler, found)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Member: threads around an election
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Backoff:
+    """Growing delays: `first` seconds, then twice as much each time, at most `most`; `reset` begins anew."""
+
+    def __init__(self, first: float, most: float) -> None:
+        self.first, self.most, self.failures = first, most, 0
+
+    def next(self) -> float:
+        self.failures += 1
+        return min(self.most, self.first * 2.0 ** min(self.failures - 1, 30))
+
+    def reset(self) -> None:
+        self.failures = 0
+
+
+class Pulse:
+    """One database connection and one thread that lets the elections of several members tick.
+
+    Each tick is a statement with a send time and an error of its own. When a round takes longer than half a
+    heartbeat (a slow database, or a group whose rows are locked), half of the members get a connection of their own.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._members: List[Member] = []
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._thread: Optional[threading.Thread] = None
+
+    def add(self, member: Member) -> None:
+        member.pulse = self
+        with self._lock:
+            self._members.append(member)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="ftpcoord-pulse", daemon=True)
+                self._thread.start()
+        self._wake.set()
+
+    def poke(self) -> None:
+        """Something changed: look at once."""
+        self._wake.set()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                members = list(self._members)
+                if not members:
+                    self._thread = None
+                    self.database.close()
+                    return
+            started = boot_clock()
+            for member in members:
+                if member.due <= boot_clock() or member.poked():
+                    if not member.beat(self.database):
+                        with self._lock:
+                            self._members.remove(member)
+                        member.finished.set()
+            took = boot_clock() - started
+            if len(members) > 1 and took > members[0].config.heartbeat_frequency / 2:
+                self._split()
+            wait = min((member.due for member in members), default=0.0) - boot_clock()
+            if wait > 0:
+                self._wake.wait(wait)
+            self._wake.clear()
+
+    def _split(self) -> None:
+        with self._lock:
+            half = len(self._members) // 2
+            leaving, self._members = self._members[half:], self._members[:half]
+        other = Pulse(self.database.clone())
+        other.database.now, other.database.tick = self.database.now, self.database.tick
+        for member in leaving:
+            other.add(member)
+
+
+class Member:
+    """One member of one group: its election, the guard of its deadline, and the hand-over.
+
+    Work goes: `lease = wait_for_lease()`, effects while `lease.valid()`, then `work_ended()`. Functions in `on_lost`
+    are called at the deadline, or when the lease is lost earlier, from the guard's own thread: a thread that hangs in
+    a call cannot keep them from running.
+    """
+
+    def __init__(self, config: Config, stats: Optional[Stats] = None) -> None:
+        self.config = config
+        self.stats = stats or Stats()
+        self.election: Optional[Election] = None
+        self.pulse: Optional[Pulse] = None
+        self.due = 0.0
+        self.ready = threading.Event()  # the tables were found good
+        self.finished = threading.Event()
+        self.failure: Optional[Error] = None  # why it could not start
+        self.on_lost: List[Callable[[], None]] = []
+        self.stopping = False
+        self._changed = threading.Condition()
+        self._working: Optional[Lease] = None
+        self._hand_over = False  # release as soon as the work has ended
+        self._no_release = False
+        self._give_up: Optional[str] = None
+        self._peers_asked = False
+        self._peers = 0
+        self._checked_ids = False
+        self._said_database_down = 0.0
+        self._backoff = Backoff(1.0, 60.0)
+        self._standing_by: Optional[str] = None
+
+    @property
+    def lease(self) -> Optional[Lease]:
+        return self.election.lease if self.election else None
+
+    # -- the pulse's side ---------------------------------------------------------------------------------------------
+
+    def poked(self) -> bool:
+        """Whether there is something to do before the next heartbeat: a release, a stop."""
+        return self._working is None and (self.stopping or self._hand_over)
+
+    def beat(self, database: Database) -> bool:
+        """One heartbeat; called by the pulse alone. False: this member has stopped."""
+        now = boot_clock()
+        try:
+            if self.election is None:
+                if self.stopping:
+                    return False
+                self._prepare(database)
+            assert self.election is not None
+            if self.poked():
+                return self._hand_over_now(self.election, now)
+            if self._give_up is not None:
+                self.election.resign(self._give_up)
+                self._give_up = None
+            self.election.store = database  # its members may have been divided
+            wait = self.election.tick(now, willing=self._working is None and not self.stopping)
+            self._after_tick(self.election, database, now)
+        except DatabaseRefused as exc:
+            if not self.ready.is_set():
+                self.failure = exc
+                self._notify()
+                return False
+            # A rotated password, a privilege taken away: said again and again, never fatal to a running member.
+            self._say_database_down(str(exc))
+            wait = self._backoff.next()
+        except DatabaseDown as exc:  # before there is an election
+            self._say_database_down(str(exc))
+            wait = min(self._backoff.next(), 5.0)
+        except Exception as exc:
+            # A fault of ours must not look like health: no heartbeat, the lease runs out, and it is said.
+            logger.exception("heartbeat_failed", extra={"fields": {"error": reason(exc)}})
+            database.close()
+            wait = self.config.heartbeat_frequency
+        self.stats.heartbeat(boot_clock() - now, now - self.due if self.due else 0.0)
+        self.due = now + wait
+        self._notify()
+        return True
+
+    def _prepare(self, database: Database) -> None:
+        timing = database.prepare()
+        self.stats.timing = timing
+        self.election = Election(
+            database, self.config.coordination_group, self.config.member_id, timing, boot_clock, self._tell
+        )
+
+    def _after_tick(self, election: Election, database: Database, now: float) -> None:
+        if election.database_error is not None:
+            self._say_database_down(str(election.database_error))
+            return
+        self._said_database_down = 0.0
+        self._backoff.reset()
+        if not self._checked_ids:
+            database.check_ids(election.group, election.member)
+            self._checked_ids = True
+        if not self.ready.is_set():
+            self.ready.set()
+            event("ready", group=election.group, member=election.member)
+        view = election.view
+        if election.lease is not None:
+            self._standing_by = None
+        elif view is not None and view.holder is not None and view.holder != self._standing_by:
+            self._standing_by = view.holder
+            event("standby", group=election.group, active=view.holder, seen_term=view.term)
+        if self._peers_asked:
+            stale_after = election.timing.stale_after
+            alive = [row for row in database.members(election.group) if row.age <= stale_after]
+            self._peers, self._peers_asked = sum(row.member_id != election.member for row in alive), False
+        if election.step_down_asked and not self._hand_over:
+            self.hand_over("an operator asked for it")
+
+    def _hand_over_now(self, election: Election, now: float) -> bool:
+        if election.lease is not None and not self._no_release:
+            election.release(now)
+        self._hand_over = False
+        if self.stopping:
+            if not self._no_release:
+                election.leave()
+            return False
+        self.due = now
+        self._notify()
+        return True
+
+    def _tell(self, name: str, **fields: object) -> None:
+        if name == "database_down":
+            self._say_database_down(str(fields["error"]))
+            return
+        level = {"lost": logging.WARNING, "duplicate_member": logging.WARNING}.get(name, logging.INFO)
+        self.stats.role_event(name, fields)
+        event(name, level, group=self.config.coordination_group, member=self.config.member_id, **fields)
+
+    def _say_database_down(self, error: str) -> None:
+        """At once, then once a minute."""
+        now = boot_clock()
+        self.stats.database_error = error
+        if now - self._said_database_down >= 60 or self._said_database_down == 0.0:
+            self._said_database_down = now
+            event("database_down", logging.ERROR, group=self.config.coordination_group, error=error)
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    # -- the work's side ----------------------------------------------------------------------------------------------
+
+    def start(self, pulse: Optional[Pulse] = None) -> None:
+        """Begins to take part, on a connection shared with others or on one of its own."""
+        threading.Thread(target=self._guard, name="ftpcoord-guard", daemon=True).start()
+        (pulse or Pulse(open_database(self.config))).add(self)
+
+    def wait_for_lease(self, timeout: Optional[float] = None) -> Optional[Lease]:
+        """Waits until this member is active; None if it stops first, or after `timeout` seconds.
+
+        Raises DatabaseRefused if it could not start.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while True:
+                if self.failure is not None:
+                    raise self.failure
+                lease = self.lease
+                if self.stopping or self.finished.is_set():
+                    return None
+                if lease is not None and lease.valid() and not self._hand_over:
+                    self.stats.progress()
+                    self._working = lease
+                    self._changed.notify_all()
+                    return lease
+                if until is not None and time.monotonic() >= until:
+                    return None
+                self._changed.wait(1.0 if until is None else max(0.0, min(1.0, until - time.monotonic())))
+
+    def work_ended(self) -> None:
+        """Nothing of the last lease is running any more."""
+        with self._changed:
+            self._working = None
+            self._changed.notify_all()
+        if self.pulse is not None:
+            self.pulse.poke()
+
+    def wait(self, lease: Lease, seconds: float, wake: Optional[Callable[[], bool]] = None) -> bool:
+        """Waits while the lease lasts and nobody wants it handed over; False if it ended before the time did."""
+        until = time.monotonic() + seconds
+        with self._changed:
+            while self.may_work(lease):
+                left = until - time.monotonic()
+                if left <= 0 or (wake is not None and wake()):
+                    return True
+                self._changed.wait(min(left, 1.0))
+        return False
+
+    def nudge(self) -> None:
+        """Lets `wait` look at its condition again."""
+        self._notify()
+
+    def may_work(self, lease: Lease) -> bool:
+        """Whether new work may begin."""
+        return lease.valid() and not self.stopping and not self._hand_over
+
+    def hand_over(self, why: str) -> None:
+        """Lets the work end and then gives the lease up."""
+        election = self.election
+        lease = self.lease
+        if election is None or lease is None or self._hand_over:
+            return
+        event("handing_over", group=election.group, term=lease.term, reason=why)
+        with self._changed:
+            self._hand_over = True
+            self._changed.notify_all()
+        if self.pulse is not None:
+            self.pulse.poke()
+
+    def give_up(self, why: str) -> None:
+        """Ends the lease at once, without a release: work of it may be hanging. The others wait until it is stale."""
+        self._give_up = why
+        self.due = 0.0
+        if self.pulse is not None:
+            self.pulse.poke()
+
+    def others_alive(self) -> int:
+        """How many other members of the group have a fresh heartbeat; asks the database, within a heartbeat or so."""
+        self._peers_asked = True
+        self.due = 0.0
+        if self.pulse is not None:
+            self.pulse.poke()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._peers_asked, self.stats.timing.call_timeout)
+        return 0 if self._peers_asked else self._peers
+
+    def stop(self, release: bool = True) -> None:
+        """Leaves the group once the work has ended. Without `release` the others wait until the lease is stale."""
+        with self._changed:
+            self.stopping = True
+            self._no_release = self._no_release or not release
+            self._changed.notify_all()
+        if self.pulse is not None:
+            self.pulse.poke()
+
+    def _guard(self) -> None:
+        """Cuts the work when its lease ends, however it ends, and when it makes no progress any more."""
+        cut: Optional[Lease] = None
+        while not self.finished.is_set():
+            with self._changed:
+                lease = self._working
+                if lease is None or lease is cut:
+                    self._changed.wait(1.0)
+                    continue
+                left = lease.remaining()
+                stalled = self._stalled_for()
+                if left > 0 and stalled <= 0:
+                    self._changed.wait(min(left, 1.0))
+                    continue
+                cut = lease
+            if left > 0:
+                self.hand_over(f"no progress for stall_timeout, {self.config.stall_timeout:g} s")
+            for function in list(self.on_lost):
+                try:
+                    function()
+                except Exception:
+                    logger.exception("guard_failed")
+            if left > 0:
+                until = time.monotonic() + self.config.drain_timeout
+                with self._changed:
+                    while self._working is lease and time.monotonic() < until:
+                        self._changed.wait(0.5)
+                    hangs = self._working is lease
+                if hangs:
+                    self.give_up("the work hangs and does not end")
+
+    def _stalled_for(self) -> float:
+        """Seconds by which the work has been without progress for longer than `stall_timeout`; below zero: it is not.
+
+        A handler within its `exec_timeout` is progress.
+        """
+        now = boot_clock()
+        last = max(self.stats.last_progress, self.stats.handlers_until(now, self.config.exec_timeout))
+        return now - last - self.config.stall_timeout
+
+
+class Coordinator:
+    """Election alone, for a script's own work.
+
+        with Coordinator(database="postgresql://...", coordination_group="nightly", member_id="a") as member:
+            for lease in member.leases():
+                while lease.valid():
+                    work(lease.term)
+
+    Leaving the `with` block releases the lease. Raises ConfigError, DatabaseRefused.
+    """
+
+    def __init__(self, config: Optional[Config] = None, **settings: Any) -> None:
+        self.config = config or Config(**settings)
+        self._member = Member(self.config)
+
+    def start(self) -> None:
+        self._member.start()
+
+    def stop(self) -> None:
+        """Gives the lease up and leaves the group; returns when that is done."""
+        self._member.work_ended()
+        self._member.stop()
+        self._member.finished.wait(3 * self._member.config.liveness_check_interval)
+
+    def __enter__(self) -> Coordinator:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def leases(self) -> Iterator[Lease]:
+        """Each lease that this member wins, after waiting for it; ends when the member is stopped."""
+        while True:
+            lease = self._member.wait_for_lease()
+            if lease is None:
+                return
+            try:
+                yield lease
+            finally:
+                self._member.work_ended()
+            # The loop came back although the lease still lasts: give it up, so that the next one is a new one.
+            if lease.valid() and not self._member.stopping:
+                self._member.hand_over("the work ended before the lease")
+                while self._member.lease is lease and not self._member.stopping:
+                    time.sleep(0.01)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Polling: the work of one lease
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Pool:
+    """At most `workers` connections to the file server, handed out one user at a time; none before the first use."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._slots = threading.Semaphore(config.workers)
+        self._lock = threading.Lock()
+        self._idle: List[Tuple[FileServer, float]] = []
+        self._all: Set[FileServer] = set()
+        self._aborted = False
+
+    @contextlib.contextmanager
+    def server(self) -> Iterator[FileServer]:
+        """A connected server. One that failed is closed, not used again. Raises ServerDown, LoginRefused."""
+        with self._slots:
+            server = self._take()
+            try:
+                yield server
+            except (FileGone, FileChanged, FileRefused, TargetExists):
+                self._put(server)
+                raise
+            except BaseException:
+                self._drop(server)
+                raise
+            self._put(server)
+
+    def _take(self) -> FileServer:
+        while True:
+            with self._lock:
+                if not self._idle:
+                    break
+                server, since = self._idle.pop()
+            # A connection that idled may have been dropped by the server or by a NAT.
+            if time.monotonic() - since < 5 or server.alive():
+                return server
+            self._drop(server)
+        server = new_server(self._config)
+        with self._lock:
+            if self._aborted:
+                raise ServerDown("the connections were cut")
+            self._all.add(server)
+        try:
+            server.connect()
+        except BaseException:
+            self._drop(server)
+            raise
+        return server
+
+    def _put(self, server: FileServer) -> None:
+        with self._lock:
+            self._idle.append((server, time.monotonic()))
+
+    def _drop(self, server: FileServer) -> None:
+        with self._lock:
+            self._all.discard(server)
+        with contextlib.suppress(Exception):
+            server.close()
+
+    def abort(self) -> None:
+        """Cuts every connection, also one in use by another thread; no new one is made."""
+        with self._lock:
+            self._aborted = True
+            servers = list(self._all)
+        for server in servers:
+            with contextlib.suppress(Exception):
+                server.abort()
+
+    def close(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for server, _ in idle:
+            self._drop(server)
+
+
+class Yielding:
+    """When a member that cannot reach the file server lets another one try: after `yield_after` polls in a row.
+
+    The number doubles each time, so that members none of which reaches it do not take turns for ever; `most` bounds
+    it. Outlives leases; a poll that succeeds resets it.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._first = self._needed = config.yield_after
+        self._most = max(self._first, int(3600 / max(1.0, config.polling_interval)))
+        self._failed = 0
+
+    def reached(self) -> None:
+        self._failed, self._needed = 0, self._first
+
+    def due(self) -> bool:
+        """Counts a failed poll; whether it is one too many. `yield_after = 0` never yields."""
+        self._failed += 1
+        return 0 < self._needed <= self._failed
+
+    def yielded(self) -> None:
+        self._failed, self._needed = 0, min(self._most, 2 * self._needed)
+
+
+class Poller:
+    """Everything that one lease allows: polls, workers, the ledger of its term. Thrown away with the lease."""
+
+    def __init__(
+        self, config: Config, member: Member, lease: Lease, selector: Selector, route: Optional[Route], rows: Rows,
+        yielding: Yielding,
+    ) -> None:  # fmt: skip
+        self.config, self.member, self.lease = config, member, lease
+        self.selector, self.route = selector, route
+        self.stats = member.stats
+        self.ledger = Ledger(rows, config.coordination_group, config.member_id, lease, boot_clock)
+        self.pool = Pool(config)
+        self.workplace = Workplace(config, lease.term)
+        self.command = Command(config) if config.exec else None
+        self.waiting = 0  # failed files whose back-off has not passed, at the last poll
+        self.stuck = False  # a Python handler is still running although everything was to end
+        self._more = False  # the last poll left something that the next one may take
+        self._queue: queue.Queue[Union[Work, Row, None]] = queue.Queue()  # a Row: its after-action is due
+        self._busy: Set[str] = set()
+        self._lock = threading.Lock()
+        self._threads: List[threading.Thread] = []
+        self._folder_alone = bool(config.download_dir) and route is None and self.command is None
+        self._server_trouble = Backoff(1.0, min(60.0, max(1.0, config.polling_interval)))
+        self._login_trouble = Backoff(60.0, 3600.0)
+        self._yielding = yielding
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self, once: bool = False) -> bool:
+        """Polls until the lease ends or is to be handed over; with `once` until nothing is left to do: then True."""
+        self.member.on_lost.append(self._cut)
+        try:
+            self._load()
+            self._start_workers()
+            while self.member.may_work(self.lease):
+                trouble = self._poll_once()
+                pause = self.config.polling_interval if trouble is None else trouble
+                if once and trouble is None:
+                    self.member.wait(self.lease, float("inf"), self._idle)
+                    if not self._more:
+                        return self.member.may_work(self.lease)
+                    pause = 0.0
+                self.stats.progress()
+                self.member.wait(self.lease, pause)
+            return False
+        finally:
+            self._stop_workers()
+            self.member.on_lost.remove(self._cut)
+            self.pool.close()
+            self.workplace.close()
+
+    def _idle(self) -> bool:
+        with self._lock:
+            return not self._busy
+
+    def _load(self) -> None:
+        while self.member.may_work(self.lease):
+            try:
+                self.ledger.load()
+                self.workplace.clean()
+                return
+            except (DatabaseDown, LocalTrouble) as exc:
+                event("polled", logging.ERROR, term=self.lease.term, error=str(exc))
+                self.member.wait(self.lease, self.config.heartbeat_frequency)
+
+    def _poll_once(self) -> Optional[float]:
+        """One poll; the seconds to wait because of trouble, or None."""
+        try:
+            self.poll()
+            self._server_trouble.reset()
+            self._login_trouble.reset()
+            self._yielding.reached()
+            self.stats.server_up(self.config)
+            return None
+        except LeaseLost:
+            return 0.0
+        except LoginRefused as exc:
+            return self._server_down(exc, self._login_trouble.next())
+        except (ServerDown, FileGone, FileRefused) as exc:
+            return self._server_down(exc, self._server_trouble.next())
+        except DatabaseDown as exc:
+            event("polled", logging.ERROR, term=self.lease.term, error=str(exc))
+            return self.config.heartbeat_frequency
+
+    def _server_down(self, exc: Error, pause: float) -> float:
+        if not self.lease.valid():
+            return 0.0  # the connections were cut
+        self.stats.server_down(self.config, exc, pause)
+        if not isinstance(exc, LoginRefused) and self._yielding.due() and self.member.others_alive():
+            self._yielding.yielded()
+            self.member.hand_over("the file server cannot be reached from here")
+        return pause
+
+    def poll(self) -> None:
+        """List, choose, hand to the workers; returns when they have taken everything."""
+        started = time.monotonic()
+        self.ledger.refresh()
+        listing = self._list()
+        with self._lock:
+            busy = set(self._busy)
+        for row in self.ledger.due_actions(busy):
+            self._enqueue(row)
+        choice = self.selector.choose(listing, self.ledger.get, busy)
+        ready = choice.ready
+        unsettled = 0
+        if choice.unsettled and self.member.wait(self.lease, self.config.settle):
+            again = self._list()
+            settled = self.selector.settled(choice.unsettled, again)
+            unsettled = len(choice.unsettled) - len(settled)
+            ready = self.selector.order(ready + settled)
+        if self.route is not None:
+            ready = [work for work in ready if self.route(work.found.entry.name) is not None]
+        if self.config.max_files:
+            ready = ready[: self.config.max_files]
+        self.waiting, self._more = choice.waiting, bool(ready or unsettled)
+        for work in ready:
+            self._enqueue(work)
+        self.stats.polled(len(listing), len(ready), time.monotonic() - started)
+        event("polled", term=self.lease.term, listed=len(listing), new=len(ready), waiting=self.waiting)
+        while not self._queue.empty() and self.member.may_work(self.lease):
+            self.member.wait(self.lease, 1.0, self._queue.empty)
+        self._forget(listing, busy)
+
+    def _list(self) -> List[Found]:
+        self.lease.check()
+        with self.pool.server() as server:
+            return self.selector.walk(server)
+
+    def _forget(self, listing: Sequence[Found], busy: Set[str]) -> None:
+        if not self.member.may_work(self.lease):
+            return
+        listed = {found.path for found in listing}
+        gone = [
+            row for row in self.ledger.all()
+            if row.state in ("failed", "claimed") and row.path not in listed and row.path not in busy
+        ]  # fmt: skip
+        with self._lock:
+            gone = [row for row in gone if row.path not in self._busy]
+        if gone:
+            self.ledger.write([Change(row, None) for row in gone])
+        self.ledger.forget_unlisted(listed, self.config.ledger_retention * SECONDS_A_DAY)
+
+    # -- workers ------------------------------------------------------------------------------------------------------
+
+    def _enqueue(self, work: Union[Work, Row]) -> None:
+        with self._lock:
+            if work.path in self._busy:
+                return
+            self._busy.add(work.path)
+        self._queue.put(work)
+
+    def _start_workers(self) -> None:
+        for number in range(self.config.workers):
+            thread = threading.Thread(target=self._work, name=f"ftpcoord-worker-{number}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def _stop_workers(self) -> None:
+        """Lets the handlers end within `drain_timeout`, then cuts what can be cut; waits for all that still runs."""
+        while True:
+            try:
+                work = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if work is not None:
+                self._release_busy([work])
+        for _ in self._threads:
+            self._queue.put(None)
+        until = time.monotonic() + self.config.drain_timeout
+        for thread in self._threads:
+            while thread.is_alive() and time.monotonic() < until and self.lease.valid():
+                thread.join(0.05)
+        if any(thread.is_alive() for thread in self._threads):
+            self._cut()
+        for thread in self._threads:
+            thread.join(KILL_AFTER + 1.0)
+        # A Python handler cannot be ended from outside. While it runs this member neither releases nor stands again;
+        # a process that is stopping exits with it.
+        while any(thread.is_alive() for thread in self._threads) and not self.member.stopping:
+            self._threads[-1].join(0.2)
+            self._threads.sort(key=threading.Thread.is_alive)
+        self.stuck = any(thread.is_alive() for thread in self._threads)
+
+    def _cut(self) -> None:
+        """No further effect: sockets are shut, commands ended. Called at the deadline by the guard's thread."""
+        self.pool.abort()
+        if self.command is not None:
+            self.command.cut(min(KILL_AFTER, self.stats.timing.margin / 2))
+
+    def _release_busy(self, works: Iterable[Union[Work, Row]]) -> None:
+        with self._lock:
+            self._busy.difference_update([work.path for work in works])
+
+    def _work(self) -> None:
+        while True:
+            item = self._queue.get()
+            if item is None:
+                return
+            works = [item] if isinstance(item, Row) else self._with_company(item)
+            try:
+                if isinstance(item, Row):
+                    self._after_action(item)
+                elif self._folder_alone:
+                    self._deliver_together(cast(List[Work], works))
+                else:
+                    self._handle(item)
+            except LeaseLost:
+                pass  # what was claimed stays claimed under this term: void for the next one
+            except DatabaseDown as exc:
+                event("file_failed", logging.ERROR, term=self.lease.term, error=str(exc))
+            except Exception as exc:
+                logger.exception("worker_failed", extra={"fields": {"error": reason(exc)}})
+            finally:
+                self._release_busy(works)
+                self.stats.progress()
+                self.member.nudge()
+
+    def _with_company(self, first: Work) -> Sequence[Union[Work, Row]]:
+        """A file, and where delivery is the folder alone the next small ones with it."""
+        works, total = [first], first.found.entry.size
+        while self._folder_alone and len(works) < BATCH_FILES and total < BATCH_BYTES:
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if not isinstance(item, Work):
+                self._queue.put(item)
+                break
+            works.append(item)
+            total += item.found.entry.size
+        return works
+
+    # -- one file -----------------------------------------------------------------------------------------------------
+
+    def _handle(self, work: Work) -> None:
+        """claim -> fetch -> handler -> done -> after-action, each after a look at the lease."""
+        if not self.member.may_work(self.lease):
+            return
+        row = self.ledger.claim([work])[0]
+        if row is None:
+            return
+        found = work.found
+        temporary: Optional[Path] = None
+        started = time.monotonic()
+        try:
+            temporary = self._place(found)
+            self._fetch(found, temporary)
+            self.lease.check()
+            local = self._finish(temporary, found)
+            file = File(found.path, row.size, epoch_seconds(row.mtime), row.attempts, self.lease, local)
+            self._run_handler(file)
+        except FileGone:
+            self.ledger.change(row, None)
+            return
+        except (HandlerFailed, FileChanged, FileRefused) as exc:
+            self._failed(row, exc)
+            return
+        except (LocalTrouble, ServerDown) as exc:
+            self.lease.check()
+            self._put_back(row, exc)
+            return
+        finally:
+            if temporary is not None:
+                self.workplace.discard(temporary)
+        self._done([row], time.monotonic() - started)
+
+    def _place(self, found: Found) -> Path:
+        try:
+            return self.workplace.temporary(found)
+        except OSError as exc:
+            raise _local(exc, found.path) from None
+
+    def _fetch(self, found: Found, temporary: Path) -> None:
+        try:
+            with create_file(temporary) as out:
+                with self.pool.server() as server:
+                    self.lease.check()
+                    server.fetch(found.path, found.entry.size, out.write)
+                out.flush()
+                if self.config.download_dir:
+                    os.fsync(out.fileno())
+        except OSError as exc:
+            raise _local(exc, str(temporary)) from None
+        self.stats.bytes += found.entry.size
+
+    def _finish(self, temporary: Path, found: Found) -> Path:
+        try:
+            return self.workplace.finish(temporary, found)
+        except OSError as exc:
+            raise _local(exc, str(temporary)) from None
+
+    def _run_handler(self, file: File) -> None:
+        with self.stats.handling():
+            if self.command is not None:
+                self.command.run(file)
+                return
+            handler = self.route(file.name) if self.route is not None else None
+            if handler is None:
+                return
+            try:
+                handler(file)
+            except (LeaseLost, HandlerFailed):
+                raise
+            except Exception as exc:
+                logger.debug("handler_failed", exc_info=True, extra={"fields": {"path": file.path}})
+                detail = f": {reason(exc)}" if self.config.error_output else ""
+                raise HandlerFailed(f"{type(exc).__name__}{detail}") from None
+
+    def _done(self, rows: Sequence[Row], seconds: float) -> None:
+        """Commits `done`, and only then deletes or moves."""
+        action = "" if self.config.after == "keep" else self.config.after
+        finished = [row._replace(state="done", action=action, error="") for row in rows]
+        made = self.ledger.write([Change(old, new) for old, new in zip(rows, finished)])
+        for row, ok in zip(finished, made):
+            if not ok:
+                raise LeaseLost(self.lease.term)
+            self.stats.file("done", row.path, seconds)
+            event("file_done", term=row.term, path=row.path, size=row.size, attempt=row.attempts, seconds=seconds)
+        for row in finished:
+            if action:
+                self._act(row)
+
+    def _failed(self, row: Row, exc: Error) -> None:
+        """Counts a failure: back-off, or quarantine."""
+        failures = row.failures + 1
+        error = printable(str(exc))[:STDERR_BYTES]
+        if failures >= self.config.max_attempts and self.config.ledger:
+            action = "" if self.config.after_error == "keep" else self.config.after_error
+            new = row._replace(state="quarantined", failures=failures, error=error, action=action)
+            self.ledger.change(row, new)
+            self._say("file_quarantined", row, error)
+            if action:
+                self._act(new)
+            return
+        delay = min(3600.0, self.config.retry_delay * 2.0 ** min(failures - 1, 20))
+        self.ledger.change(row, row._replace(state="failed", failures=failures, error=error), delay)
+        self._say("file_failed", row, error, delay)
+
+    def _put_back(self, row: Row, exc: Error) -> None:
+        """Not the file's fault: tried again later, as often as it takes."""
+        delay = min(3600.0, self.config.retry_delay * 2.0 ** min(row.attempts - 1, 20))
+        error = printable(str(exc))[:STDERR_BYTES]
+        self.ledger.change(row, row._replace(state="failed", error=error), delay)
+        self._say("file_failed", row, error, delay)
+
+    def _say(self, what: str, row: Row, error: str, delay: Optional[float] = None) -> None:
+        self.stats.file(what[len("file_") :], row.path, 0.0, error)
+        level = logging.ERROR if what == "file_quarantined" else logging.WARNING
+        event(
+            what, level, term=self.lease.term, path=row.path, attempt=row.attempts, action=row.action or None,
+            retry_in=delay, error=error,
+        )  # fmt: skip
+
+    # -- many files, where delivery is the folder alone ---------------------------------------------------------------
+
+    def _deliver_together(self, works: Sequence[Work]) -> None:
+        """Claims a group in one commit, fetches, and commits `done` for what is under its final name every 50 ms."""
+        if not self.member.may_work(self.lease):
+            return
+        claims = [(work, row) for work, row in zip(works, self.ledger.claim(works)) if row is not None]
+        opened: Dict[str, Tuple[Work, Row, Path, IO[bytes]]] = {}
+        finished: List[Row] = []
+        started = last = time.monotonic()
+        try:
+            jobs = []
+            for work, row in claims:
+                try:
+                    temporary = self._place(work.found)
+                    out = create_file(temporary)
+                except (OSError, HandlerFailed, LocalTrouble) as exc:
+                    self._put_back(row, exc if isinstance(exc, Error) else _local(exc, work.found.path))
+                    continue
+                opened[work.found.path] = (work, row, temporary, out)
+                jobs.append(Job(work.found.path, work.found.entry.size, out.write))
+            with self.pool.server() as server:
+                self.lease.check()
+                for job, problem in server.fetch_many(jobs):
+                    work, row, temporary, out = opened.pop(job.path)
+                    done = self._delivered(work, row, temporary, out, problem)
+                    if done:
+                        finished.append(row)
+                    if finished and time.monotonic() - last > BATCH_SECONDS:
+                        self._done(finished, time.monotonic() - started)
+                        finished, last = [], time.monotonic()
+        except ServerDown as exc:
+            self.lease.check()
+            for _, row, _, _ in opened.values():
+                self._put_back(row, exc)
+        except OSError as exc:
+            for _, row, _, _ in opened.values():
+                self._put_back(row, _local(exc, str(self.config.download_dir)))
+        finally:
+            for _, _, temporary, out in opened.values():
+                out.close()
+                self.workplace.discard(temporary)
+        if finished:
+            self._done(finished, time.monotonic() - started)
+
+    def _delivered(self, work: Work, row: Row, temporary: Path, out: IO[bytes], problem: Optional[Error]) -> bool:
+        """Puts one fetched file under its final name; False if it could not be."""
+        try:
+            with out:
+                if problem is not None:
+                    raise problem
+                out.flush()
+                os.fsync(out.fileno())
+            self.lease.check()
+            self.workplace.finish(temporary, work.found)
+        except FileGone:
+            self.ledger.change(row, None)
+        except (HandlerFailed, FileChanged, FileRefused) as exc:
+            self._failed(row, exc)
+        except OSError as exc:
+            self._put_back(row, _local(exc, str(temporary)))
+        else:
+            self.stats.bytes += row.size
+            return True
+        finally:
+            self.workplace.discard(temporary)
+        return False
+
+    # -- after-actions ------------------------------------------------------------------------------------------------
+
+    def _after_action(self, row: Row) -> None:
+        if self.member.may_work(self.lease):
+            self._act(row)
+
+    def _act(self, row: Row) -> None:
+        """Deletes or moves a file that is done or quarantined, if it still is the version that was handled."""
+        try:
+            with self.pool.server() as server:
+                self._act_on(server, row)
+        except LeaseLost:
+            raise
+        except Error as exc:
+            self.lease.check()
+            if isinstance(exc, DatabaseDown):
+                raise
+            delay = max(1.0, self.config.retry_delay)
+            error = printable(f"{row.action}: {exc}")[:STDERR_BYTES]
+            self.ledger.change(row, row._replace(error=error), delay)
+            self._say("file_failed", row, error, delay)
+
+    def _act_on(self, server: FileServer, row: Row) -> None:
+        seen = Entry(posixpath.basename(row.path), "file", row.size, row.mtime)
+        same = server.same(row.path, seen)
+        self.lease.check()
+        if same:
+            self._remove(server, row.path, row.action)
+            marker = row.path + self.config.ready_suffix
+            if self.config.ready_suffix and server.exists(marker):
+                self.lease.check()
+                self._remove(server, marker, row.action)
+        elif same is False:
+            event("polled", term=self.lease.term, path=row.path, note="a new version arrived; it is left where it is")
+        if row.state == "done" and same is not False:
+            self.ledger.change(row, None)
+        else:
+            self.ledger.change(row, row._replace(action=""))
+
+    def _remove(self, server: FileServer, path: str, action: str) -> None:
+        if action == "delete":
+            with contextlib.suppress(FileGone):
+                server.delete(path)
+            return
+        folder = posixpath.normpath(posixpath.join(posixpath.dirname(path), action[len("move:") :]))
+        server.mkdir(folder)
+        name = posixpath.basename(path)
+        for number in itertools.count():
+            self.lease.check()
+            try:
+                server.rename(path, posixpath.join(folder, numbered(name, number) if number else name))
+                return
+            except TargetExists:
+                continue
+            except FileGone:
+                return
+
+
+def _local(exc: OSError, place: str) -> Error:
+    """A local error: a name that this host cannot have is the file's trouble, the rest is the host's."""
+    if exc.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
+        return HandlerFailed(f"{place}: {reason(exc)}")
+    return LocalTrouble(f"{place}: {reason(exc)}")
+
+
+Route = Callable[[str], Optional[Handler]]
+
+
+class Listener:
+    """Polls one folder whenever its member is active.
+
+    Settings as in Config. Raises ConfigError; `run` also DatabaseRefused if the database cannot be used at start.
+    """
+
+    def __init__(self, config: Optional[Config] = None, **settings: Any) -> None:
+        self.config = config or Config(**settings)
+        if not self.config.url:
+            raise ConfigError("url: is required, e.g. sftp://user@host/inbox")
+        self.member = Member(self.config)
+        self.exit_code = 0
+        self._routes: List[Tuple[str, Handler]] = []
+        self._once = False
+        self._thread: Optional[threading.Thread] = None
+        if self.config.handler:
+            self._routes.append(("*", load_handler(self.config.handler)))
+
+    def on_file(self, pattern: str = "*") -> Callable[[Handler], Handler]:
+        """Registers a handler for names that match a glob; the first match counts, others are left untouched."""
+
+        def register(handler: Handler) -> Handler:
+            self._routes.append((pattern, handler))
+            return handler
+
+        return register
+
+    def _route(self, name: str) -> Optional[Handler]:
+        return next((handler for pattern, handler in self._routes if fnmatch.fnmatchcase(name, pattern)), None)
+
+    def start(self, pulse: Optional[Pulse] = None, once: bool = False) -> None:
+        """Begins in threads of its own and returns."""
+        config = self.config
+        if not self._routes and not config.exec and not config.download_dir:
+            raise ConfigError("exec, download_dir or handler: one of them is required, or nothing is done with a file")
+        if self._routes and config.exec:
+            raise ConfigError("exec: a file goes to the command or to a Python handler; remove one")
+        self._once = once
+        event("starting", group=config.coordination_group, member=config.member_id, version=__version__)
+        self._thread = threading.Thread(target=self._run, name="ftpcoord-poller", daemon=True)
+        self.member.start(pulse)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Begins a graceful stop: no new file, handlers end within `drain_timeout`, then the lease is released."""
+        self.member.stop()
+
+    def join(self, timeout: Optional[float] = None) -> bool:
+        """Waits for the end; False if it has not come after `timeout` seconds. Raises why it could not start."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+            if self._thread.is_alive():
+                return False
+        if self.member.failure is not None:
+            raise self.member.failure
+        return True
+
+    def run(self, once: bool = False) -> int:
+        """Runs until `stop`, SIGTERM or SIGINT; gives the exit code."""
+        return run_listeners([self], once)
+
+    def _run(self) -> None:
+        member, config = self.member, self.config
+        selector, yielding = Selector(config, boot_clock), Yielding(config)
+        rows: Rows = open_database(config) if config.ledger else MemoryRows()
+        try:
+            while True:
+                lease = member.wait_for_lease(0.2 if self._once else None)
+                if lease is None:
+                    if member.stopping or member.finished.is_set():
+                        break
+                    if self._other_is_active():
+                        event("standby", group=config.coordination_group, reason="another member is active")
+                        member.stop()
+                    continue
+                self._reign(lease, selector, rows, yielding)
+        except Error:
+            return  # member.failure tells why
+        finally:
+            if isinstance(rows, Database):
+                rows.close()
+        member.finished.wait(4 * member.stats.timing.call_timeout + KILL_AFTER)
+        event("stopped", group=config.coordination_group, member=config.member_id)
+
+    def _reign(self, lease: Lease, selector: Selector, rows: Rows, yielding: Yielding) -> None:
+        route = self._route if self._routes else None
+        poller = Poller(self.config, self.member, lease, selector, route, rows, yielding)
+        try:
+            completed = poller.run(self._once)
+            if completed:
+                self.exit_code = 1 if poller.waiting else 0
+                self.member.stop()
+        except LeaseLost:
+            pass
+        except Exception as exc:
+            logger.exception("poll_failed", extra={"fields": {"error": reason(exc)}})
+            self.member.wait(lease, 1.0)
+        finally:
+            if poller.stuck:
+                event("stopped", logging.ERROR, reason="a Python handler is still running; the lease is not released")
+                self.exit_code = 1
+                self.member.stop(release=False)
+            self.member.work_ended()
+
+    def _other_is_active(self) -> bool:
+        """For `run --once`: whether a living member holds the lease. A stale one is waited for."""
+        election = self.member.election
+        view = election.view if election else None
+        if view is None or view.holder is None or view.mine or election is None:
+            return False
+        return view.age is not None and view.age <= election.timing.stale_after
+
+
+def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
+    """Runs listeners until all have stopped; those of one database and rhythm share a heartbeat connection.
+
+    SIGTERM and SIGINT stop them gracefully, if this is the main thread.
+    """
+    pulses: Dict[Tuple[str, float, float], Pulse] = {}
+    main = threading.current_thread() is threading.main_thread()
+    before: Dict[int, Any] = {}
+
+    def stop_all() -> None:
+        for listener in listeners:
+            listener.stop()
+
+    def stop(number: int, frame: Optional[FrameType]) -> None:
+        # Not from here: a signal handler may have interrupted the holder of a lock that stopping needs.
+        threading.Thread(target=stop_all, name="ftpcoord-stop", daemon=True).start()
+
+    try:
+        for signum in (signal.SIGTERM, signal.SIGINT) if main else ():
+            before[signum] = signal.signal(signum, stop)
+        for listener in listeners:
+            config = listener.config
+            key = (config.database, config.heartbeat_frequency, config.liveness_check_interval)
+            pulse = pulses.setdefault(key, Pulse(open_database(config)))
+            listener.start(pulse, once)
+        for listener in listeners:
+            while not listener.join(1.0):
+                pass
+    except Error:
+        stop_all()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return max(listener.exit_code for listener in listeners)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Status
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Stats:
+    """What this process has seen of one member, for logs and status. Written by several threads, one field each."""
+
+    def __init__(self) -> None:
+        self.timing = Timing(1, 30)
+        self.bytes = 0
+        self.database_error = ""
+        self.server_error = ""
+        self.files = {"done": 0, "failed": 0, "quarantined": 0}
+        self.last_progress = boot_clock()
+        self._server_said = 0.0
+        self._handlers: Set[Tuple[float, int]] = set()
+
+    def heartbeat(self, took: float, late: float) -> None:
+        """One heartbeat took `took` seconds and left `late` seconds after it was due."""
+
+    def role_event(self, name: str, fields: Mapping[str, object]) -> None:
+        if name == "database_up":
+            self.database_error = ""
+
+    def progress(self) -> None:
+        self.last_progress = boot_clock()
+
+    def polled(self, listed: int, new: int, seconds: float) -> None:
+        self.progress()
+
+    def file(self, state: str, path: str, seconds: float, error: str = "") -> None:
+        self.files[state] += 1
+
+    @contextlib.contextmanager
+    def handling(self) -> Iterator[None]:
+        """While a handler runs."""
+        started = (boot_clock(), threading.get_ident())
+        self._handlers.add(started)
+        try:
+            yield
+        finally:
+            self._handlers.discard(started)
+
+    def handlers_until(self, now: float, allowed: Optional[float]) -> float:
+        """Until when the running handlers are progress: each for `allowed` seconds (None: as long as it runs)."""
+        ends = [now if allowed is None else min(now, started + allowed) for started, _ in list(self._handlers)]
+        return max(ends, default=float("-inf"))
+
+    def server_down(self, config: Config, exc: Error, pause: float) -> None:
+        """At once, then once a minute."""
+        now = boot_clock()
+        if not self.server_error or now - self._server_said >= 60:
+            self._server_said = now
+            event("server_down", logging.ERROR, group=config.coordination_group, error=str(exc), retry_in=pause)
+        self.server_error = str(exc)
+
+    def server_up(self, config: Config) -> None:
+        if self.server_error:
+            self.server_error = ""
+            event("server_up", group=config.coordination_group)
+
+
+def group_status(database: Database, config: Config) -> Dict[str, object]:
+    """The group as the database shows it, in the form of `status --json`."""
+    timing = database.prepare()
+    group = config.coordination_group
+    holder, term = database.token(group)
+    members = []
+    active = None
+    for row in database.members(group):
+        fresh = row.age <= timing.stale_after
+        role = "active" if row.member_id == holder else "standby"
+        role = "released" if row.released else role if fresh else "stale"
+        active = row.member_id if role == "active" else active
+        members.append({"member_id": row.member_id, "role": role, "heartbeat_age": round(max(0.0, row.age), 3)})
+    counts = database.counts(group) if config.ledger else {}
+    where = without_password(config.database)
+    return {"group": group, "active": active, "term": term, "database": where, "members": members, "files": counts}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def load_configs(source: str) -> List[Config]:
+    """`env`, or the path of an INI file."""
+    return [Config.from_env(os.environ)] if source == "env" else Config.from_file(source)
+
+
+def command_run(configs: Sequence[Config], options: argparse.Namespace) -> int:
+    start_logging(configs[0].log_level, configs[0].log_format, sys.stdout)
+    return run_listeners([Listener(config) for config in configs], options.once)
+
+
+def command_check(configs: Sequence[Config], options: argparse.Namespace) -> int:
+    """Tries settings, database, tables, file server and one listing once; changes nothing."""
+    for config in configs:
+        print(f"settings: group {config.coordination_group}, member {config.member_id}")
+        if config.handler:
+            load_handler(config.handler)
+        if config.exec and shutil.which(config.command()[0]) is None:
+            raise ConfigError(f"exec: {config.command()[0]} is not a command here")
+        if config.download_dir and not Path(config.download_dir).expanduser().is_dir():
+            raise ConfigError(f"download_dir: {config.download_dir} is not a folder")
+        with contextlib.closing(open_database(config)) as database:
+            timing = database.prepare()
+            print(f"database: {database.where}, a heartbeat is stale after {timing.stale_after:g} s")
+        selector = Selector(config, boot_clock)
+        server = new_server(config)
+        with contextlib.closing(server):
+            server.connect()
+            listing = selector.walk(server)
+        wanted = sum(selector.wants(found) for found in listing)
+        print(f"file server: {without_password(config.url)}, {len(listing)} files, {wanted} match")
+    print("ok")
+    return 0
+
+
+def command_status(configs: Sequence[Config], options: argparse.Namespace) -> int:
+    found = []
+    for config in configs:
+        with contextlib.closing(open_database(config)) as database:
+            found.append(group_status(database, config))
+    if options.json:
+        print(json.dumps(found[0] if len(found) == 1 else found))
+        return 0
+    for status in found:
+        print_status(status)
+    return 0
+
+
+def print_status(status: Mapping[str, Any]) -> None:
+    print(f"group {status['group']} on {status['database']}")
+    print(f"  active: {status['active'] or 'none'}, term {status['term']}")
+    for member in status["members"]:
+        print(f"  {member['role']:<8}  {member['member_id']}  heartbeat {member['heartbeat_age']:.1f} s ago")
+    if status["files"]:
+        print("  files: " + ", ".join(f"{number} {state}" for state, number in status["files"].items()))
+
+
+def command_schema(configs: Sequence[Config], options: argparse.Namespace) -> int:
+    if options.apply:
+        config = configs[0]
+        if config.endpoint.dialect != options.dialect:
+            raise ConfigError(f"schema: the database setting is {config.endpoint.dialect}, not {options.dialect}")
+        with contextlib.closing(open_database(config)) as database:
+            made = database.apply_schema()
+        print(f"created {', '.join(made)}" if made else "all tables are there")
+        return 0
+    for statement in ddl(options.dialect == "mysql").values():
+        print(f"{statement};\n")
+    return 0
+
+
+def ledger_rows(config: Config, database: Database) -> List[Row]:
+    if not config.ledger:
+        raise ConfigError("ledger: is off, so there is nothing to show or to put back")
+    return list(database.rows(config.coordination_group))
+
+
+def command_files(configs: Sequence[Config], options: argparse.Namespace) -> int:
+    for config in configs:
+        with contextlib.closing(open_database(config)) as database:
+            rows = [row for row in ledger_rows(config, database) if options.state in (None, row.state)]
+        for row in sorted(rows):
+            shown = row._replace(path=printable(row.path), error=printable(row.error))
+            if options.json:
+                print(json.dumps({**shown._asdict(), "group": config.coordination_group}))
+            else:
+                detail = f"  due: {shown.action}" if shown.action else ""
+                detail += f"  {shown.error}" if shown.error else ""
+                what = f"{shown.state:<11}  {shown.path}  {shown.size} B  {shown.mtime}"
+                print(f"{what}  attempts {shown.attempts}{detail}")
+    return 0
+
+
+def command_retry(configs: Sequence[Config], options: argparse.Namespace) -> int:
+    state = "done" if options.done else "quarantined"
+    total = 0
+    for config in configs:
+        with contextlib.closing(open_database(config)) as database:
+            for row in ledger_rows(config, database):
+                name = posixpath.basename(row.path)
+                chosen = fnmatch.fnmatchcase(row.path, options.glob) or fnmatch.fnmatchcase(name, options.glob)
+                if row.state == state and chosen and not (options.done and row.action):
+                    database.retry(config.coordination_group, row)
+                    total += 1
+    print(f"{total} files put back")
+    return 0
+
+
+def command_adopt(configs: Sequence[Config], options: argparse.Namespace) -> int:
+    for config in configs:
+        if not config.ledger:
+            raise ConfigError("ledger: is off, so nothing can be recorded as done")
+        server = new_server(config)
+        with contextlib.closing(server):
+            server.connect()
+            listing = Selector(config, boot_clock).walk(server)
+        with contextlib.closing(open_database(config)) as database:
+            database.prepare()
+            rows = [Row(found.path, found.entry.size, found.entry.mtime, "done", 0, 0, 0) for found in listing]
+            database.adopt(config.coordination_group, config.member_id, rows)
+        print(f"{len(rows)} files of {config.coordination_group} are recorded as done, unless they were known already")
+    return 0
+
+
+def command_step_down(configs: Sequence[Config], options: argparse.Namespace) -> int:
+    for config in configs:
+        with contextlib.closing(open_database(config)) as database:
+            database.prepare()
+            holder, term = database.token(config.coordination_group)
+            if holder is None:
+                raise DatabaseRefused(f"group {config.coordination_group} has no active member")
+            database.ask_step_down(config.coordination_group, term)
+            print(f"asked {holder} to hand over at term {term}")
+    return 0
+
+
+def parse_arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
+    # --config is taken before and after the command.
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--config", metavar="env|FILE", help="FTPCOORD_... variables, or an INI file (default: env)")
+    parser = argparse.ArgumentParser(
+        prog="ftpcoord.py", parents=[common], description="One of several copies polls FTP, FTPS or SFTP."
+    )
+    parser.add_argument("--version", action="version", version=f"ftpcoord {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def add(name: str, function: Callable[..., int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, parents=[common], help=text, description=text)
+        added.set_defaults(function=function)
+        return added
+
+    run = add("run", command_run, "coordinate and poll until SIGTERM or SIGINT, then hand over (default)")
+    run.add_argument("--once", action="store_true", help="until nothing is left to do, then stop")
+    add("check", command_check, "try settings, database, tables, file server and one listing; changes nothing")
+    status = add("status", command_status, "members, active, term, heartbeat ages, file counts")
+    status.add_argument("--json", action="store_true")
+    schema = add("schema", command_schema, "print the tables, or create those that are missing")
+    schema.add_argument("dialect", choices=list(DIALECTS))
+    schema.add_argument("--apply", action="store_true")
+    files = add("files", command_files, "what the ledger knows")
+    files.add_argument("--state", choices=("claimed", "done", "failed", "quarantined"))
+    files.add_argument("--json", action="store_true")
+    retry = add("retry", command_retry, "put quarantined files back")
+    retry.add_argument("--done", action="store_true", help="put done files back instead")
+    retry.add_argument("glob", nargs="?", default="*", metavar="GLOB")
+    add("adopt", command_adopt, "record every file that is there now as done, unhandled")
+    add("step-down", command_step_down, "make the active member hand over")
+    parser.set_defaults(config="env", command="run", function=command_run, once=False)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """The command line. Gives the exit code: 0 done, 1 failed, 2 wrong usage or settings."""
+    options = parse_arguments(arguments)
+    try:
+        printing = options.command == "schema" and not options.apply
+        return cast(int, options.function([] if printing else load_configs(options.config), options))
+    except ConfigError as exc:
+        print(f"ftpcoord: {exc}", file=sys.stderr)
+        return 2
+    except Error as exc:
+        print(f"ftpcoord: {exc}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        return 1
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a handler that never ends must not keep the process: others wait for it to be gone

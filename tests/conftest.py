@@ -1,0 +1,200 @@
+"""Fixtures: real servers, started when a test first asks for them, one of each kind in each pytest process.
+
+A server that cannot be started here skips the test with the reason; with FTPCOORD_REQUIRE_ALL=1 the
+test fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable, Optional, TypeVar, Union
+from urllib.parse import urlsplit
+
+import pytest
+import servers
+from servers import wait_for
+
+__all__ = ["Database", "Files", "need", "new_database", "new_folder", "wait_for"]
+
+S = TypeVar("S", bound=servers.Server)
+_numbers = itertools.count(1)
+
+
+def need(name: str) -> None:
+    """Skip the test, or fail it with FTPCOORD_REQUIRE_ALL=1, if this server cannot be started here."""
+    reason = servers.available(name)
+    if reason and os.environ.get("FTPCOORD_REQUIRE_ALL") == "1":
+        pytest.fail(f"{name}: {reason}", pytrace=False)
+    if reason:
+        pytest.skip(f"{name}: {reason}")
+
+
+def _running(name: str, make: Callable[[], S]) -> Iterator[S]:
+    need(name)
+    with make() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[servers.Postgres]:
+    yield from _running("postgresql", servers.postgres)
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[servers.Mysql]:
+    yield from _running("mariadb", servers.mariadb)
+
+
+@pytest.fixture(scope="session")
+def mysql() -> Iterator[servers.Mysql]:
+    yield from _running("mysql", servers.mysql)
+
+
+@pytest.fixture(scope="session")
+def vsftpd_plain() -> Iterator[servers.Vsftpd]:
+    yield from _running("vsftpd", servers.vsftpd)
+
+
+@pytest.fixture(scope="session")
+def vsftpd_explicit() -> Iterator[servers.Vsftpd]:
+    yield from _running("vsftpd", lambda: servers.vsftpd("explicit"))
+
+
+@pytest.fixture(scope="session")
+def vsftpd_implicit() -> Iterator[servers.Vsftpd]:
+    yield from _running("vsftpd", lambda: servers.vsftpd("implicit"))
+
+
+@pytest.fixture(scope="session")
+def sshd() -> Iterator[servers.Sshd]:
+    yield from _running("sshd", servers.sshd)
+
+
+@pytest.fixture(scope="session")
+def pyftpd() -> Iterator[servers.Pyftpd]:
+    yield from _running("pyftpd", servers.pyftpd)
+
+
+class Database:
+    """A fresh, empty database for one test.  `server` is None for SQLite."""
+
+    def __init__(
+        self, name: str, url: str, server: Union[servers.Postgres, servers.Mysql, None] = None
+    ) -> None:
+        self.name, self.url, self.server = name, url, server
+        self.database = urlsplit(url).path[1:]  # SQLite: the file
+
+    def __repr__(self) -> str:
+        return f"<{self.url}>"
+
+    def connect(self, admin: bool = False, timeout: float = 10) -> Any:
+        """The test's own connection, in autocommit mode, as the user of `url` or as the administrator."""
+        if self.server is None:
+            return sqlite3.connect(self.database, timeout=timeout, isolation_level=None)
+        if isinstance(self.server, servers.Postgres):
+            connection = servers.pg_login(
+                self.server.port, "postgres" if admin else "app", self.database, timeout
+            )
+            connection.autocommit = True
+            return connection
+        return servers.mysql_login(
+            self.server.port, "admin" if admin else "app", self.database, timeout, autocommit=True
+        )
+
+    def execute(self, sql: str, admin: bool = False) -> list[tuple[Any, ...]]:
+        """The rows that one statement gives, [] if it gives none."""
+        with contextlib.closing(self.connect(admin)) as connection:
+            cursor = connection.cursor()
+            cursor.execute(sql)
+            return [tuple(row) for row in cursor.fetchall()] if cursor.description else []
+
+
+@contextlib.contextmanager
+def new_database(name: str, server: Union[servers.Postgres, servers.Mysql]) -> Iterator[Database]:
+    """A fresh database on that server, dropped at the end whoever is still connected."""
+    database = f"t_{os.getpid()}_{next(_numbers)}"
+    home = Database(name, server.url, server)
+    _well(server)
+    owner = " OWNER app" if isinstance(server, servers.Postgres) else ""
+    home.execute(f"CREATE DATABASE {database}{owner}", admin=True)
+    try:
+        yield Database(name, server.url.rpartition("/")[0] + "/" + database, server)
+    finally:
+        _well(server)
+        if isinstance(server, servers.Postgres):
+            home.execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)", admin=True)
+        else:
+            sql = f"SELECT id FROM information_schema.processlist WHERE db = '{database}'"
+            for (number,) in home.execute(sql, admin=True):
+                with contextlib.suppress(Exception):  # it has left meanwhile
+                    home.execute(f"KILL {number}", admin=True)
+            home.execute(f"DROP DATABASE IF EXISTS {database}", admin=True)
+
+
+def _well(server: servers.Server) -> None:
+    """Whatever a test did to a server that all share: it runs."""
+    server.thaw()
+    server.start()
+
+
+@pytest.fixture(params=["postgresql", "mysql", "mariadb", "sqlite"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A fresh, empty database of each kind."""
+    name: str = request.param
+    if name == "sqlite":
+        yield Database(name, f"sqlite:///{tmp_path / 'coordination.db'}")
+        return
+    server = request.getfixturevalue("postgres" if name == "postgresql" else name)
+    with new_database(name, server) as fresh:
+        yield fresh
+
+
+class Files:
+    """A fresh, empty folder on a file server for one test; `settings` reach it (url, login, trust)."""
+
+    def __init__(self, name: str, server: servers.Server, root: Path) -> None:
+        self.name, self.server, self.root = name, server, root
+        self.scheme, self.url = server.scheme, server.url_of(root)
+        self.settings: dict[str, Any] = server.settings(root)
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {self.url}>"
+
+    def put(self, name: Union[str, bytes], data: bytes = b"", mtime: Optional[float] = None) -> Path:
+        """A file appears at once in the folder, complete; clients may read, rename and delete it."""
+        return self.server.put(os.path.join(os.fsencode(self.root), os.fsencode(name)), data, mtime)
+
+    def names(self) -> list[str]:
+        """What is in the folder now, sorted; folders below it not looked into."""
+        return sorted(os.listdir(self.root))
+
+
+@contextlib.contextmanager
+def new_folder(name: str, server: servers.Server) -> Iterator[Files]:
+    """A fresh folder on that server, removed at the end."""
+    _well(server)
+    root = server.folder()
+    try:
+        yield Files(name, server, root)
+    finally:
+        _well(server)
+        shutil.rmtree(root, ignore_errors=True)
+
+
+FILE_SERVERS = {
+    "vsftpd": "vsftpd_plain", "vsftpd-explicit": "vsftpd_explicit", "vsftpd-implicit": "vsftpd_implicit",
+    "sshd": "sshd", "pyftpd": "pyftpd",
+}
+
+
+@pytest.fixture(params=list(FILE_SERVERS))
+def file_server(request: pytest.FixtureRequest) -> Iterator[Files]:
+    """A fresh, empty folder on each kind of file server."""
+    with new_folder(request.param, request.getfixturevalue(FILE_SERVERS[request.param])) as files:
+        yield files

@@ -1,0 +1,147 @@
+"""All checks, from nothing but Python 3.9.
+
+    python3 tests/run.py [--require-all] [--quick] [--chaos MINUTES] [pytest arguments]
+
+Makes a virtual environment in the checkout (.venv), installs the missing servers where it may (root on
+Debian or Ubuntu), prints what is there, then runs ruff, mypy --strict and pytest.  Its last line is
+pytest's summary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Optional
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import setup_env
+
+ROOT, TESTS = setup_env.ROOT, setup_env.ROOT / "tests"
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--require-all", action="store_true", help="a missing server or tool is a failure")
+    parser.add_argument("--quick", action="store_true", help="no ruff, no mypy, no tests marked slow")
+    parser.add_argument(
+        "--chaos", type=float, metavar="MINUTES", help="then let tests/chaos.py break things so long"
+    )
+    parser.add_argument("pytest", nargs="*", help="what pytest gets, options too")
+    options, more = parser.parse_known_args(arguments)
+
+    python = setup_env.ensure("test")
+    if Path(sys.prefix).resolve() != setup_env.VENV.resolve():
+        command = [str(python), __file__, *arguments]
+        if os.name == "nt":
+            return subprocess.call(command)
+        sys.stdout.flush()
+        os.execv(python, command)
+
+    began = time.monotonic()
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(TESTS)])
+    if options.require_all:
+        os.environ["FTPCOORD_REQUIRE_ALL"] = "1"
+    missing = print_table(setup_env.ensure_servers())
+    results: dict[str, bool] = {}
+    if missing and options.require_all:
+        print(f"--require-all, but missing: {', '.join(missing)}")
+        results["servers"] = False
+
+    if not options.quick:
+        checked = [name for name in ("ftpcoord.py", "tests") if (ROOT / name).exists()]
+        results["ruff"] = run(["-m", "ruff", "check", *checked]) == 0
+        results["mypy"] = run(["-m", "mypy", "--strict", *checked]) == 0
+
+    # Most tests wait for timers, so more processes than cores; a file's tests share their process's servers.
+    pytest = [
+        "-m", "pytest", "-n", "4", "--dist", "loadfile",
+        f"--color={'yes' if sys.stdout.isatty() else 'no'}",
+    ]
+    summary: list[str] = []
+    results["pytest"] = (
+        run(
+            [*pytest, *(["-m", "not slow"] if options.quick else []), *in_order(options, more, arguments)],
+            summary,
+        )
+        == 0
+    )
+    if options.chaos is not None:
+        if (TESTS / "chaos.py").exists():
+            code = "import sys, chaos; sys.exit(chaos.main(float(sys.argv[1])))"
+            results["chaos"] = run(["-c", code, str(options.chaos)]) == 0
+        else:
+            print("there is no tests/chaos.py")
+            results["chaos"] = False
+
+    print()
+    print(
+        ", ".join(f"{name} {'ok' if good else 'FAILED'}" for name, good in results.items()),
+        f"after {time.monotonic() - began:.0f} s with Python {sys.version.split()[0]}",
+    )
+    print("pytest:", summary[-1] if summary else "no summary")
+    return 0 if all(results.values()) else 1
+
+
+def in_order(options: argparse.Namespace, more: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """Pytest's arguments as they were given: argparse has parted options and names ("-k", "word")."""
+    wanted = [*options.pytest, *more]
+    found = []
+    for argument in arguments:
+        if argument in wanted:
+            wanted.remove(argument)
+            found.append(argument)
+    return found
+
+
+def run(command: Sequence[str], summary: Optional[list[str]] = None) -> int:
+    """Run Python with these arguments in the checkout; `summary` gets pytest's summary line."""
+    print(f"\n$ python {' '.join(command)}", flush=True)
+    if summary is None:
+        return subprocess.call([sys.executable, *command], cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+        text = re.sub(r"\x1b\[[0-9;]*m", "", line.decode("utf-8", "replace")).strip(" =\r\n")
+        if re.match(r"(\d+ \w+, )*(\d+ \w+|no tests ran) in [\d.]+s", text):
+            summary[:] = [text]
+    return process.wait()
+
+
+def print_table(problems: dict[str, str]) -> list[str]:
+    """Show which servers and tools are there; returns the names of those that are not."""
+    import servers
+
+    missing = []
+    print(f"{'Python':12} {sys.version.split()[0]}")
+    for name in servers.NAMES:
+        reason = servers.available(name)
+        if reason:
+            missing.append(name)
+        print(f"{name:12} {'MISSING: ' + problems.get(name, reason) if reason else servers.version(name)}")
+    for tool in ("ruff", "mypy", "pytest", "hypothesis"):
+        said = (
+            subprocess.run(
+                [sys.executable, "-c", f"import importlib.metadata as m; print(m.version('{tool}'))"],
+                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            )
+            .stdout.decode()
+            .strip()
+        )
+        if not said:
+            missing.append(tool)
+        print(f"{tool:12} {said or 'MISSING'}", flush=True)
+    return missing
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,660 @@
+"""One suite for every kind of file server: each test runs unchanged against all of them, and they are real ones.
+
+Below it: what is particular to TLS and SSH, and a scripted FTP server for what real ones do not do on demand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import os
+import random
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import pytest
+import servers
+from conftest import Files
+
+import ftpcoord
+from ftpcoord import Entry, FileServer, Job
+
+OLD = 1_700_000_000.0                   # 2023-11-14T22:13:20 UTC
+ODD_NAMES = [b" leading", b"trailing ", b"two  spaces", b"-dash", b"--", b"-rf *", b"*", b"a*b?[c]{d}", b"~",
+             b"~user", b"$HOME", b"quote's", b'double "quote"', b"back\\slash", b"semi;colon", b"#hash", b"per%20cent",
+             b"tab\there", "übung.csv".encode(), "日本語".encode(), "e\u0301".encode(), b"a -> b", b"x" * 200]
+UNDECODABLE = [b"latin-1 caf\xe9", b"\x80\x81\xfe", b"half a rune \xe2\x82"]
+
+
+def config(files: Files, **changes: Any) -> Any:
+    settings = {"database": "sqlite:///unused.db", "timeout": 10, **files.settings, **changes}
+    return ftpcoord.Config(**{name: value for name, value in settings.items() if value is not None})
+
+
+@pytest.fixture
+def server(file_server: Files) -> Iterator[FileServer]:
+    with contextlib.closing(ftpcoord.open_server(config(file_server))) as connected:
+        yield connected
+
+
+def path_of(files: Files, name: str) -> str:
+    return f"{config(files).target.path.rstrip('/')}/{name}"
+
+
+def listed(server: FileServer, files: Files, folder: str = "") -> dict[str, Entry]:
+    return {entry.name: entry for entry in server.list(path_of(files, folder).rstrip("/"))}
+
+
+def fetched(server: FileServer, path: str, size: int) -> bytes:
+    content = bytearray()
+    server.fetch(path, size, content.extend)
+    return bytes(content)
+
+
+def names_for(files: Files) -> list[bytes]:
+    # pyftpdlib lists names that are not UTF-8 with question marks, which no client can undo.
+    return ODD_NAMES if files.name == "pyftpd" else ODD_NAMES + UNDECODABLE
+
+
+# ------------------------------------------------------------------------------------------- listing
+
+def test_an_empty_folder_is_an_empty_list(file_server: Files, server: FileServer) -> None:
+    assert server.list(path_of(file_server, "")) == []
+
+
+def test_a_listing_tells_kinds_and_sizes(file_server: Files, server: FileServer) -> None:
+    file_server.put("five.csv", b"12345")
+    file_server.put("empty", b"")
+    file_server.put("folder/inside", b"x")
+    entries = listed(server, file_server)
+    assert {(e.name, e.kind, e.size) for e in entries.values()} == {
+        ("five.csv", "file", 5), ("empty", "file", 0), ("folder", "dir", 0)}
+    assert [(e.name, e.size) for e in server.list(path_of(file_server, "folder"))] == [("inside", 1)]
+    assert server.unparsed == 0
+
+
+def test_a_link_is_listed_as_a_link(file_server: Files, server: FileServer) -> None:
+    if file_server.name == "pyftpd":
+        pytest.skip("pyftpdlib shows what a link leads to")
+    file_server.put("file", b"12345")
+    (file_server.root / "link").symlink_to("file")
+    assert listed(server, file_server)["link"].kind == "link"
+
+
+@pytest.mark.parametrize("mtime", [OLD, None, 1_000_000_000.0], ids=["old", "now", "2001"])
+def test_a_listing_tells_the_time_in_its_precision(
+        file_server: Files, server: FileServer, mtime: Optional[float]) -> None:
+    when = mtime or time.time()
+    file_server.put("a", b"x", when)
+    listed_time = listed(server, file_server)["a"].mtime
+    utc = datetime.datetime.fromtimestamp(when, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+    assert len(listed_time) >= 10 and utc.startswith(listed_time)
+
+
+def test_a_folder_that_is_not_there_is_gone(file_server: Files, server: FileServer) -> None:
+    with pytest.raises(ftpcoord.FileGone):
+        server.list(path_of(file_server, "nowhere"))
+    assert server.alive()
+
+
+def test_a_thousand_files_are_listed(file_server: Files, server: FileServer) -> None:
+    for number in range(1000):
+        file_server.put(f"{number:04}", b"")
+    assert sorted(listed(server, file_server)) == [f"{number:04}" for number in range(1000)]
+
+
+def test_paths_relative_to_the_login_folder_work(file_server: Files) -> None:
+    home = ftpcoord.open_server(config(file_server))
+    with contextlib.closing(home):
+        name = f"ftpcoord-test-{os.getpid()}-{time.time_ns()}"
+        try:
+            home.mkdir(f"{name}/below")
+        except ftpcoord.FileRefused:
+            pytest.skip("the login folder cannot be written to")
+        assert name in {entry.name for entry in home.list("")}
+        assert [entry.name for entry in home.list(name)] == ["below"]
+        home.rename(f"{name}/below", f"{name}/renamed")
+        assert home.exists(f"{name}/renamed") and not home.exists(f"{name}/below")
+
+
+# ------------------------------------------------------------------------------------------- names
+
+def test_odd_names_are_listed_fetched_looked_at_renamed_and_deleted(file_server: Files, server: FileServer) -> None:
+    names = names_for(file_server)
+    for name in names:
+        file_server.put(name, b"content of " + name)
+    server.mkdir(path_of(file_server, "moved"))
+    entries = listed(server, file_server)
+    assert {ftpcoord.encode_name(name, "utf-8") for name in entries} == {*names, b"moved"}
+    for raw in names:
+        entry = entries[ftpcoord.decode_name(raw, "utf-8")]
+        path, moved = path_of(file_server, entry.name), path_of(file_server, f"moved/{entry.name}")
+        assert fetched(server, path, entry.size) == b"content of " + raw
+        assert server.same(path, entry) is True
+        server.rename(path, moved)
+        assert os.path.exists(os.fsencode(file_server.root) + b"/moved/" + raw)
+        assert server.exists(moved) and not server.exists(path)
+        server.delete(moved)
+    assert file_server.names() == ["moved"]
+    assert os.listdir(file_server.root / "moved") == []
+
+
+@pytest.mark.parametrize("name", ["-dash", " spaces ", "*", "a [b]", "ü"])
+def test_folders_with_odd_names_are_made_and_listed(file_server: Files, server: FileServer, name: str) -> None:
+    file_server.put("a b/x", b"not in the other")
+    server.mkdir(path_of(file_server, f"{name}/below"))
+    assert [entry.name for entry in server.list(path_of(file_server, name))] == ["below"]
+
+
+@pytest.mark.parametrize("name", ["a\r\nDELE b", "a\nb", "a\0b"])
+def test_a_path_with_a_line_break_or_nul_is_refused_and_nothing_is_sent(
+        file_server: Files, server: FileServer, name: str) -> None:
+    file_server.put("b", b"stays")
+    bad, good = path_of(file_server, name), path_of(file_server, "b")
+    for call in (lambda: server.list(bad), lambda: server.exists(bad), lambda: server.delete(bad),
+                 lambda: server.mkdir(bad), lambda: server.fetch(bad, 1, bytes), lambda: server.rename(good, bad),
+                 lambda: server.rename(bad, path_of(file_server, "c")),
+                 lambda: server.same(bad, Entry("b", "file", 5, ""))):
+        with pytest.raises(ftpcoord.FileRefused):
+            call()
+    assert file_server.names() == ["b"] and server.alive()
+
+
+# ------------------------------------------------------------------------------------------- fetching
+
+@pytest.mark.parametrize("size", [0, 1, 32_767, 32_768, 32_769, 261_119, 261_120, 300_000, 10_000_000])
+def test_a_file_arrives_whole(file_server: Files, server: FileServer, size: int) -> None:
+    content = os.urandom(size)
+    file_server.put("file", content)
+    digest, count = hashlib.sha256(), 0
+
+    def write(data: Any) -> None:
+        nonlocal count
+        digest.update(data)
+        count += len(data)
+
+    server.fetch(path_of(file_server, "file"), size, write)
+    assert (count, digest.digest()) == (size, hashlib.sha256(content).digest())
+    assert server.alive()
+
+
+@pytest.mark.parametrize("size", [5, 40_000, 3_000_000])
+@pytest.mark.parametrize("difference", [-1, 1, -5, 100_000])
+def test_a_file_that_shrank_or_grew_since_the_listing_is_changed(
+        file_server: Files, server: FileServer, size: int, difference: int) -> None:
+    file_server.put("file", b"x" * (size + difference))
+    received = bytearray()
+    with pytest.raises(ftpcoord.FileChanged):
+        server.fetch(path_of(file_server, "file"), size, received.extend)
+    assert len(received) <= size
+    file_server.put("next", b"fine")
+    assert fetched(server, path_of(file_server, "next"), 4) == b"fine"
+
+
+def test_a_file_that_vanished_is_gone(file_server: Files, server: FileServer) -> None:
+    with pytest.raises(ftpcoord.FileGone):
+        server.fetch(path_of(file_server, "gone"), 5, bytes)
+    with pytest.raises(ftpcoord.FileGone):
+        server.delete(path_of(file_server, "gone"))
+    with pytest.raises(ftpcoord.FileGone):
+        server.rename(path_of(file_server, "gone"), path_of(file_server, "target"))
+    assert server.alive()
+
+
+def test_a_file_that_may_not_be_read_is_refused_not_gone(file_server: Files, server: FileServer) -> None:
+    file_server.put("secret", b"12345").chmod(0)
+    if file_server.server.ids is None or file_server.server.ids[0] == 0:
+        pytest.skip("the server runs as a user who may read everything")
+    with pytest.raises(ftpcoord.FileRefused):
+        server.fetch(path_of(file_server, "secret"), 5, bytes)
+    assert server.alive()
+
+
+def test_many_files_arrive_and_each_problem_is_told_of_its_file_only(file_server: Files, server: FileServer) -> None:
+    contents = {f"{number:03}": os.urandom(number * 7) for number in range(300)}
+    received = {name: bytearray() for name in contents}
+    for name, content in contents.items():
+        if name != "100":
+            file_server.put(name, content + b"more" * (name == "200"))
+    jobs = [Job(path_of(file_server, name), len(content), received[name].extend) for name, content in contents.items()]
+    ended = {job.path.rpartition("/")[2]: error for job, error in server.fetch_many(jobs)}
+    assert sorted(ended) == sorted(contents)
+    assert type(ended.pop("100")) is ftpcoord.FileGone
+    assert type(ended.pop("200")) is ftpcoord.FileChanged
+    assert set(ended.values()) == {None}
+    assert all(received[name] == contents[name] for name in ended)
+    assert server.exists(path_of(file_server, "000"))
+
+
+def test_large_and_small_files_arrive_together(file_server: Files, server: FileServer) -> None:
+    contents = {f"{number}": os.urandom(size) for number, size in enumerate([10, 5_000_000, 0, 70_000, 9_000_000, 3])}
+    received = {name: bytearray() for name in contents}
+    for name, content in contents.items():
+        file_server.put(name, content)
+    jobs = [Job(path_of(file_server, name), len(content), received[name].extend) for name, content in contents.items()]
+    assert [error for _, error in server.fetch_many(jobs)] == [None] * len(jobs)
+    assert received == contents
+
+
+def test_what_write_raises_passes_through_and_the_next_call_is_in_step(file_server: Files, server: FileServer) -> None:
+    file_server.put("file", os.urandom(2_000_000))
+
+    def full(data: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        server.fetch(path_of(file_server, "file"), 2_000_000, full)
+    assert [entry.name for entry in server.list(path_of(file_server, ""))] == ["file"]
+
+
+def test_leaving_a_loop_over_many_files_leaves_nothing_behind(file_server: Files, server: FileServer) -> None:
+    for number in range(100):
+        file_server.put(f"{number}", b"x" * 100)
+    loop = server.fetch_many([Job(path_of(file_server, f"{number}"), 100, bytes) for number in range(100)])
+    next(loop)
+    loop.close()  # type: ignore[attr-defined]
+    assert len(listed(server, file_server)) == 100
+
+
+# ------------------------------------------------------------------------------------------- looking
+
+def test_a_file_is_the_same_until_its_size_or_time_changes(file_server: Files, server: FileServer) -> None:
+    path = path_of(file_server, "file")
+    for when in (OLD, time.time() - 600):
+        file_server.put("file", b"12345", when)
+        seen = listed(server, file_server)["file"]
+        assert [server.same(path, seen) for _ in range(3)] == [True] * 3    # by each way of looking
+        file_server.put("file", b"123456", when)
+        assert server.same(path, seen) is False
+        file_server.put("file", b"54321", when + 200_000 if when == OLD else when - 7200)
+        assert server.same(path, seen) is False
+        os.unlink(file_server.root / "file")
+        assert server.same(path, seen) is None
+        (file_server.root / "file").mkdir()
+        assert server.same(path, seen) is False
+        (file_server.root / "file").rmdir()
+
+
+def test_a_file_in_a_folder_that_is_gone_is_not_there(file_server: Files, server: FileServer) -> None:
+    assert server.same(path_of(file_server, "no/file"), Entry("file", "file", 1, "")) is None
+    assert not server.exists(path_of(file_server, "no/file"))
+
+
+def test_files_and_folders_exist_and_others_do_not(file_server: Files, server: FileServer) -> None:
+    file_server.put("folder/file", b"")
+    assert [server.exists(path_of(file_server, name)) for name in ("folder", "folder/file", "fold", "folder/x")] == [
+        True, True, False, False]
+
+
+# ------------------------------------------------------------------------------------------- changing
+
+def test_a_rename_never_replaces_a_file(file_server: Files, server: FileServer) -> None:
+    file_server.put("a", b"content of a")
+    file_server.put("b", b"content of b")
+    with pytest.raises(ftpcoord.TargetExists):
+        server.rename(path_of(file_server, "a"), path_of(file_server, "b"))
+    assert (file_server.root / "a").read_bytes() == b"content of a"
+    assert (file_server.root / "b").read_bytes() == b"content of b"
+    with contextlib.closing(ftpcoord.open_server(config(file_server))) as fresh, pytest.raises(ftpcoord.TargetExists):
+        fresh.rename(path_of(file_server, "a"), path_of(file_server, "b"))  # nothing learnt by other looks
+    assert (file_server.root / "b").read_bytes() == b"content of b"
+
+
+def test_a_rename_into_a_missing_folder_is_refused_and_the_file_stays(file_server: Files, server: FileServer) -> None:
+    file_server.put("a", b"content")
+    with pytest.raises(ftpcoord.FileRefused):
+        server.rename(path_of(file_server, "a"), path_of(file_server, "no/a"))
+    assert (file_server.root / "a").read_bytes() == b"content"
+
+
+def test_folders_are_made_with_parents_and_existing_ones_are_fine(file_server: Files, server: FileServer) -> None:
+    for _ in range(2):
+        server.mkdir(path_of(file_server, "a/b/c"))
+    assert (file_server.root / "a/b/c").is_dir()
+    file_server.put("file", b"")
+    with pytest.raises(ftpcoord.FileRefused):
+        server.mkdir(path_of(file_server, "file/below"))
+
+
+# ------------------------------------------------------------------------------------------- trouble
+
+def test_a_wrong_password_is_refused_and_never_shown(file_server: Files) -> None:
+    wrong = "not-the-pass-word"
+    with pytest.raises(ftpcoord.LoginRefused) as caught:
+        ftpcoord.open_server(config(file_server, key=None, password=wrong))
+    assert wrong not in str(caught.value) and "127.0.0.1" in str(caught.value)
+
+
+def test_a_server_that_is_not_there_is_down(file_server: Files) -> None:
+    port = servers.free_port()
+    url = re.sub(r":\d+/", f":{port}/", file_server.settings["url"])
+    with pytest.raises(ftpcoord.ServerDown, match=str(port)) as caught:
+        ftpcoord.open_server(config(file_server, url=url))
+    assert not isinstance(caught.value, ftpcoord.LoginRefused)
+
+
+def test_a_connection_that_the_server_dropped_is_dead_and_the_next_call_connects_again(file_server: Files) -> None:
+    server = ftpcoord.open_server(config(file_server))
+    file_server.put("a", b"x")
+    file_server.server.restart()
+    assert not server.alive()
+    assert list(listed(server, file_server)) == ["a"] and server.alive()
+    server.close()
+    assert not server.alive()
+
+
+@pytest.mark.parametrize("blocked", ["fetch", "fetch_many", "list", "connect"])
+def test_abort_from_another_thread_ends_a_blocked_call_within_a_second(file_server: Files, blocked: str) -> None:
+    file_server.put("file", b"x" * 1000)
+    server = ftpcoord.open_server(config(file_server))
+    path = path_of(file_server, "file")
+    calls: dict[str, Callable[[], object]] = {
+        "fetch": lambda: server.fetch(path, 1000, bytes), "list": lambda: server.list(path_of(file_server, "")),
+        "fetch_many": lambda: list(server.fetch_many([Job(path, 1000, bytes)] * 3)), "connect": server.connect}
+    outcome: list[object] = []
+
+    def run() -> None:
+        try:
+            outcome.append(calls[blocked]())
+        except Exception as error:
+            outcome.append(error)
+
+    file_server.server.freeze()
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive()
+    begun = time.monotonic()
+    server.abort()
+    thread.join(5)
+    assert time.monotonic() - begun < 1
+    assert len(outcome) == 1 and isinstance(outcome[0], ftpcoord.ServerDown), outcome
+    file_server.server.thaw()
+    with pytest.raises(ftpcoord.ServerDown):
+        server.list(path_of(file_server, ""))                   # for good: it does not come back by itself
+
+
+@pytest.mark.parametrize("call", ["connect", "list", "fetch", "fetch_many", "same", "rename", "delete", "mkdir",
+                                  "alive"])
+def test_a_frozen_server_ends_each_call_by_the_timeout(file_server: Files, call: str) -> None:
+    file_server.put("file", b"x" * 1000)
+    server = ftpcoord.open_server(config(file_server, timeout=1))
+    path = path_of(file_server, "file")
+    calls: dict[str, Callable[[], object]] = {
+        "connect": lambda: ftpcoord.open_server(config(file_server, timeout=1)),
+        "list": lambda: server.list(path_of(file_server, "")), "fetch": lambda: server.fetch(path, 1000, bytes),
+        "fetch_many": lambda: list(server.fetch_many([Job(path, 1000, bytes)])),
+        "same": lambda: server.same(path, Entry("file", "file", 1000, "")),
+        "rename": lambda: server.rename(path, path + "2"),
+        "delete": lambda: server.delete(path), "mkdir": lambda: server.mkdir(path + "/x"), "alive": server.alive}
+    file_server.server.freeze()
+    begun = time.monotonic()
+    if call == "alive":
+        assert server.alive() is False
+    else:
+        with pytest.raises(ftpcoord.ServerDown, match="no answer within 1 s"):
+            calls[call]()
+    assert 0.5 < time.monotonic() - begun < 3
+    server.close()
+
+
+# ------------------------------------------------------------------------------------------- TLS
+
+@pytest.fixture(params=["vsftpd_explicit", "vsftpd_implicit"])
+def tls_server(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+def test_a_certificate_of_an_unknown_authority_is_refused(tls_server: servers.Vsftpd) -> None:
+    settings = {**tls_server.settings(), "database": "sqlite:///unused.db"}
+    other = str(Path(settings["ca_file"]).with_name("other-ca.pem"))
+    for changes in ({"ca_file": other}, {"ca_file": None}):
+        chosen = {name: value for name, value in {**settings, **changes}.items() if value}
+        with pytest.raises(ftpcoord.ServerDown, match=r"not trusted.*ca_file"):
+            ftpcoord.open_server(ftpcoord.Config(**chosen))
+    chosen = {**settings, "ca_file": other, "tls_verify": False}
+    ftpcoord.open_server(ftpcoord.Config(**chosen)).close()
+
+
+def test_a_certificate_for_another_host_is_refused(tls_server: servers.Vsftpd) -> None:
+    settings = {**tls_server.settings(), "database": "sqlite:///unused.db"}
+    settings["url"] = settings["url"].replace("127.0.0.1", "127.0.0.2")
+    with pytest.raises(ftpcoord.ServerDown):
+        ftpcoord.open_server(ftpcoord.Config(**settings))
+
+
+def test_a_server_without_tls_is_not_talked_to_in_the_clear(vsftpd_plain: servers.Vsftpd) -> None:
+    settings = {**vsftpd_plain.settings(), "database": "sqlite:///unused.db", "timeout": 3}
+    for scheme in ("ftpes://", "ftps://"):
+        settings["url"] = settings["url"].replace("ftp://", scheme)
+        with pytest.raises(ftpcoord.ServerDown):
+            ftpcoord.open_server(ftpcoord.Config(**settings))
+        settings["url"] = settings["url"].replace(scheme, "ftp://")
+
+
+# ------------------------------------------------------------------------------------------- SSH
+
+def fingerprint_in(text: str) -> str:
+    found = re.search(r"SHA256:[A-Za-z0-9+/]{43}", text)
+    assert found
+    return found[0]
+
+
+def test_an_unknown_host_key_is_refused_with_its_fingerprint_which_can_be_pinned(
+        sshd: servers.Sshd, tmp_path: Path) -> None:
+    settings = {**sshd.settings(), "database": "sqlite:///unused.db"}
+    settings["known_hosts"] = str(tmp_path / "known_hosts")
+    for text in (None, "", "127.0.0.1 ssh-ed25519 AAAA\n"):
+        if text is not None:
+            (tmp_path / "known_hosts").write_text(text)
+        with pytest.raises(ftpcoord.HostKeyRefused, match="ssh-keyscan") as caught:
+            ftpcoord.open_server(ftpcoord.Config(**settings))
+    pin = fingerprint_in(str(caught.value))
+    ftpcoord.open_server(ftpcoord.Config(**settings, host_key=pin)).close()
+    with pytest.raises(ftpcoord.HostKeyRefused, match="host_key"):
+        ftpcoord.open_server(ftpcoord.Config(**settings, host_key="SHA256:" + "A" * 43))
+
+
+def test_a_changed_host_key_is_refused_before_the_login(sshd: servers.Sshd, tmp_path: Path) -> None:
+    settings = {**sshd.settings(), "database": "sqlite:///unused.db"}
+    lines = sshd.known_hosts.read_text().splitlines()
+    ed25519 = next(line.split() for line in lines if "ssh-ed25519" in line)
+    changed = tmp_path / "known_hosts"
+    changed.write_text(f"{ed25519[0]} {ed25519[1]} {ed25519[2][:-8]}AAAAAAA=\n")
+    with pytest.raises(ftpcoord.HostKeyRefused, match="NOT the one"):
+        ftpcoord.open_server(ftpcoord.Config(**{**settings, "known_hosts": str(changed)}))
+    changed.write_text(f"@revoked * {ed25519[1]} {ed25519[2]}\n{' '.join(ed25519[:3])}\n")
+    with pytest.raises(ftpcoord.HostKeyRefused, match="revoked"):
+        ftpcoord.open_server(ftpcoord.Config(**{**settings, "known_hosts": str(changed)}))
+
+
+@pytest.mark.parametrize("kind", ["ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256"])
+def test_the_kind_of_host_key_that_known_hosts_has_is_asked_for(
+        sshd: servers.Sshd, tmp_path: Path, kind: str) -> None:
+    lines = [line for line in sshd.known_hosts.read_text().splitlines() if kind in line]
+    if not lines:
+        pytest.skip(f"the server has no {kind} key")
+    (tmp_path / "known_hosts").write_text("\n".join(lines) + "\n")
+    settings = {**sshd.settings(), "database": "sqlite:///unused.db", "known_hosts": str(tmp_path / "known_hosts")}
+    ftpcoord.open_server(ftpcoord.Config(**settings)).close()
+
+
+def test_a_key_that_cannot_be_used_is_a_clear_error(sshd: servers.Sshd, tmp_path: Path) -> None:
+    settings = {**sshd.settings(), "database": "sqlite:///unused.db"}
+    (tmp_path / "key").write_text("no key at all")
+    for key in ("key", "missing"):
+        with pytest.raises(ftpcoord.Error, match=f"key.*{key}"):
+            ftpcoord.open_server(ftpcoord.Config(**{**settings, "key": str(tmp_path / key)}))
+
+
+class FewHandles:
+    """The answers of an SFTP server that has one file, and refuses to open more than `most` at once."""
+
+    largest_read = 32_768
+
+    def __init__(self, content: bytes, most: int) -> None:
+        self.content, self.most, self.open, self.number = content, most, 0, 0
+        self.answers: list[tuple[int, int, bytes]] = []
+
+    def send(self, kind: int, body: bytes) -> int:
+        self.number += 1
+        if kind == 3 and self.open == self.most:
+            self.answers.append((101, self.number, struct.pack(">II", 4, 0)))
+        elif kind == 3:
+            self.open += 1
+            self.answers.append((102, self.number, struct.pack(">I", 1) + b"h"))
+        elif kind == 4:
+            self.open -= 1
+            self.answers.append((101, self.number, struct.pack(">II", 0, 0)))
+        else:
+            offset, length = struct.unpack(">QI", body[-12:])
+            data = self.content[offset : offset + min(length, 100)]     # less than asked for, which is allowed
+            self.answers.append((103, self.number, struct.pack(">I", len(data)) + data) if data
+                                else (101, self.number, struct.pack(">II", 1, 0)))
+        return self.number
+
+    def receive(self) -> tuple[int, int, Any]:
+        kind, number, body = self.answers.pop(random.Random(self.number).randrange(len(self.answers)))
+        return kind, number, ftpcoord._Fields(memoryview(body))
+
+
+@pytest.mark.parametrize("size", [0, 99, 100, 1000, 100_000])
+def test_answers_in_any_order_short_ones_and_a_limit_of_open_files_do_no_harm(size: int) -> None:
+    content = os.urandom(size)
+    received = [bytearray() for _ in range(100)]
+    pipeline = ftpcoord.SftpPipeline(FewHandles(content, most=3), "utf-8")      # type: ignore[arg-type]
+    jobs = [Job(f"{number}", size, received[number].extend) for number in range(100)]
+    ended = {job.path: error for job, error in pipeline.run(jobs)}
+    assert ended == {f"{number}": None for number in range(100)}
+    assert all(bytes(one) == content for one in received)
+
+
+# ------------------------------------------------------------------------------------------- a scripted server
+
+class Script:
+    """An FTP server that gives these replies, by command; bytes go through the data connection."""
+
+    def __init__(self, **replies: Any) -> None:
+        self.replies: dict[str, Any] = {
+            "USER": "331 password", "PASS": "230 in", "FEAT": "500 what", "TYPE": "200 ok", "PWD": '257 "/home"',
+            "CWD": "250 ok", "EPSV": "500 what", "PASV": lambda: self.passive(), "NOOP": "200 ok", **replies}
+        self.commands: list[str] = []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.data: Optional[socket.socket] = None
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def passive(self) -> str:
+        self.data = socket.create_server(("127.0.0.1", 0))
+        port = self.data.getsockname()[1]
+        return f"227 Entering Passive Mode (203,0,113,9,{port >> 8},{port & 255})"      # an address to be ignored
+
+    def send_data(self, content: bytes) -> None:
+        assert self.data
+        with self.data.accept()[0] as connection:
+            connection.sendall(content)
+        self.data.close()
+
+    def serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection = self.listener.accept()[0]
+                connection.sendall((self.replies.get("greeting", "220 hello") + "\r\n").encode("latin-1"))
+                for line in connection.makefile("rb"):
+                    self.commands.append(line.decode("latin-1").rstrip("\r\n"))
+                    reply = self.replies.get(self.commands[-1].split(" ")[0], "502 no")
+                    for part in reply if isinstance(reply, list) else [reply]:
+                        if isinstance(part, bytes):
+                            self.send_data(part)
+                        else:
+                            text: str = part() if callable(part) else part
+                            connection.sendall((text + "\r\n").encode("latin-1"))
+
+    def open(self, **changes: Any) -> FileServer:
+        url = f"ftp://me@127.0.0.1:{self.listener.getsockname()[1]}/inbox"
+        return ftpcoord.open_server(ftpcoord.Config(
+            **{"url": url, "password": "hush-hush", "database": "sqlite:///unused.db", "timeout": 2, **changes}))
+
+
+def test_the_address_of_a_pasv_reply_is_ignored_and_unknown_lines_are_counted() -> None:
+    script = Script(LIST=["150 here", b"total 1\r\n-rw-r--r-- 1 0 0 5 Jan 12  2024 a\r\nsomething else\r\n",
+                          "226 done"])
+    server = script.open()
+    assert server.list("/inbox") == [Entry("a", "file", 5, "2024-01-12")]
+    assert (server.unparsed, server.unparsed_sample) == (1, "'something else'")
+
+
+@pytest.mark.parametrize("reply", ["550 No files found", "450 No files found"])
+def test_a_folder_that_can_be_entered_but_has_nothing_to_list_is_empty(reply: str) -> None:
+    assert Script(LIST=reply).open().list("/inbox") == []
+
+
+def test_a_folder_that_may_not_be_listed_is_not_taken_for_an_empty_one() -> None:
+    with pytest.raises(ftpcoord.FileRefused):
+        Script(LIST="550 Permission denied").open().list("/inbox")
+
+
+def test_a_listing_that_was_cut_off_is_not_believed() -> None:
+    script = Script(LIST=["150 here", b"-rw-r--r-- 1 0 0 5 Jan 12  2024 a\r\n", "426 connection lost"])
+    with pytest.raises(ftpcoord.ServerDown, match="cut off"):
+        script.open().list("/inbox")
+
+
+@pytest.mark.parametrize("reply", ["211-" + "x\r\n" * 5000, "211-" + "x" * 100_000, "gibberish"])
+def test_a_reply_without_an_end_is_given_up(reply: str) -> None:
+    with pytest.raises(ftpcoord.ServerDown):
+        Script(FEAT=reply).open()
+
+
+def test_a_server_that_ends_the_session_is_down() -> None:
+    script = Script(CWD="421 too many connections")
+    with pytest.raises(ftpcoord.ServerDown, match="421"):
+        script.open().list("/inbox")
+
+
+def test_a_password_that_the_server_echoes_is_not_shown() -> None:
+    with pytest.raises(ftpcoord.LoginRefused) as caught:
+        Script(PASS="530 hush-hush is wrong").open()
+    assert "hush-hush" not in str(caught.value)
+
+
+def test_a_password_with_a_line_break_is_never_sent() -> None:
+    script = Script()
+    with pytest.raises(ftpcoord.Error):
+        script.open(password="a\r\nDELE x")
+    assert not any("DELE" in command for command in script.commands)
+
+
+@pytest.mark.parametrize(("end", "error"), [("226 done", ftpcoord.FileChanged), ("426 lost", ftpcoord.ServerDown)])
+def test_a_transfer_that_ends_early_is_changed_and_one_whose_reply_says_so_is_down(
+        end: str, error: type[Exception]) -> None:
+    script = Script(RETR=["150 here", b"123", end])
+    with pytest.raises(error):
+        script.open().fetch("/inbox/a", 5, bytes)
+
+
+def test_all_bytes_count_even_if_the_last_reply_never_comes() -> None:
+    script = Script(RETR=["150 here", b"12345"])
+    assert fetched(script.open(timeout=1), "/inbox/a", 5) == b"12345"
+
+
+def test_the_zone_of_list_is_learnt_from_one_file_and_saves_later_listings() -> None:
+    now = datetime.datetime.now(datetime.timezone.utc).replace(second=30) - datetime.timedelta(days=1)
+    local = now + datetime.timedelta(hours=5, minutes=45)
+    script = Script(SIZE="213 5", MDTM=now.strftime("213 %Y%m%d%H%M%S"), LIST=[
+        "150 here", local.strftime("-rw-r--r-- 1 0 0 5 %b %d %H:%M a\r\n").encode(), "226 done"])
+    server = script.open()
+    seen = server.list("/inbox")[0]
+    assert server.same("/inbox/a", seen) is True
+    script.commands.clear()
+    assert server.same("/inbox/a", seen) is True
+    assert script.commands == ["SIZE /inbox/a", "MDTM /inbox/a"]
+    script.replies["MDTM"] = (now + datetime.timedelta(minutes=2)).strftime("213 %Y%m%d%H%M%S")
+    assert server.same("/inbox/a", seen) is True                # the listing is the last word
+    assert "LIST" in script.commands
