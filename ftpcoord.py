@@ -233,6 +233,10 @@ class DatabaseBusy(DatabaseDown):
     """The database answered that a lock or a conflict stood in the way; the connection is still good."""
 
 
+class RowExists(DatabaseBusy):
+    """The row to be inserted is there already."""
+
+
 class DatabaseRefused(Error):
     """Login, privileges, tables or a driver are missing. Ends `run` at start; retried once it has been ready."""
 
@@ -807,12 +811,13 @@ class Lease:
 
     def __init__(self, term: int, deadline: float, clock: Callable[[], float]) -> None:
         self.term = term
+        self.recalled = False  # the owner wants it back: it may only make the lease shorter
         self._deadline = deadline
         self._clock = clock
 
     def valid(self, now: Optional[float] = None) -> bool:
         """Whether effects are allowed at this instant."""
-        return self.remaining(now) > 0
+        return self.remaining(now) > 0 and not self.recalled
 
     def remaining(self, now: Optional[float] = None) -> float:
         """Seconds until the deadline as it stands; below zero once it has passed."""
@@ -991,7 +996,7 @@ class Database(abc.ABC):
           FROM file_ledger WHERE group_id = :group AND file_id > :after AND (state <> 'done' OR action <> '')
          ORDER BY file_id LIMIT 5000"""
     STANDING = """
-        SELECT file_id, state, term, attempts, failures FROM file_ledger
+        SELECT file_id, state, mtime, action, term, attempts, failures, size FROM file_ledger
          WHERE group_id = :group AND file_id IN ($ids)"""
     DONE_COUNT = "SELECT COUNT(*) FROM file_ledger WHERE group_id = :group AND state = 'done' AND action = ''"
     COUNTS = "SELECT state, COUNT(*) FROM file_ledger WHERE group_id = :group GROUP BY state"
@@ -1143,7 +1148,7 @@ class Database(abc.ABC):
         return _one(self._take(group, member, seen, stale_after, why))
 
     def _take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> List[Sequence[Any]]:
-        values = {"group": group, "member": member, "holder": seen.holder, "old_term": seen.term}
+        values: Dict[str, Any] = {"group": group, "member": member, "holder": seen.holder, "old_term": seen.term}
         if why in ("absent", "own"):
             return self.execute(self.TAKE_ABSENT, own=int(why == "own"), **values)
         stamp = seen.stamp if why == "still" else None
@@ -1207,11 +1212,12 @@ class Database(abc.ABC):
         ids = [sha256_text(_path(change)) for change in changes]
         names = ", ".join(self.literal(file_id) for file_id in ids)
         rows = self.execute(self.STANDING.replace("$ids", names), group=fence.group)
-        found = {str(row[0]): (str(row[1]), *(int(value) for value in row[2:])) for row in rows}
-        return [
-            found.get(file_id) == (new and (new.state, fence.term, new.attempts, new.failures))
-            for file_id, new in zip(ids, (change.new for change in changes))
+        found = {str(row[0]): (*(str(v) for v in row[1:4]), *(int(v) for v in row[4:])) for row in rows}
+        wanted = [
+            c.new and (c.new.state, c.new.mtime, c.new.action, fence.term, c.new.attempts, c.new.failures, c.new.size)
+            for c in changes
         ]
+        return [found.get(file_id) == new for file_id, new in zip(ids, wanted)]
 
     # -- the operator's verbs -----------------------------------------------------------------------------------------
 
@@ -1415,11 +1421,16 @@ class PostgreSQL(Database):
         if config.database_tls == "verify":
             tls = database_tls_context(config.database_ca_file)
         problem: Optional[Error] = None
+        timeout = self.timing.call_timeout
         for host, port in endpoint.hosts:
+            sock: Optional[socket.socket] = None
             try:
+                # A socket of ours, because pg8000 leaves its own open when a login fails.
+                sock = socket.create_connection((host, port), timeout)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self.connection = native.Connection(
                     endpoint.user, host=host, port=port, database=endpoint.name, password=config.database_login(),
-                    ssl_context=tls, timeout=self.timing.call_timeout, application_name="ftpcoord",
+                    ssl_context=tls, timeout=timeout, application_name="ftpcoord", sock=sock,
                 )  # fmt: skip
                 read_only, standard = self.connection.run(
                     "SELECT current_setting('transaction_read_only'), current_setting('standard_conforming_strings')"
@@ -1432,6 +1443,8 @@ class PostgreSQL(Database):
             except Error:
                 raise
             except Exception as exc:
+                if sock is not None:
+                    sock.close()
                 problem = self._translate(exc, f"{host}:{port}: ")
                 if isinstance(problem, DatabaseRefused):
                     break
@@ -1642,6 +1655,8 @@ class MySQL(Database):
             return DatabaseRefused(f"database {self.where}: {place}{self.REFUSED[code]} ({text})")
         if code in self.BUSY:
             return DatabaseBusy(f"database {self.where}: {text}")
+        if code == 1062:
+            return RowExists(f"database {self.where}: {text}")
         if code in self.READ_ONLY:
             return DatabaseDown(f"database {self.where}: {place}has become read-only")
         if code == 2026 or isinstance(exc, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in text:
@@ -1662,10 +1677,8 @@ class MySQL(Database):
     def first(self, group: str, member: str, term: int) -> Optional[int]:
         try:
             self.execute(self.FIRST, group=group, member=member, term=term)
-        except DatabaseDown as exc:
-            if "Duplicate" in str(exc):
-                return None
-            raise
+        except RowExists:
+            return None
         return self._seat(group, member, term)
 
     def take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> Optional[int]:
@@ -1673,7 +1686,7 @@ class MySQL(Database):
         return None if term is None else self._seat(group, member, term)
 
     def _take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> List[Sequence[Any]]:
-        values = {"group": group, "member": member, "holder": seen.holder, "old_term": seen.term}
+        values: Dict[str, Any] = {"group": group, "member": member, "holder": seen.holder, "old_term": seen.term}
         if why in ("absent", "own"):
             return self.execute(self.TAKE_ABSENT, own=int(why == "own"), **values)
         stamp = seen.stamp if why == "still" else None
@@ -1971,7 +1984,7 @@ class Election:
         Raises DatabaseRefused; an unreachable database is told, remembered and tried again.
         """
         # 1. A lease whose deadline has passed is over, whatever the database would say.
-        if self.lease is not None and not self.lease.valid(now):
+        if self.lease is not None and self.lease.remaining(now) <= 0:
             self._lose("deadline passed")
         try:
             wait = self._renew(self.lease, now) if self.lease is not None else self._stand_by(now, willing)
@@ -2027,7 +2040,7 @@ class Election:
         lease, self.lease = self.lease, None
         if lease is None:
             return
-        valid = lease.valid(now)
+        valid = lease.remaining(now) > 0
         lease.end()
         self.step_down_asked = False
         self._own_term = 0
@@ -2112,9 +2125,9 @@ class Election:
                 self._tell("duplicate_member", term=view.term, hint="duplicate member id or previous run; waiting")
 
 
-# ----------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # File servers: what every protocol offers
-# ----------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 DEFAULT_PORTS = {"ftp": 21, "ftpes": 21, "ftps": 990, "sftp": 22}
 MAX_ENTRIES = 5_000_000     # of one folder; a server that never ends its listing must not fill the memory
@@ -2397,16 +2410,21 @@ class FileServer(abc.ABC):
         self.unparsed_sample = self.unparsed_sample or repr(line[:200])
 
 
+def new_server(config: Config) -> FileServer:
+    """The file server of config.target; nothing is connected yet. Raises ConfigError."""
+    return SftpServer(config) if config.target.scheme == "sftp" else FtpServer(config)
+
+
 def open_server(config: Config) -> FileServer:
-    """The connected server of config.target. Raises ServerDown, LoginRefused, HostKeyRefused, ConfigError."""
-    server: FileServer = SftpServer(config) if config.target.scheme == "sftp" else FtpServer(config)
+    """The same, connected. Raises ServerDown, LoginRefused, HostKeyRefused, ConfigError."""
+    server = new_server(config)
     server.connect()
     return server
 
 
-# ----------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Listings: pure functions
-# ----------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 MONTHS = {"Jan": 1, "Feb": 2, "Mar": 3, "Apr": 4, "May": 5, "Jun": 6,
           "Jul": 7, "Aug": 8, "Sep": 9, "Oct": 10, "Nov": 11, "Dec": 12}
@@ -2473,7 +2491,7 @@ def parse_list_line(line: str, today: datetime.date) -> Optional[Entry]:
     The name is all that follows one space after the time, so spaces at either end of it are kept."""
     try:
         return _parse_dos_line(line) if line[:1].isdigit() else _parse_unix_line(line, today)
-    except ValueError:                                      # a date or a number that cannot be
+    except (ValueError, OverflowError):                     # a date or a number that cannot be
         return None
 
 
@@ -2525,9 +2543,9 @@ def _parse_dos_line(line: str) -> Optional[Entry]:
     return Entry(name, DOS_KINDS.get(size, "other"), 0, mtime) if name else None
 
 
-# ----------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # FTP and FTPS (RFC 959, 2228, 2428, 3659, 4217)
-# ----------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 class _Refused(Exception):
     """The reply that refused a command."""
@@ -2989,9 +3007,9 @@ def _tls_context(config: Config) -> ssl.SSLContext:
     return context
 
 
-# ----------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # SFTP (draft-ietf-secsh-filexfer-02, version 3) over paramiko's SSH transport
-# ----------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 SSH_WINDOW = 16 << 20       # bytes the server may send unasked; one window per round trip limits the speed
 SSH_PACKET = 266_240        # bytes; one whole answer to the largest READ
@@ -3005,7 +3023,7 @@ MAX_MESSAGE = 4 << 20       # bytes of one SFTP message; more is not SFTP
     1, 2, 3, 4, 5, 7, 11, 12, 13, 14, 18, 17)
 (STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED, EXTENDED_REPLY) = (101, 102, 103, 104, 105, 200, 201)
 OPEN_TO_READ = b"\0\0\0\1" b"\0\0\0\0"      # flags, no attributes
-(OK, END_OF_FILE, NO_SUCH_FILE, PERMISSION_DENIED) = (0, 1, 2, 3)
+(OK, END_OF_FILE, NO_SUCH_FILE, FAILURE) = (0, 1, 2, 4)
 
 
 def _paramiko() -> Any:
@@ -3104,6 +3122,12 @@ class _Fields:
         except struct.error as error:
             raise _Broken("an SFTP message that is too short") from error
         self._at += struct.calcsize(form)
+        return value
+
+    def peek(self) -> int:
+        """The next number, which stays the next one."""
+        value = self.number()
+        self._at -= 4
         return value
 
     def string(self) -> memoryview:
@@ -3258,19 +3282,21 @@ class SftpPipeline:
     """Fetches files with many requests under way: up to OPEN_FILES files, IN_FLIGHT bytes.
 
     Each file is asked for up to one byte past its listed size, so that its end is seen: a file that grew or
-    shrank since the listing is FileChanged."""
+    shrank since the listing is FileChanged. One that cannot be opened for no stated reason is tried once more
+    at the end, alone: servers limit the number of open files."""
 
     def __init__(self, session: SftpSession, encoding: str) -> None:
         self._session, self._encoding = session, encoding
         self._waiting: dict[int, tuple[Optional[_Download], int, int]] = {}  # request -> file, offset, length
         self._hungry: deque[_Download] = deque()        # files of which more is to be asked for
-        self._open = 0
+        self._open, self._limit = 0, OPEN_FILES
         self._in_flight = 0
+        self._again: list[Job] = []                     # the server may have had too many open files for them
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
         todo = iter(jobs)
         while True:
-            while self._open < OPEN_FILES:
+            while self._open < self._limit:
                 job = next(todo, None)
                 if job is None:
                     break
@@ -3284,7 +3310,10 @@ class SftpPipeline:
                 self._waiting[number] = (_Download(job), 0, 0)
             self._ask_more()
             if not self._waiting:
-                return
+                if not self._again:
+                    return
+                todo, self._again, self._limit = iter(self._again), [], 1
+                continue
             kind, number, fields = self._session.receive()
             if number not in self._waiting:
                 raise _Broken("an SFTP answer out of turn")
@@ -3293,6 +3322,10 @@ class SftpPipeline:
             if download is None or download.ended:      # of CLOSE, or of a file that has been given up
                 continue
             problem: Optional[Error] = None
+            if download.handle is None and kind == STATUS and self._limit > 1 and fields.peek() == FAILURE:
+                self._open -= 1
+                self._again.append(download.job)
+                continue
             try:
                 self._take(download, kind, fields, offset, length)
             except Error as error:
@@ -3590,9 +3623,11 @@ class SftpServer(FileServer):
                 raise TargetExists(f"{target} exists")
             try:
                 self._do(path, RENAME, body)
-            except FileRefused:
+            except (FileRefused, FileGone) as error:
                 if self._exists(target):
                     raise TargetExists(f"{target} exists") from None
+                if isinstance(error, FileGone) and self._exists(path):
+                    raise FileRefused(f"{path}: no folder for {target}") from None
                 raise
 
     def mkdir(self, folder: str) -> None:
@@ -3625,11 +3660,6 @@ class SftpServer(FileServer):
                 return True
         except ServerDown:
             return False
-
-
-def new_server(config: Config) -> FileServer:
-    """The file server of the settings; nothing is connected yet."""
-    return SftpServer(config) if config.target.scheme == "sftp" else FtpServer(config)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4439,7 +4469,7 @@ class Member:
 
     Work goes: `lease = wait_for_lease()`, effects while `lease.valid()`, then `work_ended()`. Functions in `on_lost`
     are called at the deadline, or when the lease is lost earlier, from the guard's own thread: a thread that hangs in
-    a call cannot keep them from running.
+    a call cannot keep them from running. Those in `on_hand_over` are called when the work is to come to an end.
     """
 
     def __init__(self, config: Config, stats: Optional[Stats] = None) -> None:
@@ -4452,6 +4482,7 @@ class Member:
         self.finished = threading.Event()
         self.failure: Optional[Error] = None  # why it could not start
         self.on_lost: List[Callable[[], None]] = []
+        self.on_hand_over: List[Callable[[], None]] = []
         self.stopping = False
         self._changed = threading.Condition()
         self._working: Optional[Lease] = None
@@ -4492,12 +4523,13 @@ class Member:
             self.election.store = database  # its members may have been divided
             wait = self.election.tick(now, willing=self._working is None and not self.stopping)
             self._after_tick(self.election, database, now)
-        except DatabaseRefused as exc:
-            if not self.ready.is_set():
+        except (DatabaseRefused, ConfigError) as exc:
+            if not self.ready.is_set() or self.election is None:
                 self.failure = exc
                 self._notify()
                 return False
             # A rotated password, a privilege taken away: said again and again, never fatal to a running member.
+            self.election.database_error = DatabaseDown(str(exc))
             self._say_database_down(str(exc))
             wait = self._backoff.next()
         except DatabaseDown as exc:  # before there is an election
@@ -4642,9 +4674,7 @@ class Member:
         event("handing_over", group=election.group, term=lease.term, reason=why)
         with self._changed:
             self._hand_over = True
-            self._changed.notify_all()
-        if self.pulse is not None:
-            self.pulse.poke()
+        self._wind_up()
 
     def give_up(self, why: str) -> None:
         """Ends the lease at once, without a release: work of it may be hanging. The others wait until it is stale."""
@@ -4668,7 +4698,12 @@ class Member:
         with self._changed:
             self.stopping = True
             self._no_release = self._no_release or not release
-            self._changed.notify_all()
+        self._wind_up()
+
+    def _wind_up(self) -> None:
+        self._notify()
+        for function in list(self.on_hand_over):
+            function()
         if self.pulse is not None:
             self.pulse.poke()
 
@@ -4732,16 +4767,19 @@ class Coordinator:
         self._member.start()
 
     def stop(self) -> None:
-        """Gives the lease up and leaves the group; returns when that is done."""
-        self._member.work_ended()
+        """Makes the lease invalid, waits for the work to come back from it, releases it and leaves the group.
+
+        Returns when that is done, or after three liveness intervals.
+        """
         self._member.stop()
-        self._member.finished.wait(3 * self._member.config.liveness_check_interval)
+        self._member.finished.wait(3 * self.config.liveness_check_interval)
 
     def __enter__(self) -> Coordinator:
         self.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._member.work_ended()  # the work was the block, and that has ended, perhaps by an exception
         self.stop()
 
     def leases(self) -> Iterator[Lease]:
@@ -4750,15 +4788,19 @@ class Coordinator:
             lease = self._member.wait_for_lease()
             if lease is None:
                 return
+
+            def recall(lease: Lease = lease) -> None:
+                lease.recalled = True
+
+            self._member.on_hand_over.append(recall)
             try:
                 yield lease
             finally:
+                self._member.on_hand_over.remove(recall)
+                # Back although the lease still lasts: given up, so that the next one is a new one.
+                if lease.valid() and not self._member.stopping:
+                    self._member.hand_over("the work ended before the lease")
                 self._member.work_ended()
-            # The loop came back although the lease still lasts: give it up, so that the next one is a new one.
-            if lease.valid() and not self._member.stopping:
-                self._member.hand_over("the work ended before the lease")
-                while self._member.lease is lease and not self._member.stopping:
-                    time.sleep(0.01)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4880,6 +4922,7 @@ class Poller:
         self.command = Command(config) if config.exec else None
         self.waiting = 0  # failed files whose back-off has not passed, at the last poll
         self.stuck = False  # a Python handler is still running although everything was to end
+        self._lister: Optional[FileServer] = None
         self._more = False  # the last poll left something that the next one may take
         self._queue: queue.Queue[Union[Work, Row, None]] = queue.Queue()  # a Row: its after-action is due
         self._busy: Set[str] = set()
@@ -4895,6 +4938,7 @@ class Poller:
     def run(self, once: bool = False) -> bool:
         """Polls until the lease ends or is to be handed over; with `once` until nothing is left to do: then True."""
         self.member.on_lost.append(self._cut)
+        self.member.on_hand_over.append(self._stop_listing)
         try:
             self._load()
             self._start_workers()
@@ -4912,6 +4956,7 @@ class Poller:
         finally:
             self._stop_workers()
             self.member.on_lost.remove(self._cut)
+            self.member.on_hand_over.remove(self._stop_listing)
             self.pool.close()
             self.workplace.close()
 
@@ -4925,9 +4970,11 @@ class Poller:
                 self.ledger.load()
                 self.workplace.clean()
                 return
-            except (DatabaseDown, LocalTrouble) as exc:
-                event("polled", logging.ERROR, term=self.lease.term, error=str(exc))
-                self.member.wait(self.lease, self.config.heartbeat_frequency)
+            except DatabaseDown:
+                self.member.wait(self.lease, self.config.heartbeat_frequency)  # the heartbeat says that it is down
+            except LocalTrouble as exc:
+                event("local_trouble", logging.ERROR, term=self.lease.term, error=str(exc))
+                self.member.wait(self.lease, self._server_trouble.next())
 
     def _poll_once(self) -> Optional[float]:
         """One poll; the seconds to wait because of trouble, or None."""
@@ -4944,13 +4991,12 @@ class Poller:
             return self._server_down(exc, self._login_trouble.next())
         except (ServerDown, FileGone, FileRefused) as exc:
             return self._server_down(exc, self._server_trouble.next())
-        except DatabaseDown as exc:
-            event("polled", logging.ERROR, term=self.lease.term, error=str(exc))
+        except DatabaseDown:
             return self.config.heartbeat_frequency
 
     def _server_down(self, exc: Error, pause: float) -> float:
-        if not self.lease.valid():
-            return 0.0  # the connections were cut
+        if not self.member.may_work(self.lease):
+            return 0.0  # the connections were cut by ourselves
         self.stats.server_down(self.config, exc, pause)
         if not isinstance(exc, LoginRefused) and self._yielding.due() and self.member.others_alive():
             self._yielding.yielded()
@@ -4988,9 +5034,20 @@ class Poller:
         self._forget(listing, busy)
 
     def _list(self) -> List[Found]:
-        self.lease.check()
+        if not self.member.may_work(self.lease):
+            raise LeaseLost(self.lease.term)
         with self.pool.server() as server:
-            return self.selector.walk(server)
+            self._lister = server
+            try:
+                return self.selector.walk(server)
+            finally:
+                self._lister = None
+
+    def _stop_listing(self) -> None:
+        """A listing under way is of no use any more; what the handlers are doing is."""
+        lister = self._lister
+        if lister is not None:
+            lister.abort()
 
     def _forget(self, listing: Sequence[Found], busy: Set[str]) -> None:
         if not self.member.may_work(self.lease):
@@ -5037,7 +5094,7 @@ class Poller:
             while thread.is_alive() and time.monotonic() < until and self.lease.valid():
                 thread.join(0.05)
         if any(thread.is_alive() for thread in self._threads):
-            self._cut()
+            self._cut(KILL_AFTER)
         for thread in self._threads:
             thread.join(KILL_AFTER + 1.0)
         # A Python handler cannot be ended from outside. While it runs this member neither releases nor stands again;
@@ -5047,11 +5104,14 @@ class Poller:
             self._threads.sort(key=threading.Thread.is_alive)
         self.stuck = any(thread.is_alive() for thread in self._threads)
 
-    def _cut(self) -> None:
-        """No further effect: sockets are shut, commands ended. Called at the deadline by the guard's thread."""
+    def _cut(self, grace: Optional[float] = None) -> None:
+        """No further effect: sockets are shut, commands ended. Called at the deadline by the guard's thread.
+
+        By default commands get half of the margin to end by themselves: nobody else is active before it has passed.
+        """
         self.pool.abort()
         if self.command is not None:
-            self.command.cut(min(KILL_AFTER, self.stats.timing.margin / 2))
+            self.command.cut(self.stats.timing.margin / 2 if grace is None else grace)
 
     def _release_busy(self, works: Iterable[Union[Work, Row]]) -> None:
         with self._lock:
@@ -5318,7 +5378,7 @@ class Poller:
                 self.lease.check()
                 self._remove(server, marker, row.action)
         elif same is False:
-            event("polled", term=self.lease.term, path=row.path, note="a new version arrived; it is left where it is")
+            event("file_kept", term=self.lease.term, path=row.path, reason="a new version arrived meanwhile")
         if row.state == "done" and same is not False:
             self.ledger.change(row, None)
         else:
@@ -5613,9 +5673,7 @@ def command_check(configs: Sequence[Config], options: argparse.Namespace) -> int
             timing = database.prepare()
             print(f"database: {database.where}, a heartbeat is stale after {timing.stale_after:g} s")
         selector = Selector(config, boot_clock)
-        server = new_server(config)
-        with contextlib.closing(server):
-            server.connect()
+        with contextlib.closing(open_server(config)) as server:
             listing = selector.walk(server)
         wanted = sum(selector.wants(found) for found in listing)
         print(f"file server: {without_password(config.url)}, {len(listing)} files, {wanted} match")
@@ -5700,9 +5758,7 @@ def command_adopt(configs: Sequence[Config], options: argparse.Namespace) -> int
     for config in configs:
         if not config.ledger:
             raise ConfigError("ledger: is off, so nothing can be recorded as done")
-        server = new_server(config)
-        with contextlib.closing(server):
-            server.connect()
+        with contextlib.closing(open_server(config)) as server:
             listing = Selector(config, boot_clock).walk(server)
         with contextlib.closing(open_database(config)) as database:
             database.prepare()

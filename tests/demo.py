@@ -81,6 +81,10 @@ class Run:
     digest: str = ""
 
 
+def listed(runs: list[Run]) -> str:
+    return ", ".join(sorted(run.name for run in runs))
+
+
 @dataclasses.dataclass
 class Reign:
     member: str
@@ -194,8 +198,7 @@ class Demo:
         again = [run for run in self.runs if run.attempt > 1]
         if len(again) > self.told_again and all(run.ended for run in again):
             self.told_again = len(again)
-            names = ", ".join(sorted(run.name for run in again))
-            self.say("again", f"{names}: in work at the kill, so run anew, as attempt 2")
+            self.say("again", f"{listed(again)}: in work at the kill, so run anew, as attempt 2")
         if done > self.told:
             self.told, self.told_at = done, time.monotonic()
             each = ", ".join(f"{name} {self.handled(name)}" for name in NAMES)
@@ -204,15 +207,15 @@ class Demo:
     def handled(self, member: str) -> int:
         return sum(run.member == member and run.ended is not None for run in self.runs)
 
-    def in_work(self) -> dict[str, float]:
-        """Names of the files that the active member works on, and since when."""
-        return {run.name: run.begun for run in self.runs if not run.ended and run.term == self.reigns[-1].term}
+    def in_work(self) -> list[Run]:
+        """What the active member works on."""
+        return [run for run in self.runs if not run.ended and run.term == self.reigns[-1].term]
 
     def busy(self, handled: int) -> bool:
         """The active member has handled so many files, and several commands run, and will for some time."""
-        since = self.in_work().values()
-        enough = self.handled(self.reigns[-1].member) >= handled
-        return enough and len(since) > 1 and min(since) > time.monotonic() - 0.1
+        since = [run.begun for run in self.in_work()]
+        enough = self.handled(self.reigns[-1].member) >= handled and len(since) > 1
+        return enough and min(since) > time.monotonic() - 0.1
 
     def wait(self, condition: Callable[[], object], seconds: float, what: str) -> None:
         """Until the condition holds. Trouble after so many seconds, or if a member ends that should not."""
@@ -265,6 +268,7 @@ class Demo:
         ftp.connect("127.0.0.1", self.server.port, timeout=10)
         ftp.login(SENDER, PASSWORD)
         ftp.cwd("inbox")
+        ftp.voidcmd("TYPE I")
         return ftp
 
     def content(self, name: str) -> bytes:
@@ -316,12 +320,12 @@ class Demo:
         self.feed(40)
         self.feed_slowly("slow-1", 3)
 
-        first = self.killed = self.reigns[-1]
         self.wait(lambda: self.busy(15), 20, "files in work")
+        first = self.killed = self.reigns[-1]
         self.killed_at = self.signal(first.member, signal.SIGKILL)  # no good-bye, as if the power had gone
         self.members[first.member].process.wait()
         self.look()
-        self.say("SIGKILL", f"{first.member}, while it works on {', '.join(sorted(self.in_work()))}")
+        self.say("SIGKILL", f"{first.member}, while it works on {listed(self.in_work())}")
         self.roles[first.member].append("killed")
         self.tell()
         each = ", ".join(f"{name} {self.server.logins.count(name)}" for name in NAMES)
@@ -329,15 +333,15 @@ class Demo:
         self.feed(25)
         self.succession(first, "the SIGKILL", lambda: self.killed_at, LIVENESS, f"at most {LIVENESS:.1f} s")
 
-        second = self.reigns[-1]
         self.standing_by.clear()
         self.start(first.member)
         self.wait(lambda: first.member in self.standing_by, 10, f"{first.member} standing by")
-        self.say("restart", f"{first.member} is back: it finds {second.member} active, and stands by")
+        self.say("restart", f"{first.member} is back: it finds {self.reigns[-1].member} active, and stands by")
         self.feed(35)
         self.wait(lambda: self.busy(35), 20, "files in work")
+        second = self.reigns[-1]
         stopped_at = self.signal(second.member, signal.SIGTERM)     # as systemd and Kubernetes stop a process
-        self.say("SIGTERM", f"{second.member}: it ends its work on {', '.join(sorted(self.in_work()))}, then hands over")
+        self.say("SIGTERM", f"{second.member}: it ends its work on {listed(self.in_work())}, then hands over")
         self.roles[second.member].append("stopped")
         self.succession(second, "the end of its last command", lambda: max(
             [stopped_at, *(run.ended for run in self.runs if run.ended and run.term == second.term)]),

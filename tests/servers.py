@@ -333,7 +333,8 @@ class Server:
         self.dir = _new_folder(name, in_memory)
         self.env = dict(env)
         self._process: Optional[subprocess.Popen[bytes]] = None
-        self._own_noise: list[tuple[int, int]] = []  # parts of the log that our own probes made
+        self._own_noise: list[tuple[int, int]] = []
+        self._start_of_log = 0  # parts of the log that our own probes made
         self._closed = False
         _all.append(self)
 
@@ -374,7 +375,7 @@ class Server:
         """Start it and wait until a client can log in; RuntimeError with the end of its log if that fails."""
         if self.running():
             return
-        before = self._log_size()
+        before = self._start_of_log = self._log_size()
         # vsftpd reports its errors on descriptor 0: all three are the same file, readable and writable.
         with open(self.dir / "out", "a+b") as out:
             self._process = subprocess.Popen(
@@ -1144,7 +1145,7 @@ class Pyftpd(Server):
         ftp_login(self).quit()
 
     def settled(self) -> bool:
-        text = self.log_file.read_text("utf-8", "replace")
+        text = self.log_file.read_bytes()[self._start_of_log :].decode("utf-8", "replace")
         return len(re.findall(self.connect_pattern, text)) == text.count("DISCONNECT: Client")
 
 
