@@ -347,6 +347,7 @@ def start_logging(level: str, form: str, stream: TextIO) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 SCHEMES = {"ftp": 21, "ftpes": 21, "ftps": 990, "sftp": 22}
+SERVICE_LINK = re.compile(r"service_(host|port\w*)\Z|port(_\d+_\w+)?\Z")
 SECRETS = ("password", "key_passphrase", "database_password")
 FILE_SETTINGS = (*SECRETS, "url", "database")  # a URL may hold a password: these, too, may come from a file
 
@@ -457,9 +458,16 @@ class Config:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Config:
-        """FTPCOORD_NAME variables; an empty one counts as not set."""
-        prefix = "FTPCOORD_"
-        return cls(**{k[len(prefix) :].lower(): v for k, v in environ.items() if k.startswith(prefix) and v != ""})
+        """FTPCOORD_NAME variables; an empty one counts as not set.
+
+        What Kubernetes adds for a Service called ftpcoord is none of ours.
+        """
+        names = {name: name[len("FTPCOORD_") :].lower() for name in environ if name.startswith("FTPCOORD_")}
+        try:
+            return cls(**{k: environ[name] for name, k in names.items() if environ[name] and not SERVICE_LINK.match(k)})
+        except ConfigError as exc:
+            name, colon, text = str(exc).partition(":")
+            raise ConfigError(f"FTPCOORD_{name.upper()}{colon}{text}" if name.isidentifier() else str(exc)) from None
 
     @classmethod
     def from_file(cls, path: str) -> List[Config]:
@@ -537,7 +545,8 @@ class Config:
             self._check_server(target)
             if not self.coordination_group:
                 host = f"[{target.host}]" if ":" in target.host else target.host
-                group = f"{target.scheme}://{target.user}@{host}:{target.port}/{target.path.lstrip('/')}"
+                path = target.path if target.path.startswith("/") else f"/~/{target.path}"
+                group = f"{target.scheme}://{target.user}@{host}:{target.port}{path}"
                 self.coordination_group = group if ID_PATTERN.match(group) else sha256_text(group)
         elif not self.coordination_group:
             raise ConfigError("url: is required, e.g. sftp://user@host/inbox (a Coordinator: coordination_group)")
@@ -4447,7 +4456,8 @@ class Pulse:
                             self._members.remove(member)
                         member.finished.set()
             took = boot_clock() - started
-            if len(members) > 1 and took > members[0].config.heartbeat_frequency / 2:
+            # Without a connection the database is away: more of them would not help.
+            if len(members) > 1 and took > members[0].config.heartbeat_frequency / 2 and self.database.connection:
                 self._split()
             wait = min((member.due for member in members), default=0.0) - boot_clock()
             if wait > 0:
@@ -4818,6 +4828,9 @@ class Pool:
         self._idle: List[Tuple[FileServer, float]] = []
         self._all: Set[FileServer] = set()
         self._aborted = False
+        self._refused: Optional[LoginRefused] = None
+        self._refused_until = 0.0
+        self._refusals = Backoff(60.0, 3600.0)
 
     @contextlib.contextmanager
     def server(self) -> Iterator[FileServer]:
@@ -4844,6 +4857,8 @@ class Pool:
             if time.monotonic() - since < 5 or server.alive():
                 return server
             self._drop(server)
+        if self.refused_for() > 0 and self._refused is not None:
+            raise self._refused  # one refused login at a time, however many files wait: accounts get locked
         server = new_server(self._config)
         with self._lock:
             if self._aborted:
@@ -4851,10 +4866,19 @@ class Pool:
             self._all.add(server)
         try:
             server.connect()
+        except LoginRefused as exc:
+            self._refused, self._refused_until = exc, time.monotonic() + self._refusals.next()
+            self._drop(server)
+            raise
         except BaseException:
             self._drop(server)
             raise
+        self._refusals.reset()
         return server
+
+    def refused_for(self) -> float:
+        """Seconds until a login may be tried again, after one was refused."""
+        return self._refused_until - time.monotonic()
 
     def _put(self, server: FileServer) -> None:
         with self._lock:
@@ -4930,7 +4954,6 @@ class Poller:
         self._threads: List[threading.Thread] = []
         self._folder_alone = bool(config.download_dir) and route is None and self.command is None
         self._server_trouble = Backoff(1.0, min(60.0, max(1.0, config.polling_interval)))
-        self._login_trouble = Backoff(60.0, 3600.0)
         self._yielding = yielding
 
     # -- the loop -----------------------------------------------------------------------------------------------------
@@ -4981,14 +5004,13 @@ class Poller:
         try:
             self.poll()
             self._server_trouble.reset()
-            self._login_trouble.reset()
             self._yielding.reached()
             self.stats.server_up(self.config)
             return None
         except LeaseLost:
             return 0.0
         except LoginRefused as exc:
-            return self._server_down(exc, self._login_trouble.next())
+            return self._server_down(exc, max(1.0, self.pool.refused_for()))
         except (ServerDown, FileGone, FileRefused) as exc:
             return self._server_down(exc, self._server_trouble.next())
         except DatabaseDown:
@@ -4998,7 +5020,8 @@ class Poller:
         if not self.member.may_work(self.lease):
             return 0.0  # the connections were cut by ourselves
         self.stats.server_down(self.config, exc, pause)
-        if not isinstance(exc, LoginRefused) and self._yielding.due() and self.member.others_alive():
+        reached = not isinstance(exc, ServerDown) or isinstance(exc, LoginRefused)
+        if not reached and self._yielding.due() and self.member.others_alive():
             self._yielding.yielded()
             self.member.hand_over("the file server cannot be reached from here")
         return pause
@@ -5232,8 +5255,11 @@ class Poller:
                 detail = f": {reason(exc)}" if self.config.error_output else ""
                 raise HandlerFailed(f"{type(exc).__name__}{detail}") from None
 
-    def _done(self, rows: Sequence[Row], seconds: float) -> None:
-        """Commits `done`, and only then deletes or moves."""
+    def _done(self, rows: Sequence[Row], seconds: float, later: Optional[List[Row]] = None) -> None:
+        """Commits `done`, and only then deletes or moves.
+
+        A thread that holds a connection has that put into `later`: waiting for a second one could last for ever.
+        """
         action = "" if self.config.after == "keep" else self.config.after
         finished = [row._replace(state="done", action=action, error="") for row in rows]
         made = self.ledger.write([Change(old, new) for old, new in zip(rows, finished)])
@@ -5242,12 +5268,15 @@ class Poller:
                 raise LeaseLost(self.lease.term)
             self.stats.file("done", row.path, seconds)
             event("file_done", term=row.term, path=row.path, size=row.size, attempt=row.attempts, seconds=seconds)
+        if later is not None:
+            later += finished if action else []
+            return
         for row in finished:
             if action:
                 self._act(row)
 
-    def _failed(self, row: Row, exc: Error) -> None:
-        """Counts a failure: back-off, or quarantine."""
+    def _failed(self, row: Row, exc: Error, later: Optional[List[Row]] = None) -> None:
+        """Counts a failure: back-off, or quarantine. `later` as for `_done`."""
         failures = row.failures + 1
         error = printable(str(exc))[:STDERR_BYTES]
         if failures >= self.config.max_attempts and self.config.ledger:
@@ -5255,7 +5284,9 @@ class Poller:
             new = row._replace(state="quarantined", failures=failures, error=error, action=action)
             self.ledger.change(row, new)
             self._say("file_quarantined", row, error)
-            if action:
+            if action and later is not None:
+                later.append(new)
+            elif action:
                 self._act(new)
             return
         delay = min(3600.0, self.config.retry_delay * 2.0 ** min(failures - 1, 20))
@@ -5286,6 +5317,7 @@ class Poller:
         claims = [(work, row) for work, row in zip(works, self.ledger.claim(works)) if row is not None]
         opened: Dict[str, Tuple[Work, Row, Path, IO[bytes]]] = {}
         finished: List[Row] = []
+        later: List[Row] = []
         started = last = time.monotonic()
         try:
             jobs = []
@@ -5302,11 +5334,11 @@ class Poller:
                 self.lease.check()
                 for job, problem in server.fetch_many(jobs):
                     work, row, temporary, out = opened.pop(job.path)
-                    done = self._delivered(work, row, temporary, out, problem)
+                    done = self._delivered(work, row, temporary, out, problem, later)
                     if done:
                         finished.append(row)
                     if finished and time.monotonic() - last > BATCH_SECONDS:
-                        self._done(finished, time.monotonic() - started)
+                        self._done(finished, time.monotonic() - started, later)
                         finished, last = [], time.monotonic()
         except ServerDown as exc:
             self.lease.check()
@@ -5320,9 +5352,13 @@ class Poller:
                 out.close()
                 self.workplace.discard(temporary)
         if finished:
-            self._done(finished, time.monotonic() - started)
+            self._done(finished, time.monotonic() - started, later)
+        for row in later:
+            self._act(row)
 
-    def _delivered(self, work: Work, row: Row, temporary: Path, out: IO[bytes], problem: Optional[Error]) -> bool:
+    def _delivered(
+        self, work: Work, row: Row, temporary: Path, out: IO[bytes], problem: Optional[Error], later: List[Row]
+    ) -> bool:
         """Puts one fetched file under its final name; False if it could not be."""
         try:
             with out:
@@ -5335,7 +5371,7 @@ class Poller:
         except FileGone:
             self.ledger.change(row, None)
         except (HandlerFailed, FileChanged, FileRefused) as exc:
-            self._failed(row, exc)
+            self._failed(row, exc, later)
         except OSError as exc:
             self._put_back(row, _local(exc, str(temporary)))
         else:

@@ -334,7 +334,7 @@ class Server:
         self.env = dict(env)
         self._process: Optional[subprocess.Popen[bytes]] = None
         self._own_noise: list[tuple[int, int]] = []
-        self._start_of_log = 0  # parts of the log that our own probes made
+        self._start_of_log = 0  # where it stood at the last start
         self._closed = False
         _all.append(self)
 

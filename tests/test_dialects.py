@@ -14,9 +14,10 @@ import time
 from collections.abc import Iterator
 from typing import Any, Callable, Optional
 
-import ftpcoord
 import pytest
 from conftest import Database, wait_for
+
+import ftpcoord
 from ftpcoord import Change, Config, DatabaseBusy, DatabaseDown, DatabaseRefused, Fence, Row, View
 
 # As the documentation of the WSO2 Integrator gives them.
