@@ -63,6 +63,7 @@ import ftplib
 import hashlib
 import hmac
 import importlib
+import importlib.util
 import ipaddress
 import itertools
 import json
@@ -1469,20 +1470,24 @@ class PostgreSQL(Database):
     def _translate(self, exc: BaseException, place: str = "") -> Error:
         detail = exc.args[0] if exc.args and isinstance(exc.args[0], dict) else {}
         code = str(detail.get("C", ""))
-        text = str(detail.get("M", "")) or reason(exc)
+        cause = exc.__cause__ or exc  # what pg8000 calls a network error may be a time-out
+        text = str(detail.get("M", "")) or reason(cause)
         if code in self.REFUSED:
             return DatabaseRefused(f"database {self.where}: {place}{self.REFUSED[code]} ({text})")
         if code in self.BUSY:
             return DatabaseBusy(f"database {self.where}: {text}")
+        if "refuses SSL" in text:
+            return DatabaseRefused(
+                f"database {self.where}: {place}the server has no TLS; set database_tls to prefer or disable if the "
+                f"network is trusted"
+            )
         if isinstance(exc, ssl.SSLCertVerificationError):
             return DatabaseRefused(
                 f"database {self.where}: {place}its certificate is not trusted ({exc.verify_message}); "
                 f"set database_ca_file"
             )
-        if isinstance(exc, TimeoutError):
+        if isinstance(cause, (TimeoutError, socket.timeout)):
             text = f"no answer within {self.timing.call_timeout:g} s"
-        elif "SSL" in text and "not" in text.lower():
-            text += "; set database_tls to prefer or disable if the network is trusted"
         return DatabaseDown(f"database {self.where}: {place}{text}")
 
     def tables(self) -> Set[str]:
@@ -4859,21 +4864,31 @@ class Pool:
             self._drop(server)
         if self.refused_for() > 0 and self._refused is not None:
             raise self._refused  # one refused login at a time, however many files wait: accounts get locked
-        server = new_server(self._config)
-        with self._lock:
-            if self._aborted:
-                raise ServerDown("the connections were cut")
-            self._all.add(server)
+        server = self._new()
         try:
             server.connect()
         except LoginRefused as exc:
             self._refused, self._refused_until = exc, time.monotonic() + self._refusals.next()
             self._drop(server)
             raise
+        except ConfigError as exc:
+            self._drop(server)
+            raise ServerDown(str(exc)) from None
         except BaseException:
             self._drop(server)
             raise
         self._refusals.reset()
+        return server
+
+    def _new(self) -> FileServer:
+        try:
+            server = new_server(self._config)
+        except ConfigError as exc:  # a key or certificate file that is gone: may be back at the next try
+            raise ServerDown(str(exc)) from None
+        with self._lock:
+            if self._aborted:
+                raise ServerDown("the connections were cut")
+            self._all.add(server)
         return server
 
     def refused_for(self) -> float:
@@ -5239,6 +5254,7 @@ class Poller:
             raise _local(exc, str(temporary)) from None
 
     def _run_handler(self, file: File) -> None:
+        self.lease.check()
         with self.stats.handling():
             if self.command is not None:
                 self.command.run(file)
@@ -5486,6 +5502,11 @@ class Listener:
             raise ConfigError("exec, download_dir or handler: one of them is required, or nothing is done with a file")
         if self._routes and config.exec:
             raise ConfigError("exec: a file goes to the command or to a Python handler; remove one")
+        if config.target.scheme == "sftp":
+            if importlib.util.find_spec("paramiko") is None:  # found, not imported: a standby does without it
+                raise ConfigError("url: sftp:// needs paramiko: pip install paramiko")
+        else:
+            new_server(config)  # reads the certificate files
         self._once = once
         event("starting", group=config.coordination_group, member=config.member_id, version=__version__)
         self._thread = threading.Thread(target=self._run, name="ftpcoord-poller", daemon=True)

@@ -1,0 +1,162 @@
+"""The shape of the project: one file, its copies, and a README whose blocks are true."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import ftpcoord
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SOURCE = (ROOT / "ftpcoord.py").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def tracked() -> list[str]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return listed.stdout.splitlines()
+
+
+def test_schema_sql_is_the_schema_in_the_module() -> None:
+    assert (ROOT / "schema.sql").read_text(encoding="utf-8") == ftpcoord.SCHEMA
+
+
+def test_nothing_but_the_agreed_files_is_at_the_top_level() -> None:
+    allowed = {"ftpcoord.py", "schema.sql", "setup.cfg", "pyproject.toml", "README.md", "tests"}
+    top = {name.split("/")[0] for name in tracked()}
+    assert {name for name in top if not name.startswith(".")} <= allowed
+    assert (ROOT / "pyproject.toml").read_text(encoding="utf-8").startswith("[build-system]\n")
+
+
+def test_sections_stand_in_the_order_in_which_they_are_to_be_read() -> None:
+    banner = re.compile(r"^# -{117}\n# (.*)\n# -{117}$", re.MULTILINE)
+    titles = [title.split(":")[0].split(" (")[0] for title in banner.findall(SOURCE)]
+    wanted = [
+        "Constants", "Errors", "Logging", "Settings", "Timing and lease", "Dialects", "Election", "File servers",
+        "Selection", "Ledger", "Delivery", "Member", "Polling", "Status", "Command line",
+    ]  # fmt: skip
+    assert [title for title in titles if title in wanted] == wanted
+
+
+def test_the_module_depends_on_the_standard_library_until_a_driver_is_needed() -> None:
+    allowed = set(sys.stdlib_module_names) if sys.version_info >= (3, 10) else None
+    if allowed is None:
+        pytest.skip("Python 3.9 does not list its modules")
+    imported = set()
+    for node in ast.walk(ast.parse(SOURCE)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            imported.add(node.module.split(".")[0])
+    assert imported <= allowed
+    probe = "import sys, ftpcoord; print([m for m in ('pg8000', 'pymysql', 'paramiko') if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_every_setting_stands_in_the_readme() -> None:
+    table = README[README.index("## Settings") : README.index("## Commands")]
+    shown = set(re.findall(r"`([a-z_]+)`", table))
+    settings = {field.name for field in dataclasses.fields(ftpcoord.Config)} - {"files"}
+    assert settings <= shown
+
+
+def test_every_event_stands_in_the_readme() -> None:
+    listed = README[README.index("time level event key=value") : README.index("## Database")]
+    contract = [
+        "starting", "ready", "elected", "standby", "lost", "released", "database_down", "database_up", "server_down",
+        "server_up", "polled", "file_done", "file_failed", "file_quarantined", "file_refused", "duplicate_member",
+        "stopped",
+    ]  # fmt: skip
+    for name in contract:
+        assert name in listed
+        assert f'"{name}"' in SOURCE or name == "file_failed"
+
+
+def test_the_readme_has_exactly_two_set_up_commands() -> None:
+    assert re.findall(r"python3 tests/\w+\.py", README[: README.index("## Use it")]) == [
+        "python3 tests/demo.py",
+        "python3 tests/run.py",
+    ]
+    assert "python3 tests/run.py" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_ini_blocks_of_the_readme_are_accepted(tmp_path: Path) -> None:
+    (listeners,) = [block for block in blocks("ini") if "[DEFAULT]" in block]
+    password = tmp_path / "password"
+    password.write_text("secret\n", encoding="utf-8")
+    path = tmp_path / "ftpcoord.ini"
+    path.write_text(re.sub(r"(_file = ).*", rf"\g<1>{password}", listeners), encoding="utf-8")
+    configs = ftpcoord.Config.from_file(str(path))
+    assert [config.target.scheme for config in configs] == ["sftp", "ftpes"]
+
+
+def test_the_systemd_unit_of_the_readme_is_verified(tmp_path: Path) -> None:
+    (unit,) = [block for block in blocks("ini") if "[Service]" in block]
+    parser = configparser.RawConfigParser(strict=False)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(unit)
+    assert parser["Service"]["Type"] == "notify"
+    # A stop may take drain_timeout, the grace of a command, and a few database calls.
+    assert int(parser["Service"]["TimeoutStopSec"]) > 30 + 5 + 3 * 5
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not there")
+    path = tmp_path / "ftpcoord.service"
+    path.write_text(unit.replace("/usr/bin/python3", sys.executable), encoding="utf-8")
+    ran = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True)
+    complaints = [line for line in ran.stderr.splitlines() if "ftpcoord.service" in line]
+    assert not complaints
+
+
+def test_the_kubernetes_deployment_of_the_readme_fits_the_settings() -> None:
+    (deployment,) = [loaded for loaded in map(yaml.safe_load, blocks("yaml")) if "kind" in loaded]
+    pod = deployment["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    environ = {item["name"]: item.get("value", "pod-1") for item in container["env"]}
+    files = {name: value for name, value in environ.items() if name.endswith("_FILE")}
+    assert all(value.startswith(container["volumeMounts"][0]["mountPath"]) for value in files.values())
+    config = ftpcoord.Config.from_env({k: v for k, v in environ.items() if k not in files})
+    assert pod["terminationGracePeriodSeconds"] > config.drain_timeout + 3 * 5
+    assert config.http_address()[1] == container["ports"][0]["containerPort"]
+
+
+def test_the_alert_rules_of_the_readme_name_metrics_that_exist() -> None:
+    (rules,) = [loaded for loaded in map(yaml.safe_load, blocks("yaml")) if "groups" in loaded]
+    for rule in rules["groups"][0]["rules"]:
+        for metric in re.findall(r"ftpcoord_\w+", rule["expr"]):
+            assert metric in SOURCE or re.sub("^ftpcoord_", "", metric) in SOURCE
+
+
+def test_the_tests_that_the_readme_names_exist() -> None:
+    everything = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", README):
+        assert f"def {name}(" in everything or (ROOT / "tests" / f"{name}.py").exists(), name
+
+
+def test_python_blocks_of_the_readme_are_python() -> None:
+    for block in blocks("python"):
+        ast.parse(block)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="shell")
+def test_shell_blocks_of_the_readme_are_settings_that_are_accepted() -> None:
+    (block,) = [block for block in blocks("sh") if "FTPCOORD_URL" in block]
+    environ = dict(re.findall(r"^export (\w+)='?([^'\n]*)'?$", block, re.MULTILINE))
+    environ.pop("FTPCOORD_DATABASE_PASSWORD_FILE")
+    assert ftpcoord.Config.from_env(environ).command() == ["/usr/local/bin/import-payment", "{file}"]
