@@ -52,6 +52,7 @@ import abc
 import argparse
 import base64
 import binascii
+import bisect
 import configparser
 import contextlib
 import csv
@@ -62,6 +63,7 @@ import fnmatch
 import ftplib
 import hashlib
 import hmac
+import html
 import importlib
 import importlib.util
 import ipaddress
@@ -560,7 +562,7 @@ class Config:
         Timing(self.heartbeat_frequency, self.liveness_check_interval, DIALECTS[endpoint.dialect].least_timeout)
         try:
             "".encode(self.encoding)
-        except LookupError:
+        except (LookupError, UnicodeError):  # `undefined` is one that encodes nothing
             raise ConfigError(f"encoding: Python knows none called {self.encoding!r}") from None
         self._check_delivery()
 
@@ -614,7 +616,7 @@ class Config:
     def http_address(self) -> Tuple[str, int]:
         """`http` as (host, port)."""
         host, colon, port = self.http.rpartition(":")
-        if not colon or not port.isdigit() or int(port) > 65535:
+        if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
             raise ConfigError(f"http: must be host:port, e.g. 127.0.0.1:8080, not {self.http!r}")
         return host.strip("[]") or "127.0.0.1", int(port)
 
@@ -681,6 +683,8 @@ def _parse_url(url: str) -> Tuple[Target, str]:
         raise ConfigError(f"url: names no host; it must look like {parts.scheme}://user@host/path")
     if parts.query or parts.fragment:
         raise ConfigError("url: has ? or # in it; write %3F or %23 if they belong to a name or a password")
+    if "@" in parts.path and "@" not in parts.netloc:  # ftp://user:12/34@host/: a part of a password, not a folder
+        raise ConfigError("url: has @ after a slash; write %2F for / in a password and %40 for @ in a path")
     path = urllib.parse.unquote(parts.path, "utf-8", "surrogateescape")
     if re.search(r"[\0\r\n]", path):
         raise ConfigError("url: its path holds a line break or NUL")
@@ -1010,6 +1014,11 @@ class Database(abc.ABC):
          WHERE group_id = :group AND file_id IN ($ids)"""
     DONE_COUNT = "SELECT COUNT(*) FROM file_ledger WHERE group_id = :group AND state = 'done' AND action = ''"
     COUNTS = "SELECT state, COUNT(*) FROM file_ledger WHERE group_id = :group GROUP BY state"
+    ACTIVITY = """
+        SELECT MAX(CASE WHEN term = :term THEN $since END), MIN($since) FROM file_ledger WHERE group_id = :group"""
+    ERRORS = """
+        SELECT file_id, path, state, attempts, error, $since FROM file_ledger WHERE group_id = :group AND error <> ''
+         ORDER BY CASE WHEN state = 'quarantined' THEN 0 ELSE 1 END, updated_at DESC LIMIT 20"""
     ASK_STEP_DOWN: ClassVar[str]
     ADOPT: ClassVar[str]
     RETRY: ClassVar[str]
@@ -1087,6 +1096,7 @@ class Database(abc.ABC):
 
     def _bind(self, sql: str, values: Mapping[str, object], changes: Sequence[Change] = ()) -> str:
         """The text to be sent. What was put in is not looked at again: a file may be named `:group`."""
+        sql = sql.replace("$since", self.AGE.replace("last_heartbeat", "updated_at"))
         sql = sql.replace("$age", self.AGE).replace("$until", self.SECONDS_UNTIL)
         sql = sql.replace("$now", self.now).replace("$tick", self.tick)
         rows = " UNION ALL ".join(self._bind(self.ROW, _values(change)) for change in changes)
@@ -1245,6 +1255,19 @@ class Database(abc.ABC):
         """Files by state."""
         counted = {str(state): int(number) for state, number in self.execute(self.COUNTS, group=group)}
         return {state: counted.get(state, 0) for state in ("claimed", "done", "failed", "quarantined")}
+
+    def activity(self, group: str, term: int) -> Tuple[Optional[float], Optional[float]]:
+        """Seconds since the first write to the ledger that still stands of that term, and since the last of all."""
+        row = self.execute(self.ACTIVITY, group=group, term=term)[0]
+        return cast(Tuple[Optional[float], Optional[float]], tuple(None if v is None else float(v) for v in row))
+
+    def errors(self, group: str) -> List[Dict[str, Any]]:
+        """The last errors that the ledger knows, quarantined files first."""
+        return [
+            {"path": printable(_true_path(str(path), str(file_id))), "state": str(state), "attempts": int(attempts),
+             "error": printable(str(error)), "age": float(age)}
+            for file_id, path, state, attempts, error, age in self.execute(self.ERRORS, group=group)
+        ]  # fmt: skip
 
     def ask_step_down(self, group: str, term: int) -> None:
         self.execute(self.ASK_STEP_DOWN, group=group, request=f"{STEP_DOWN}{term}")
@@ -1655,7 +1678,10 @@ class MySQL(Database):
         with self.connection.cursor() as cursor:
             cursor.execute(sql)
             if cursor.description is None:
-                return [(cursor.lastrowid,)] if cursor.lastrowid else []
+                if cursor.lastrowid or cursor.rowcount <= 0 or "LAST_INSERT_ID" not in sql:
+                    return [(cursor.lastrowid,)] if cursor.lastrowid else []
+                # A trigger on the table keeps the result out of the answer. A row was changed, so it is in the session.
+                cursor.execute("SELECT LAST_INSERT_ID()")
             return list(cursor.fetchall())
 
     def literal(self, value: object) -> str:
@@ -2145,6 +2171,7 @@ class Election:
 
 DEFAULT_PORTS = {"ftp": 21, "ftpes": 21, "ftps": 990, "sftp": 22}
 MAX_ENTRIES = 5_000_000     # of one folder; a server that never ends its listing must not fill the memory
+LARGEST_FILE = 2**63 - 1    # bytes; a listing that tells more is wrong, and the ledger's column takes no more
 MAX_LINE = 8192             # bytes of one line of a reply or a listing
 MAX_REPLY_LINES = 1000      # of one multi-line FTP reply
 READ_BUFFER = 256 * 1024    # bytes; larger ones were slower
@@ -2188,6 +2215,7 @@ def decode_name(raw: bytes, encoding: str) -> str:
     """Text that encode_name() turns into the same bytes again, whatever the server's bytes are."""
     with contextlib.suppress(UnicodeError):
         text = raw.decode(encoding, "surrogateescape")
+        text.encode("utf-8", "surrogateescape")         # UTF-7 and others know surrogates that files here cannot have
         if text.encode(encoding, "surrogateescape") == raw:
             return text
     return raw.decode("ascii", "surrogateescape")
@@ -2455,6 +2483,14 @@ DIGITS = re.compile(r"\d{1,19}", re.ASCII)
 MLS_TIME = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)(\.\d{1,9})?", re.ASCII)
 
 
+def byte_count(text: str) -> int:
+    """The size of a file. Raises ValueError for one that no file has and no ledger takes."""
+    size = int(text)
+    if size > LARGEST_FILE:
+        raise ValueError("no file is so large")
+    return size
+
+
 def iso_time(text: str) -> str:
     """YYYYMMDDHHMMSS[.F], the UTC time of MLSD and MDTM (RFC 3659 section 2.3), as ISO text; "" if it is
     none."""
@@ -2479,7 +2515,8 @@ def parse_mlsd_line(line: str) -> Optional[Entry]:
     kind, size = facts.get("type", "").lower(), facts.get("size", "")
     mtime = iso_time(facts.get("modify", ""))
     if kind == "file":
-        return Entry(name, "file", int(size), mtime) if DIGITS.fullmatch(size) else None
+        valid = DIGITS.fullmatch(size) and int(size) <= LARGEST_FILE
+        return Entry(name, "file", int(size), mtime) if valid else None
     if kind in ("cdir", "pdir"):
         return Entry("." if kind == "cdir" else "..", "dir", 0, "")
     if not kind:
@@ -2537,7 +2574,7 @@ def _parse_unix_line(line: str, today: datetime.date) -> Optional[Entry]:
         name = name.partition(" -> ")[0]
     if not name or line[clock.end()] != " ":
         return None
-    return Entry(name, kind, int(size.group()) if kind == "file" else 0, mtime)
+    return Entry(name, kind, byte_count(size.group()) if kind == "file" else 0, mtime)
 
 
 def _parse_dos_line(line: str) -> Optional[Entry]:
@@ -2551,7 +2588,7 @@ def _parse_dos_line(line: str) -> Optional[Entry]:
     hours = int(hour) % 12 + 12 * (half.upper() == "PM") if half else int(hour)
     mtime = datetime.datetime(year, int(month), int(day), hours, int(minute)).isoformat(timespec="minutes")
     if size.isdigit():
-        return Entry(name, "file", int(size), mtime)
+        return Entry(name, "file", byte_count(size), mtime)
     # IIS pads <DIR> to the width of the size column: nine spaces before the one that ends the column.
     name = name[9:] if name.startswith(" " * 9) else name.lstrip(" ")
     return Entry(name, DOS_KINDS.get(size, "other"), 0, mtime) if name else None
@@ -2773,14 +2810,20 @@ class FtpServer(FileServer):
             if self._use_epsv:
                 reply = self._ask("EPSV")
                 if reply.startswith("229"):
-                    return ftplib.parse229(reply, ftp.sock.getpeername())[1]
+                    return self._port(ftplib.parse229(reply, ftp.sock.getpeername())[1])
                 self._use_epsv = False
             reply = self._ask("PASV")
             if not reply.startswith("227"):
                 raise _Broken(f"no passive mode: {reply}")
-            return ftplib.parse227(reply)[1]
+            return self._port(ftplib.parse227(reply)[1])
         except (ftplib.Error, ValueError) as error:
             raise _Broken from error
+
+    @staticmethod
+    def _port(number: int) -> int:
+        if not 0 < number < 65536:
+            raise ValueError(f"no port for the data connection: {number}")
+        return number
 
     def _finish(self, conn: socket.socket) -> str:
         """Close a data connection that has been read to its end; the reply that follows."""
@@ -3166,7 +3209,7 @@ class _Fields:
             self.string(), self.string()
         letter = stat.filemode(mode)[0] if stat.S_IFMT(mode) else long_name[:1].decode("latin-1")
         kind = UNIX_KINDS.get(letter, "other")
-        if not letter or (kind == "file" and size is None):
+        if not letter or (kind == "file" and (size is None or size > LARGEST_FILE)):
             return None
         iso = "" if mtime is None else (EPOCH + datetime.timedelta(seconds=mtime)).isoformat()
         return Entry(name, kind, size or 0 if kind == "file" else 0, iso)
@@ -4441,6 +4484,10 @@ class Pulse:
                 self._thread.start()
         self._wake.set()
 
+    def alive(self) -> bool:
+        """Whether its thread runs; for health checks."""
+        return self._thread is not None and self._thread.is_alive()
+
     def poke(self) -> None:
         """Something changed: look at once."""
         self._wake.set()
@@ -4490,6 +4537,7 @@ class Member:
     def __init__(self, config: Config, stats: Optional[Stats] = None) -> None:
         self.config = config
         self.stats = stats or Stats()
+        self.stats.member = config.member_id
         self.election: Optional[Election] = None
         self.pulse: Optional[Pulse] = None
         self.due = 0.0
@@ -4571,6 +4619,8 @@ class Member:
         if election.database_error is not None:
             self._say_database_down(str(election.database_error))
             return
+        if self.stats.database_answered() and self.ready.is_set():
+            event("database_up", group=election.group, member=election.member)
         self._said_database_down = 0.0
         self._backoff.reset()
         if not self._checked_ids:
@@ -4580,6 +4630,8 @@ class Member:
             self.ready.set()
             event("ready", group=election.group, member=election.member)
         view = election.view
+        if election.lease is None and view is not None:
+            self.stats.looked(view)
         if election.lease is not None:
             self._standing_by = None
         elif view is not None and view.holder is not None and view.holder != self._standing_by:
@@ -4752,6 +4804,11 @@ class Member:
                     hangs = self._working is lease
                 if hangs:
                     self.give_up("the work hangs and does not end")
+
+    def hangs(self) -> bool:
+        """Whether work of a lease that is over does not end, and no handler is within its time; for health checks."""
+        lease = self._working
+        return lease is not None and not lease.valid() and self._stalled_for() > self.config.drain_timeout
 
     def _stalled_for(self) -> float:
         """Seconds by which the work has been without progress for longer than `stall_timeout`; below zero: it is not.
@@ -4955,6 +5012,7 @@ class Poller:
         self.config, self.member, self.lease = config, member, lease
         self.selector, self.route = selector, route
         self.stats = member.stats
+        self.stats.queued = lambda: len(self._busy)
         self.ledger = Ledger(rows, config.coordination_group, config.member_id, lease, boot_clock)
         self.pool = Pool(config)
         self.workplace = Workplace(config, lease.term)
@@ -5065,7 +5123,8 @@ class Poller:
         self.waiting, self._more = choice.waiting, bool(ready or unsettled)
         for work in ready:
             self._enqueue(work)
-        self.stats.polled(len(listing), len(ready), time.monotonic() - started)
+        seconds = time.monotonic() - started
+        self.stats.polled(len(listing), len(ready), seconds, self.waiting, self.selector.refused)
         event("polled", term=self.lease.term, listed=len(listing), new=len(ready), waiting=self.waiting)
         while not self._queue.empty() and self.member.may_work(self.lease):
             self.member.wait(self.lease, 1.0, self._queue.empty)
@@ -5245,7 +5304,7 @@ class Poller:
                     os.fsync(out.fileno())
         except OSError as exc:
             raise _local(exc, str(temporary)) from None
-        self.stats.bytes += found.entry.size
+        self.stats.fetched(found.entry.size)
 
     def _finish(self, temporary: Path, found: Found) -> Path:
         try:
@@ -5282,7 +5341,7 @@ class Poller:
         for row, ok in zip(finished, made):
             if not ok:
                 raise LeaseLost(self.lease.term)
-            self.stats.file("done", row.path, seconds)
+            self.stats.file("done", row.size)
             event("file_done", term=row.term, path=row.path, size=row.size, attempt=row.attempts, seconds=seconds)
         if later is not None:
             later += finished if action else []
@@ -5294,7 +5353,7 @@ class Poller:
     def _failed(self, row: Row, exc: Error, later: Optional[List[Row]] = None) -> None:
         """Counts a failure: back-off, or quarantine. `later` as for `_done`."""
         failures = row.failures + 1
-        error = printable(str(exc))[:STDERR_BYTES]
+        error = kept_error(str(exc))
         if failures >= self.config.max_attempts and self.config.ledger:
             action = "" if self.config.after_error == "keep" else self.config.after_error
             new = row._replace(state="quarantined", failures=failures, error=error, action=action)
@@ -5312,12 +5371,12 @@ class Poller:
     def _put_back(self, row: Row, exc: Error) -> None:
         """Not the file's fault: tried again later, as often as it takes."""
         delay = min(3600.0, self.config.retry_delay * 2.0 ** min(row.attempts - 1, 20))
-        error = printable(str(exc))[:STDERR_BYTES]
+        error = kept_error(str(exc))
         self.ledger.change(row, row._replace(state="failed", error=error), delay)
         self._say("file_failed", row, error, delay)
 
     def _say(self, what: str, row: Row, error: str, delay: Optional[float] = None) -> None:
-        self.stats.file(what[len("file_") :], row.path, 0.0, error)
+        self.stats.file(what[len("file_") :], row.size)
         level = logging.ERROR if what == "file_quarantined" else logging.WARNING
         event(
             what, level, term=self.lease.term, path=row.path, attempt=row.attempts, action=row.action or None,
@@ -5391,7 +5450,7 @@ class Poller:
         except OSError as exc:
             self._put_back(row, _local(exc, str(temporary)))
         else:
-            self.stats.bytes += row.size
+            self.stats.fetched(row.size)
             return True
         finally:
             self.workplace.discard(temporary)
@@ -5415,7 +5474,7 @@ class Poller:
             if isinstance(exc, DatabaseDown):
                 raise
             delay = max(1.0, self.config.retry_delay)
-            error = printable(f"{row.action}: {exc}")[:STDERR_BYTES]
+            error = kept_error(f"{row.action}: {exc}")
             self.ledger.change(row, row._replace(error=error), delay)
             self._say("file_failed", row, error, delay)
 
@@ -5453,6 +5512,12 @@ class Poller:
                 continue
             except FileGone:
                 return
+
+
+def kept_error(text: str) -> str:
+    """An error as the ledger keeps it: one line, and of a long one, besides its begin, the last words."""
+    line = printable(" | ".join(part.strip() for part in text.splitlines() if part.strip()))
+    return line if len(line) <= STDERR_BYTES else f"{line[:200]} ... {line[205 - STDERR_BYTES :]}"
 
 
 def _local(exc: OSError, place: str) -> Error:
@@ -5527,6 +5592,10 @@ class Listener:
             raise self.member.failure
         return True
 
+    def polling(self) -> bool:
+        """Whether its thread runs; for health checks."""
+        return self._thread is not None and self._thread.is_alive()
+
     def run(self, once: bool = False) -> int:
         """Runs until `stop`, SIGTERM or SIGINT; gives the exit code."""
         return run_listeners([self], once)
@@ -5588,11 +5657,14 @@ def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
 
     SIGTERM and SIGINT stop them gracefully, if this is the main thread.
     """
-    pulses: Dict[Tuple[str, float, float], Pulse] = {}
+    pulses: Dict[Tuple[object, ...], Pulse] = {}
     main = threading.current_thread() is threading.main_thread()
     before: Dict[int, Any] = {}
+    servers: List[StatusServer] = []
+    notifier = Notifier(listeners, os.environ)
 
     def stop_all() -> None:
+        notifier.stopping()
         for listener in listeners:
             listener.stop()
 
@@ -5603,56 +5675,179 @@ def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
     try:
         for signum in (signal.SIGTERM, signal.SIGINT) if main else ():
             before[signum] = signal.signal(signum, stop)
+        servers += start_status_servers(listeners)
         for listener in listeners:
-            config = listener.config
-            key = (config.database, config.heartbeat_frequency, config.liveness_check_interval)
-            pulse = pulses.setdefault(key, Pulse(open_database(config)))
+            pulse = pulses.setdefault(_pulse_key(listener.config), Pulse(open_database(listener.config)))
             listener.start(pulse, once)
-        for listener in listeners:
-            while not listener.join(1.0):
-                pass
+        waiting = list(listeners)
+        while waiting:
+            notifier.tick()
+            waiting = [listener for listener in waiting if not listener.join(notifier.pause / len(waiting))]
     except Error:
         stop_all()
+        for listener in listeners:
+            with contextlib.suppress(Error):
+                listener.join(listener.config.drain_timeout + KILL_AFTER)
         raise
     finally:
+        for server in servers:
+            server.close()
         for number, handler in before.items():
             signal.signal(number, handler)
     return max(listener.exit_code for listener in listeners)
 
 
+def _pulse_key(config: Config) -> Tuple[object, ...]:
+    """Members that agree in all this may share a connection."""
+    names = ("database", "database_password", "database_tls", "database_ca_file", "ledger", "heartbeat_frequency",
+             "liveness_check_interval")  # fmt: skip
+    return tuple((getattr(config, name), config.files.get(name)) for name in names)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# Status
+# Status: what this process has seen, what the database shows, and how people, programs and systemd are told
 # ---------------------------------------------------------------------------------------------------------------------
+
+SURVEY_SECONDS = 2.0  # a status page reads the database at most so often, ...
+SURVEY_SHARE = 20  # ... and at most for a twentieth of the time: counting a large ledger takes a while
+SURVEY_WAIT = 1.0  # a request waits so long for the database, then shows what was read before
+HTTP_SECONDS = 5.0  # the longest that one request may take, from its first byte to our last
+HTTP_REQUESTS = 16  # answered at once; further ones are turned away
+HTTP_BYTES = 8192  # the longest request
+CALL_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+WORK_BOUNDS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+SYMBOLS = {"active": "●", "standby": "○", "released": "◇", "stale": "✖", "starting": "◐", "stopping": "■"}
+
+
+class Histogram:
+    """Durations counted in fixed buckets; `counts` has one more than `bounds`, for the longer ones."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds, self.counts, self.sum = bounds, [0] * (len(bounds) + 1), 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect.bisect_left(self.bounds, seconds)] += 1
+        self.sum += seconds
+
+
+class Takeover(NamedTuple):
+    """A change of the active member. `seconds`: the group had been without one, or this member had been active."""
+
+    time: float  # epoch seconds
+    event: str  # elected, lost, released: this member; other: another one was elected
+    member: str
+    term: int
+    reason: str
+    seconds: Optional[float]
 
 
 class Stats:
-    """What this process has seen of one member, for logs and status. Written by several threads, one field each."""
+    """What this process has seen of one member, for logs and status. Any thread may tell; memory is bounded."""
 
     def __init__(self) -> None:
         self.timing = Timing(1, 30)
-        self.bytes = 0
-        self.database_error = ""
-        self.server_error = ""
+        self.member = ""
+        self.started, self.beat_at = time.time(), boot_clock()
+        self.bytes = 0  # fetched
         self.files = {"done": 0, "failed": 0, "quarantined": 0}
+        self.file_bytes = dict(self.files)
+        self.minutes: deque[List[int]] = deque(maxlen=60)  # [epoch minute, done, failed, quarantined]
+        self.last_done: Optional[float] = None  # epoch seconds, like all that follow
+        self.last_poll: Optional[float] = None
+        self.active_since: Optional[float] = None
+        self.other_since: Optional[float] = None  # when another member was seen to become active
+        self.database_error = ""
+        self.database_at: Optional[float] = None  # when it answered last, by boot_clock
+        self.server_error = ""
+        self.server_reached: Optional[bool] = None  # None: a standby does not know
+        self.heartbeats, self.failed_heartbeats, self.late = Histogram(CALL_BOUNDS), 0, 0.0
+        self.polls, self.failed_polls = Histogram(WORK_BOUNDS), 0
+        self.handlers = Histogram(WORK_BOUNDS)
+        self.listed = self.waiting = self.refused = 0
+        self.queued: Callable[[], int] = int  # files taken up and not ended
+        self.takeovers: deque[Takeover] = deque(maxlen=50)
+        self.elections: Dict[str, int] = {}  # by reason
+        self.ends = {"lost": 0, "released": 0}
         self.last_progress = boot_clock()
+        self._lock = threading.Lock()
         self._server_said = 0.0
         self._handlers: Set[Tuple[float, int]] = set()
+        self._holder: Optional[Tuple[str, int]] = None
+        self._holder_age = 0.0
+        self._alive_at: Optional[float] = None  # when the holder was last known to be alive, by boot_clock
+
+    # -- the election -------------------------------------------------------------------------------------------------
 
     def heartbeat(self, took: float, late: float) -> None:
         """One heartbeat took `took` seconds and left `late` seconds after it was due."""
+        with self._lock:
+            self.heartbeats.add(took)
+            self.failed_heartbeats += bool(self.database_error)
+        self.late, self.beat_at = max(0.0, late), boot_clock()
+
+    def database_answered(self) -> bool:
+        """Whether it had not before."""
+        self.database_at = boot_clock()
+        was_down, self.database_error = bool(self.database_error), ""
+        return was_down
+
+    def looked(self, view: View) -> None:
+        """What a standby saw: notices a takeover by another member, and when the holder was last alive."""
+        now, seen = boot_clock(), (view.holder or "", view.term)
+        if self._holder is not None and seen != self._holder and view.holder is not None:
+            self.other_since = time.time()
+            why = "released" if self._holder_age > RELEASED_AGE else "stale"
+            why = "handed over" if self._holder_age <= self.timing.stale_after else why
+            gap = None if self._alive_at is None else now - self._alive_at
+            self.takeovers.append(Takeover(self.other_since, "other", seen[0], seen[1], why, gap))
+        self._holder, self._holder_age = seen, view.age or 0.0
+        if view.age is not None and view.age <= self.timing.stale_after:
+            self._alive_at = now - max(0.0, view.age)
 
     def role_event(self, name: str, fields: Mapping[str, object]) -> None:
-        if name == "database_up":
-            self.database_error = ""
+        """elected, lost or released: this member's own role."""
+        if name not in ("elected", "lost", "released"):
+            return
+        now, clock, seconds = time.time(), boot_clock(), None
+        term, why = int(str(fields["term"])), str(fields.get("reason", "handed over"))
+        if name == "elected":
+            if self._alive_at is not None:
+                seconds = clock - self._alive_at
+            self.elections[why] = self.elections.get(why, 0) + 1
+            self.active_since, self.other_since, self._holder = now, None, (self.member, term)
+        else:
+            seconds = now - self.active_since if self.active_since is not None else None
+            self.ends[name] += 1
+            self.active_since, self._alive_at, self._holder_age = None, clock, 0.0
+            self.server_reached, self.server_error = None, ""
+        self.takeovers.append(Takeover(now, name, self.member, term, why, seconds))
+
+    # -- the work -----------------------------------------------------------------------------------------------------
 
     def progress(self) -> None:
         self.last_progress = boot_clock()
 
-    def polled(self, listed: int, new: int, seconds: float) -> None:
+    def polled(self, listed: int, new: int, seconds: float, waiting: int = 0, refused: int = 0) -> None:
+        self.listed, self.waiting, self.refused, self.last_poll = listed, waiting, refused, time.time()
+        with self._lock:
+            self.polls.add(seconds)
         self.progress()
 
-    def file(self, state: str, path: str, seconds: float, error: str = "") -> None:
-        self.files[state] += 1
+    def fetched(self, size: int) -> None:
+        with self._lock:
+            self.bytes += size
+
+    def file(self, state: str, size: int) -> None:
+        """A file of `size` bytes is done, has failed or is quarantined."""
+        now = time.time()
+        with self._lock:
+            self.files[state] += 1
+            self.file_bytes[state] += size
+            if not self.minutes or self.minutes[-1][0] != int(now // 60):
+                self.minutes.append([int(now // 60), 0, 0, 0])
+            self.minutes[-1][1 + list(self.files).index(state)] += 1
+        if state == "done":
+            self.last_done = now
 
     @contextlib.contextmanager
     def handling(self) -> Iterator[None]:
@@ -5663,6 +5858,12 @@ class Stats:
             yield
         finally:
             self._handlers.discard(started)
+            with self._lock:
+                self.handlers.add(boot_clock() - started[0])
+
+    def running(self) -> int:
+        """How many handlers run."""
+        return len(self._handlers)
 
     def handlers_until(self, now: float, allowed: Optional[float]) -> float:
         """Until when the running handlers are progress: each for `allowed` seconds (None: as long as it runs)."""
@@ -5672,33 +5873,705 @@ class Stats:
     def server_down(self, config: Config, exc: Error, pause: float) -> None:
         """At once, then once a minute."""
         now = boot_clock()
+        self.failed_polls += 1
         if not self.server_error or now - self._server_said >= 60:
             self._server_said = now
             event("server_down", logging.ERROR, group=config.coordination_group, error=str(exc), retry_in=pause)
-        self.server_error = str(exc)
+        self.server_error, self.server_reached = str(exc), False
 
     def server_up(self, config: Config) -> None:
+        self.server_reached = True
         if self.server_error:
             self.server_error = ""
             event("server_up", group=config.coordination_group)
 
 
-def group_status(database: Database, config: Config) -> Dict[str, object]:
-    """The group as the database shows it, in the form of `status --json`."""
-    timing = database.prepare()
+# -- the group, as the database shows it ------------------------------------------------------------------------------
+
+
+def group_status(database: Database, config: Config) -> Dict[str, Any]:
+    """The group as the database shows it, in the form of `status --json`. Raises what the database raises."""
+    timing = database.prepare() if not database.now else database.timing
     group = config.coordination_group
     holder, term = database.token(group)
-    members = []
-    active = None
-    for row in database.members(group):
-        fresh = row.age <= timing.stale_after
-        role = "active" if row.member_id == holder else "standby"
-        role = "released" if row.released else role if fresh else "stale"
-        active = row.member_id if role == "active" else active
-        members.append({"member_id": row.member_id, "role": role, "heartbeat_age": round(max(0.0, row.age), 3)})
-    counts = database.counts(group) if config.ledger else {}
-    where = without_password(config.database)
-    return {"group": group, "active": active, "term": term, "database": where, "members": members, "files": counts}
+    members = [
+        {"member_id": row.member_id, "released": row.released, "heartbeat_age": round(row.age, 3)}
+        for row in database.members(group)
+    ]
+    found: Dict[str, Any] = {
+        "group": group, "active": None, "term": term, "database": without_password(config.database), "members": members,
+        "files": {}, "holder": holder, "stale_after": timing.stale_after, "errors": [],
+    }  # fmt: skip
+    if config.ledger:
+        found["files"] = database.counts(group)
+        found["active_for"], found["last_change"] = database.activity(group, term)
+        found["errors"] = database.errors(group)
+    return with_roles(found, 0.0)
+
+
+def with_roles(status: Mapping[str, Any], elapsed: float) -> Dict[str, Any]:
+    """The members' roles, `elapsed` seconds after the database was read; then what is wrong with the group."""
+    found = dict(status, members=[], active=None)
+    for row in status["members"]:
+        released, age = row["released"], row["heartbeat_age"] + elapsed
+        role = "active" if row["member_id"] == status["holder"] else "standby"
+        role = "released" if released else role if age <= status["stale_after"] else "stale"
+        found["active"] = row["member_id"] if role == "active" else found["active"]
+        found["members"].append({**row, "role": role, "heartbeat_age": age})
+    return judged(found)
+
+
+def unreadable(config: Config, error: str) -> Dict[str, Any]:
+    """The status of a group whose database cannot be read."""
+    return judged({
+        "group": config.coordination_group, "active": None, "term": None, "holder": None, "members": [], "files": {},
+        "database": without_password(config.database), "errors": [], "database_error": error,
+    })  # fmt: skip
+
+
+def judged(status: Dict[str, Any]) -> Dict[str, Any]:
+    """Adds `problems`, each with what to do, `notes` that are no problem, and whether the group is `healthy`."""
+    problems: List[Tuple[str, str]] = []
+    notes: List[str] = []
+    if status.get("database_error"):
+        problems.append((
+            f"the database cannot be used: {status['database_error']}",
+            "Nothing is polled before it is back; then work goes on by itself. See that it runs, that this host "
+            "reaches it, and that the login is right (`ftpcoord.py check`).",
+        ))  # fmt: skip
+    elif status["active"] is None:
+        problems.append(_nobody_active(status))
+    for row in status["members"]:
+        if row["heartbeat_age"] < -5 and row["member_id"] == status["active"]:
+            problems.append((
+                f"the heartbeat of {row['member_id']} lies {duration(-row['heartbeat_age'])} in the future",
+                "The database's clock was set back. A dead member is noticed all the same; correct the clock.",
+            ))  # fmt: skip
+    standbys = sum(row["role"] == "standby" for row in status["members"])
+    quarantined = status["files"].get("quarantined", 0)
+    if quarantined:
+        problems.append((
+            f"{quarantined} {'file is' if quarantined == 1 else 'files are'} quarantined",
+            "`ftpcoord.py files --state quarantined` tells why; `ftpcoord.py retry GLOB` has them tried again.",
+        ))  # fmt: skip
+    if status["active"] is not None and not standbys:
+        notes.append("there is no standby: nobody takes over if the active member dies")
+    if status["files"].get("failed"):
+        notes.append(f"{status['files']['failed']} failed and will be tried again")
+    status["problems"] = [{"problem": problem, "advice": advice} for problem, advice in problems]
+    status["notes"], status["healthy"] = notes, not problems
+    return status
+
+
+def _nobody_active(status: Mapping[str, Any]) -> Tuple[str, str]:
+    last = next((row for row in status["members"] if row["member_id"] == status["holder"]), None)
+    standbys = [row["member_id"] for row in status["members"] if row["role"] == "standby"]
+    why = f"{status['holder']} was, and has no heartbeat" if status["holder"] else "none ever was"
+    if last is not None:
+        why = f"{status['holder']} was, and its last heartbeat is {duration(last['heartbeat_age'])} old"
+        why = f"{status['holder']} gave the role up" if last["released"] else why
+    if standbys:
+        return f"no member is active: {why}", f"{', '.join(standbys)} will take over within moments; look again."
+    return f"no member is active: {why}", "Start a member (`ftpcoord.py run`); until then the files wait on the server."
+
+
+def duration(seconds: float) -> str:
+    """0.4 s, 12 s, 5 min, 3 h 12 min, 4 days"""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    hours, minutes = divmod(int(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days"
+
+
+class Survey:
+    """A group as the database shows it, for pages: read seldom, on a connection and a thread of its own."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.error = ""
+        self._database: Optional[Database] = None
+        self._status: Optional[Dict[str, Any]] = None
+        self._read_at = self._next = float("-inf")
+        self._reading = False
+        self._changed = threading.Condition()
+
+    def get(self) -> Tuple[Optional[Dict[str, Any]], float]:
+        """What was read last, and how many seconds ago. Waits for the database, but not long."""
+        with self._changed:
+            if not self._reading and boot_clock() >= self._next:
+                self._reading = True
+                threading.Thread(target=self._read, name="ftpcoord-survey", daemon=True).start()
+            self._changed.wait_for(lambda: not self._reading, SURVEY_WAIT)
+            return self._status, boot_clock() - self._read_at
+
+    def _read(self) -> None:
+        began, found, error = boot_clock(), None, ""
+        try:
+            # What idled may have been dropped by a firewall.
+            if self._database is None or began - self._read_at > 60:
+                self.close()
+                self._database = open_database(self.config)
+            found = group_status(self._database, self.config)
+        except Exception as exc:
+            error = str(exc) if isinstance(exc, Error) else reason(exc)
+            self.close()
+        with self._changed:
+            self.error = error.partition("\n")[0]
+            if found is not None:
+                self._status, self._read_at = found, began
+            self._next = began + max(SURVEY_SECONDS, SURVEY_SHARE * (boot_clock() - began))
+            self._reading = False
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        if self._database is not None:
+            self._database.close()
+        self._database = None
+
+
+# -- the process ------------------------------------------------------------------------------------------------------
+
+
+def view_of(member: Member) -> Optional[View]:
+    """What a standby saw last."""
+    return member.election.view if member.election is not None else None
+
+
+def role_of(member: Member) -> str:
+    lease = member.lease
+    if member.stopping or member.finished.is_set():
+        return "stopping"
+    return "active" if lease is not None and lease.valid() else "standby" if member.ready.is_set() else "starting"
+
+
+def why_stuck(listener: Listener) -> str:
+    """Why only a new process helps: the heartbeat or the polling has ended or hangs; "" if it does not."""
+    member = listener.member
+    if member.finished.is_set() or member.pulse is None:
+        return str(member.failure or "")
+    late = boot_clock() - max(member.due, member.stats.beat_at)
+    if not member.pulse.alive() or late > max(30.0, 2 * member.config.liveness_check_interval):
+        return f"the heartbeat stands still for {duration(late)}"
+    if not listener.polling():
+        return "the polling has ended"
+    return "the work of a lost lease hangs" if member.hangs() else ""
+
+
+def why_unready(listener: Listener) -> str:
+    """Why this member cannot do what its role asks for; "" if it can."""
+    stuck, stats = why_stuck(listener), listener.member.stats
+    if stuck or stats.database_error:
+        return stuck or f"database down: {stats.database_error}"
+    if role_of(listener.member) in ("starting", "stopping"):
+        return role_of(listener.member)
+    return f"file server down: {stats.server_error}" if stats.server_error else ""
+
+
+def listener_status(listener: Listener, survey: Survey) -> Dict[str, Any]:
+    """One listener's part of /status: what `status --json` tells, and what only the process knows."""
+    config, member, stats, now = listener.config, listener.member, listener.member.stats, boot_clock()
+    read, age = survey.get()
+    role, lease, error = role_of(member), member.lease, stats.database_error or survey.error
+    found = with_roles(read, age) if read is not None else unreadable(config, error or "it has not answered yet")
+    if role == "active" and lease is not None:  # this member knows better than what was read a while ago
+        found["active"], found["term"], found["holder"] = config.member_id, lease.term, config.member_id
+    elif stats.database_error:
+        found["active"] = None
+    settings = {name: printable(str(value)) for name, value in config.public().items()}
+    if config.exec:  # its arguments may hold a token
+        words = config.command()
+        settings["exec"] = words[0] + (f" ... ({len(words) - 1} arguments)" if words[1:] else "")
+    defaults = {field.name: str(field.default) for field in dataclasses.fields(Config)}
+    beats = sum(stats.heartbeats.counts)
+    found.update(
+        as_of=None if read is None else age, database_error=error,
+        member={
+            "member_id": config.member_id, "role": role, "active_since": stats.active_since,
+            "other_since": stats.other_since, "started": stats.started, "version": __version__,
+            "lease_remaining": max(0.0, lease.remaining()) if lease is not None else None,
+            "stuck": why_stuck(listener), "unready": why_unready(listener),
+        },
+        heartbeat={
+            "up": not stats.database_error and stats.database_at is not None, "error": stats.database_error,
+            "age": None if stats.database_at is None else now - stats.database_at, "failed": stats.failed_heartbeats,
+            "count": beats, "mean": stats.heartbeats.sum / max(1, beats),
+        },
+        server={
+            "url": without_password(config.url), "up": stats.server_reached, "error": stats.server_error,
+            "last_poll": stats.last_poll, "listed": stats.listed, "waiting": stats.waiting, "refused": stats.refused,
+            "polls": sum(stats.polls.counts), "failed_polls": stats.failed_polls,
+        },
+        work={
+            **stats.files, "bytes": stats.bytes, "queue": stats.queued(), "handlers": stats.running(),
+            "last_done": stats.last_done, "minutes": [list(minute) for minute in list(stats.minutes)],
+        },
+        takeovers=[takeover._asdict() for takeover in reversed(list(stats.takeovers))],
+        settings=settings, changed_settings=sorted(name for name in settings if settings[name] != defaults[name]),
+    )  # fmt: skip
+    judged(found)
+    if stats.server_error:
+        advice = "It is tried again for ever; the files wait there. `ftpcoord.py check` tells more."
+        found["problems"].append({"problem": f"the file server cannot be used: {stats.server_error}", "advice": advice})
+    if found["member"]["stuck"]:
+        advice = "Restart this process; systemd (WatchdogSec) or a liveness probe of /livez does it by itself."
+        found["problems"].append({"problem": found["member"]["stuck"], "advice": advice})
+    found["healthy"] = not found["problems"]
+    return found
+
+
+class Metrics:
+    """Prometheus' text format 0.0.4: all samples of a name stand together."""
+
+    def __init__(self) -> None:
+        self._families: Dict[str, List[str]] = {}
+
+    def add(self, name: str, kind: str, text: str, value: Optional[float], **labels: object) -> None:
+        """A sample, unless the value is None."""
+        family = self._families.setdefault(name, [f"# HELP ftpcoord_{name} {text}", f"# TYPE ftpcoord_{name} {kind}"])
+        if value is not None:
+            self._sample(family, name, value, labels)
+
+    def _sample(self, family: List[str], name: str, value: float, labels: Mapping[str, object]) -> None:
+        # A JSON string escapes what the format wants escaped, and nothing else in printable ASCII.
+        shown = ",".join(f"{key}={json.dumps(str(text))}" for key, text in labels.items())
+        family.append(f"ftpcoord_{name}{{{shown}}} {float(value)!r}")
+
+    def histogram(self, name: str, text: str, histogram: Histogram, **labels: object) -> None:
+        self.add(name, "histogram", text, None)
+        counted = list(itertools.accumulate(histogram.counts))
+        for bound, count in zip([*map(str, histogram.bounds), "+Inf"], counted):
+            self._sample(self._families[name], f"{name}_bucket", count, {**labels, "le": bound})
+        self._sample(self._families[name], f"{name}_sum", histogram.sum, labels)
+        self._sample(self._families[name], f"{name}_count", counted[-1], labels)
+
+    def text(self) -> str:
+        return "".join(f"{line}\n" for family in self._families.values() if len(family) > 2 for line in family)
+
+
+def metrics(listeners: Sequence[Tuple[Listener, Survey]]) -> str:
+    """/metrics. Names and units after Prometheus' naming guide."""
+    made = Metrics()
+    made.add("build_info", "gauge", "The version that runs.", 1, version=__version__, python=sys.version.split()[0])
+    for listener, survey in listeners:
+        member, stats, now = listener.member, listener.member.stats, boot_clock()
+        own = {"group": listener.config.coordination_group, "member": listener.config.member_id}
+        lease = member.lease
+
+        def gauge(name: str, text: str, value: Optional[float], own: Any = own, **labels: object) -> None:
+            made.add(name, "gauge", text, value, **own, **labels)
+
+        def count(name: str, text: str, value: float, own: Any = own, **labels: object) -> None:
+            made.add(name + "_total", "counter", text, value, **own, **labels)
+
+        gauge("start_time_seconds", "When this member started, in epoch seconds.", stats.started)
+        for role in ("active", "standby", "starting", "stopping"):
+            gauge("role", "1 for the role that this member has.", int(role_of(member) == role), role=role)
+        view = view_of(member)
+        term = lease.term if lease is not None else view.term if view is not None else None
+        gauge("term", "The group's term, as this member knows it.", term)
+        gauge("lease_remaining_seconds", "Until the lease ends if it is not renewed; 0 on a standby.",
+              max(0.0, lease.remaining()) if lease is not None else 0.0)  # fmt: skip
+        for why in sorted({"vacant", "stale", "released", "absent", "still", "own", *stats.elections}):
+            count("takeovers", "Elections that this member won, by the reason why the role was free.",
+                  stats.elections.get(why, 0), reason=why)  # fmt: skip
+        for end, number in stats.ends.items():
+            count("leases_ended", "Leases of this member that ended.", number, how=end)
+        gauge("database_up", "Whether the database answered the last heartbeat.",
+              int(not stats.database_error and stats.database_at is not None))  # fmt: skip
+        gauge("heartbeat_age_seconds", "Since the database last answered.",
+              None if stats.database_at is None else now - stats.database_at)  # fmt: skip
+        gauge("heartbeat_late_seconds", "By how much the last heartbeat left late.", stats.late)
+        made.histogram("heartbeat_duration_seconds", "What heartbeats took, round trip.", stats.heartbeats, **own)
+        count("heartbeat_failures", "Heartbeats that the database did not answer.", stats.failed_heartbeats)
+        gauge("server_up", "Whether the last poll reached the file server; absent on a standby.",
+              None if stats.server_reached is None else int(stats.server_reached))  # fmt: skip
+        made.histogram("poll_duration_seconds", "What polls took.", stats.polls, **own)
+        for result, number in (("ok", sum(stats.polls.counts)), ("failed", stats.failed_polls)):
+            count("polls", "Polls, by result.", number, result=result)
+        gauge("listing_files", "Files in the last listing.", stats.listed)
+        gauge("retry_waiting_files", "Failed files whose time has not come, at the last poll.", stats.waiting)
+        count("refused_names", "Listed names that are no plain file names, each time they were listed.", stats.refused)
+        for result in stats.files:
+            count("files", "Files handled, by result.", stats.files[result], result=result)
+            count("file_bytes", "Size of the files handled, by result.", stats.file_bytes[result], result=result)
+        count("fetched_bytes", "Bytes fetched from the file server.", stats.bytes)
+        made.histogram("handler_duration_seconds", "What commands and handlers took.", stats.handlers, **own)
+        gauge("handlers_running", "Commands and handlers that run now.", stats.running())
+        gauge("queue_files", "Files taken up and not ended.", stats.queued())
+        gauge("last_success_timestamp_seconds", "When a file was last done.", stats.last_done)
+        gauge("last_poll_timestamp_seconds", "When a poll last succeeded.", stats.last_poll)
+        read, age = survey.get()
+        if read is not None and age < 60 and not survey.error:
+            for state, number in read["files"].items():
+                gauge("ledger_files", "Files in the ledger, by state; the same on every member.", number, state=state)
+            roles = [row["role"] for row in with_roles(read, age)["members"]]
+            for role in ("active", "standby", "released", "stale"):
+                gauge("members", "Members in the database, by role; the same on every member.", roles.count(role),
+                      role=role)  # fmt: skip
+    return made.text()
+
+
+
+
+# -- the page for people ----------------------------------------------------------------------------------------------
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --back: #f6f7f9; --card: #fff; --line: #d5d9df;
+        --good: #0a5a9c; --goodback: #eef6fd; --bad: #a40e26; --badback: #fff1f1; }
+@media (prefers-color-scheme: dark) {
+:root { --ink: #e8eaed; --soft: #a2abb6; --back: #14171b; --card: #1d2126; --line: #383e46;
+        --good: #7cc0ff; --goodback: #14283a; --bad: #ff9a9a; --badback: #3a1a1d; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 12px; max-width: 1100px; background: var(--back); color: var(--ink);
+       font: 15px/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }
+header, footer, small, dt, th { color: var(--soft); font-size: 13px; font-weight: normal; }
+a { color: inherit; }
+section, .cards div { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; }
+section { margin: 12px 0; }
+h2 { font-size: 17px; margin: 4px 0 10px; }
+h3 { font-size: 14px; margin: 20px 0 6px; }
+p, dd { margin: 2px 0; }
+.state { border-left: 6px solid var(--good); background: var(--goodback); padding: 8px 12px; margin: 8px 0; }
+.bad { border-left: 6px double var(--bad); background: var(--badback); }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 10px; margin: 12px 0; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; vertical-align: top; padding: 4px 12px 4px 0; border-top: 1px solid var(--line);
+         white-space: nowrap; }
+.wide { white-space: normal; width: 100%; }
+code { font: 13px/1.4 ui-monospace, monospace; }
+svg { display: block; width: 100%; height: 26px; fill: var(--good); stroke: none; }
+.ill svg { fill: var(--bad); }
+"""
+POLICY = (
+    "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; img-src data:; style-src 'sha256-"
+    + base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode() + "'"
+)  # fmt: skip
+
+
+def shown(text: object) -> str:
+    """Any text as HTML that shows it in one line, without control characters and the like."""
+    return html.escape(printable(str(text)))
+
+
+def moment(seconds: float) -> str:
+    return utc_text(seconds)[:19].replace("T", " ")
+
+
+def ago(seconds: Optional[float]) -> str:
+    """A moment of this process, in epoch seconds."""
+    return "never" if seconds is None else f"{duration(max(0.0, time.time() - seconds))} ago"
+
+
+def page(groups: Sequence[Mapping[str, Any]], refresh: int) -> str:
+    """The page for people, out of what /status tells."""
+    healthy = all(group["healthy"] for group in groups)
+    roles = ", ".join(sorted({group["member"]["role"] for group in groups}))
+    mark = "<circle cx='8' cy='8' r='6' fill='#0a5a9c'/>" if healthy else "<path d='M8 1 15 15H1z' fill='#c1121f'/>"
+    icon = f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'>{mark}</svg>"
+    title = f"{'✔' if healthy else '▲'} {roles}: " + ", ".join(str(group["group"]) for group in groups)
+    again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
+    word = f'every {refresh} s; <a href="?refresh=0">stop</a>' if refresh else 'no more; <a href="?">go on</a>'
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{again}<title>{shown(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:image/svg+xml;base64,{base64.b64encode(icon.encode()).decode()}">'
+        f"<style>{STYLE}</style></head><body>"
+        f"<header>ftpcoord {__version__} at {moment(time.time())} UTC; refreshes {word}</header><main>"
+        + "".join("<section>" + "".join(_parts(group)) + "</section>" for group in groups)
+        + "</main><footer>For programs: "
+        + ", ".join(f'<a href="{name}">{name}</a>' for name in ("status", "metrics", "livez", "readyz", "active"))
+        + "</footer></body></html>\n"
+    )
+
+
+def _parts(group: Mapping[str, Any]) -> Iterator[str]:
+    """One group: what is wrong and what to do, who is active, the cards, and the lists."""
+    yield f"<h2>{shown(group['group'])}</h2>"
+    for found in group["problems"]:
+        yield f"<div class='state bad'><b>▲ {shown(found['problem'])}</b><p>{shown(found['advice'])}</div>"
+    own, age = group["member"], group["as_of"]
+    if group["active"] is not None:
+        since = own["active_since"] if group["active"] == own["member_id"] else own["other_since"]
+        known = f", for at least {duration(group['active_for'])}" if group.get("active_for") else ""
+        known = f", since {moment(since)} UTC ({ago(since)})" if since else known
+        notes = "".join(f"<p>{shown(note)}" for note in group["notes"])
+        told = f"<b>● {shown(group['active'])} is active</b> at term {group['term']}{known}"
+        yield f"<div class=state>{told}{notes}</div>"
+    yield from _cards(group)
+    yield "<h3>Members</h3>"
+    if age is not None and group["database_error"]:
+        yield f"<p>▲ As the database showed them {duration(age)} ago."
+    yield _table("Role|Member*|Heartbeat", [
+        (f"{SYMBOLS[row['role']]} {row['role']}", shown(row["member_id"]),
+         "gave its lease up" if row["released"] else f"{duration(max(0.0, row['heartbeat_age']))} ago")
+        for row in group["members"]
+    ], "None that the database knows." if age is not None else "Not known: the database has not been read.")  # fmt: skip
+    yield "<h3>Files</h3><p>"
+    yield ", ".join(f"<b>{number:,}</b> {state}" for state, number in group["files"].items()) or "None counted."
+    yield f"; the last change {duration(max(0.0, group['last_change']))} ago" if group.get("last_change") else ""
+    yield "<h3>Handled by this member: the last 60 minutes, now at the right</h3>"
+    yield from _chart(group["work"]["minutes"], int(time.time() // 60))
+    if group["errors"]:
+        yield "<h3>Quarantined and failed files</h3>"
+    yield _table("State|File and error*", [
+        (f"{'▲' if row['state'] == 'quarantined' else '△'} {shown(row['state'])}",
+         f"{shown(row['path'])}<br><small>attempt {row['attempts']}, {duration(max(0.0, row['age']))} ago</small><br>"
+         f"<code>{shown(row['error'])}</code>")
+        for row in group["errors"]
+    ])  # fmt: skip
+    yield "<h3>Changes of the active member, as this one saw them</h3>"
+    yield _table("UTC|What*", [(moment(change["time"]), _told(change)) for change in group["takeovers"]], "None.")
+    yield "<h3>Settings that are not the default</h3>"
+    yield _table("Name|Value*", [(f"<code>{name}</code>", f"<code>{shown(group['settings'][name])}</code>")
+                                for name in group["changed_settings"]])  # fmt: skip
+
+
+def _table(heads: str, rows: Sequence[Sequence[str]], otherwise: str = "") -> str:
+    """A table of HTML cells; the column with a * takes the width that is left, and breaks its lines."""
+    if not rows:
+        return f"<p>{otherwise}"
+    wide = [" class=wide" if head.endswith("*") else "" for head in heads.split("|")]
+    lines = ["".join(f"<th scope=col>{head.rstrip('*')}" for head in heads.split("|"))]
+    lines += ["".join(f"<td{kind}>{cell}" for kind, cell in zip(wide, row)) for row in rows]
+    return "<table><tr>" + "<tr>".join(lines) + "</table>"
+
+
+def _cards(group: Mapping[str, Any]) -> Iterator[str]:
+    own, heartbeat, server, work = group["member"], group["heartbeat"], group["server"], group["work"]
+    database = "✔ up" if heartbeat["up"] else "▲ down" if heartbeat["error"] else "◐ not reached yet"
+    answered = "" if heartbeat["age"] is None else f"answered {duration(heartbeat['age'])} ago, "
+    files = {None: "○ not used now", False: "▲ down", True: "✔ up"}[server["up"]]
+    polled = f"polled {ago(server['last_poll'])}, {server['listed']:,} files listed" if server["last_poll"] else ""
+    polled += f", {server['waiting']:,} wait to be tried again" if server["waiting"] else ""
+    polled += f", {server['refused']:,} odd names refused" if server["refused"] else ""
+    cards = (
+        ("This member", f"{SYMBOLS[own['role']]} {own['role']}", own["member_id"], f"started {ago(own['started'])}"),
+        ("Database", database, group["database"], f"{answered}{heartbeat['mean'] * 1000:.1f} ms on average"),
+        ("File server", files, server["url"], polled),
+        ("In work", f"{work['queue']} files", f"{work['handlers']} handlers run, last done {ago(work['last_done'])}",
+         f"{work['bytes']:,} bytes fetched"),
+    )  # fmt: skip
+    yield "<dl class=cards>"
+    for name, *lines in cards:
+        state, what, more = map(shown, lines)
+        yield f"<div><dt>{name}<dd><b>{state}</b><dd><small>{what}<br>{more}</small></div>"
+    yield "</dl>"
+
+
+def _chart(minutes: Sequence[Sequence[int]], now: int) -> Iterator[str]:
+    """A row of bars, one a minute, for each result: no colour has to be told from another."""
+    for column, state in enumerate(("done", "failed", "quarantined"), 1):
+        counts = {minute[0]: minute[column] for minute in minutes if now - minute[0] < 60 and minute[column]}
+        most, total = max(counts.values(), default=0), sum(counts.values())
+        told = f"<b>{total:,}</b> {state}" + (f", at most {most:,} in a minute" if total else "")
+        yield f"<p{' class=ill' if column > 1 else ''}><small>{told}</small>"
+        yield f'<svg viewBox="0 0 300 26" preserveAspectRatio="none" role="img" aria-label="{total} {state}">'
+        for minute, count in counts.items():
+            height = max(2.0, 22 * count / most)
+            place = f'x="{5 * (59 - now + minute)}" y="{24 - height:.1f}" width="4" height="{height:.1f}"'
+            yield f"<rect {place}><title>{utc_text(minute * 60)[11:16]} UTC: {count:,} {state}</title></rect>"
+        yield '<rect y="25" width="299" height="0.6"/></svg>'
+
+
+def _told(change: Mapping[str, Any]) -> str:
+    member, seconds = shown(change["member"]), change["seconds"]
+    took = "" if seconds is None else duration(max(0.0, seconds))
+    if change["event"] in ("elected", "other"):
+        gap = f", {took} after the last sign of life of the one before" if took else ""
+        return f"{member} became active at term {change['term']} ({shown(change['reason'])}){gap}"
+    how = f"✖ {member} lost" if change["event"] == "lost" else f"{member} gave up"
+    return f"{how} term {change['term']} ({shown(change['reason'])})" + (f" after {took}" if took else "")
+
+
+# -- HTTP -------------------------------------------------------------------------------------------------------------
+
+
+class StatusServer:
+    """Answers GET and HEAD: / for people, /status and /metrics for programs, /livez, /readyz and /active for probes.
+
+    Small on purpose: a request is one read of at most HTTP_BYTES, an answer closes the connection, each has
+    HTTP_SECONDS in all. Nothing here waits for a heartbeat or keeps one waiting. Raises Error if the port is taken.
+    """
+
+    def __init__(self, address: Tuple[str, int], listeners: Sequence[Listener]) -> None:
+        self._listeners = [(listener, Survey(listener.config)) for listener in listeners]
+        self._slots = threading.Semaphore(HTTP_REQUESTS)
+        try:
+            family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+            self._socket = socket.create_server(address, family=family)
+        except OSError as exc:
+            raise Error(f"http: {address[0]}:{address[1]} cannot be listened on ({reason(exc)})") from None
+        self.port = int(self._socket.getsockname()[1])
+        threading.Thread(target=self._serve, name="ftpcoord-http", daemon=True).start()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes accept() on Linux
+        self._socket.close()
+
+    def _serve(self) -> None:
+        while self._socket.fileno() >= 0:
+            try:
+                connection = self._socket.accept()[0]
+            except OSError:  # closed, or no descriptor is left
+                time.sleep(0.05)
+                continue
+            if not self._slots.acquire(blocking=False):
+                connection.close()
+                continue
+            try:
+                threading.Thread(target=self._talk, args=(connection,), name="ftpcoord-http", daemon=True).start()
+            except RuntimeError:  # no thread is left
+                self._slots.release()
+                connection.close()
+
+    def _talk(self, connection: socket.socket) -> None:
+        until = time.monotonic() + HTTP_SECONDS
+        try:
+            with connection, contextlib.suppress(OSError):
+                request = b""
+                while b"\r\n\r\n" not in request and b"\n\n" not in request and len(request) <= HTTP_BYTES:
+                    connection.settimeout(max(0.001, until - time.monotonic()))
+                    data = connection.recv(HTTP_BYTES)
+                    if not data:
+                        return
+                    request += data
+                answer = self._answer(request)
+                connection.settimeout(max(0.001, until - time.monotonic()))
+                connection.sendall(answer)
+                # What was not read would turn the end of the connection into a reset that outruns the answer.
+                connection.shutdown(socket.SHUT_WR)
+                connection.settimeout(0.5)
+                while time.monotonic() < until and connection.recv(HTTP_BYTES):
+                    pass
+        finally:
+            self._slots.release()
+
+    def _answer(self, request: bytes) -> bytes:
+        words = request.partition(b"\n")[0].decode("latin-1").split()
+        kind, body, extra = "text/plain", "", ""
+        try:
+            if len(request) > HTTP_BYTES:
+                status, body = "431 Request Header Fields Too Large", "too long\n"
+            elif len(words) != 3 or not words[2].startswith("HTTP/1."):
+                status, body = "400 Bad Request", "not an HTTP/1 request\n"
+            elif words[0] not in ("GET", "HEAD"):
+                status, body, extra = "405 Method Not Allowed", "GET and HEAD only\n", "Allow: GET, HEAD\r\n"
+            else:
+                status, kind, body = self._route(words[1])
+        except Exception as exc:
+            logger.exception("http_failed", extra={"fields": {"error": reason(exc)}})
+            status, body = "500 Internal Server Error", "an error of ours; the log tells it\n"
+        content = body.encode("utf-8", "backslashreplace")
+        head = (
+            f"HTTP/1.1 {status}\r\nContent-Type: {kind}; charset=utf-8\r\nContent-Length: {len(content)}\r\n{extra}"
+            f"Content-Security-Policy: {POLICY}\r\nX-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n"
+            "Cross-Origin-Resource-Policy: same-origin\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
+        )
+        return head.encode("latin-1") + (b"" if words[:1] == ["HEAD"] else content)
+
+    def _route(self, target: str) -> Tuple[str, str, str]:
+        """Status, type and body. ?group=NAME: of that group alone."""
+        path, _, query = target.partition("?")
+        wanted = urllib.parse.parse_qs(query)
+        group = wanted.get("group", [""])[0]
+        chosen = [pair for pair in self._listeners if group in ("", pair[0].config.coordination_group)]
+        if not chosen:
+            return "404 Not Found", "text/plain", "there is no such group here\n"
+        if path == "/":
+            refresh = 0 if wanted.get("refresh") == ["0"] else 5
+            return "200 OK", "text/html", page([listener_status(*pair) for pair in chosen], refresh)
+        if path == "/status":
+            found = [listener_status(*pair) for pair in chosen]
+            return "200 OK", "application/json", json.dumps(found[0] if len(found) == 1 else found) + "\n"
+        if path == "/metrics":
+            return "200 OK", "text/plain; version=0.0.4", metrics(chosen)
+        if path in ("/livez", "/readyz"):
+            why = why_stuck if path == "/livez" else why_unready
+            told = [(listener.config.coordination_group, why(listener)) for listener, _ in chosen]
+            status = "503 Service Unavailable" if any(text for _, text in told) else "200 OK"
+            return status, "text/plain", "".join(f"{name}: {text or 'ok'}\n" for name, text in told)
+        if path == "/active":
+            roles = [(listener.config.coordination_group, role_of(listener.member)) for listener, _ in chosen]
+            status = "200 OK" if any(role == "active" for _, role in roles) else "503 Service Unavailable"
+            return status, "text/plain", "".join(f"{name}: {role}\n" for name, role in roles)
+        return "404 Not Found", "text/plain", "/, /status, /metrics, /livez, /readyz and /active are here\n"
+
+
+def start_status_servers(listeners: Sequence[Listener]) -> List[StatusServer]:
+    """One server for each value of `http`; a listener without one is shown by all."""
+    servers: List[StatusServer] = []
+    try:
+        for http in sorted({listener.config.http for listener in listeners} - {""}):
+            address = next(listener.config for listener in listeners if listener.config.http == http).http_address()
+            servers.append(StatusServer(address, [one for one in listeners if one.config.http in ("", http)]))
+    except BaseException:
+        for server in servers:
+            server.close()
+        raise
+    return servers
+
+
+class Notifier:
+    """Tells systemd how it is going, as sd_notify(3) has it; does nothing without NOTIFY_SOCKET."""
+
+    def __init__(self, listeners: Sequence[Listener], environ: Mapping[str, str]) -> None:
+        self._listeners = listeners
+        path = environ.get("NOTIFY_SOCKET", "")
+        usable = path[:1] in ("/", "@") and hasattr(socket, "AF_UNIX")
+        self._address = ("\0" + path[1:] if path[:1] == "@" else path) if usable else ""
+        own = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        usec = environ.get("WATCHDOG_USEC", "")
+        self._every = int(usec) / 2e6 if usable and own and usec.isdigit() and int(usec) else float("inf")
+        self.pause = min(1.0, self._every / 4)  # between two calls of `tick`
+        self._fed = self._ready = self._stopping = 0.0
+        self._status = ""
+
+    def tick(self) -> None:
+        if not self._address:
+            return
+        now, members = time.monotonic(), [listener.member for listener in self._listeners]
+        if not self._ready and all(member.ready.is_set() for member in members):
+            self._ready = now
+            self._send("READY=1")
+        if all(member.stopping for member in members):
+            self.stopping()
+        status = self._line(members)
+        if status != self._status:
+            self._status = status
+            self._send(f"STATUS={status}")
+        if now - self._fed >= self._every and not any(why_stuck(listener) for listener in self._listeners):
+            self._fed = now
+            self._send("WATCHDOG=1")
+
+    def stopping(self) -> None:
+        if self._address and not self._stopping:
+            self._stopping = time.monotonic()
+            self._send("STOPPING=1")
+
+    def _line(self, members: Sequence[Member]) -> str:
+        if len(members) > 1:
+            roles = [role_of(member) for member in members]
+            told = [f"{roles.count(role)} {role}" for role in sorted(set(roles))]
+            return f"{len(members)} groups: {', '.join(told)}; {sum(m.stats.files['done'] for m in members)} files done"
+        member, stats = members[0], members[0].stats
+        role, lease, view = role_of(member), member.lease, view_of(member)
+        trouble = stats.database_error or stats.server_error
+        told = [f"{role} at term {lease.term}" if role == "active" and lease is not None else role]
+        if role == "standby" and view is not None:
+            told.append(f"active: {view.holder or 'nobody'}")
+        told += [f"{stats.files['done']} files done"] if stats.files["done"] or role == "active" else []
+        return printable(", ".join(told + ([trouble.partition("\n")[0]] if trouble else [])))
+
+    def _send(self, text: str) -> None:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                sender.settimeout(1.0)
+                sender.sendto(text.encode("utf-8", "replace"), self._address)
+        except OSError as exc:
+            logger.debug("notify_failed", extra={"fields": {"error": reason(exc)}})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -5712,6 +6585,8 @@ def load_configs(source: str) -> List[Config]:
 
 
 def command_run(configs: Sequence[Config], options: argparse.Namespace) -> int:
+    if options.dry_run:
+        return command_dry_run(configs)
     start_logging(configs[0].log_level, configs[0].log_format, sys.stdout)
     return run_listeners([Listener(config) for config in configs], options.once)
 
@@ -5738,26 +6613,121 @@ def command_check(configs: Sequence[Config], options: argparse.Namespace) -> int
     return 0
 
 
-def command_status(configs: Sequence[Config], options: argparse.Namespace) -> int:
-    found = []
-    for config in configs:
+def read_status(config: Config) -> Dict[str, Any]:
+    """The group's status; one whose database cannot be read has `database_error`."""
+    try:
         with contextlib.closing(open_database(config)) as database:
-            found.append(group_status(database, config))
+            return group_status(database, config)
+    except (DatabaseDown, DatabaseRefused) as exc:
+        return unreadable(config, str(exc))
+
+
+def command_status(configs: Sequence[Config], options: argparse.Namespace) -> int:
+    found = [read_status(config) for config in configs]
+    if options.check:
+        return check_status(configs, found)
     if options.json:
         print(json.dumps(found[0] if len(found) == 1 else found))
-        return 0
-    for status in found:
-        print_status(status)
+    else:
+        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.name == "posix"
+        for status in found:
+            print_status(status, colour)
+    return int(any("database_error" in status for status in found))
+
+
+def check_status(configs: Sequence[Config], found: List[Dict[str, Any]]) -> int:
+    """One line and an exit code: a check for Nagios and the like."""
+    for number, config in enumerate(configs):
+        if found[number]["active"] is None and "database_error" not in found[number]:
+            # A hand-over under way is health: look again when it must have ended.
+            time.sleep(min(5.0, 2 * config.heartbeat_frequency + 1))
+            found[number] = read_status(config)
+    bad = [f"{status['group']}: {found['problem']}" for status in found for found in status["problems"]]
+    if bad:
+        print(printable("not ok: " + "; ".join(bad)))
+        return 1
+    good = [
+        f"{status['group']}: {status['active']} is active at term {status['term']}, "
+        f"{sum(row['role'] == 'standby' for row in status['members'])} standby" for status in found
+    ]  # fmt: skip
+    print(printable("ok: " + "; ".join(good)))
     return 0
 
 
-def print_status(status: Mapping[str, Any]) -> None:
-    print(f"group {status['group']} on {status['database']}")
-    print(f"  active: {status['active'] or 'none'}, term {status['term']}")
-    for member in status["members"]:
-        print(f"  {member['role']:<8}  {member['member_id']}  heartbeat {member['heartbeat_age']:.1f} s ago")
+def print_status(status: Mapping[str, Any], colour: bool) -> None:
+    """For people, in a terminal or a pipe: plain ASCII words, colour beside them only."""
+
+    def line(text: str, code: int = 0) -> None:
+        print(f"\x1b[{code}m{text}\x1b[0m" if colour and code else text)
+
+    line(f"group {status['group']} on {status['database']}", 1)
+    if status["active"] is not None:
+        since = f", for at least {duration(status['active_for'])}" if status.get("active_for") else ""
+        line(f"  {status['active']} is active at term {status['term']}{since}", 32)
+    for found in status["problems"]:
+        line(f"  PROBLEM: {printable(found['problem'])}", 31)
+        line(f"    {found['advice']}")
+    for note in status["notes"]:
+        line(f"  note: {note}")
+    width = max((len(row["member_id"]) for row in status["members"]), default=0)
+    for row in status["members"]:
+        age = duration(max(0.0, row["heartbeat_age"]))
+        told = {"released": "gave its lease up", "stale": f"no heartbeat for {age}: stopped, hanging or cut off"}
+        text = f"  {row['role']:<8}  {row['member_id']:<{width}}  {told.get(row['role'], f'heartbeat {age} ago')}"
+        line(text, 33 if row["role"] == "stale" else 0)
     if status["files"]:
-        print("  files: " + ", ".join(f"{number} {state}" for state, number in status["files"].items()))
+        last = f"; last change {duration(max(0.0, status['last_change']))} ago" if status.get("last_change") else ""
+        line("  files: " + ", ".join(f"{number} {state}" for state, number in status["files"].items()) + last)
+    for row in status["errors"]:
+        line(f"  {row['state']} {duration(max(0.0, row['age']))} ago, attempt {row['attempts']}: {row['path']}")
+        line(f"    {row['error']}")
+
+
+def command_dry_run(configs: Sequence[Config]) -> int:
+    """What a poll would take now, and why it would leave the rest; no election, nothing is written anywhere."""
+    start_logging("warning", configs[0].log_format, sys.stderr)
+    for config in configs:
+        rows: Dict[str, Row] = {}
+        if config.ledger and (config.endpoint.dialect != "sqlite" or Path(config.endpoint.name).exists()):
+            with contextlib.closing(open_database(config)) as database:
+                database.prepare()
+                rows = {row.path: row for row in database.rows(config.coordination_group)}
+        selector = Selector(config, lambda: 0.0)  # rows are due in seconds from now
+        server = new_server(config)
+        with contextlib.closing(server):
+            server.connect()
+            listing = selector.walk(server)
+        choice = selector.choose(listing, rows.get, set())
+        ready = {work.path for work in choice.ready}
+        taken = ready | {work.path for work in choice.unsettled}
+        for found in sorted(listing):
+            word = "take" if found.path in taken else "skip"
+            why = why_skipped(selector, found, rows.get(found.path), {other.path for other in listing})
+            if found.path in taken:
+                why = "" if found.path in ready else f"if it is unchanged {config.settle:g} s later"
+            print(f"{word}  {printable(found.path)}  {found.entry.size} B  {found.entry.mtime}  {why}".rstrip())
+        limit = f", at most {config.max_files} in a poll" if 0 < config.max_files < len(taken) else ""
+        print(f"{len(taken)} of {len(listing)} files would be handled{limit}; nothing was changed")
+    return 0
+
+
+def why_skipped(selector: Selector, found: Found, row: Optional[Row], listed: Set[str]) -> str:
+    """Why Selector.choose left a file."""
+    config, entry = selector.config, found.entry
+    if row is not None and is_version(row, entry) and row.state == "done":
+        return "done before"
+    if not selector.wants(found):
+        return "its name is not asked for (pattern, exclude, hidden or temporary)"
+    if config.ready_suffix and found.path + config.ready_suffix not in listed:
+        return f"its marker {config.ready_suffix} is not there"
+    if row is not None and is_version(row, entry) and row.state == "quarantined":
+        return f"quarantined: {printable(row.error)}"
+    if row is not None and is_version(row, entry) and row.due is not None and row.due > 0:
+        return f"failed, tried again in {duration(row.due)}: {printable(row.error)}"
+    mtime = epoch_seconds(entry.mtime)
+    if config.max_age is not None and mtime is not None and time.time() - mtime > config.max_age:
+        return "older than max_age"
+    return "just seen for the first time (min_age)"
 
 
 def command_schema(configs: Sequence[Config], options: argparse.Namespace) -> int:
@@ -5854,9 +6824,12 @@ def parse_arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
 
     run = add("run", command_run, "coordinate and poll until SIGTERM or SIGINT, then hand over (default)")
     run.add_argument("--once", action="store_true", help="until nothing is left to do, then stop")
+    run.add_argument("--dry-run", action="store_true", help="tell which files would be handled now; changes nothing")
     add("check", command_check, "try settings, database, tables, file server and one listing; changes nothing")
-    status = add("status", command_status, "members, active, term, heartbeat ages, file counts")
-    status.add_argument("--json", action="store_true")
+    status = add("status", command_status, "who is active, heartbeat ages, file counts, last errors, what to do")
+    form = status.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true")
+    form.add_argument("--check", action="store_true", help="one line, and exit code 1 unless all groups are healthy")
     schema = add("schema", command_schema, "print the tables, or create those that are missing")
     schema.add_argument("dialect", choices=list(DIALECTS))
     schema.add_argument("--apply", action="store_true")
@@ -5868,7 +6841,7 @@ def parse_arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     retry.add_argument("glob", nargs="?", default="*", metavar="GLOB")
     add("adopt", command_adopt, "record every file that is there now as done, unhandled")
     add("step-down", command_step_down, "make the active member hand over")
-    parser.set_defaults(config="env", command="run", function=command_run, once=False)
+    parser.set_defaults(config="env", command="run", function=command_run, once=False, dry_run=False)
     return parser.parse_args(arguments)
 
 

@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional
 from urllib.parse import urlsplit
 
 import pytest
@@ -40,6 +40,7 @@ ftpcoord: Any = importlib.import_module("ftpcoord")
 
 # Seconds that anything may take on a loaded machine where no promise names a time.
 PATIENCE = 30.0
+LOAD = 0.5  # what waiting for a processor may add to a time that is promised
 ROUND_TRIP = 1.0  # what "a round trip" may take where a dozen processes share two cores
 
 # Each run appends one line at its begin and one at its end, each by one write(), so that lines never mix.
@@ -176,7 +177,9 @@ class Crew:
 
     secrets = ("secret",)  # passwords of servers.py
 
-    def __init__(self, folder: Path, database: Database, files: Files, tables: bool = True, **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, database: Database, files: Files, /, *, tables: bool = True, **settings: Any
+    ) -> None:
         self.folder, self.database, self.files = folder, database, files
         self.members: list[Member] = []
         (folder / "recorder.py").write_text(RECORDER)
@@ -233,7 +236,7 @@ class Crew:
         """A command, until it has ended."""
         done = subprocess.run(
             [sys.executable, str(MODULE), *arguments], env=environment or self.environment(**changes), cwd=self.folder,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=timeout,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout,
         )  # fmt: skip
         self._decent(done.stdout + done.stderr, " ".join(arguments))
         return done
@@ -318,6 +321,13 @@ class Crew:
         """The names of the files handled, in order of the alphabet; one that was handled twice is there twice."""
         return sorted(run.name for run in self.runs(what))
 
+    def begun(self, count: int, timeout: float = PATIENCE) -> list[Run]:
+        """Waits until the command was begun so many times, and gives these runs."""
+        wait_for(lambda: len(self.runs("begin")) >= count, timeout, f"{count} runs: {self.said()}")
+        found = self.runs("begin")
+        assert len(found) == count, found
+        return found
+
     def handled(self, *names: str, timeout: float = PATIENCE) -> None:
         """Waits until the command has handled exactly these files."""
         expected = sorted(names)
@@ -346,7 +356,7 @@ class Crew:
 
     def ledger(self) -> list[dict[str, Any]]:
         """The rows of file_ledger, ordered by path."""
-        names = "path size mtime state term task_id attempts failures error action".split()
+        names = ["path", "size", "mtime", "state", "term", "task_id", "attempts", "failures", "error", "action"]
         rows = self.database.execute(f"SELECT {', '.join(names)} FROM file_ledger ORDER BY path")
         return [dict(zip(names, row)) for row in rows]
 
@@ -402,6 +412,3 @@ def kinds(*names: str) -> pytest.MarkDecorator:
 def stores(*names: str) -> pytest.MarkDecorator:
     """Runs a test on these kinds of file servers."""
     return pytest.mark.parametrize("file_server", names, indirect=True)
-
-
-Name = Union[str, bytes]

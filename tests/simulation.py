@@ -97,11 +97,14 @@ class Task:
             self.alive = False
             for waiter in self.joiners:
                 WORLD.soon(waiter, True)
-            self.process.tasks.discard(self)
+            self.process.tasks.pop(self, None)
 
 
 def block(seconds: Optional[float] = None) -> Any:
-    """Waits to be woken, at most so long by the process's clock; gives what the waker passed, None at the end."""
+    """Waits to be woken, at most so long by the process's clock; gives what the waker passed, None at the end.
+
+    At least a microsecond: a clock must not stand still because a float cannot hold less.
+    """
     world = WORLD
     task = world.task
     process = task.process
@@ -109,7 +112,7 @@ def block(seconds: Optional[float] = None) -> Any:
         raise Killed
     if seconds is not None:
         serial = task.serial
-        world.push(world.now + max(0.0, seconds) / process.rate, world.wake, task, serial, None)
+        world.push(world.now + max(1e-6, seconds) / process.rate, world.wake, task, serial, None)
     return world.hub.switch()
 
 
@@ -307,11 +310,14 @@ class SimElection(ftpcoord.Election):
 
         super().__init__(store, group, member, timing, clock, heard, WORLD.rng.random)
         process.election = self
-        process.first_look = WORLD.now
+        self.process = process
 
     def tick(self, now: float, willing: bool = True) -> float:
         WORLD.ticks += 1
-        return super().tick(now, willing)
+        wait = super().tick(now, willing)
+        if self.process.first_view == math.inf and self.view is not None:
+            self.process.first_view = WORLD.now
+        return wait
 
 
 class Process:
@@ -321,11 +327,12 @@ class Process:
         self.number, self.member = number, member
         self.name = f"{member}/{number}"
         self.rate, self.since, self.base = world.rate(), world.now, 1e4 * world.rng.random()
-        self.started = self.first_look = world.now
+        self.started, self.first_view = world.now, math.inf
         self.dead = self.paused = False
         self.backlog: list[tuple[Task, int, Any]] = []
-        self.tasks: set[Task] = set()
+        self.tasks: dict[Task, None] = {}
         self.election: Optional[SimElection] = None
+        self.lease: Any = None  # the last one that was found valid
         self.program: Any = None  # the Listener or the Coordinator
         self.stopping = False
         self.cut: str = ""  # what becomes of its messages to the database: "", "lost", "replies", "late"
@@ -354,7 +361,7 @@ class Call:
     """One statement on its way."""
 
     __slots__ = (
-        "connection", "deadline", "process", "replied", "result", "sent", "serial", "snapshot", "stamp", "task",
+        "connection", "deadline", "epoch", "process", "replied", "result", "sent", "serial", "snapshot", "stamp", "task",
         "values", "verb",
     )  # fmt: skip
 
@@ -365,6 +372,7 @@ class Call:
         self.process = self.task.process
         self.serial = self.task.serial
         self.sent, self.deadline = world.now, deadline
+        self.epoch = 0
         self.stamp = self.replied = math.inf
         self.snapshot: Any = None
         self.result: Any = None
@@ -400,7 +408,7 @@ class SimDatabase(Tables):
         self.silent = False  # down so that nothing answers at all
         self.epoch = 0  # connections of an earlier one are dead
         self.frozen_until = self.stalled_until = self.locked_until = 0.0
-        self.done: set[tuple[str, int, str]] = set()  # versions that were ever committed as done
+        self.done: set[tuple[str, int]] = set()  # versions that were ever committed as done
         self.highest_term = 0
         self.winners: dict[int, Any] = {}
 
@@ -554,7 +562,7 @@ class SimDatabase(Tables):
                 continue
             self.ledger[file_id] = new._replace(term=term, due=None if delay is None else clock + delay)
             if new.state == "done":
-                self.done.add((path, new.size, new.mtime))
+                self.done.add((path, new.size))
         return made
 
 
@@ -864,3 +872,811 @@ class SimWorkplace:
 # ---------------------------------------------------------------------------------------------------------------------
 # The world
 # ---------------------------------------------------------------------------------------------------------------------
+class World:
+    """One seed's run: members, database, file server, faults, and what is checked."""
+
+    def __init__(self, seed: int, tracing: bool = False, **fixed: Any) -> None:
+        global WORLD
+        WORLD = self
+        self.seed, self.tracing = seed, tracing
+        self.lines: collections.deque[str] = collections.deque(maxlen=400)
+        self.rng = rng = random.Random(seed)
+        self.hub = greenlet.getcurrent()
+        self.now = 0.0
+        self.heap: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
+        self.pushed = 0
+        self.task: Task
+        self.ticks = self.numbers = self.late_connects = self.faults = self.elections = 0
+        self.violation: Optional[str] = None
+        self.measured: dict[str, float] = {}
+
+        # What the seed draws, or the caller has fixed.
+        def draw(name: str, choices: Sequence[Any]) -> Any:
+            chosen = rng.choice(choices)
+            return fixed.get(name, chosen)
+
+        kind = draw("kind", ("postgresql", "mysql"))
+        whole = draw("whole", (False, False, True))
+        intervals = ((1, 8), (1, 8), (1, 10), (1, 15), (1, 30), (0.5, 8), (2, 20))
+        heartbeat, liveness = draw("intervals", intervals)
+        least = {"postgresql": ftpcoord.PostgreSQL, "mysql": ftpcoord.MySQL}[kind].least_timeout
+        self.timing = ftpcoord.Timing(float(heartbeat), float(liveness), least, whole)
+        self.spread = draw("spread", (0.0, 0.001, 0.03, 0.03))
+        self.latency = heartbeat * draw("latency", (0.001, 0.01, 0.03))
+        self.loss = draw("loss", (0.0, 0.0, 0.001, 0.01))
+        self.lock_chance = draw("lock_chance", (0.0, 0.01, 0.1))
+        self.server_loss = draw("server_loss", (0.0, 0.001, 0.02))
+        self.handler_failures = draw("handler_failures", (0.0, 0.05, 0.3))
+        self.files_wanted = draw("files", (True, False, False))
+        self.loses_commits = draw("loses_commits", (False,) * 7 + (True,))
+        self.steps_wanted = draw("steps", (True, True, False))
+        members = draw("members", (2, 3, 3, 4))
+        self.ids = [f"m{number}" for number in range(members)]
+        if draw("duplicates", (True, False, False)) and not self.loses_commits:
+            self.ids[-1] = "m0"
+        self.gap = self.timing.stale_after * draw("gap", (0.2, 0.7, 2.0))
+        self.length = draw("length", (1500,)) * heartbeat / members
+        self.config = self._config(kind)
+
+        self.database = SimDatabase(kind, whole)
+        self.files = SimFileServer()
+        self.disk: dict[Path, bytes] = {}
+        self.processes: list[Process] = []
+        self.started = 0
+        self.calm = False
+        self.steps: list[tuple[float, float]] = []  # when the database's clock was set forward, and by how much
+        self.next_step = 0.0
+        self.commits_lost = False
+        self.lost_until = -math.inf
+        self.released_at = -math.inf
+        self.highest_valid = 0
+        self.elected: set[int] = set()
+        self.excused: set[tuple[int, int]] = set()
+
+    def _config(self, kind: str) -> dict[str, Any]:
+        rng, heartbeat = self.rng, self.timing.heartbeat
+        return {
+            "url": "sftp://user@files.example/in",
+            "database": f"{kind}://user@database.example/app",
+            "coordination_group": GROUP,
+            "heartbeat_frequency": heartbeat,
+            "liveness_check_interval": self.timing.liveness,
+            "polling_interval": heartbeat * rng.choice((1, 3)),
+            "settle": heartbeat * rng.choice((0, 0.3)),
+            "after": rng.choice(("keep", "delete", "move:done")),
+            "after_error": rng.choice(("keep", "move:bad")),
+            "max_attempts": 3,
+            "retry_delay": heartbeat,
+            "workers": rng.choice((1, 2)),
+            "drain_timeout": 2 * heartbeat,
+            "stall_timeout": 5 * self.timing.liveness,
+        }
+
+    def rate(self) -> float:
+        return 1.0 + self.spread * (2 * self.rng.random() - 1)
+
+    # -- the scheduler ------------------------------------------------------------------------------------------------
+
+    def push(self, when: float, function: Callable[..., object], *args: Any) -> None:
+        self.pushed += 1
+        heapq.heappush(self.heap, (when, self.pushed, function, args))
+
+    def soon(self, wait: Wait, value: Any) -> None:
+        self.push(self.now, self.wake, wait[0], wait[1], value)
+
+    def wake(self, task: Task, serial: int, value: Any) -> None:
+        if task.serial != serial or not task.alive or task.process.dead:
+            return
+        process = task.process
+        if process.paused:
+            process.backlog.append((task, serial, value))
+            return
+        task.serial = serial + 1
+        self.task = task
+        task.greenlet.switch(value)
+        election = process.election
+        if election is not None and election.lease is not None:
+            self._check_lease(process, election.lease)
+
+    def spawn(self, process: Process, target: Callable[[], object]) -> Task:
+        task = Task(process, target)
+        process.tasks[task] = None
+        self.push(self.now, self.wake, task, 0, None)
+        return task
+
+    def run_until(self, until: float) -> None:
+        heap, pop = self.heap, heapq.heappop
+        while heap and heap[0][0] <= until:
+            self.now, _, function, args = pop(heap)
+            function(*args)
+            if self.violation is not None:
+                raise Violation(f"seed {self.seed}, {self.now:.3f} s: {self.violation}")
+        self.now = until
+
+    def trace(self, process: Optional[Process], text: str) -> None:
+        if self.tracing:
+            self.lines.append(f"{self.now:11.4f} {process.name if process else '-':6} {text}")
+
+    # -- processes ----------------------------------------------------------------------------------------------------
+
+    def start(self, member: str) -> None:
+        self.started += 1
+        process = Process(self, self.started, member)
+        self.processes.append(process)
+        self.trace(process, f"starts, clock rate {process.rate:.4f}")
+        target = self._listener if self.files_wanted else self._coordinator
+        self.spawn(process, lambda: target(process))
+
+    def _listener(self, process: Process) -> None:
+        program = process.program = ftpcoord.Listener(member_id=process.member, **self.config)
+        program.on_file("*")(self.handle)
+        program.start()
+        program.join()
+        self.push(self.now, self.kill, process, "exits")
+
+    def _coordinator(self, process: Process) -> None:
+        program = process.program = ftpcoord.Coordinator(member_id=process.member, **self.config)
+        rng, heartbeat = self.rng, self.timing.heartbeat
+        with program:
+            for lease in program.leases():
+                while lease.valid():
+                    if not process.valid():
+                        self.violate(f"{process.name} acts without a valid lease")
+                    block(heartbeat * (20 if rng.random() < 0.01 else 0.7))
+                    if rng.random() < 0.003:
+                        break  # the work ends before the lease
+        self.push(self.now, self.kill, process, "exits")
+
+    def kill(self, process: Process, why: str, again: Optional[float] = None) -> None:
+        """The process is no more; perhaps it is started again later."""
+        if process.dead:
+            return
+        self.trace(process, why)
+        process.dead = True
+        self.processes.remove(process)
+        for task in list(process.tasks):
+            if task.alive:
+                self.task = task
+                task.greenlet.throw(Killed)
+        if not self.calm:
+            delay = self.rng.choice((0.0, self.span())) if again is None else again
+            self.push(self.now + delay, self._restart, process.member)
+
+    def _restart(self, member: str) -> None:
+        if not self.calm:
+            self.start(member)
+
+    def pause(self, process: Process, seconds: float) -> None:
+        if not process.paused:
+            self.trace(process, f"is stopped for {seconds:.2f} s")
+            process.paused = True
+            self.push(self.now + seconds, self.resume, process)
+
+    def resume(self, process: Process) -> None:
+        if process.dead or not process.paused:
+            return
+        self.trace(process, "goes on")
+        process.paused = False
+        backlog, process.backlog = process.backlog, []
+        for task, serial, value in backlog:
+            self.push(self.now, self.wake, task, serial, value)
+
+    def stop(self, process: Process) -> None:
+        """SIGTERM."""
+        if not process.stopping and process.program is not None:
+            process.stopping = True
+            self.trace(process, "gets SIGTERM")
+            self.spawn(process, process.program.stop)
+
+    # -- statements ---------------------------------------------------------------------------------------------------
+
+    def statement(
+        self, connection: Any, verb: Callable[..., Any], values: dict[str, Any], connecting: bool = False
+    ) -> Any:
+        """Sends a statement and waits for what comes of it; the client's side."""
+        process = self.task.process
+        if process.dead:
+            raise Killed
+        rng = self.rng
+        call = Call(connection, verb, values, self.now + self.timing.call_timeout / process.rate)
+        call.epoch = self.database.epoch if connecting else connection.connection - 1
+        delay = self.latency * process.slow * -math.log(1.0 - rng.random())
+        lost = False
+        if self.now < process.cut_until:
+            lost = process.cut == "lost"
+            if process.cut == "late":
+                delay += process.cut_until - self.now
+        elif self.loss and rng.random() < self.loss:
+            lost = rng.random() < 0.3
+            delay += self.span()
+        if lost:
+            self.push(call.deadline, self.wake, call.task, call.serial, call)
+        else:
+            self.push(self.now + delay, self.arrive, call)
+            if self.now + delay > call.deadline:
+                self.push(call.deadline, self.wake, call.task, call.serial, call)
+        if self.tracing:
+            self.trace(process, f"sends {verb.__name__} {values or ''}")
+        self.hub.switch()
+        if call.replied <= self.now:
+            result = call.result
+            if not isinstance(result, ftpcoord.DatabaseDown):
+                if self.tracing:
+                    self.trace(process, f"gets {verb.__name__} -> {result}")
+                return result
+        else:
+            result = ftpcoord.DatabaseDown("no answer")
+        self.trace(process, f"gets {verb.__name__} -> {result}")
+        if not isinstance(result, ftpcoord.DatabaseBusy):
+            connection.close()
+        raise result
+
+    def arrive(self, call: Call) -> None:
+        """The statement reaches the server, which starts it: time stamp and snapshot are taken here."""
+        database, now = self.database, self.now
+        if self.calm and now > call.deadline:
+            return
+        if now < database.frozen_until:
+            self._later(call, database.frozen_until, self.arrive)
+            return
+        if not database.up:
+            if database.silent:
+                self.push(call.deadline, self.wake, call.task, call.serial, call)
+            else:
+                self._reply(call, ftpcoord.DatabaseDown("connection refused"))
+            return
+        call.stamp = database.clock()
+        if now < database.stalled_until:
+            wait = database.stalled_until - now
+        elif now < database.locked_until:
+            wait = database.locked_until - now
+            if wait > self.timing.lock_timeout:
+                self._later(call, now + self.timing.lock_timeout, self._busy)
+                return
+        elif self.lock_chance and self.rng.random() < self.lock_chance:
+            wait = self.timing.lock_timeout * self.rng.random()
+        else:
+            self.execute(call)
+            return
+        call.snapshot = database.copy()
+        self._later(call, now + wait, self.execute)
+
+    def _later(self, call: Call, when: float, function: Callable[[Call], None]) -> None:
+        self.push(when, function, call)
+        if when > call.deadline:
+            self.push(call.deadline, self.wake, call.task, call.serial, call)
+
+    def execute(self, call: Call) -> None:
+        """The statement has its locks and is carried out, whether or not anybody waits for it any more."""
+        database = self.database
+        if call.epoch != database.epoch or not database.up:
+            self._reply(call, ftpcoord.DatabaseDown("connection reset"))
+            return
+        result: Any
+        try:
+            result = call.verb(call.stamp, call.snapshot or database, **call.values)
+        except ftpcoord.DatabaseDown as exc:
+            result = exc
+        if self.tracing:
+            late = f", stamped {call.stamp - database.clock():+.3f}" if call.snapshot else ""
+            state = f"{database.token} {({k: round(v - EPOCH, 3) for k, v in database.health.items()})}"
+            self.trace(call.process, f"    carried out {call.verb.__name__}{late} -> {result}   {state}")
+        self._reply(call, result)
+
+    def _busy(self, call: Call) -> None:
+        self._reply(call, ftpcoord.DatabaseBusy("lock timeout"))
+
+    def _reply(self, call: Call, result: Any) -> None:
+        process, now = call.process, self.now
+        call.result = result
+        if (now < process.cut_until and process.cut in ("lost", "replies")) or (
+            self.loss and self.rng.random() < self.loss
+        ):
+            self.push(call.deadline, self.wake, call.task, call.serial, call)
+            return
+        call.replied = now + self.latency * process.slow * -math.log(1.0 - self.rng.random())
+        self.push(min(call.replied, max(now, call.deadline)), self.wake, call.task, call.serial, call)
+
+    # -- faults -------------------------------------------------------------------------------------------------------
+
+    def span(self) -> float:
+        """How long something lasts: about as long as one of the periods that matter."""
+        timing, rng = self.timing, self.rng
+        kind = rng.randrange(5)
+        if kind == 0:
+            return rng.random() * timing.heartbeat
+        if kind == 1:
+            return rng.random() * 3 * timing.call_timeout
+        if kind == 2:
+            return timing.stale_after - timing.margin + (rng.random() - 0.7) * 2 * timing.heartbeat
+        if kind == 3:
+            return timing.stale_after + (rng.random() - 0.3) * 2 * timing.heartbeat
+        return rng.random() * 2 * timing.liveness
+
+    def fault(self) -> None:
+        if self.calm:
+            return
+        self.push(self.now + self.gap * self.rng.expovariate(1.0), self.fault)
+        self.faults += 1
+        rng, database = self.rng, self.database
+        kind = rng.choice(self.KINDS)
+        active = [process for process in self.processes if process.election and process.election.lease]
+        process = rng.choice(active if active and rng.random() < 0.6 else self.processes or [None])
+        if process is not None and kind in self.OF_PROCESSES:
+            getattr(self, f"_{kind}")(process)
+        elif kind not in self.OF_PROCESSES:
+            self.trace(None, kind)
+            getattr(self, f"_{kind}")(database)
+
+    OF_PROCESSES = ("pause", "crash", "stop", "cut", "slow", "rate")
+    KINDS = (*OF_PROCESSES, "pause", "cut", "crash", "outage", "freeze", "stall", "lock", "step", "step", "vanish",
+             "step_down", "commits", "commits", "server", "upload", "upload")  # fmt: skip
+
+    def _pause(self, process: Process) -> None:
+        self.pause(process, self.span())
+
+    def _crash(self, process: Process) -> None:
+        self.kill(process, "crashes")
+
+    def _stop(self, process: Process) -> None:
+        self.stop(process)
+
+    def _cut(self, process: Process) -> None:
+        process.cut = self.rng.choice(("lost", "replies", "late"))
+        process.cut_until = self.now + self.span()
+        self.trace(process, f"messages: {process.cut} until {process.cut_until:.3f}")
+
+    def _slow(self, process: Process) -> None:
+        process.slow = self.rng.choice((1.0, 10.0, 100.0))
+
+    def _rate(self, process: Process) -> None:
+        process.set_rate(self.rate())
+
+    def _outage(self, database: SimDatabase) -> None:
+        if database.up:
+            database.up, database.silent = False, self.rng.random() < 0.5
+            database.epoch += 1
+            self.push(self.now + self.span(), self._database_up)
+
+    def _database_up(self) -> None:
+        self.trace(None, "the database is up")
+        self.database.up = True
+
+    def _freeze(self, database: SimDatabase) -> None:
+        database.frozen_until = self.now + self.span()
+
+    def _stall(self, database: SimDatabase) -> None:
+        database.stalled_until = self.now + self.span()
+
+    def _lock(self, database: SimDatabase) -> None:
+        database.locked_until = self.now + min(self.span(), 3 * self.timing.lock_timeout)
+
+    def _step(self, database: SimDatabase) -> None:
+        if not self.steps_wanted:
+            return
+        timing, rng = self.timing, self.rng
+        size = rng.choice(
+            (timing.margin / 2.01, 0.9, timing.margin, timing.stale_after, 2 * timing.liveness, 3600.0, 2 * 86400.0)
+        ) * rng.choice((1.0, rng.random()))  # fmt: skip
+        if rng.random() < 0.5:
+            self.trace(None, f"the database's clock is set back by {size:.3f} s")
+            database.offset -= size
+        elif self.now >= self.next_step:
+            # One forward step in the time of a lease: several that are too small to be noticed add up.
+            self.trace(None, f"the database's clock is set forward by {size:.3f} s")
+            self.next_step = self.now + 1.1 * timing.stale_after
+            database.offset += size
+            self.steps.append((self.now, size))
+
+    def _vanish(self, database: SimDatabase) -> None:
+        """An operator deletes somebody's health row."""
+        if database.health:
+            del database.health[self.rng.choice(sorted(database.health))]
+
+    def _step_down(self, database: SimDatabase) -> None:
+        if database.token is not None:
+            database.health[f"{ftpcoord.STEP_DOWN}{database.token[1]}"] = database.column(database.clock())
+
+    def _commits(self, database: SimDatabase) -> None:
+        """A failover to a replica that lags behind."""
+        if self.loses_commits:
+            self.push(self.now + self.span(), self._restore, database.copy(), set(database.done))
+
+    def _restore(self, backup: Tables, done: set[tuple[str, int]]) -> None:
+        if self.calm:
+            return
+        self.trace(None, f"commits are lost: {self.database.token} -> {backup.token}")
+        database = self.database
+        database.token, database.health, database.ledger = backup.token, backup.health, backup.ledger
+        database.done = done
+        database.epoch += 1
+        database.highest_term = backup.token[1] if backup.token else 0
+        self.commits_lost = True
+        self.lost_until = self.now + (self.timing.stale_after + self.timing.call_timeout) / (1 - self.spread)
+        self.elected.clear()
+        self.highest_valid = 0
+
+    def _server(self, database: SimDatabase) -> None:
+        if self.rng.random() < 0.5:
+            self.files.slow = self.rng.choice((1.0, 10.0, 300.0))
+        else:
+            self.files.up = False
+            self.push(self.now + self.span(), self._server_up)
+
+    def _server_up(self) -> None:
+        self.files.up = True
+
+    def _upload(self, database: SimDatabase) -> None:
+        if self.files_wanted:
+            for _ in range(self.rng.randrange(1, 5)):
+                self.files.upload(f"/in/f{self.rng.randrange(12)}")
+
+    # -- what is checked ----------------------------------------------------------------------------------------------
+
+    def violate(self, text: str) -> None:
+        """Remembered, and raised by the hub: the program catches what is raised inside it."""
+        self.trace(None, f"VIOLATION: {text}")
+        if self.violation is None:
+            self.violation = text
+
+    def failed(self, exc: BaseException) -> None:
+        self.violate(f"a thread ended with {type(exc).__name__}: {exc}")
+
+    def measure(self, name: str, value: float) -> None:
+        if value > self.measured.get(name, -math.inf):
+            self.measured[name] = value
+
+    def _check_lease(self, process: Process, lease: Any) -> None:
+        """After each step of a process with a lease. Others' leases only end meanwhile, so that this misses nothing."""
+        if not lease.valid(process.clock()):
+            return
+        for other in self.processes:
+            if other is not process and other.election is not None and other.election.lease is not None:
+                if other.election.lease.valid(other.clock()):
+                    self._two(process, other)
+        if lease is not process.lease:
+            process.lease = lease
+            if lease.term <= self.highest_valid and self.now >= self.lost_until:
+                self.violate(f"{process.name}: lease of term {lease.term} after one of term {self.highest_valid}")
+            self.highest_valid = max(self.highest_valid, lease.term)
+
+    def _two(self, a: Process, b: Process) -> None:
+        older, newer = (a, b) if a.election.lease.term <= b.election.lease.term else (b, a)  # type: ignore
+        old, new = older.election.lease, newer.election.lease  # type: ignore[union-attr]
+        overlap = old.remaining(older.clock()) / older.rate
+        if self.now < self.lost_until:
+            self.measure("overlap after lost commits, in S", overlap / self.timing.stale_after)
+            return
+        if (id(old), id(new)) in self.excused:
+            return
+        if self._exposed(older, newer, overlap):
+            self.excused.add((id(old), id(new)))
+            return
+        self.violate(
+            f"two valid leases: {older.name} term {old.term} for {overlap:.3f} s more, {newer.name} term {new.term}"
+        )
+
+    def _exposed(self, older: Process, newer: Process, overlap: float) -> bool:
+        """EXPOSED: the clock was set forward while the older lease ran without a renewal, and the newer member's first
+        look came after that: it cannot know. For at most S - m - 0.9H, until the older deadline."""
+        timing = self.timing
+        term = timing.stale_after - timing.margin
+        for when, size in self.steps:
+            if size > 0 and when <= newer.first_view and self.now - when <= term / older.rate:
+                self.measure("overlap after a forward step, in S - m", overlap / term)
+                self.measure("overlap after a forward step, in S - m - 0.9H", overlap / (term - 0.9 * timing.heartbeat))
+                return overlap <= (term - 0.9 * timing.heartbeat) / (1 - 2 * self.spread)
+        return False
+
+    def term_written(self, term: int) -> None:
+        database = self.database
+        if term <= database.highest_term:
+            self.violate(f"the token got term {term} after {database.highest_term}")
+        database.highest_term = term
+
+    def released(self) -> None:
+        self.released_at = self.now
+
+    def heard(self, process: Process, name: str, fields: dict[str, Any]) -> None:
+        self.trace(process, f"{name} {fields}")
+        if name == "elected":
+            self.elections += 1
+            if fields["term"] in self.elected and self.now >= self.lost_until:
+                self.violate(f"{process.name} was elected with term {fields['term']}, as another one was")
+            self.elected.add(fields["term"])
+
+    def handle(self, file: Any) -> None:
+        """The Python handler."""
+        task = self.task
+        process, rng = task.process, self.rng
+        size = int(self.disk[file.local])
+        version = next(v for v in (Version(file.path, size, ""),))
+        if not process.valid() or not file.lease.valid():
+            self.violate(f"{process.name}: a handler starts without a valid lease: {file.path}")
+        runs = self.files.runs.setdefault(version, [])
+        if runs and not self.commits_lost:
+            if (file.path, size) in self.database.done:
+                self.violate(f"{process.name} handles {file.path} again, which was done")
+            if file.attempt <= max(run.attempt for run in runs):
+                self.violate(f"{process.name} handles {file.path} again and is not told: attempt {file.attempt}")
+            for run in runs:
+                if not self._over(run):
+                    self.violate(f"{process.name} handles {file.path} again, which {run.process.name} has or had")
+        run = Run(process, file.lease, file.attempt)
+        runs.append(run)
+        self.trace(process, f"handles {file.path} {size}, attempt {file.attempt}")
+        timing = self.timing
+        block(timing.stale_after * rng.random() if rng.random() < 0.03 and not self.calm else 0.1 * timing.heartbeat)
+        if rng.random() < self.handler_failures:
+            run.outcome = "failed"
+            raise ValueError("as the seed wants it")
+        run.outcome = "ok"
+
+    def _over(self, run: Run) -> bool:
+        """Whether a run gives reason for another one: it failed, or its member died or lost its lease."""
+        return (
+            run.outcome == "failed"
+            or run.process.dead
+            or not run.lease.valid(run.process.clock())
+            or self.database.token != (run.process.member, run.term)
+        )
+
+    def removed(self, process: Process, version: Version) -> None:
+        """A version was deleted or moved."""
+        runs = self.files.runs.get(version._replace(mtime=""), [])
+        row = self.database.ledger.get(ftpcoord.sha256_text(version.path))
+        if row is not None and row.state == "quarantined" and row.size == version.size:
+            return
+        if not any(run.outcome == "ok" for run in runs):
+            self.violate(f"{process.name} removes {version.path}, which no handler has finished")
+        elif (version.path, version.size) not in self.database.done and not self.commits_lost:
+            self.violate(f"{process.name} removes {version.path} before it is done")
+
+    # -- one life -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Chaos, then calm, then one experiment. Raises Violation."""
+        for member in self.ids:
+            self.push(self.now + self.rng.random() * 2 * self.timing.heartbeat, self._restart, member)
+        self.push(self.gap, self.fault)
+        try:
+            self.run_until(self.length)
+            self.heal()
+            self.converge()
+            self.experiment()
+        finally:
+            self.calm = True
+            for process in list(self.processes):
+                self.kill(process, "the end")
+
+    def heal(self) -> None:
+        """No more faults; what was on its way and late is lost."""
+        self.trace(None, "calm")
+        database = self.database
+        self.calm = True
+        self.loss = self.lock_chance = self.server_loss = self.handler_failures = 0.0
+        self.latency = 0.002 * self.timing.heartbeat
+        database.up, database.frozen_until, database.stalled_until, database.locked_until = True, 0.0, 0.0, 0.0
+        self.files.up, self.files.slow = True, 1.0
+        here = collections.Counter(process.member for process in self.processes if not process.stopping)
+        for process in self.processes:
+            process.cut_until, process.slow = 0.0, 1.0
+            self.resume(process)
+        for member, number in sorted((collections.Counter(self.ids) - here).items()):
+            for _ in range(number):
+                self.start(member)
+
+    def active(self) -> list[Process]:
+        return [process for process in self.processes if process.valid()]
+
+    def until(self, condition: Callable[[], bool], bound: float, what: str) -> float:
+        """Runs until the condition holds; how long that took. Violation if it is longer than `bound`."""
+        began = self.now
+        step = self.timing.heartbeat / 50
+        while not condition():
+            if self.now - began > bound:
+                raise Violation(f"seed {self.seed}, {self.now:.3f} s: {what}: not within {bound:.3f} s")
+            self.run_until(self.now + step)
+        return self.now - began
+
+    def slack(self, seconds: float) -> float:
+        """So long by the slowest clock, plus what the messages take."""
+        return seconds / (1 - self.spread) + 60 * self.latency
+
+    def converge(self) -> None:
+        timing = self.timing
+        # A dead holder is found stale, or found standing still after the clock was set; calls that were hanging end,
+        # the back-off of a member that started during an outage is at most 5 s, a handler at most S.
+        bound = self.slack(2 * timing.still_after + 4 * timing.heartbeat + 4 * timing.call_timeout + 5)
+        took = self.until(lambda: len(self.active()) == 1, bound, "no active member after the faults")
+        self.measure("active again after chaos, in L", took / timing.liveness)
+        self.run_until(self.now + self.slack(2 * timing.still_after + 10 * timing.heartbeat))
+        if len(self.active()) != 1:
+            raise Violation(f"seed {self.seed}, {self.now:.3f} s: no active member in calm")
+        if self.files_wanted:
+            bound = 40 * timing.heartbeat + timing.liveness
+            took = self.until(lambda: not self.unfinished(), bound, f"files are left over: {self.unfinished()}")
+            self.measure("files handled after calm, in L", took / timing.liveness)
+
+    def unfinished(self) -> list[str]:
+        """The files that were neither handled nor quarantined."""
+        left = []
+        for path, version in self.files.files.items():
+            runs = self.files.runs.get(version._replace(mtime=""), [])
+            row = self.database.ledger.get(ftpcoord.sha256_text(path))
+            quarantined = row is not None and row.size == version.size and row.state == "quarantined"
+            if not quarantined and not any(run.outcome == "ok" for run in runs):
+                left.append(path)
+        return left
+
+    def experiment(self) -> None:
+        """One promise, put to the test in calm."""
+        timing = self.timing
+        active = self.active()[0]
+        kind = self.rng.choice(("crash", "stopped", "cut", "stop", "outage", "step_down"))
+        others = len(self.processes) - 1
+        self.trace(None, f"experiment: {kind}")
+
+        def replaced() -> bool:
+            return any(process is not active for process in self.active())
+
+        if kind in ("crash", "stopped", "cut"):
+            if kind == "crash":
+                self.kill(active, "crashes")
+            elif kind == "stopped":
+                self.pause(active, 4 * timing.liveness)
+            else:
+                active.cut, active.cut_until = "lost", self.now + 4 * timing.liveness
+            took = self.until(replaced, timing.liveness, f"{kind}: nobody else active")
+            self.measure("replaced after death, in L", took / timing.liveness)
+        elif kind in ("stop", "step_down"):
+            if kind == "stop":
+                self.stop(active)
+            else:
+                self._step_down(self.database)
+            before = self.now
+            bound = self.slack(4 * timing.heartbeat + timing.heartbeat + 12)
+            self.until(lambda: self.released_at >= before, bound, f"{kind}: not released")
+            took = self.until(replaced, self.slack(timing.heartbeat), f"{kind}: nobody else active after the release")
+            self.measure("replaced after release, in H", took / timing.heartbeat)
+        else:
+            database = self.database
+            database.up, database.silent = False, self.rng.random() < 0.5
+            database.epoch += 1
+            self.run_until(self.now + self.span())
+            database.up = True
+            bound = self.slack(2 * timing.heartbeat + 3 * timing.call_timeout)
+            self.until(lambda: bool(self.active()), bound, "outage: nobody active after it")
+            if self.active()[0] is not active:
+                self.violate(f"outage: {self.active()[0].name} took the role of {active.name}")
+        assert others > 0
+        self.run_until(self.now + 2 * timing.heartbeat)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Running worlds
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Accidents(logging.Handler):
+    """The program's own record of exceptions that it did not expect."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[0] is not None and not issubclass(record.exc_info[0], Killed):
+            fields = getattr(record, "fields", {})
+            WORLD.violate(f"{record.getMessage()}: {record.exc_info[0].__name__} {fields}")
+            if WORLD.tracing:
+                WORLD.lines.append(logging.Formatter().formatException(record.exc_info))
+
+
+def open_database(config: Any) -> Any:
+    world = WORLD
+    store = SimMySQL if world.database.kind == "mysql" else SimPostgreSQL
+    return store(config, world.timing)
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[None]:
+    """ftpcoord with simulated surroundings."""
+    instead: dict[str, Any] = {
+        "time": SimTime, "threading": SimThreading, "queue": SimQueueModule, "boot_clock": SimTime.monotonic,
+        "Election": SimElection, "open_database": open_database, "new_server": SimConnection,
+        "Workplace": SimWorkplace, "create_file": SimFile,
+    }  # fmt: skip
+    before = {name: getattr(ftpcoord, name) for name in instead}
+    logger, accidents = ftpcoord.logger, Accidents()
+    level, propagate, handlers = logger.level, logger.propagate, logger.handlers[:]
+    logger.setLevel(logging.ERROR)
+    logger.propagate, logger.handlers[:] = False, [accidents]
+    for name, value in instead.items():
+        setattr(ftpcoord, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(ftpcoord, name, value)
+        logger.setLevel(level)
+        logger.propagate, logger.handlers[:] = propagate, handlers
+
+
+def run_world(seed: int, tracing: bool = False, **fixed: Any) -> World:
+    """One world from its seed. Raises Violation; `fixed` overrides what the seed draws."""
+    with installed():
+        world = World(seed, tracing, **fixed)
+        try:
+            world.run()
+        except Violation as exc:
+            exc.world = world  # type: ignore[attr-defined]
+            raise
+        return world
+
+
+class Totals(NamedTuple):
+    """What many worlds came to."""
+
+    worlds: int
+    ticks: int
+    faults: int
+    elections: int
+    virtual_seconds: float
+    seconds: float
+    measured: dict[str, tuple[float, int]]  # the largest value, and its seed
+
+
+def run_worlds(ticks: int, seed: int, **fixed: Any) -> Totals:
+    """Worlds of this seed and the following ones until so many ticks. Raises Violation, which says its seed."""
+    began = time.monotonic()
+    measured: dict[str, tuple[float, int]] = {}
+    worlds = done = faults = elections = 0
+    virtual = 0.0
+    while done < ticks:
+        world = run_world(seed + worlds, **fixed)
+        worlds += 1
+        done += world.ticks
+        faults += world.faults
+        elections += world.elections
+        virtual += world.now
+        for name, value in world.measured.items():
+            if value > measured.get(name, (-math.inf, 0))[0]:
+                measured[name] = (value, world.seed)
+    return Totals(worlds, done, faults, elections, virtual, time.monotonic() - began, measured)
+
+
+def story(seed: int, lines: int = 60, **fixed: Any) -> str:
+    """The last lines of a world's trace."""
+    try:
+        world = run_world(seed, tracing=True, **fixed)
+    except Violation as exc:
+        world = exc.world  # type: ignore[attr-defined]
+    return "\n".join(list(world.lines)[-lines:])
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--ticks", type=int, default=1, help="how many heartbeats at least; default: one world")
+    parser.add_argument("--seed", type=int, default=1, help="of the first world; the next ones count up")
+    parser.add_argument("--fix", action="append", default=[], metavar="NAME=VALUE", help="instead of what the seed draws")
+    parser.add_argument("--trace", type=int, default=0, metavar="LINES", help="print the end of the first world's trace")
+    options = parser.parse_args(arguments)
+    fixed = {name: eval(value) for name, value in (item.split("=", 1) for item in options.fix)}
+    if options.trace:
+        print(story(options.seed, options.trace, **fixed))
+    try:
+        totals = run_worlds(options.ticks, options.seed, **fixed)
+    except Violation as exc:
+        found = exc.world.seed  # type: ignore[attr-defined]
+        print(story(found, **fixed))
+        print(f"{exc}\nagain: python tests/simulation.py --seed {found} {' '.join('--fix ' + f for f in options.fix)}")
+        return 1
+    print(
+        f"{totals.ticks} ticks in {totals.worlds} worlds (seeds {options.seed} to {options.seed + totals.worlds - 1}), "
+        f"{totals.virtual_seconds / 86400:.1f} days of virtual time, {totals.faults} faults, "
+        f"{totals.elections} elections, in {totals.seconds:.1f} s: {totals.ticks / totals.seconds:.0f} ticks/s"
+    )
+    for name, (value, where) in sorted(totals.measured.items()):
+        print(f"  {name}: at most {value:.3f} (seed {where})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

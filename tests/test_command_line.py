@@ -1,0 +1,624 @@
+"""The command line: each command, its exit codes, one clear line for whatever is wrong, and no secret in any of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import servers
+from conftest import Database, Files, new_database, new_folder, wait_for
+from members import MODULE, PATIENCE, Crew, ftpcoord, kinds, never
+
+CANARY = "canary-2b7e1516"  # in every secret of the tests that look for secrets
+
+# ----------------------------------------------------------------------------- fixtures
+
+
+@pytest.fixture
+def files(pyftpd: servers.Pyftpd) -> Iterator[Files]:
+    with new_folder("pyftpd", pyftpd) as folder:
+        yield folder
+
+
+@pytest.fixture
+def sftp(sshd: servers.Sshd) -> Iterator[Files]:
+    with new_folder("sshd", sshd) as folder:
+        yield folder
+
+
+@pytest.fixture
+def ftps(vsftpd_explicit: servers.Vsftpd) -> Iterator[Files]:
+    with new_folder("vsftpd-explicit", vsftpd_explicit) as folder:
+        yield folder
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Database:
+    return Database("sqlite", f"sqlite:///{tmp_path / 'coordination.db'}")
+
+
+@pytest.fixture
+def crew(sqlite: Database, files: Files, tmp_path: Path) -> Iterator[Crew]:
+    with Crew(tmp_path, sqlite, files) as crew:
+        yield crew
+
+
+@pytest.fixture
+def postgresql(postgres: servers.Postgres) -> Iterator[Database]:
+    with new_database("postgresql", postgres) as database:
+        yield database
+
+
+# ----------------------------------------------------------------------------- what is wrong, in one line
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> str:
+    """It ended with that code and one line on stderr that has these words."""
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("ftpcoord: "), done.stderr
+    for word in words:
+        assert word.lower() in lines[0].lower(), lines[0]
+    assert CANARY not in done.stdout + done.stderr
+    return lines[0]
+
+
+WRONG_SETTINGS: list[tuple[dict[str, Any], str]] = [
+    ({"database": None}, "database"),
+    ({"database": ""}, "database"),
+    ({"database": "oracle://u@h/d"}, "database"),
+    ({"database": f"postgresql://u:{CANARY}@h:99999/d"}, "database"),
+    ({"database": f"postgresql://u:{CANARY}@h"}, "database"),
+    ({"database": f"postgresql://u:{CANARY}@h/d?sslmode=off"}, "database"),
+    ({"url": f"http://u:{CANARY}@h/"}, "url"),
+    ({"url": f"sftp://:{CANARY}@h/"}, "url"),
+    ({"url": f"ftp://u:{CANARY}@h:port/"}, "url"),
+    ({"url": f"ftp://u:{CANARY}@h/a?b"}, "url"),
+    ({"url": f"ftp://u:{CANARY}@h/a%0d%0aDELE%20x"}, "url"),
+    ({"url": None, "coordination_group": None}, "url"),
+    ({"url": None}, "url"),
+    ({"polling_intervall": "5"}, "polling_intervall"),
+    ({"polling_interval": "often"}, "polling_interval"),
+    ({"polling_interval": "0"}, "polling_interval"),
+    ({"polling_interval": "nan"}, "polling_interval"),
+    ({"settle": "-1"}, "settle"),
+    ({"workers": "0"}, "workers"),
+    ({"workers": "1.5"}, "workers"),
+    ({"max_attempts": "0"}, "max_attempts"),
+    ({"recursive": "perhaps"}, "recursive"),
+    ({"sort": "colour"}, "sort"),
+    ({"after": "burn"}, "after"),
+    ({"after": "move:"}, "after"),
+    ({"after_error": "move"}, "after_error"),
+    ({"ledger": "off"}, "ledger"),
+    ({"heartbeat_frequency": "3"}, "liveness_check_interval"),
+    ({"heartbeat_frequency": "0.05", "liveness_check_interval": "0.3"}, "liveness_check_interval"),
+    ({"member_id": "two words"}, "member_id"),
+    ({"member_id": "x" * 129}, "member_id"),
+    ({"member_id": "step-down:7"}, "member_id"),
+    ({"coordination_group": "grün"}, "coordination_group"),
+    ({"exec": 'sh -c "unclosed'}, "exec"),
+    ({"exec": "no-such-command {file}"}, "exec"),
+    ({"handler": "module:function"}, "exec"),
+    ({"exec": None, "handler": "nothing"}, "handler"),
+    ({"exec": None, "handler": "no_such_module:function"}, "handler"),
+    ({"exec": None, "handler": "os.path:sep"}, "handler"),
+    ({"download_dir": "/no/such/folder"}, "download_dir"),
+    ({"http": "8080"}, "http"),
+    ({"encoding": "klingon"}, "encoding"),
+    ({"log_format": "xml"}, "log_format"),
+    ({"database_tls": "maybe"}, "database_tls"),
+    ({"key": "/no/such/key"}, "key"),
+    ({"host_key": "SHA256:abc"}, "host_key"),
+    ({"password": CANARY, "password_file": "/etc/hostname"}, "password"),
+    ({"password": None, "password_file": "/no/such/file"}, "password"),
+    ({"pattern": ","}, "pattern"),
+]
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_wrong_settings_are_one_line_that_names_the_setting_and_exit_code_2(crew: Crew, command: str) -> None:
+    """`run` finds some of them only when it starts, but before it has connected."""
+    before = crew.files.server.connections()
+    for changes, name in WRONG_SETTINGS if command == "check" else WRONG_SETTINGS[::6]:
+        if command == "run" and name in ("download_dir", "exec"):
+            continue  # may be mended while it runs: it waits
+        done = crew.run(*([] if command == "run" else [command]), **changes)
+        assert name in refused(done, 2), (changes, done.stderr)
+    assert crew.files.server.connections() - before <= 1  # an unreadable password is found when it is needed
+
+
+def test_nothing_to_do_with_a_file_is_an_error(crew: Crew) -> None:
+    refused(crew.run(exec=None), 2, "exec", "download_dir", "handler")
+
+
+def test_a_member_that_forgets_the_database_does_not_start(crew: Crew) -> None:
+    """Two of them would each elect themselves."""
+    crew.files.put("1.txt", b"x")
+    for changes in ({"database": None}, {"database": ""}):
+        refused(crew.run("run", "--once", **changes), 2, "database: is required")
+    assert crew.names("begin") == [] and not (crew.folder / "coordination.db").exists()
+
+
+def test_wrong_usage_ends_with_exit_code_2(crew: Crew) -> None:
+    for words in (["fly"], ["status", "--xml"], ["schema", "oracle"], ["files", "--state", "lost"], ["--config"]):
+        done = crew.run(*words)
+        assert done.returncode == 2 and "usage:" in done.stderr and not done.stdout
+    refused(crew.run("--config", "/no/such/file.ini", "check"), 2, "/no/such/file.ini")
+    refused(crew.run("schema", "mysql", "--apply"), 2, "schema", "sqlite")
+
+
+def test_a_broken_settings_file_is_one_line_without_its_content(crew: Crew) -> None:
+    path = crew.folder / "settings.ini"
+    for text, words in [
+        (f"password = {CANARY}\n", ["line 1"]),
+        (f"[a]\npassword {CANARY}\n", ["line 2"]),
+        (f"[a]\npassword = {CANARY}\n[a]\n", ["line 3"]),
+        ("", ["section"]),
+        (f"[DEFAULT]\npassword = {CANARY}\n", ["section"]),
+        (f"[a]\npassword = {CANARY}\nurl = ftp://u@h/\n", ["[a]", "database"]),
+        (f"[a]\npasword = {CANARY}\n", ["[a]", "pasword"]),
+        (f"[a]\nurl = ftp://u:{CANARY}@h:x/\ndatabase = sqlite:///x\n", ["[a]", "url"]),
+    ]:
+        path.write_text(text)
+        refused(crew.run("--config", str(path), "check", environment=os.environ), 2, str(path), *words)
+    path.write_bytes(b"[a]\npassword = \xff\n")
+    refused(crew.run("--config", str(path), "check", environment=os.environ), 2, str(path))
+
+
+@pytest.mark.parametrize("driver", ["pg8000", "pymysql", "paramiko"])
+def test_a_missing_driver_is_one_line_that_names_the_pip_command(
+    crew: Crew, sftp: Files, driver: str, tmp_path: Path
+) -> None:
+    shadow = tmp_path / "shadow"
+    shadow.mkdir()
+    (shadow / f"{driver}.py").write_text(f"raise ModuleNotFoundError('No module named {driver}', name='{driver}')\n")
+    changes: dict[str, Any] = {
+        "pg8000": {"database": f"postgresql://u:{CANARY}@127.0.0.1:1/d"},
+        "pymysql": {"database": f"mysql://u:{CANARY}@127.0.0.1:1/d", "liveness_check_interval": 8},
+        "paramiko": {**sftp.settings, "password": None},
+    }[driver]
+    environment = {**crew.environment(**changes), "PYTHONPATH": f"{shadow}{os.pathsep}{MODULE.parent}"}
+    refused(crew.run("check", environment=environment), 1, f"pip install {driver}")
+
+
+@kinds("postgresql", "mysql", "mariadb")
+def test_missing_tables_are_said_with_the_ddl_of_just_those_until_schema_apply_has_made_them(
+    database: Database, files: Files, tmp_path: Path
+) -> None:
+    dialect = "postgresql" if database.name == "postgresql" else "mysql"
+    with Crew(tmp_path, database, files, tables=False) as crew:
+        for words in (["check"], ["run"], ["status"], ["step-down"]):
+            done = crew.run(*words)
+            assert done.returncode == 1 and done.stderr.startswith("ftpcoord: "), done.stderr
+            for table in ("token_holder", "health_check", "file_ledger"):
+                assert f"CREATE TABLE IF NOT EXISTS {table}" in done.stderr
+            assert f"schema {dialect} --apply" in done.stderr
+        # Nothing is made unasked. What is missing alone is printed, and what can be done without is said.
+        database.execute(ftpcoord.ddl(dialect == "mysql")["token_holder"])
+        database.execute(ftpcoord.ddl(dialect == "mysql")["health_check"])
+        done = crew.run("check")
+        assert done.returncode == 1 and re.findall(r"EXISTS (\w+)", done.stderr) == ["file_ledger"]
+        assert "ledger = off" in done.stderr
+        assert crew.run("check", ledger="off", after="delete").returncode == 0
+
+        done = crew.run("schema", dialect, "--apply")
+        assert (done.returncode, done.stdout) == (0, "created file_ledger\n")
+        done = crew.run("schema", dialect, "--apply")
+        assert (done.returncode, done.stdout) == (0, "all tables are there\n")
+        assert crew.run("check").returncode == 0
+        done = crew.run("schema", dialect, environment={"PATH": "/nowhere"})
+        assert done.returncode == 0 and done.stdout.count("CREATE TABLE") == 3
+        files.put("1.txt", b"x")
+        assert crew.run("run", "--once").returncode == 0
+        crew.handled("1.txt")
+
+
+@kinds("postgresql", "mysql")
+def test_a_database_that_refuses_the_login_or_cannot_be_reached_is_one_line(
+    database: Database, files: Files, tmp_path: Path
+) -> None:
+    with Crew(tmp_path, database, files) as crew:
+        wrong = database.url.replace("secret", CANARY)
+        for words in (["check"], ["run"], ["status"]):
+            refused(crew.run(*words, database=wrong), 1, "database", "app")
+        refused(crew.run("check", database=database.url.replace(":secret", ""), database_password=CANARY), 1, "app")
+        refused(crew.run("check", database=database.url + "_absent"), 1, "_absent")
+        port = servers.free_port()
+        nobody = re.sub(r":\d+/", f":{port}/", wrong)
+        refused(crew.run("check", database=nobody), 1, "database", str(port))
+        refused(crew.run("status", database=nobody), 1, "database", str(port))
+        never_there = re.sub(r"@[^/]*/", "@no-such-host.invalid/", wrong)
+        refused(crew.run("check", database=never_there), 1, "no-such-host.invalid")
+
+
+def test_a_file_server_that_refuses_or_cannot_be_reached_is_one_line(
+    crew: Crew, files: Files, sftp: Files, ftps: Files, tmp_path: Path, mysql: servers.Mysql
+) -> None:
+    away = re.sub(r":\d+/", f":{servers.free_port()}/", files.url)
+    other = tmp_path / "known_hosts"
+    other.write_text("")
+    changed = tmp_path / "changed_hosts"
+    key = "AAAAC3NzaC1lZDI1NTE5AAAAIDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDEy"
+    changed.write_text(re.sub(r"(ssh-ed25519) \S+", rf"\1 {key}", sftp.server.known_hosts.read_text()))
+    wrong_ca = ftps.server.ca.parent / "other-ca.pem"
+    cases: list[tuple[dict[str, Any], list[str]]] = [
+        ({"password": CANARY}, ["login", "ftptest"]),
+        ({"url": away, "password": CANARY}, [away.split("@")[1].split("/")[0]]),
+        ({"url": files.url + "/absent"}, ["absent"]),
+        ({"url": "ftp://u@no-such-host.invalid/", "password": CANARY}, ["no-such-host.invalid"]),
+        ({**sftp.settings, "password": CANARY, "key": None, "user": None}, ["login", sftp.server.user]),
+        ({**sftp.settings, "password": None, "known_hosts": other}, ["host key", "SHA256:"]),
+        ({**sftp.settings, "password": None, "known_hosts": tmp_path / "absent"}, ["host key", "SHA256:"]),
+        ({**sftp.settings, "password": None, "host_key": "SHA256:" + "x" * 43}, ["host key", "SHA256:"]),
+        ({**sftp.settings, "password": None, "known_hosts": changed}, ["host key"]),
+        ({**sftp.settings, "password": None, "url": sftp.url + "/absent"}, ["absent"]),
+        ({**ftps.settings, "ca_file": wrong_ca}, ["certificate"]),
+        ({**ftps.settings, "ca_file": None}, ["certificate"]),
+        ({**ftps.settings, "url": ftps.url.replace("127.0.0.1", "127.0.0.2")}, ["127.0.0.2"]),
+        ({**ftps.settings, "url": ftps.url.replace("ftpes", "ftp"), "ca_file": None}, ["login"]),
+        ({"url": files.url.replace("ftp:", "ftpes:")}, ["TLS"]),
+        ({"url": f"sftp://u@127.0.0.1:{files.server.port}/", "password": CANARY}, ["SSH"]),
+        ({"url": f"ftp://u@127.0.0.1:{mysql.port}/", "password": CANARY}, ["127.0.0.1", "FTP"]),
+    ]
+    for changes, words in cases:
+        changes.pop("user", None)
+        refused(crew.run("check", timeout_=None, **{"timeout": 5, **changes}), 1, *words)
+
+
+def test_a_secret_from_a_file_or_from_a_url_is_used_and_never_shown(
+    postgresql: Database, files: Files, tmp_path: Path
+) -> None:
+    """The crew looks for the password in all output, at every level of the log."""
+    for name in ("password", "database_password", "database"):
+        (tmp_path / name).write_text((postgresql.url if name == "database" else "secret") + "\n")
+    with_password = files.url.replace("@", ":secret@")
+    with Crew(tmp_path, postgresql, files, log_level="debug") as crew:
+        bare = postgresql.url.replace(":secret", "")
+        ways: list[dict[str, Any]] = [
+            {"password": None, "password_file": tmp_path / "password", "database": bare,
+             "database_password_file": tmp_path / "database_password"},
+            {"password": None, "url": with_password, "database": None, "database_file": tmp_path / "database"},
+        ]  # fmt: skip
+        for number, way in enumerate(ways):
+            done = crew.run("check", **way)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.splitlines()[-1] == "ok"
+            files.put(f"{number}.txt", b"x")
+            assert crew.run("run", "--once", **way).returncode == 0
+            assert crew.run("status", **way).returncode == 0
+        crew.handled("0.txt", "1.txt")
+        assert "secret" not in json.dumps([run.environment for run in crew.runs()])
+
+
+# ----------------------------------------------------------------------------- commands
+
+
+def test_version_and_help(crew: Crew) -> None:
+    done = crew.run("--version")
+    assert (done.returncode, done.stdout) == (0, f"ftpcoord {ftpcoord.__version__}\n")
+    done = crew.run("--help")
+    for word in ("run", "check", "status", "schema", "files", "retry", "adopt", "step-down", "--config"):
+        assert word in done.stdout
+    assert done.returncode == 0
+
+
+def test_check_changes_nothing(crew: Crew) -> None:
+    crew.files.put("1.txt", b"x")
+    done = crew.run("check")
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "ok"
+    assert crew.files.names() == ["1.txt"] and crew.names("begin") == []
+    assert crew.database.execute("SELECT * FROM token_holder") == []
+    assert crew.database.execute("SELECT * FROM health_check") == []
+
+
+@kinds("postgresql", "mysql", "sqlite")
+def test_status_shows_members_and_files_in_the_agreed_form(database: Database, files: Files, tmp_path: Path) -> None:
+    with Crew(tmp_path, database, files) as crew:
+        empty = crew.status()
+        assert {key: empty[key] for key in ("group", "active", "members")} == {
+            "group": "crew", "active": None, "members": [],
+        }  # fmt: skip
+        files.put("1.txt", b"x")
+        first = crew.start("a")
+        first.wait("elected")
+        crew.start("b").wait("standby")
+        crew.handled("1.txt")
+        wait_for(lambda: set(crew.states().values()) == {"done"})
+        status = crew.status()
+        assert set(status) == {"group", "active", "term", "database", "members", "files"}
+        assert (status["group"], status["active"], status["term"]) == ("crew", "a", 1)
+        assert status["database"] == database.url.replace(":secret", "")
+        assert status["files"] == {"claimed": 0, "done": 1, "failed": 0, "quarantined": 0}
+        assert [(member["member_id"], member["role"]) for member in status["members"]] == [
+            ("a", "active"), ("b", "standby"),
+        ]  # fmt: skip
+        for member in status["members"]:
+            assert set(member) == {"member_id", "role", "heartbeat_age"}
+            assert isinstance(member["heartbeat_age"], float) and 0 <= member["heartbeat_age"] < crew.liveness
+        text = crew.run("status").stdout
+        assert "active: a, term 1" in text and re.search(r"standby +b", text) and "1 done" in text
+
+        # One that leaves well is released, until another one has the token; one that dies is stale.
+        killed = crew.members[1].kill()
+        assert first.stop() == 0
+        wait_for(lambda: time.time() > killed + crew.liveness, 2 * crew.liveness)
+        status = crew.status()
+        assert status["active"] is None and status["term"] == 1
+        assert {member["member_id"]: member["role"] for member in status["members"]} == {"a": "released", "b": "stale"}
+
+
+def test_files_shows_what_the_ledger_knows(crew: Crew) -> None:
+    crew.files.put("bad.txt", b"12345")
+    crew.fail()
+    assert crew.run("run", "--once", max_attempts=1).returncode == 0
+    crew.fail(False)
+    crew.files.put("good.txt", b"x")
+    assert crew.run("run", "--once").returncode == 0
+    rows = [json.loads(line) for line in crew.run("files", "--json").stdout.splitlines()]
+    assert [(os.path.basename(row["path"]), row["state"], row["size"]) for row in rows] == [
+        ("bad.txt", "quarantined", 5), ("good.txt", "done", 1),
+    ]  # fmt: skip
+    assert "this file is no good" in rows[0]["error"] and rows[0]["attempts"] == 1
+    assert {row["group"] for row in rows} == {"crew"}
+    rows = [json.loads(line) for line in crew.run("files", "--state", "done", "--json").stdout.splitlines()]
+    assert [os.path.basename(row["path"]) for row in rows] == ["good.txt"]
+    text = crew.run("files", "--state", "quarantined").stdout
+    assert "bad.txt" in text and "no good" in text and "good.txt" not in text
+    assert crew.run("files", "--state", "claimed").stdout == ""
+    refused(crew.run("files", ledger="off", after="delete"), 2, "ledger")
+
+
+def test_retry_puts_quarantined_files_back_and_retry_done_those_that_are_done(crew: Crew) -> None:
+    for name in ("a.csv", "b.csv", "c.txt"):
+        crew.files.put(name, b"x")
+    crew.fail()
+    assert crew.run("run", "--once", max_attempts=1).returncode == 0
+    crew.fail(False)
+    assert set(crew.states().values()) == {"quarantined"}
+    assert crew.run("run", "--once").returncode == 0 and crew.names() == []
+    done = crew.run("retry", "*.csv")
+    assert (done.returncode, done.stdout.split()[0]) == (0, "2")
+    assert crew.run("run", "--once").returncode == 0
+    crew.handled("a.csv", "b.csv")
+    assert {run.attempt for run in crew.runs()} == {2}, "the handler is told"
+    assert crew.run("retry", "a.csv").stdout.split()[0] == "0"
+    assert crew.run("retry", "--done", "a.*").stdout.split()[0] == "1"
+    assert crew.run("run", "--once").returncode == 0
+    crew.handled("a.csv", "a.csv", "b.csv")
+    assert crew.states() == {"a.csv": "done", "b.csv": "done", "c.txt": "quarantined"}
+    assert crew.run("retry").stdout.split()[0] == "1"
+
+
+def test_retry_is_seen_by_a_running_member(postgresql: Database, files: Files, tmp_path: Path) -> None:
+    with Crew(tmp_path, postgresql, files, max_attempts=1) as crew:
+        crew.fail()
+        files.put("a.csv", b"x")
+        member = crew.start("a")
+        member.wait("file_quarantined")
+        crew.fail(False)
+        assert crew.run("retry").returncode == 0
+        crew.handled("a.csv")
+        wait_for(lambda: crew.states() == {"a.csv": "done"})
+        assert crew.run("retry", "--done").returncode == 0
+        crew.handled("a.csv", "a.csv")
+
+
+def test_adopt_records_what_is_there_as_done(crew: Crew) -> None:
+    crew.files.put("old.txt", b"x")
+    crew.files.put("failed.txt", b"x")
+    crew.fail()
+    assert crew.run("run", "--once", max_attempts=1, pattern="failed.*").returncode == 0
+    crew.fail(False)
+    done = crew.run("adopt")
+    assert done.returncode == 0 and done.stdout.startswith("2 files")
+    assert crew.states() == {"old.txt": "done", "failed.txt": "quarantined"}, "what is known stays as it is"
+    crew.files.put("new.txt", b"x")
+    assert crew.run("run", "--once").returncode == 0
+    crew.handled("new.txt")
+    crew.files.put("old.txt", b"another version")
+    assert crew.run("run", "--once").returncode == 0
+    crew.handled("new.txt", "old.txt")
+
+
+def test_step_down_waits_for_the_handler_and_hands_over(postgresql: Database, files: Files, tmp_path: Path) -> None:
+    with Crew(tmp_path, postgresql, files) as crew:
+        refused(crew.run("step-down"), 1, "no active member")
+        first = crew.start("a")
+        first.wait("elected")
+        second = crew.start("b")
+        second.wait("standby")
+        crew.hold()
+        files.put("1.txt", b"x")
+        crew.begun(1)
+        done = crew.run("step-down")
+        assert done.returncode == 0 and "a" in done.stdout
+        asked = first.wait("handing_over")
+        files.put("2.txt", b"x")
+        never(lambda: first.events("released") or second.events("elected"), 3 * crew.heartbeat, "it did not wait")
+        crew.let_go()
+        released = first.wait("released", since=asked.at)
+        elected = second.wait("elected", term=2)
+        assert crew.runs()[0].at <= released.at <= elected.at
+        assert not first.events("lost")
+        crew.handled("1.txt", "2.txt")
+        assert [(run.member, run.attempt) for run in crew.runs()] == [("a", 1), ("b", 1)]
+        # It stands by, and the request is not left behind for the next term.
+        first.wait("standby", active="b")
+        polls = second.polls()
+        wait_for(lambda: second.polls() >= polls + 3)
+        assert crew.token() == ("b", 2)
+        assert crew.run("step-down").returncode == 0
+        first.wait("elected", term=3)
+
+
+# ----------------------------------------------------------------------------- run --once
+
+
+def test_run_once_handles_all_there_is_and_ends_with_0(crew: Crew) -> None:
+    assert crew.run("run", "--once").returncode == 0
+    names = [f"{number:02}.txt" for number in range(20)]
+    for name in names:
+        crew.files.put(name, b"x")
+    done = crew.run("run", "--once", after="delete")
+    assert done.returncode == 0
+    crew.handled(*names)
+    assert crew.files.names() == [] and crew.ledger() == []
+    assert " released " in done.stdout and " stopped " in done.stdout
+    assert crew.status()["active"] is None
+
+
+def test_run_once_beside_an_active_member_ends_with_0_and_does_nothing(crew: Crew) -> None:
+    active = crew.start("a", pattern="*.csv")
+    active.wait("elected")
+    crew.files.put("1.txt", b"x")
+    done = crew.run("run", "--once", member_id="b", timeout=crew.liveness + PATIENCE)
+    assert done.returncode == 0 and " elected " not in done.stdout
+    assert crew.names("begin") == []
+    assert [member["member_id"] for member in crew.status()["members"]] == ["a"]
+
+
+def test_run_once_waits_for_a_stale_holder_and_takes_over(crew: Crew) -> None:
+    active = crew.start("a")
+    active.wait("elected")
+    crew.hold()
+    crew.files.put("1.txt", b"x")
+    crew.begun(1)
+    killed = active.kill()
+    crew.let_go()
+    # A dead member looks alive until it is stale: to begin with, one that runs once leaves the work to it.
+    wait_for(lambda: time.time() > killed + crew.liveness - crew.heartbeat, 2 * crew.liveness)
+    done = crew.run("run", "--once", member_id="b", timeout=crew.liveness + PATIENCE)
+    assert done.returncode == 0 and " elected " in done.stdout
+    assert [(run.member, run.attempt) for run in crew.runs()] == [("b", 2)]
+
+
+def test_run_once_with_files_in_back_off_ends_with_1(crew: Crew) -> None:
+    crew.fail()
+    crew.files.put("1.txt", b"x")
+    began = time.time()
+    done = crew.run("run", "--once", retry_delay=300)
+    assert done.returncode == 1 and time.time() - began < 60
+    assert " file_failed " in done.stdout
+    assert crew.run("run", "--once", retry_delay=300).returncode == 1, "also when it finds them so"
+    assert len(crew.runs("begin")) == 1
+
+
+# ----------------------------------------------------------------------------- run
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_graceful_stop_waits_for_the_command_and_ends_with_0(crew: Crew, number: int) -> None:
+    crew.settings["workers"] = 1
+    crew.hold()
+    crew.files.put("1.txt", b"x")
+    crew.files.put("2.txt", b"x")
+    member = crew.start("a")
+    crew.begun(1)
+    member.send(number)
+    never(lambda: not member.running() or member.events("released"), 1.0, "it did not wait for the command")
+    crew.let_go()
+    assert member.process.wait(PATIENCE) == 0
+    assert crew.names() == ["1.txt"] and crew.names("begin") == ["1.txt"], "no new file is begun"
+    assert [event.name for event in member.events()][-2:] == ["released", "stopped"]
+    assert crew.states() == {"1.txt": "done"}
+
+
+def test_a_command_that_outlives_drain_timeout_is_ended_and_its_file_is_handled_again(crew: Crew) -> None:
+    crew.hold()
+    crew.files.put("1.txt", b"x")
+    member = crew.start("a", drain_timeout=0.5)
+    crew.begun(1)
+    assert member.stop() == 0
+    member.wait("released")
+    crew.let_go()
+    assert crew.run("run", "--once", member_id="b").returncode == 0
+    assert [(run.what, run.attempt) for run in crew.runs()] == [("end", 2)]
+    assert crew.states() == {"1.txt": "done"}
+
+
+def test_a_json_log_has_one_object_a_line(crew: Crew) -> None:
+    crew.settings["log_format"] = "json"
+    crew.fail()
+    crew.files.put('a "b"=c.txt', b"x")
+    member = crew.start("a", max_attempts=1)
+    wait_for(lambda: '"file_quarantined"' in member.out.read_text(), PATIENCE)
+    assert member.stop() == 0
+    lines = [json.loads(line) for line in member.lines()]
+    names = [line["event"] for line in lines]
+    for name in ("starting", "ready", "elected", "polled", "file_quarantined", "released", "stopped"):
+        assert name in names
+    for line in lines:
+        assert {"time", "level", "event"} <= set(line)
+    quarantined = lines[names.index("file_quarantined")]
+    assert quarantined["path"].endswith('/a "b"=c.txt') and quarantined["term"] == 1
+    assert lines[names.index("elected")]["term"] == 1
+
+
+def test_each_section_of_a_settings_file_is_a_listener(crew: Crew, sftp: Files) -> None:
+    """Values are taken as they are: no interpolation."""
+    def section(values: dict[str, Any]) -> str:
+        return "".join(f"{name} = {value}\n" for name, value in values.items())
+
+    shared = {key: value for key, value in crew.settings.items()
+              if key not in crew.files.settings and key not in ("coordination_group", "exec")}  # fmt: skip
+    path = crew.folder / "settings.ini"
+    path.write_text(
+        f"[DEFAULT]\n{section(shared)}member_id = m\n"
+        f"[orders]\n{section(crew.files.settings)}exec = {crew.recorder('100%', '%(name)s', '{name}')}\n"
+        f"[invoices]\n{section(sftp.settings)}exec = {crew.recorder('invoices')}\ncoordination_group = invoices\n"
+    )
+    crew.files.put("order.txt", b"x")
+    sftp.put("invoice.txt", b"x")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("FTPCOORD_")}
+    done = crew.run("--config", str(path), "check", environment=environment)
+    assert done.returncode == 0 and done.stdout.count("settings: group") == 2
+    assert crew.run("--config", str(path), "run", "--once", environment=environment).returncode == 0
+    crew.handled("invoice.txt", "order.txt")
+    runs = {run.name: run for run in crew.runs()}
+    assert runs["order.txt"].arguments == ["100%", "%(name)s", "order.txt"]
+    assert runs["invoice.txt"].environment["FTPCOORD_GROUP"] == "invoices"
+    target = ftpcoord.Config(**crew.settings).target
+    group = f"ftp://{target.user}@127.0.0.1:{target.port}{target.path}"
+    assert runs["order.txt"].environment["FTPCOORD_GROUP"] == group
+    shown = json.loads(crew.run("--config", str(path), "status", "--json", environment=environment).stdout)
+    assert [one["group"] for one in shown] == [group, "invoices"]
+
+
+def test_placeholders_of_exec_are_filled_in_after_the_words_were_split(crew: Crew) -> None:
+    """A name cannot become a second word, an option of a shell or another placeholder."""
+    crew.settings["exec"] = crew.recorder("'one word'", "{file}", "--name={name}", "{path}", "{other}", "'{name} x'")
+    name = "a b; $(touch x) {path} 'q.txt"
+    crew.files.put(name, b"x")
+    assert crew.run("run", "--once").returncode == 0
+    (run,) = crew.runs()
+    path = f"{crew.files.root}/{name}"
+    copy = run.environment["FTPCOORD_FILE"]
+    assert run.arguments == ["one word", copy, f"--name={name}", path, "{other}", f"{name} x"]
+    assert not (crew.folder / "x").exists() and not Path(copy).exists(), "the private copy is gone"
+
+
+def test_an_unreachable_database_at_start_is_waited_for(files: Files, postgres: servers.Postgres, tmp_path: Path) -> None:
+    """`run` retries for ever; `check` tries once (above)."""
+    with new_database("postgresql", postgres) as database, Crew(tmp_path, database, files) as crew:
+        postgres.stop()
+        member = crew.start("a")
+        member.wait("database_down")
+        files.put("1.txt", b"x")
+        postgres.start()
+        crew.handled("1.txt")
+        assert member.stop() == 0
+
+
+def test_the_command_line_needs_no_environment(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-I", str(MODULE), "schema", "sqlite"], env={}, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("CREATE TABLE") == 3
