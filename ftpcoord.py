@@ -131,7 +131,9 @@ BATCH_FILES = 64  # claims and completions committed together where delivery is 
 BATCH_SECONDS = 0.05  # ... and how long one may wait for company
 BATCH_BYTES = 1 << 20  # a group is full when it has so many bytes to fetch: the first must not wait for the last
 COPY_BYTES = 256 * 1024
+MOST_NUMBERED = 1000  # names tried for one moved file; a server that says of each that it exists must not hold us
 KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL for a command
+LONGEST_PATH = 4096  # characters; no file system has longer ones, and the ledger's column has an end
 TEMPORARY = (".tmp", ".part", ".partial", ".filepart", ".writing", ".crdownload", "~")  # names uploaders write under
 STDERR_BYTES = 2000  # of a failed command's last words, kept in the ledger
 SECONDS_A_DAY = 86400.0
@@ -325,7 +327,8 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line: Dict[str, object] = {"time": utc_text(record.created), "level": record.levelname.lower()}
         line["event"] = record.getMessage()
-        line.update(getattr(record, "fields", {}))
+        for key, value in getattr(record, "fields", {}).items():
+            line[key] = printable(value) if isinstance(value, str) else value
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
@@ -878,6 +881,7 @@ def boot_clock() -> float:
 #   - A renewal always moves the stamp, also when the clock was set back: so a stamp that stands still is a dead one.
 #
 # In the statements $now is the present time in the heartbeat column's precision and $tick that column's smallest step.
+# A row of the ledger that was written in the future (the clock was set back) is due at once, not when that has come.
 
 
 class View(NamedTuple):
@@ -986,6 +990,8 @@ class Database(abc.ABC):
     CHANGE: ClassVar[str]
     FORGET: ClassVar[str]
     ROW: ClassVar[str]
+    ROWS: ClassVar[str] = "{}"
+    BETWEEN_ROWS: ClassVar[str] = " UNION ALL "
     SECONDS_UNTIL: ClassVar[str]
     AGE: ClassVar[str]
 
@@ -1099,8 +1105,14 @@ class Database(abc.ABC):
         sql = sql.replace("$since", self.AGE.replace("last_heartbeat", "updated_at"))
         sql = sql.replace("$age", self.AGE).replace("$until", self.SECONDS_UNTIL)
         sql = sql.replace("$now", self.now).replace("$tick", self.tick)
-        rows = " UNION ALL ".join(self._bind(self.ROW, _values(change)) for change in changes)
+        rows = self._table(changes) if changes else ""
         return re.sub(r"\$rows|(?<![:\w]):([a-z_]+)", lambda m: self.literal(values[m[1]]) if m[1] else rows, sql)
+
+    def _table(self, changes: Sequence[Change]) -> str:
+        """The changes as $rows. ROW is bound by the % operator: a pattern for each value of each row took longer."""
+        row = re.sub(r":([a-z_]+)", r"%(\1)s", self.ROW)
+        bound = [row % {name: self.literal(value) for name, value in _values(change).items()} for change in changes]
+        return self.ROWS.format(self.BETWEEN_ROWS.join(bound))
 
     def prepare(self) -> Timing:
         """Connects, checks the tables, reads the heartbeat column's precision; the timing that follows from it.
@@ -1329,7 +1341,8 @@ class PostgreSQL(Database):
     driver = "pg8000"
     least_timeout = 0.25
     AGE = "EXTRACT(EPOCH FROM $now - last_heartbeat)::float8"
-    SECONDS_UNTIL = "EXTRACT(EPOCH FROM next_attempt_at - (CURRENT_TIMESTAMP AT TIME ZONE 'UTC'))::float8"
+    SECONDS_UNTIL = """CASE WHEN updated_at <= CURRENT_TIMESTAMP AT TIME ZONE 'UTC'
+        THEN EXTRACT(EPOCH FROM next_attempt_at - (CURRENT_TIMESTAMP AT TIME ZONE 'UTC'))::float8 END"""
 
     # One round trip: beat, unless the token is under the own id, and look.
     LOOK = """
@@ -1391,11 +1404,13 @@ class PostgreSQL(Database):
         UPDATE health_check h SET last_heartbeat = '1970-01-01 00:00:01'
           FROM mine WHERE h.group_id = mine.group_id AND h.task_id = :member"""
 
-    ROW = """
-        SELECT :file_id AS file_id, :path AS path, :size AS size, :mtime AS mtime, :state AS state,
-               :attempts AS attempts, :failures AS failures, :action AS action, :error AS error,
-               CAST(:delay AS float8) AS delay, :old_size AS old_size, :old_mtime AS old_mtime,
-               :old_state AS old_state, :old_term AS old_term, :old_attempts AS old_attempts"""
+    # A VALUES list is planned in a fifth of the time that as many SELECTs take.
+    ROW = """(:file_id, :path, :size, :mtime, :state, :attempts, :failures, :action, :error, CAST(:delay AS float8),
+        :old_size, :old_mtime, :old_state, :old_term, :old_attempts)"""
+    BETWEEN_ROWS = ", "
+    ROWS = """
+        SELECT * FROM (VALUES {}) AS r (file_id, path, size, mtime, state, attempts, failures, action, error, delay,
+                                        old_size, old_mtime, old_state, old_term, old_attempts)"""
     CLAIM = """
         INSERT INTO file_ledger (group_id, file_id, path, size, mtime, state, term, task_id, attempts, failures,
                                  next_attempt_at, updated_at, error, action)
@@ -1545,7 +1560,8 @@ class MySQL(Database):
     driver = "PyMySQL"
     least_timeout = 1.2  # innodb_lock_wait_timeout is a whole number of seconds, and the server gives up first
     AGE = "TIMESTAMPDIFF(MICROSECOND, last_heartbeat, $now) / 1000000.0"
-    SECONDS_UNTIL = "TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), next_attempt_at) / 1000000.0"
+    SECONDS_UNTIL = """CASE WHEN updated_at <= UTC_TIMESTAMP(6)
+        THEN TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), next_attempt_at) / 1000000.0 END"""
 
     BEAT = """
         INSERT INTO health_check (task_id, group_id, last_heartbeat)
@@ -1660,7 +1676,7 @@ class MySQL(Database):
                     init_command=f"SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES', "
                     f"innodb_lock_wait_timeout = {max(1, int(self.timing.lock_timeout))}", **options,
                 )  # fmt: skip
-                if not self._run("SELECT @@global.read_only")[0][0]:
+                if str(self._run("SELECT @@global.read_only")[0][0]) in ("0", "OFF"):  # a number or, of late, a word
                     return
                 problem = DatabaseDown(f"database {self.where}: {host}:{port} is read-only (a replica?)")
             except Error:
@@ -1771,7 +1787,8 @@ class SQLite(Database):
     driver = "sqlite3"
     least_timeout = 0.25
     AGE = "(julianday($now) - julianday(last_heartbeat)) * 86400.0"
-    SECONDS_UNTIL = "(julianday(next_attempt_at) - julianday('now')) * 86400.0"
+    SECONDS_UNTIL = """CASE WHEN updated_at <= strftime('%Y-%m-%d %H:%M:%f', 'now')
+        THEN (julianday(next_attempt_at) - julianday('now')) * 86400.0 END"""
 
     BEAT = """
         INSERT INTO health_check (task_id, group_id, last_heartbeat)
@@ -1963,12 +1980,15 @@ class ClockWatch:
 
     Each look brackets the difference of the two clocks. Two looks that allow a step of more than `tolerance` seconds
     (a step, a failover to another clock, or looks too slow to tell) make ages worthless for `distrust` seconds: as
-    long as a lease given before the step can last.
+    long as a lease given before the step can last. So do looks more than `longest_gap` seconds apart: a step back and
+    one forward in between (a failover and the return) cancel each other out, but stamps of the time between are old.
     """
 
-    def __init__(self, tolerance: float, distrust: float) -> None:
+    def __init__(self, tolerance: float, distrust: float, longest_gap: float = float("inf")) -> None:
         self.tolerance = tolerance
         self.distrust = distrust
+        self.longest_gap = longest_gap
+        self._received = 0.0
         self._bracket: Optional[Tuple[float, float]] = None
         self._trusted_from = float("-inf")
 
@@ -1976,11 +1996,12 @@ class ClockWatch:
         received = sent + view.took
         low, high = view.now - received, view.now - sent
         if self._bracket is None:
-            self._bracket = (low, high)
+            self._bracket, self._received = (low, high), received
             return False  # one look proves nothing
         largest_step = max(high - self._bracket[0], self._bracket[1] - low)
-        self._bracket = (low, high)
-        if largest_step > self.tolerance:
+        gap = received - self._received
+        self._bracket, self._received = (low, high), received
+        if largest_step > self.tolerance or gap > self.longest_gap:
             self._trusted_from = received + self.distrust
         return received >= self._trusted_from
 
@@ -2010,7 +2031,9 @@ class Election:
         self.database_error: Optional[DatabaseDown] = None
         self.takeover_reason = ""
         self._clock, self._tell, self._chance = clock, tell, chance
-        self._watch = ClockWatch(timing.margin / 2, timing.stale_after)
+        self._watch = ClockWatch(
+            timing.margin / 2, timing.stale_after, 2 * timing.heartbeat + timing.call_timeout
+        )
         self._own_term = 0  # the last term that this process itself won and did not release
         self._seen_term = 0
         self._stand_from = float("-inf")  # after a release or an outage others go first
@@ -2171,6 +2194,7 @@ class Election:
 
 DEFAULT_PORTS = {"ftp": 21, "ftpes": 21, "ftps": 990, "sftp": 22}
 MAX_ENTRIES = 5_000_000     # of one folder; a server that never ends its listing must not fill the memory
+LIMIT_SECONDS = 600.0       # for so long a limit of the server on connections is taken for granted
 LARGEST_FILE = 2**63 - 1    # bytes; a listing that tells more is wrong, and the ledger's column takes no more
 MAX_LINE = 8192             # bytes of one line of a reply or a listing
 MAX_REPLY_LINES = 1000      # of one multi-line FTP reply
@@ -2320,7 +2344,7 @@ class FileServer(abc.ABC):
     def fetch(self, path: str, size: int, write: Callable[[memoryview], object]) -> None:
         """Hand exactly `size` bytes to write(). Raises FileChanged, FileGone, FileRefused, ServerDown; some
         bytes may have been written by then."""
-        problem: Optional[Error] = None
+        problem: Optional[Error] = FileRefused(f"{path}: it was not even tried")
         for _, error in self.fetch_many([Job(path, size, write)]):      # to its end, which keeps the connection
             problem = error
         if problem is not None:
@@ -2346,7 +2370,7 @@ class FileServer(abc.ABC):
         except Exception as error:
             if isinstance(error, Error) and not self._aborted and not expired.is_set():
                 self.close()
-                raise
+                raise self._masked(error) from None
             raise self._lost("connecting", socket.timeout() if expired.is_set() else error) from error
         finally:
             watchdog.cancel()
@@ -2430,6 +2454,11 @@ class FileServer(abc.ABC):
             why = self._without_password(str(error) or type(error).__name__)
         return ServerDown(f"{self.label}: {doing}: {why}")
 
+    def _masked(self, error: Error) -> Error:
+        """The same error, or one of its kind without the password: a server may say it in any reply."""
+        text = str(error)
+        return type(error)(self._without_password(text)) if self.password and self.password in text else error
+
     def _without_password(self, text: str) -> str:
         return text.replace(self.password, "***") if self.password else text
 
@@ -2441,8 +2470,8 @@ class FileServer(abc.ABC):
             yield
         except _Broken as error:
             raise self._lost(doing, error) from error
-        except Error:
-            raise
+        except Error as error:
+            raise self._masked(error) from error.__cause__
         except BaseException:
             self.close()
             raise
@@ -3367,6 +3396,8 @@ class SftpPipeline:
                 self._waiting[number] = (_Download(job), 0, 0)
             self._ask_more()
             if not self._waiting:
+                if self._open:
+                    raise _Broken("an SFTP server that left out a part of a file")
                 if not self._again:
                     return
                 todo, self._again, self._limit = iter(self._again), [], 1
@@ -3422,6 +3453,8 @@ class SftpPipeline:
             return
         if kind == DATA:
             data = fields.string()
+            if len(data) > length:
+                raise _Broken("an SFTP server that sends more than was asked for")
         else:
             code, text = _status(kind, fields)
             if code != END_OF_FILE:
@@ -3663,7 +3696,8 @@ class SftpServer(FileServer):
         complete = False
         try:
             with self._talking("fetching"):
-                yield from SftpPipeline(self._talk(), self.encoding).run(jobs)
+                for job, error in SftpPipeline(self._talk(), self.encoding).run(jobs):
+                    yield job, error and self._masked(error)
             complete = True
         finally:
             if not complete:            # answers are under way that nobody waits for any more
@@ -3807,11 +3841,15 @@ class Selector:
         """Lists the polled folder, with its subfolders if `recursive`; raises what the server raises."""
         folder = self._base if folder is None else folder
         found: List[Found] = []
-        for entry in server.list(folder):
-            if not is_plain_name(entry.name):
-                self._refuse(folder, entry.name)
-                continue
+        entries = server.list(folder)
+        if server.unparsed_sample:
+            self._refuse(folder, server.unparsed_sample, "a line of the listing that is not understood")
+            server.unparsed_sample = ""
+        for entry in entries:
             path = entry.name if folder in (".", "") else posixpath.join(folder, entry.name)
+            if not is_plain_name(entry.name) or len(path) > LONGEST_PATH:
+                self._refuse(folder, entry.name[:LONGEST_PATH], "not a plain file name")
+                continue
             relative = posixpath.join(below, entry.name)
             if entry.kind == "file":
                 found.append(Found(path, relative, entry))
@@ -3820,13 +3858,15 @@ class Selector:
                     found += self.walk(server, path, relative)
                 except FileGone:
                     continue  # removed since the listing
+                except FileRefused as exc:
+                    self._refuse(folder, entry.name, str(exc))  # one closed folder does not stop the others
         return found
 
-    def _refuse(self, folder: str, name: str) -> None:
+    def _refuse(self, folder: str, name: str, why: str) -> None:
         self.refused += 1
         if name not in self._told and len(self._told) < 1000:
             self._told.add(name)
-            event("file_refused", logging.WARNING, folder=folder, name=repr(name), reason="not a plain file name")
+            event("file_refused", logging.WARNING, folder=folder, name=repr(name), reason=why)
 
     def _descends(self, folder: str, path: str, relative: str) -> bool:
         if relative.count("/") > 100 or self._matches(self._exclude, relative):
@@ -4154,6 +4194,13 @@ def create_file(path: Path) -> IO[bytes]:
 
 
 def publish(temporary: Path, target: Path) -> Path:
+    """Gives a finished file its name, durably; gives the name it got. See `give_name`."""
+    named = give_name(temporary, target)
+    sync_folder(named.parent)
+    return named
+
+
+def give_name(temporary: Path, target: Path) -> Path:
     """Gives a finished file its name, replacing nothing; gives the name it got.
 
     What is there already with the same content counts as this very file; another one makes the name a numbered one.
@@ -4166,7 +4213,6 @@ def publish(temporary: Path, target: Path) -> Path:
             if not _same_content(temporary, wanted):
                 continue
             temporary.unlink()
-        sync_folder(target.parent)
         return wanted
     raise AssertionError("unreachable")
 
@@ -4203,6 +4249,14 @@ def _same_content(a: Path, b: Path) -> bool:
                 return True
 
 
+def begin_sync(file: IO[bytes]) -> None:
+    """Hands a file's content to the disk without waiting, where the system can: fsync of many then waits about once."""
+    file.flush()
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes the names in a folder durable, where the system can."""
     if os.name == "posix":
@@ -4223,7 +4277,8 @@ class Workplace:
     """Where fetched copies are made: in `download_dir`, whose finished files stay, or in a private temporary folder."""
 
     def __init__(self, config: Config, term: int) -> None:
-        self._folder = Path(config.download_dir).expanduser() if config.download_dir else None
+        # Absolute, so that a file called `-rf` never is a command's option.
+        self._folder = Path(config.download_dir).expanduser().absolute() if config.download_dir else None
         self._mark = f".ftpcoord-{sha256_text(config.coordination_group)[:8]}-"
         self._term = term
         self._private: Optional[Path] = None
@@ -4280,6 +4335,10 @@ class Workplace:
         if self._folder is None:
             return temporary
         return publish(temporary, temporary.with_name(found.entry.name))
+
+    def name(self, temporary: Path, found: Found) -> Path:
+        """Like `finish` in `download_dir`, but the name is durable only after the folder's fsync."""
+        return give_name(temporary, temporary.with_name(found.entry.name))
 
     def discard(self, temporary: Path) -> None:
         """Removes an unfinished copy, or a private one that has been handled."""
@@ -4547,6 +4606,7 @@ class Member:
         self.on_lost: List[Callable[[], None]] = []
         self.on_hand_over: List[Callable[[], None]] = []
         self.stopping = False
+        self.watched = True  # whether the work tells of its progress; a script's own does not
         self._changed = threading.Condition()
         self._working: Optional[Lease] = None
         self._hand_over = False  # release as soon as the work has ended
@@ -4698,6 +4758,7 @@ class Member:
                     return None
                 if lease is not None and lease.valid() and not self._hand_over:
                     self.stats.progress()
+                    self.stats.quiet_until = 0.0
                     self._working = lease
                     self._changed.notify_all()
                     return lease
@@ -4815,8 +4876,11 @@ class Member:
 
         A handler within its `exec_timeout` is progress.
         """
+        if not self.watched:
+            return float("-inf")
         now = boot_clock()
-        last = max(self.stats.last_progress, self.stats.handlers_until(now, self.config.exec_timeout))
+        last = max(self.stats.last_progress, self.stats.quiet_until)
+        last = max(last, self.stats.handlers_until(now, self.config.exec_timeout))
         return now - last - self.config.stall_timeout
 
 
@@ -4834,6 +4898,7 @@ class Coordinator:
     def __init__(self, config: Optional[Config] = None, **settings: Any) -> None:
         self.config = config or Config(**settings)
         self._member = Member(self.config)
+        self._member.watched = False
 
     def start(self) -> None:
         self._member.start()
@@ -4880,6 +4945,15 @@ class Coordinator:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class Copy(NamedTuple):
+    """A file of a group on its way: its claim, and the temporary file that is open for it."""
+
+    found: Found
+    row: Row
+    temporary: Path
+    out: IO[bytes]
+
+
 class Pool:
     """At most `workers` connections to the file server, handed out one user at a time; none before the first use."""
 
@@ -4890,6 +4964,8 @@ class Pool:
         self._idle: List[Tuple[FileServer, float]] = []
         self._all: Set[FileServer] = set()
         self._aborted = False
+        self._withheld: List[float] = []  # slots that the server has no connection for, and since when
+        self.trouble: Optional[ServerDown] = None  # why there was no connection at all, the last time one was wanted
         self._refused: Optional[LoginRefused] = None
         self._refused_until = 0.0
         self._refusals = Backoff(60.0, 3600.0)
@@ -4897,8 +4973,9 @@ class Pool:
     @contextlib.contextmanager
     def server(self) -> Iterator[FileServer]:
         """A connected server. One that failed is closed, not used again. Raises ServerDown, LoginRefused."""
-        with self._slots:
-            server = self._take()
+        self._slots.acquire()
+        try:
+            server = self._take_or_wait()
             try:
                 yield server
             except (FileGone, FileChanged, FileRefused, TargetExists):
@@ -4908,6 +4985,35 @@ class Pool:
                 self._drop(server)
                 raise
             self._put(server)
+        finally:
+            self._slots.release()
+
+    def _take_or_wait(self) -> FileServer:
+        """A connection. Servers limit them: where one more is refused while others work, one that is given back."""
+        while True:
+            try:
+                server = self._take()
+                self.trouble = None
+                return server
+            except BaseException as exc:
+                with self._lock:
+                    limited = isinstance(exc, ServerDown) and bool(self._all) and not self._aborted
+                    if limited:
+                        self._withheld.append(time.monotonic())
+                if not limited:
+                    self.trouble = exc if isinstance(exc, ServerDown) else None
+                    self.restore(0.0)
+                    raise
+            self._slots.acquire()  # one more: the first is held back for the limit
+
+    def restore(self, age: float) -> None:
+        """Gives back the slots that have been held back for a limit of the server for `age` seconds."""
+        with self._lock:
+            limit = time.monotonic() - age
+            old, self._withheld = len(self._withheld), [since for since in self._withheld if since > limit]
+            old -= len(self._withheld)
+        for _ in range(old):
+            self._slots.release()
 
     def _take(self) -> FileServer:
         while True:
@@ -5046,7 +5152,7 @@ class Poller:
                     if not self._more:
                         return self.member.may_work(self.lease)
                     pause = 0.0
-                self.stats.progress()
+                self.stats.progress(pause)
                 self.member.wait(self.lease, pause)
             return False
         finally:
@@ -5103,6 +5209,7 @@ class Poller:
         """List, choose, hand to the workers; returns when they have taken everything."""
         started = time.monotonic()
         self.ledger.refresh()
+        self.pool.restore(LIMIT_SECONDS)
         listing = self._list()
         with self._lock:
             busy = set(self._busy)
@@ -5111,6 +5218,7 @@ class Poller:
         choice = self.selector.choose(listing, self.ledger.get, busy)
         ready = choice.ready
         unsettled = 0
+        self.stats.progress(self.config.settle)
         if choice.unsettled and self.member.wait(self.lease, self.config.settle):
             again = self._list()
             settled = self.selector.settled(choice.unsettled, again)
@@ -5128,6 +5236,8 @@ class Poller:
         event("polled", term=self.lease.term, listed=len(listing), new=len(ready), waiting=self.waiting)
         while not self._queue.empty() and self.member.may_work(self.lease):
             self.member.wait(self.lease, 1.0, self._queue.empty)
+        if self.pool.trouble is not None:
+            raise self.pool.trouble
         self._forget(listing, busy)
 
     def _list(self) -> List[Found]:
@@ -5209,6 +5319,17 @@ class Poller:
         self.pool.abort()
         if self.command is not None:
             self.command.cut(self.stats.timing.margin / 2 if grace is None else grace)
+
+    def _put_off(self) -> None:
+        """Leaves what waits for a worker to the next poll: the file server cannot be reached."""
+        items = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                items.append(self._queue.get_nowait())
+        self._release_busy([item for item in items if item is not None])
+        for item in items:
+            if item is None:  # a worker's order to end
+                self._queue.put(None)
 
     def _release_busy(self, works: Iterable[Union[Work, Row]]) -> None:
         with self._lock:
@@ -5298,13 +5419,22 @@ class Poller:
             with create_file(temporary) as out:
                 with self.pool.server() as server:
                     self.lease.check()
-                    server.fetch(found.path, found.entry.size, out.write)
+                    server.fetch(found.path, found.entry.size, self._writer(out))
                 out.flush()
                 if self.config.download_dir:
                     os.fsync(out.fileno())
         except OSError as exc:
             raise _local(exc, str(temporary)) from None
         self.stats.fetched(found.entry.size)
+
+    def _writer(self, out: IO[bytes]) -> Callable[[memoryview], object]:
+        """What takes the bytes of a file. They are progress: a large file may take longer than `stall_timeout`."""
+
+        def write(data: memoryview) -> None:
+            out.write(data)
+            self.stats.progress()
+
+        return write
 
     def _finish(self, temporary: Path, found: Found) -> Path:
         try:
@@ -5325,7 +5455,7 @@ class Poller:
                 handler(file)
             except (LeaseLost, HandlerFailed):
                 raise
-            except Exception as exc:
+            except (Exception, SystemExit) as exc:  # a script's sys.exit() must not end the worker
                 logger.debug("handler_failed", exc_info=True, extra={"fields": {"path": file.path}})
                 detail = f": {reason(exc)}" if self.config.error_output else ""
                 raise HandlerFailed(f"{type(exc).__name__}{detail}") from None
@@ -5370,6 +5500,8 @@ class Poller:
 
     def _put_back(self, row: Row, exc: Error) -> None:
         """Not the file's fault: tried again later, as often as it takes."""
+        if isinstance(exc, ServerDown) and self.pool.trouble is not None:
+            self._put_off()
         delay = min(3600.0, self.config.retry_delay * 2.0 ** min(row.attempts - 1, 20))
         error = kept_error(str(exc))
         self.ledger.change(row, row._replace(state="failed", error=error), delay)
@@ -5386,75 +5518,100 @@ class Poller:
     # -- many files, where delivery is the folder alone ---------------------------------------------------------------
 
     def _deliver_together(self, works: Sequence[Work]) -> None:
-        """Claims a group in one commit, fetches, and commits `done` for what is under its final name every 50 ms."""
+        """A group in few commits: claims all, fetches them, and every 50 ms makes what has come a delivered part."""
         if not self.member.may_work(self.lease):
             return
         claims = [(work, row) for work, row in zip(works, self.ledger.claim(works)) if row is not None]
-        opened: Dict[str, Tuple[Work, Row, Path, IO[bytes]]] = {}
-        finished: List[Row] = []
+        fetched: List[Copy] = []
         later: List[Row] = []
+        copies = [self._copy_of(work, row, later) for work, row in claims]
+        opened = {copy.row.path: copy for copy in copies if copy is not None}
         started = last = time.monotonic()
         try:
-            jobs = []
-            for work, row in claims:
-                try:
-                    temporary = self._place(work.found)
-                    out = create_file(temporary)
-                except (OSError, HandlerFailed, LocalTrouble) as exc:
-                    self._put_back(row, exc if isinstance(exc, Error) else _local(exc, work.found.path))
-                    continue
-                opened[work.found.path] = (work, row, temporary, out)
-                jobs.append(Job(work.found.path, work.found.entry.size, out.write))
             with self.pool.server() as server:
                 self.lease.check()
+                jobs = [Job(path, copy.row.size, self._writer(copy.out)) for path, copy in opened.items()]
                 for job, problem in server.fetch_many(jobs):
-                    work, row, temporary, out = opened.pop(job.path)
-                    done = self._delivered(work, row, temporary, out, problem, later)
-                    if done:
-                        finished.append(row)
-                    if finished and time.monotonic() - last > BATCH_SECONDS:
-                        self._done(finished, time.monotonic() - started, later)
-                        finished, last = [], time.monotonic()
-        except ServerDown as exc:
+                    copy = opened[job.path]
+                    if problem is None:
+                        begin_sync(copy.out)
+                        fetched.append(copy)
+                    else:
+                        self._give_up(copy, problem, later)
+                    if fetched and time.monotonic() - last > BATCH_SECONDS:
+                        self._land(fetched, started, later)
+                        fetched, last = [], time.monotonic()
+                    del opened[job.path]
+            self._land(fetched, started, later)
+            fetched = []
+        except (ServerDown, OSError) as exc:
             self.lease.check()
-            for _, row, _, _ in opened.values():
-                self._put_back(row, exc)
-        except OSError as exc:
-            for _, row, _, _ in opened.values():
-                self._put_back(row, _local(exc, str(self.config.download_dir)))
+            self._land(fetched, started, later)
+            fetched_paths = {copy.row.path for copy in fetched}
+            error = exc if isinstance(exc, Error) else _local(exc, str(self.config.download_dir))
+            for path, copy in opened.items():
+                if path not in fetched_paths:
+                    self._put_back(copy.row, error)
         finally:
-            for _, _, temporary, out in opened.values():
-                out.close()
-                self.workplace.discard(temporary)
-        if finished:
-            self._done(finished, time.monotonic() - started, later)
+            for copy in (*opened.values(), *fetched):
+                with contextlib.suppress(OSError):  # a full disk says so once more
+                    copy.out.close()
+                self.workplace.discard(copy.temporary)
         for row in later:
             self._act(row)
 
-    def _delivered(
-        self, work: Work, row: Row, temporary: Path, out: IO[bytes], problem: Optional[Error], later: List[Row]
-    ) -> bool:
-        """Puts one fetched file under its final name; False if it could not be."""
+    def _copy_of(self, work: Work, row: Row, later: List[Row]) -> Optional[Copy]:
         try:
-            with out:
-                if problem is not None:
-                    raise problem
-                out.flush()
-                os.fsync(out.fileno())
-            self.lease.check()
-            self.workplace.finish(temporary, work.found)
-        except FileGone:
-            self.ledger.change(row, None)
-        except (HandlerFailed, FileChanged, FileRefused) as exc:
-            self._failed(row, exc, later)
-        except OSError as exc:
-            self._put_back(row, _local(exc, str(temporary)))
+            temporary = self._place(work.found)
+            return Copy(work.found, row, temporary, create_file(temporary))
+        except (OSError, HandlerFailed, LocalTrouble) as exc:
+            error = exc if isinstance(exc, Error) else _local(exc, row.path)
+            if isinstance(error, HandlerFailed):  # due to its name
+                self._failed(row, error, later)
+            else:
+                self._put_back(row, error)
+            return None
+
+    def _land(self, copies: Sequence[Copy], started: float, later: List[Row]) -> None:
+        """Content durable, then the final names, then these durable, and only then `done`: one wait for each step.
+
+        A crash in between repeats the group; what has its name by then is recognized by its content.
+        """
+        named: Dict[Path, List[Row]] = {}
+        for copy in copies:
+            try:
+                os.fsync(copy.out.fileno())
+                copy.out.close()
+                self.lease.check()
+                folder = self.workplace.name(copy.temporary, copy.found).parent
+            except (OSError, HandlerFailed) as exc:
+                self._give_up(copy, exc, later)
+            else:
+                named.setdefault(folder, []).append(copy.row)
+        landed: List[Row] = []
+        for folder, rows in named.items():
+            try:
+                sync_folder(folder)
+                landed += rows
+            except OSError as exc:
+                for row in rows:
+                    self._put_back(row, _local(exc, str(folder)))
+        if landed:
+            self.stats.fetched(sum(row.size for row in landed))
+            self._done(landed, time.monotonic() - started, later)
+
+    def _give_up(self, copy: Copy, exc: Union[Error, OSError], later: List[Row]) -> None:
+        """Removes a copy that cannot be delivered now, and says so in the ledger."""
+        with contextlib.suppress(OSError):
+            copy.out.close()
+        self.workplace.discard(copy.temporary)
+        error = exc if isinstance(exc, Error) else _local(exc, str(copy.temporary))
+        if isinstance(error, FileGone):
+            self.ledger.change(copy.row, None)
+        elif isinstance(error, LocalTrouble):
+            self._put_back(copy.row, error)
         else:
-            self.stats.fetched(row.size)
-            return True
-        finally:
-            self.workplace.discard(temporary)
-        return False
+            self._failed(copy.row, error, later)
 
     # -- after-actions ------------------------------------------------------------------------------------------------
 
@@ -5503,7 +5660,7 @@ class Poller:
         folder = posixpath.normpath(posixpath.join(posixpath.dirname(path), action[len("move:") :]))
         server.mkdir(folder)
         name = posixpath.basename(path)
-        for number in itertools.count():
+        for number in range(MOST_NUMBERED):
             self.lease.check()
             try:
                 server.rename(path, posixpath.join(folder, numbered(name, number) if number else name))
@@ -5512,6 +5669,7 @@ class Poller:
                 continue
             except FileGone:
                 return
+        raise TargetExists(f"{folder}: {MOST_NUMBERED} files named like {name} are there; make room")
 
 
 def kept_error(text: str) -> str:
@@ -5769,6 +5927,7 @@ class Stats:
         self.elections: Dict[str, int] = {}  # by reason
         self.ends = {"lost": 0, "released": 0}
         self.last_progress = boot_clock()
+        self.quiet_until = 0.0  # waiting is no stall before that
         self._lock = threading.Lock()
         self._server_said = 0.0
         self._handlers: Set[Tuple[float, int]] = set()
@@ -5824,8 +5983,11 @@ class Stats:
 
     # -- the work -----------------------------------------------------------------------------------------------------
 
-    def progress(self) -> None:
+    def progress(self, ahead: float = 0.0) -> None:
+        """Work goes on; for `ahead` seconds nothing more is to be expected, and waiting is no stall."""
         self.last_progress = boot_clock()
+        if ahead:
+            self.quiet_until = self.last_progress + ahead
 
     def polled(self, listed: int, new: int, seconds: float, waiting: int = 0, refused: int = 0) -> None:
         self.listed, self.waiting, self.refused, self.last_poll = listed, waiting, refused, time.time()
@@ -5916,7 +6078,8 @@ def with_roles(status: Mapping[str, Any], elapsed: float) -> Dict[str, Any]:
         released, age = row["released"], row["heartbeat_age"] + elapsed
         role = "active" if row["member_id"] == status["holder"] else "standby"
         role = "released" if released else role if age <= status["stale_after"] else "stale"
-        found["active"] = row["member_id"] if role == "active" else found["active"]
+        if role == "active" and not status.get("database_error"):
+            found["active"] = row["member_id"]
         found["members"].append({**row, "role": role, "heartbeat_age": age})
     return judged(found)
 
@@ -5947,6 +6110,16 @@ def judged(status: Dict[str, Any]) -> Dict[str, Any]:
                 f"the heartbeat of {row['member_id']} lies {duration(-row['heartbeat_age'])} in the future",
                 "The database's clock was set back. A dead member is noticed all the same; correct the clock.",
             ))  # fmt: skip
+    if status.get("server", {}).get("error"):
+        problems.append((
+            f"the file server cannot be used: {status['server']['error']}",
+            "It is tried again for ever; the files wait there. `ftpcoord.py check` tells more.",
+        ))  # fmt: skip
+    if status.get("member", {}).get("stuck"):
+        problems.append((
+            f"this member makes no progress: {status['member']['stuck']}",
+            "Restart the process. WatchdogSec of systemd or a liveness probe of /livez does it by itself.",
+        ))  # fmt: skip
     standbys = sum(row["role"] == "standby" for row in status["members"])
     quarantined = status["files"].get("quarantined", 0)
     if quarantined:
@@ -6110,15 +6283,7 @@ def listener_status(listener: Listener, survey: Survey) -> Dict[str, Any]:
         takeovers=[takeover._asdict() for takeover in reversed(list(stats.takeovers))],
         settings=settings, changed_settings=sorted(name for name in settings if settings[name] != defaults[name]),
     )  # fmt: skip
-    judged(found)
-    if stats.server_error:
-        advice = "It is tried again for ever; the files wait there. `ftpcoord.py check` tells more."
-        found["problems"].append({"problem": f"the file server cannot be used: {stats.server_error}", "advice": advice})
-    if found["member"]["stuck"]:
-        advice = "Restart this process; systemd (WatchdogSec) or a liveness probe of /livez does it by itself."
-        found["problems"].append({"problem": found["member"]["stuck"], "advice": advice})
-    found["healthy"] = not found["problems"]
-    return found
+    return judged(found)
 
 
 class Metrics:
@@ -6290,7 +6455,8 @@ def _parts(group: Mapping[str, Any]) -> Iterator[str]:
     """One group: what is wrong and what to do, who is active, the cards, and the lists."""
     yield f"<h2>{shown(group['group'])}</h2>"
     for found in group["problems"]:
-        yield f"<div class='state bad'><b>▲ {shown(found['problem'])}</b><p>{shown(found['advice'])}</div>"
+        what = found["problem"][:1].upper() + found["problem"][1:]
+        yield f"<div class='state bad'><b>▲ {shown(what)}</b><p>{shown(found['advice'])}</div>"
     own, age = group["member"], group["as_of"]
     if group["active"] is not None:
         since = own["active_since"] if group["active"] == own["member_id"] else own["other_since"]
@@ -6322,7 +6488,8 @@ def _parts(group: Mapping[str, Any]) -> Iterator[str]:
         for row in group["errors"]
     ])  # fmt: skip
     yield "<h3>Changes of the active member, as this one saw them</h3>"
-    yield _table("UTC|What*", [(moment(change["time"]), _told(change)) for change in group["takeovers"]], "None.")
+    yield "".join(f"<p><small>{moment(change['time'])} UTC</small> {_told(change)}" for change in group["takeovers"])
+    yield "" if group["takeovers"] else "<p>None."
     yield "<h3>Settings that are not the default</h3>"
     yield _table("Name|Value*", [(f"<code>{name}</code>", f"<code>{shown(group['settings'][name])}</code>")
                                 for name in group["changed_settings"]])  # fmt: skip
@@ -6341,15 +6508,16 @@ def _table(heads: str, rows: Sequence[Sequence[str]], otherwise: str = "") -> st
 def _cards(group: Mapping[str, Any]) -> Iterator[str]:
     own, heartbeat, server, work = group["member"], group["heartbeat"], group["server"], group["work"]
     database = "✔ up" if heartbeat["up"] else "▲ down" if heartbeat["error"] else "◐ not reached yet"
-    answered = "" if heartbeat["age"] is None else f"answered {duration(heartbeat['age'])} ago, "
+    answered = heartbeat["age"] is not None and f"answered {duration(heartbeat['age'])} ago"
+    answered = f"{answered}, {heartbeat['mean'] * 1000:.1f} ms on average" if answered else ""
     files = {None: "○ not used now", False: "▲ down", True: "✔ up"}[server["up"]]
-    polled = f"polled {ago(server['last_poll'])}, {server['listed']:,} files listed" if server["last_poll"] else ""
-    polled += f", {server['waiting']:,} wait to be tried again" if server["waiting"] else ""
-    polled += f", {server['refused']:,} odd names refused" if server["refused"] else ""
+    polled = [f"polled {ago(server['last_poll'])}", f"{server['listed']:,} listed"] if server["last_poll"] else []
+    polled += [f"{server['waiting']:,} wait to be tried again"] if server["waiting"] else []
+    polled += [f"{server['refused']:,} odd names refused"] if server["refused"] else []
     cards = (
         ("This member", f"{SYMBOLS[own['role']]} {own['role']}", own["member_id"], f"started {ago(own['started'])}"),
-        ("Database", database, group["database"], f"{answered}{heartbeat['mean'] * 1000:.1f} ms on average"),
-        ("File server", files, server["url"], polled),
+        ("Database", database, group["database"], answered),
+        ("File server", files, server["url"], ", ".join(polled)),
         ("In work", f"{work['queue']} files", f"{work['handlers']} handlers run, last done {ago(work['last_done'])}",
          f"{work['bytes']:,} bytes fetched"),
     )  # fmt: skip
@@ -6632,7 +6800,10 @@ def command_status(configs: Sequence[Config], options: argparse.Namespace) -> in
         colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.name == "posix"
         for status in found:
             print_status(status, colour)
-    return int(any("database_error" in status for status in found))
+    errors = [status["database_error"] for status in found if "database_error" in status]
+    if errors:
+        print(f"ftpcoord: {'; '.join(errors)}", file=sys.stderr)
+    return int(bool(errors))
 
 
 def check_status(configs: Sequence[Config], found: List[Dict[str, Any]]) -> int:
@@ -6841,8 +7012,11 @@ def parse_arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     retry.add_argument("glob", nargs="?", default="*", metavar="GLOB")
     add("adopt", command_adopt, "record every file that is there now as done, unhandled")
     add("step-down", command_step_down, "make the active member hand over")
-    parser.set_defaults(config="env", command="run", function=command_run, once=False, dry_run=False)
-    return parser.parse_args(arguments)
+    parser.set_defaults(command="run", function=command_run, once=False, dry_run=False)
+    options = parser.parse_args(arguments)
+    # Not a default of the parser: the command's parser would put it over what stands before the command.
+    vars(options).setdefault("config", "env")
+    return options
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -6852,10 +7026,13 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         printing = options.command == "schema" and not options.apply
         return cast(int, options.function([] if printing else load_configs(options.config), options))
     except ConfigError as exc:
-        print(f"ftpcoord: {exc}", file=sys.stderr)
+        print(f"ftpcoord: {printable(str(exc))}", file=sys.stderr)
         return 2
+    except DatabaseRefused as exc:  # with the statements that are to be run, a line each
+        print("ftpcoord: " + "\n".join(printable(line) for line in str(exc).split("\n")), file=sys.stderr)
+        return 1
     except Error as exc:
-        print(f"ftpcoord: {exc}", file=sys.stderr)
+        print(f"ftpcoord: {printable(' '.join(str(exc).split()))}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         sys.stderr.close()

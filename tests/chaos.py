@@ -52,6 +52,7 @@ SLOTS = {"a1": "a", "a2": "a", "b": "b", "c": "c"}  # two members start under on
 
 # What the checks allow, in seconds.
 WINDOW = 0.3  # between the last look at the lease and the effect, where more processes run than there are cores
+DRAIN = 1.5  # drain_timeout
 RESUMED = 1.0  # after SIGCONT: a command that outlived its stopped parent is ended, a packet that was due has left
 
 # ----------------------------------------------------------------------------- the command that handles a file
@@ -95,6 +96,7 @@ class Life:
     ended: Optional[float] = None
     stops: list[tuple[float, float]] = dataclasses.field(default_factory=list)  # SIGSTOP until SIGCONT
     roles: list[tuple[float, str, str, int]] = dataclasses.field(default_factory=list)  # at, event, group, term
+    told: float = float("inf")  # SIGTERM
 
     def term_at(self, group: str, at: float) -> int:
         """The last term that it had won by then, 0 if none."""
@@ -104,6 +106,12 @@ class Life:
     def stopped_at(self, at: float) -> bool:
         """Whether it was stopped then, or had just gone on."""
         return any(since <= at <= until + RESUMED for since, until in self.stops)
+
+    def drained(self, run: Run) -> bool:
+        """Whether a run was cut, or ended just then, because it took longer than a hand-over waits."""
+        asked = [at for at, name, group, term in self.roles
+                 if name == "handing_over" and (group, term) == (run.group, run.term)]  # fmt: skip
+        return run.last >= min([self.told, *asked]) + DRAIN - WINDOW
 
 
 @dataclasses.dataclass
@@ -390,7 +398,7 @@ def _repeats(history: History) -> Iterable[Violation]:
                 pass
             elif run.term == before.term:
                 yield Violation("handled twice", f"{where}: both in term {run.term} of {run.instance}")
-            elif before.outcome == "end" and released:
+            elif before.outcome == "end" and released and not life.drained(before):
                 yield Violation("handled twice", f"{where}: {life.instance} released its lease without a word of it")
             if run.attempt <= before.attempt:
                 yield Violation("attempt not counted", where)
@@ -420,7 +428,7 @@ def _standbys(history: History) -> Iterable[Violation]:
         life, active = history.lives[instance], False
         for when, name, of, _ in life.roles:
             if of == group and when <= at + 0.01:
-                active = name == "elected" or when >= at - WINDOW
+                active = name in ("elected", "handing_over") or when >= at - WINDOW
         if not active and not life.stopped_at(at):
             yield Violation("standby connected", f"{group}: {instance} at {at:.3f}")
 
@@ -778,6 +786,13 @@ class Member:
             self.send(signal.SIGCONT)
             self.life.stops[-1] = (since, time.monotonic())
 
+    def finish(self) -> None:
+        """SIGTERM, if it runs."""
+        self.expected = True
+        if self.running():
+            self.life.told = time.monotonic()
+            self.send(signal.SIGTERM)
+
     def listen(self) -> None:
         """Reads on in its log."""
         if not self.lives:
@@ -793,7 +808,7 @@ class Member:
                     self.world.trouble("bad output", f"{self.life.instance}: {line[:2000]}")
                 continue
             said = json.loads(line)
-            if said["event"] in ("elected", "lost", "released"):
+            if said["event"] in ("elected", "lost", "released", "handing_over"):
                 at = datetime.datetime.strptime(said["time"], "%Y-%m-%dT%H:%M:%S.%fZ")
                 moment = at.replace(tzinfo=datetime.timezone.utc).timestamp() + self.world.offset
                 self.life.roles.append((moment, said["event"], said["group"], said["term"]))
@@ -802,7 +817,7 @@ class Member:
 
     def active(self, group: str) -> bool:
         roles = [name for _, name, of, _ in self.life.roles if of == group] if self.lives else []
-        return bool(roles) and roles[-1] == "elected" and self.running()
+        return bool(roles) and roles[-1] in ("elected", "handing_over") and self.running()
 
 
 @dataclasses.dataclass
@@ -871,7 +886,7 @@ class World:
         common = {
             "database": self.store.url(slot), "member_id": SLOTS[slot], "heartbeat_frequency": self.heartbeat,
             "liveness_check_interval": self.liveness, "polling_interval": 0.4, "settle": 0.05, "retry_delay": 0.2,
-            "timeout": 2, "workers": 3, "max_attempts": 3, "drain_timeout": 1.5, "exec": shlex.join(recorder),
+            "timeout": 2, "workers": 8, "max_attempts": 3, "drain_timeout": DRAIN, "exec": shlex.join(recorder),
             "exec_timeout": 20, "log_format": "json", "yield_after": 3, **more,
         }  # fmt: skip
         lines = ["[DEFAULT]", *(f"{name} = {value}" for name, value in common.items())]
@@ -928,7 +943,9 @@ class World:
                 again = os.path.basename(self.chance.choice(old[-30:]).path)
                 if not (inbox.root / again).exists():
                     name = again
-        seconds = self.chance.uniform(6, 8) if self.long_handlers else self.chance.choice((0.0, 0.05, 0.2, 0.5, 1.5))
+        seconds = self.chance.choice((0.0, 0.05, 0.2, 0.5, 1.5))
+        if self.long_handlers or self.chance.random() < 0.12:
+            seconds = self.chance.uniform(1.5, 3) * self.timing.stale_after  # it sees the lease end
         kind = self.chance.choices(("plain", "deaf", "flaky", "poison"), (80, 10, 8, 2))[0]
         version = f"v{number}"
         head = f"{version} {seconds} {kind}\n".encode()
@@ -957,15 +974,16 @@ class World:
         kind = self.chance.choices(list(kinds), list(kinds.values()))[0]
         inbox = self.chance.choice(self.inboxes)
         active = [slot for slot, member in self.members.items() if member.active(inbox.group)]
-        slot = active[0] if active and self.chance.random() < 0.65 else self.chance.choice(list(SLOTS))
+        slot = active[0] if active and self.chance.random() < 0.75 else self.chance.choice(list(SLOTS))
         self.do(kind, slot, inbox)
 
     def do(self, kind: str, slot: str, inbox: Inbox, seconds: Optional[float] = None) -> bool:
         """Begins a fault and sees to its end; False if something like it is under way."""
         stale = self.timing.stale_after
-        seconds = seconds if seconds is not None else self.chance.choice(
-            (self.chance.uniform(0.05, 0.5), self.chance.uniform(0.5, stale), self.chance.uniform(stale, 2.2 * stale))
-        )  # fmt: skip
+        if seconds is None:
+            spans = ((0.05, 0.5), (0.5, stale), (1.2 * stale, 2.2 * stale))
+            least, most = self.chance.choices(spans, (10, 15, 75) if "black" in kind else (25, 30, 45))[0]
+            seconds = self.chance.uniform(least, most)
         member = self.members[slot]
         server_fault = kind in ("database frozen", "database restarted", "database killed")
         if server_fault:
@@ -1014,8 +1032,7 @@ class World:
             member.process.wait()
             self._start_again(member, fault, self.chance.uniform(0, 2))
         elif kind == "SIGTERM":
-            member.expected = True
-            member.send(signal.SIGTERM)
+            member.finish()
             self._await_end(member, fault, time.monotonic() + 30)
         else:
             self._strike_proxy(kind, slot, inbox, seconds, over)
@@ -1109,13 +1126,20 @@ class World:
                 continue
             took = at - watch.began
             self.history.takeovers.append(took)
-            others = [
-                fault for fault in self.faults
-                if fault.until > watch.began - self.timing.stale_after and fault.began < at
-                and (fault.slot, fault.began) != (watch.slot, watch.began)
-            ]  # fmt: skip
-            if not others and watch.kind != "SIGTERM" and self.store.name != "sqlite":
+            if self._clean(watch, at):
                 self.history.clean_takeovers.append(took)
+
+    def _clean(self, watch: Watch, at: float) -> bool:
+        """Whether some other member, and what it needs, was well all the time: then the promise holds."""
+        others = [
+            fault for fault in self.faults
+            if fault.until > watch.began - self.liveness and fault.began < at and not fault.kind.startswith("files")
+        ]  # fmt: skip
+        if watch.kind == "SIGTERM" or any(fault.slot == "" for fault in others):
+            return False
+        if self.store.name == "sqlite" and any(fault.kind == "SIGSTOP" for fault in others):
+            return False  # it may have been stopped inside a transaction
+        return bool(set(SLOTS) - {watch.slot} - {fault.slot for fault in others})
 
     # -- begin and end
 
@@ -1135,9 +1159,7 @@ class World:
         while self._unfinished() and time.monotonic() < deadline:
             self._pass(0.2)
         for member in self.members.values():
-            member.expected = True
-            if member.running():
-                member.send(signal.SIGTERM)
+            member.finish()
         deadline = time.monotonic() + 30
         while any(member.running() for member in self.members.values()) and time.monotonic() < deadline:
             self._pass(0.05)

@@ -49,6 +49,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, Union
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last: a changed ftpcoord.py may stand in for ours
 import ftpcoord
 
 greenlet: Any = importlib.import_module("greenlet")
@@ -132,37 +133,16 @@ class SimTime:
         block(seconds)
 
 
-class SimLock:
-    """threading.Lock."""
-
-    __slots__ = ("held", "waiters")
-
-    def __init__(self) -> None:
-        self.held = False
-        self.waiters: collections.deque[Wait] = collections.deque()
-
-    def __enter__(self) -> bool:
-        while self.held:
-            task = WORLD.task
-            self.waiters.append((task, task.serial))
-            block()
-        self.held = True
-        return True
-
-    def __exit__(self, *exc: object) -> None:
-        self.held = False
-        while self.waiters:
-            WORLD.soon(self.waiters.popleft(), True)
-
-
 class SimSemaphore:
     """threading.Semaphore."""
 
+    __slots__ = ("value", "waiters")
+
     def __init__(self, value: int = 1) -> None:
         self.value = value
-        self.waiters: collections.deque[Wait] = collections.deque()
+        self.waiters: list[Wait] = []
 
-    def __enter__(self) -> bool:
+    def acquire(self) -> bool:
         while self.value <= 0:
             task = WORLD.task
             self.waiters.append((task, task.serial))
@@ -170,10 +150,32 @@ class SimSemaphore:
         self.value -= 1
         return True
 
+    def release(self) -> None:
+        self.value += 1
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            WORLD.soon(waiter, True)
+
+    def __enter__(self) -> bool:
+        if self.value > 0:
+            self.value -= 1
+            return True
+        return self.acquire()
+
     def __exit__(self, *exc: object) -> None:
         self.value += 1
-        while self.waiters:
-            WORLD.soon(self.waiters.popleft(), True)
+        if self.waiters:
+            self.value -= 1
+            self.release()
+
+
+class SimLock(SimSemaphore):
+    """threading.Lock."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(1)
 
 
 class SimCondition:
@@ -320,6 +322,12 @@ class SimElection(ftpcoord.Election):
         return wait
 
 
+def lasts(lease: Any, process: Process) -> bool:
+    """Whether something may still be done under a lease; also one that its owner wants back."""
+    now = process.clock()
+    return bool(lease.valid(now) or lease.remaining(now) > 0)
+
+
 class Process:
     """One process of one member, with its host's clock and its ways to the database and the file server."""
 
@@ -349,7 +357,7 @@ class Process:
     def valid(self) -> bool:
         """Whether it holds a lease that its own clock calls valid, running or paused."""
         lease = self.election.lease if self.election else None
-        return lease is not None and lease.valid(self.clock())
+        return lease is not None and lasts(lease, self)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -385,10 +393,12 @@ class Tables:
         self.token: Optional[tuple[str, int]] = None
         self.health: dict[str, float] = {}
         self.ledger: dict[str, ftpcoord.Row] = {}
+        self.updated: dict[str, float] = {}  # updated_at of the ledger's rows
 
     def copy(self) -> Tables:
         other = Tables()
         other.token, other.health, other.ledger = self.token, dict(self.health), dict(self.ledger)
+        other.updated = dict(self.updated)
         return other
 
 
@@ -531,8 +541,8 @@ class SimDatabase(Tables):
 
     def page(self, clock: float, snapshot: Tables, only_open: bool) -> list[ftpcoord.Row]:
         return [
-            row._replace(due=None if row.due is None else row.due - clock)
-            for row in snapshot.ledger.values()
+            row._replace(due=None if row.due is None or snapshot.updated[file_id] > clock else row.due - clock)
+            for file_id, row in snapshot.ledger.items()
             if not only_open or row.state != "done" or row.action
         ]
 
@@ -541,7 +551,7 @@ class SimDatabase(Tables):
 
     def standing(self, clock: float, snapshot: Tables, group: str, ids: list[str]) -> list[Any]:
         rows = [(file_id, snapshot.ledger[file_id]) for file_id in ids if file_id in snapshot.ledger]
-        return [(file_id, row.state, row.term, row.attempts, row.failures) for file_id, row in rows]
+        return [(i, r.state, r.mtime, r.action, r.term, r.attempts, r.failures, r.size) for i, r in rows]
 
     def change(
         self, clock: float, snapshot: Tables, group: str, member: str, term: int, changes: Sequence[ftpcoord.Change]
@@ -560,16 +570,11 @@ class SimDatabase(Tables):
             if new is None:
                 del self.ledger[file_id]
                 continue
+            self.updated[file_id] = clock
             self.ledger[file_id] = new._replace(term=term, due=None if delay is None else clock + delay)
             if new.state == "done":
                 self.done.add((path, new.size))
         return made
-
-
-class Statement(str):
-    """The text of a CLAIM, CHANGE or FORGET, with its changes beside it instead of in it."""
-
-    changes: Sequence[ftpcoord.Change]
 
 
 VERBS = (
@@ -592,25 +597,26 @@ class SimStoreMixin:
         self.verbs = {getattr(self, verb): getattr(database, verb.lower()) for verb in VERBS if hasattr(self, verb)}
         self.changing = {self.CLAIM, self.CHANGE, self.FORGET}  # type: ignore[attr-defined]
 
-    def execute(self, sql: str, **values: Any) -> Any:
+    def execute(self, sql: str, changes: Sequence[Any] = (), **values: Any) -> Any:
         world = WORLD
-        if self.connection is None:
-            epoch = world.database.epoch
-            world.statement(self, world.database.ping, {}, connecting=True)
-            self.connection = epoch + 1
+        self._connected()
         verb = self.verbs.get(sql)
         if verb is None:
             if sql in self.changing:
-                verb, values["changes"] = world.database.change, sql.changes  # type: ignore[attr-defined]
+                verb, values["changes"] = world.database.change, changes
             else:
                 assert sql.startswith("ids "), sql
                 verb, values["ids"] = world.database.standing, re.findall("[0-9a-f]{64}", sql)
         return world.statement(self, verb, values)
 
-    def prepare(self) -> Any:
+    def _connected(self) -> None:
         if self.connection is None:
+            epoch = WORLD.database.epoch
             WORLD.statement(self, WORLD.database.ping, {}, connecting=True)
-            self.connection = WORLD.database.epoch + 1
+            self.connection = epoch + 1
+
+    def prepare(self) -> Any:
+        self._connected()
         self.timing = WORLD.timing
         return self.timing
 
@@ -624,14 +630,8 @@ class SimStoreMixin:
         return repr(value)
 
     def rows(self, group: str, only_open: bool = False) -> Iterator[Any]:
-        if self.connection is None:
-            self.prepare()
+        self._connected()
         return iter(WORLD.statement(self, WORLD.database.page, {"only_open": only_open}))
-
-    def _with_rows(self, sql: str, changes: Sequence[Any]) -> str:
-        statement = Statement(sql)
-        statement.changes = changes
-        return statement
 
 
 class SimPostgreSQL(SimStoreMixin, ftpcoord.PostgreSQL):  # type: ignore[misc]
@@ -689,10 +689,11 @@ class SimFileServer:
         self.files[path] = Version(path, 1000 + self.number, time.strftime("%Y-%m-%dT%H:%M:%S", when))
 
 
-class SimConnection:
-    """A FileServer; each verb acts when it is called and is answered later, or not."""
+class SimConnection(ftpcoord.FileServer):
+    """Each verb acts when it is called and is answered later, or not."""
 
     def __init__(self, config: Any) -> None:
+        super().__init__(config)
         self.process = WORLD.task.process
         self.server = WORLD.files
         self.gone = False
@@ -723,6 +724,11 @@ class SimConnection:
         if cut or self.gone or world.rng.random() < world.server_loss:
             self.gone = True
             raise ftpcoord.ServerDown("no answer")
+
+    def _open(self) -> None:
+        raise NotImplementedError
+
+    _list = _exists = _open  # type: ignore[assignment]
 
     def connect(self) -> None:
         if not self.process.dead and not self.process.valid():
@@ -1022,8 +1028,8 @@ class World:
                 while lease.valid():
                     if not process.valid():
                         self.violate(f"{process.name} acts without a valid lease")
-                    block(heartbeat * (20 if rng.random() < 0.01 else 0.7))
-                    if rng.random() < 0.003:
+                    block(heartbeat * (9 if rng.random() < 0.01 and not self.calm else 0.7))
+                    if rng.random() < 0.003 and not self.calm:
                         break  # the work ends before the lease
         self.push(self.now, self.kill, process, "exits")
 
@@ -1035,7 +1041,7 @@ class World:
         process.dead = True
         self.processes.remove(process)
         for task in list(process.tasks):
-            if task.alive:
+            if task.greenlet:  # it has begun and not ended
                 self.task = task
                 task.greenlet.throw(Killed)
         if not self.calm:
@@ -1261,6 +1267,8 @@ class World:
         if rng.random() < 0.5:
             self.trace(None, f"the database's clock is set back by {size:.3f} s")
             database.offset -= size
+            # Two steps that cancel each other out between two looks cannot be seen.
+            self.next_step = max(self.next_step, self.now + 1.05 * (2 * timing.heartbeat + timing.call_timeout))
         elif self.now >= self.next_step:
             # One forward step in the time of a lease: several that are too small to be noticed add up.
             self.trace(None, f"the database's clock is set forward by {size:.3f} s")
@@ -1288,6 +1296,7 @@ class World:
         self.trace(None, f"commits are lost: {self.database.token} -> {backup.token}")
         database = self.database
         database.token, database.health, database.ledger = backup.token, backup.health, backup.ledger
+        database.updated = backup.updated
         database.done = done
         database.epoch += 1
         database.highest_term = backup.token[1] if backup.token else 0
@@ -1328,12 +1337,11 @@ class World:
 
     def _check_lease(self, process: Process, lease: Any) -> None:
         """After each step of a process with a lease. Others' leases only end meanwhile, so that this misses nothing."""
-        if not lease.valid(process.clock()):
+        if not lasts(lease, process):
             return
         for other in self.processes:
-            if other is not process and other.election is not None and other.election.lease is not None:
-                if other.election.lease.valid(other.clock()):
-                    self._two(process, other)
+            if other is not process and other.valid():
+                self._two(process, other)
         if lease is not process.lease:
             process.lease = lease
             if lease.term <= self.highest_valid and self.now >= self.lost_until:
@@ -1417,7 +1425,7 @@ class World:
         return (
             run.outcome == "failed"
             or run.process.dead
-            or not run.lease.valid(run.process.clock())
+            or not lasts(run.lease, run.process)
             or self.database.token != (run.process.member, run.term)
         )
 
@@ -1575,14 +1583,20 @@ def open_database(config: Any) -> Any:
     return store(config, world.timing)
 
 
+def traced_event(what: str, level: int = logging.INFO, **fields: object) -> None:
+    WORLD.trace(WORLD.task.process, f"logs {what} {fields}")
+
+
 @contextlib.contextmanager
-def installed() -> Iterator[None]:
+def installed(tracing: bool) -> Iterator[None]:
     """ftpcoord with simulated surroundings."""
     instead: dict[str, Any] = {
         "time": SimTime, "threading": SimThreading, "queue": SimQueueModule, "boot_clock": SimTime.monotonic,
         "Election": SimElection, "open_database": open_database, "new_server": SimConnection,
         "Workplace": SimWorkplace, "create_file": SimFile,
     }  # fmt: skip
+    if tracing:
+        instead["event"] = traced_event
     before = {name: getattr(ftpcoord, name) for name in instead}
     logger, accidents = ftpcoord.logger, Accidents()
     level, propagate, handlers = logger.level, logger.propagate, logger.handlers[:]
@@ -1601,7 +1615,7 @@ def installed() -> Iterator[None]:
 
 def run_world(seed: int, tracing: bool = False, **fixed: Any) -> World:
     """One world from its seed. Raises Violation; `fixed` overrides what the seed draws."""
-    with installed():
+    with installed(tracing):
         world = World(seed, tracing, **fixed)
         try:
             world.run()

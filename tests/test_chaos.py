@@ -97,7 +97,7 @@ DOCTORED: list[tuple[str, Callable[[History], object]]] = [
     ("removed too early", lambda h: setattr(h.changes[2], "at", 3.5)),
     ("removed too early", lambda h: h.changes.pop(2)),
     ("stale write", lambda h: setattr(h.changes[7], "term", 1)),
-    ("stale write", lambda h: h.changes.append(Change(10, 15, "file", "g", 1, "a", "/in/y", 200, "done", 1, "claimed"))),
+    ("stale write", lambda h: h.changes.append(Change(10, 15, "file", "g", 1, "a", "/in/y", 200, "done", 1))),
     ("term repeated", lambda h: setattr(h.changes[5], "term", 1)),
     ("term repeated", lambda h: h.lives["a.1"].roles.append((12.6, "elected", "g", 2))),
     ("standby connected", lambda h: h.connections.append((5.0, "b.1", "g"))),
@@ -127,6 +127,13 @@ def test_a_stopped_parent_explains_what_its_command_did_meanwhile(doctor: Callab
     assert check(history) == []
     history.lives["a.1"].stops = [(9.9, 11.0)]
     assert check(history) != [], "a stop that was over long before explains nothing"
+
+
+def test_a_run_that_a_hand_over_cut_at_its_end_may_be_repeated() -> None:
+    history = clean()
+    silent_release(history)
+    history.lives["a.1"].told = 10.0 - chaos.DRAIN
+    assert check(history) == []
 
 
 def test_a_quarantined_file_is_not_a_lost_one() -> None:

@@ -1,4 +1,4 @@
-"""Chaos on PostgreSQL and vsftpd.  tests/chaos.py says what is done and checked; `tests/run.py --chaos MINUTES` does more of it."""
+"""Chaos on PostgreSQL and vsftpd.: tests/chaos.py says what is done and checked."""
 
 from __future__ import annotations
 

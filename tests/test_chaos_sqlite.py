@@ -1,4 +1,4 @@
-"""Chaos on SQLite, vsftpd and OpenSSH.  tests/chaos.py says what is done and checked; `tests/run.py --chaos MINUTES` does more of it."""
+"""Chaos on SQLite, vsftpd and OpenSSH.: tests/chaos.py says what is done and checked."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def test_wrong_settings_are_one_line_that_names_the_setting_and_exit_code_2(crew
         if command == "run" and name in ("download_dir", "exec"):
             continue  # may be mended while it runs: it waits
         done = crew.run(*([] if command == "run" else [command]), **changes)
-        assert name in refused(done, 2), (changes, done.stderr)
+        assert name in refused(done, 2).lower(), (changes, done.stderr)
     assert crew.files.server.connections() - before <= 1  # an unreadable password is found when it is needed
 
 
@@ -179,16 +179,19 @@ def test_a_broken_settings_file_is_one_line_without_its_content(crew: Crew) -> N
 def test_a_missing_driver_is_one_line_that_names_the_pip_command(
     crew: Crew, sftp: Files, driver: str, tmp_path: Path
 ) -> None:
+    """From `run`, too: it does not wait for somebody to install it."""
     shadow = tmp_path / "shadow"
     shadow.mkdir()
-    (shadow / f"{driver}.py").write_text(f"raise ModuleNotFoundError('No module named {driver}', name='{driver}')\n")
+    (shadow / "sitecustomize.py").write_text(f"import sys\nsys.modules['{driver}'] = None\n")  # as if it were not there
     changes: dict[str, Any] = {
         "pg8000": {"database": f"postgresql://u:{CANARY}@127.0.0.1:1/d"},
         "pymysql": {"database": f"mysql://u:{CANARY}@127.0.0.1:1/d", "liveness_check_interval": 8},
         "paramiko": {**sftp.settings, "password": None},
     }[driver]
     environment = {**crew.environment(**changes), "PYTHONPATH": f"{shadow}{os.pathsep}{MODULE.parent}"}
-    refused(crew.run("check", environment=environment), 1, f"pip install {driver}")
+    for words in (["check"], ["run"]):
+        done = crew.run(*words, environment=environment)
+        refused(done, 2 if driver == "paramiko" else 1, f"pip install {driver}")
 
 
 @kinds("postgresql", "mysql", "mariadb")
@@ -257,10 +260,10 @@ def test_a_file_server_that_refuses_or_cannot_be_reached_is_one_line(
         ({"url": files.url + "/absent"}, ["absent"]),
         ({"url": "ftp://u@no-such-host.invalid/", "password": CANARY}, ["no-such-host.invalid"]),
         ({**sftp.settings, "password": CANARY, "key": None, "user": None}, ["login", sftp.server.user]),
-        ({**sftp.settings, "password": None, "known_hosts": other}, ["host key", "SHA256:"]),
-        ({**sftp.settings, "password": None, "known_hosts": tmp_path / "absent"}, ["host key", "SHA256:"]),
-        ({**sftp.settings, "password": None, "host_key": "SHA256:" + "x" * 43}, ["host key", "SHA256:"]),
-        ({**sftp.settings, "password": None, "known_hosts": changed}, ["host key"]),
+        ({**sftp.settings, "password": None, "known_hosts": other}, ["key", "SHA256:", "nothing was sent"]),
+        ({**sftp.settings, "password": None, "known_hosts": tmp_path / "absent"}, ["key", "SHA256:", "nothing was sent"]),
+        ({**sftp.settings, "password": None, "host_key": "SHA256:" + "x" * 43}, ["key", "SHA256:", "nothing was sent"]),
+        ({**sftp.settings, "password": None, "known_hosts": changed}, ["key", "nothing was sent"]),
         ({**sftp.settings, "password": None, "url": sftp.url + "/absent"}, ["absent"]),
         ({**ftps.settings, "ca_file": wrong_ca}, ["certificate"]),
         ({**ftps.settings, "ca_file": None}, ["certificate"]),
@@ -272,7 +275,7 @@ def test_a_file_server_that_refuses_or_cannot_be_reached_is_one_line(
     ]
     for changes, words in cases:
         changes.pop("user", None)
-        refused(crew.run("check", timeout_=None, **{"timeout": 5, **changes}), 1, *words)
+        refused(crew.run("check", **{"timeout": 5, **changes}), 1, *words)
 
 
 def test_a_secret_from_a_file_or_from_a_url_is_used_and_never_shown(
@@ -335,7 +338,8 @@ def test_status_shows_members_and_files_in_the_agreed_form(database: Database, f
         crew.handled("1.txt")
         wait_for(lambda: set(crew.states().values()) == {"done"})
         status = crew.status()
-        assert set(status) == {"group", "active", "term", "database", "members", "files"}
+        # The contract's names, each with its own meaning; further ones may stand beside them.
+        assert set(status) >= {"group", "active", "term", "database", "members", "files"}
         assert (status["group"], status["active"], status["term"]) == ("crew", "a", 1)
         assert status["database"] == database.url.replace(":secret", "")
         assert status["files"] == {"claimed": 0, "done": 1, "failed": 0, "quarantined": 0}
@@ -343,10 +347,10 @@ def test_status_shows_members_and_files_in_the_agreed_form(database: Database, f
             ("a", "active"), ("b", "standby"),
         ]  # fmt: skip
         for member in status["members"]:
-            assert set(member) == {"member_id", "role", "heartbeat_age"}
+            assert set(member) >= {"member_id", "role", "heartbeat_age"}
             assert isinstance(member["heartbeat_age"], float) and 0 <= member["heartbeat_age"] < crew.liveness
         text = crew.run("status").stdout
-        assert "active: a, term 1" in text and re.search(r"standby +b", text) and "1 done" in text
+        assert "a is active at term 1" in text and re.search(r"standby +b", text) and "1 done" in text
 
         # One that leaves well is released, until another one has the token; one that dies is stale.
         killed = crew.members[1].kill()

@@ -52,6 +52,7 @@ def test_while_the_database_is_away_nothing_is_polled_and_work_goes_on_by_itself
             member.wait("standby")
         files.put("before.txt", b"x")
         crew.handled("before.txt")
+        wait_for(lambda: not files.names(), 10, "the file to be done with")
 
         away = time.time()
         server.stop() if how == "stop" else server.freeze()

@@ -1,0 +1,556 @@
+"""What is particular to one database: time zones, collations, several hosts, logins, TLS, round trips, real clients."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Union
+
+import pytest
+import servers
+from conftest import Database, need, new_database
+from servers import Proxy, free_port
+from test_dialects import Tables, row
+
+import ftpcoord
+from ftpcoord import Change, DatabaseDown, DatabaseRefused, Fence
+
+SQL_SERVERS = pytest.mark.parametrize("database", ["postgresql", "mysql", "mariadb"], indirect=True)
+MYSQLS = pytest.mark.parametrize("database", ["mysql", "mariadb"], indirect=True)
+POSTGRES = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+SCHEMA = Path(ftpcoord.__file__).with_name("schema.sql")
+
+
+@pytest.fixture
+def tables(database: Database) -> Iterator[Tables]:
+    with closing(Tables(database)) as tables:
+        yield tables
+
+
+def reach_all_verbs(tables: Tables, a: ftpcoord.Database, b: ftpcoord.Database) -> None:
+    """A whole life: win, renew, work, release, take over, and all that is read."""
+    assert a.first("g", "a", 1) == 1
+    assert a.renew("g", "a", 1).held
+    view = b.look("g", "b")
+    assert view.age is not None
+    assert -0.1 < view.age < 5
+    fence = Fence("g", "a", 1)
+    assert a.write(fence, [Change(None, row()), Change(None, row("/in/b"))]) == [True, True]
+    assert a.write(fence, [Change(row(), row(state="failed"), 60.0), Change(row("/in/b"), None)]) == [True, True]
+    (found,) = b.rows("g")
+    assert found.due is not None
+    assert 50 < found.due <= 60
+    assert b.take("g", "b", view, b.timing.stale_after, "stale") is None
+    a.release("g", "a", 1)
+    assert b.take("g", "b", b.look("g", "b"), b.timing.stale_after, "stale") == 2
+    assert a.write(fence, [Change(row("/in/c"), row("/in/c"))]) == [False]
+    assert {m.member_id: m.released for m in a.members("g")} == {"a": True, "b": False}
+    b.sweep("g", "b")
+    tables.set_heartbeat("b", 100)
+    view = a.look("g", "a")
+    assert view.age is not None
+    assert 90 < view.age < 120
+    assert a.take("g", "a", view, a.timing.stale_after, "stale") == 3
+
+
+# -- time zones and isolation -----------------------------------------------------------------------------------------
+
+
+@SQL_SERVERS
+@pytest.mark.parametrize("made", ["own", "wso2"])
+def test_sessions_in_different_time_zones_agree_about_ages(tables: Tables, made: str) -> None:
+    database = tables.database
+    if made == "wso2":
+        tables.apply_wso2()
+    tables.apply()
+    postgres = database.name == "postgresql"
+    opened = []
+    try:
+        for zone in ("Asia/Kolkata", "America/New_York") if postgres else ("+05:30", "-05:00"):
+            if postgres:
+                database.execute(f"ALTER ROLE app IN DATABASE {database.database} SET timezone = '{zone}'", admin=True)
+            else:
+                database.execute(f"SET GLOBAL time_zone = '{zone}'", admin=True)
+            opened.append(tables.open())
+        reach_all_verbs(tables, *opened)
+    finally:
+        if not postgres:
+            database.execute("SET GLOBAL time_zone = 'SYSTEM'", admin=True)
+
+
+@POSTGRES
+def test_a_heartbeat_column_with_time_zone_serves_as_well(tables: Tables) -> None:
+    database = tables.database
+    tables.apply_wso2()
+    database.execute("ALTER TABLE health_check ALTER last_heartbeat TYPE TIMESTAMP WITH TIME ZONE")
+    tables.apply()
+    opened = []
+    for zone in ("Asia/Kolkata", "America/New_York"):
+        database.execute(f"ALTER ROLE app IN DATABASE {database.database} SET timezone = '{zone}'", admin=True)
+        opened.append(tables.open())
+    a, b = opened
+    assert a.first("g", "a", 1) == 1
+    view = b.look("g", "b")
+    assert view.age is not None
+    assert -0.1 < view.age < 5
+    database.execute("UPDATE health_check SET last_heartbeat = now() + interval '1 hour' WHERE task_id = 'a'")
+    view = b.look("g", "b")
+    assert b.take("g", "b", view, 4, "stale") is None
+    assert b.take("g", "b", view, 4, "still") == 2
+
+
+@POSTGRES
+@pytest.mark.parametrize("digits", [0, 3])
+def test_a_timestamp_column_of_fewer_digits_is_noticed(tables: Tables, digits: int) -> None:
+    tables.apply_wso2()
+    tables.database.execute(f"ALTER TABLE health_check ALTER last_heartbeat TYPE TIMESTAMP({digits})")
+    tables.apply()
+    store = tables.open()
+    assert store.timing.whole_seconds == (digits == 0)
+    before = time.time()
+    assert store.first("g", "a", 1) == 1
+    assert (tables.heartbeat_of("a") or 0) <= time.time(), "rounded into the future"
+    assert (tables.heartbeat_of("a") or 0) >= before - 1
+    tables.set_heartbeat("a", -3600)
+    stamp = tables.heartbeat_of("a")
+    assert store.renew("g", "a", 1).held
+    assert (tables.heartbeat_of("a") or 0) > (stamp or 0)
+
+
+@SQL_SERVERS
+@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+def test_every_isolation_level_serves(tables: Tables, level: str) -> None:
+    database = tables.database
+    tables.apply()
+    if database.name == "postgresql":
+        sql = f"ALTER DATABASE {database.database} SET default_transaction_isolation = '{level.lower()}'"
+        database.execute(sql, admin=True)
+        reach_all_verbs(tables, tables.open(), tables.open())
+        return
+    name = "transaction_isolation" if database.name == "mysql" else "tx_isolation"
+    ((before,),) = database.execute(f"SELECT @@global.{name}")
+    try:
+        database.execute(f"SET GLOBAL TRANSACTION ISOLATION LEVEL {level}", admin=True)
+        reach_all_verbs(tables, tables.open(), tables.open())
+    finally:
+        database.execute(f"SET GLOBAL {name} = '{before}'", admin=True)
+
+
+@POSTGRES
+def test_a_pooler_in_transaction_mode_may_stand_between(tables: Tables) -> None:
+    need("pgbouncer")
+    assert isinstance(tables.database.server, servers.Postgres)
+    tables.apply()
+    with servers.pgbouncer(tables.database.server) as pooler:
+        url = f"{pooler.url.rpartition('/')[0]}/{tables.database.database}"
+        reach_all_verbs(tables, tables.open(database=url), tables.open(database=url))
+
+
+@MYSQLS
+def test_a_server_that_treats_backslashes_as_plain_changes_nothing(tables: Tables) -> None:
+    database = tables.database
+    tables.apply()
+    ((before,),) = database.execute("SELECT @@global.sql_mode")
+    try:
+        database.execute("SET GLOBAL sql_mode = 'NO_BACKSLASH_ESCAPES,ANSI_QUOTES,PIPES_AS_CONCAT'", admin=True)
+        store = tables.open()
+        store.first("g", "a", 1)
+        claims = [row(path) for path in ("/in/\\", "/in/\\' OR 1=1 --", "/in/it's", '/in/"x"')]
+        assert store.write(Fence("g", "a", 1), [Change(None, claim) for claim in claims]) == [True] * 4
+        assert sorted(store.rows("g")) == sorted(claims)
+    finally:
+        database.execute(f"SET GLOBAL sql_mode = '{before}'", admin=True)
+
+
+# -- collations -------------------------------------------------------------------------------------------------------
+
+CASELESS = "CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci"
+
+
+@MYSQLS
+def test_a_collation_that_merges_ids_is_an_error_that_says_what_to_do(tables: Tables) -> None:
+    tables.database.execute(f"ALTER DATABASE {tables.database.database} {CASELESS}", admin=True)
+    tables.apply_wso2()
+    tables.apply()
+    store = tables.open()
+    store.look("/IN", "a")
+    store.check_ids("/IN", "a")
+    store.look("/in", "a")
+    with pytest.raises(DatabaseRefused, match=r"collation.*binary collation"):
+        store.check_ids("/in", "a")
+    store.look("/IN", "A")
+    with pytest.raises(DatabaseRefused, match="collation"):
+        store.check_ids("/IN", "A")
+
+
+@MYSQLS
+def test_a_holder_whose_id_differs_in_case_alone_is_noticed_in_a_look(tables: Tables) -> None:
+    tables.database.execute(f"ALTER DATABASE {tables.database.database} {CASELESS}", admin=True)
+    tables.apply_wso2()
+    tables.apply()
+    store = tables.open()
+    assert store.first("g", "Node", 1) == 1
+    with pytest.raises(DatabaseRefused, match="collation"):
+        store.look("g", "node")
+
+
+@MYSQLS
+def test_a_token_of_a_group_that_differs_in_case_alone_is_noticed(tables: Tables) -> None:
+    tables.database.execute(f"ALTER DATABASE {tables.database.database} {CASELESS}", admin=True)
+    tables.apply_wso2()
+    tables.apply()
+    store = tables.open()
+    tables.set_token("other", 1, group="/IN")
+    store.look("/in", "a")
+    with pytest.raises(DatabaseRefused, match="collation"):
+        store.check_ids("/in", "a")
+
+
+# -- several hosts ----------------------------------------------------------------------------------------------------
+
+
+def with_hosts(url: str, *hosts: str) -> str:
+    """The URL with these hosts instead of its own; "" stands for its own."""
+    login, _, place = url.rpartition("@")
+    own, _, name = place.partition("/")
+    return f"{login}@{','.join(host or own for host in hosts)}/{name}"
+
+
+@SQL_SERVERS
+def test_a_dead_host_is_passed_over(tables: Tables) -> None:
+    tables.apply()
+    store = tables.open(database=with_hosts(tables.database.url, f"127.0.0.1:{free_port()}", ""))
+    assert store.first("g", "a", 1) == 1
+
+
+@SQL_SERVERS
+def test_if_no_host_answers_the_error_names_the_last_one_and_no_password(tables: Tables) -> None:
+    ports = [free_port(), free_port()]
+    url = with_hosts(tables.database.url, *(f"127.0.0.1:{port}" for port in ports))
+    with pytest.raises(DatabaseDown) as caught:
+        tables.open(database=url)
+    assert f"127.0.0.1:{ports[1]}" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+PORT = {"postgresql": "SELECT current_setting('port')::int", "mysql": "SELECT @@port", "mariadb": "SELECT @@port"}
+
+
+@pytest.mark.parametrize("name", ["postgresql", "mysql", "mariadb"])
+def test_a_read_only_host_is_passed_over(request: pytest.FixtureRequest, name: str) -> None:
+    need(name)
+    writable: Union[servers.Postgres, servers.Mysql] = request.getfixturevalue(
+        "postgres" if name == "postgresql" else name
+    )
+    make = {"postgresql": servers.postgres, "mysql": servers.mysql, "mariadb": servers.mariadb}[name]
+    option = "default_transaction_read_only" if name == "postgresql" else "read_only"
+    with make(options={option: "on"}) as replica:
+        tables = Tables(Database(name, writable.url, writable))
+        with closing(tables):
+            store = tables.unprepared(database=with_hosts(writable.url, f"127.0.0.1:{replica.port}", ""))
+            assert store.execute(PORT[name]) == [[writable.port]] or store.execute(PORT[name]) == [(writable.port,)]
+            alone = tables.unprepared(database=replica.url)
+            with pytest.raises(DatabaseDown, match=f"127.0.0.1:{replica.port} is read-only"):
+                alone.execute(PORT[name])
+            assert alone.connection is None
+
+
+@MYSQLS
+def test_a_host_that_becomes_read_only_is_left(tables: Tables) -> None:
+    tables.apply()
+    store = tables.open()
+    store.first("g", "a", 1)
+    try:
+        tables.database.execute("SET GLOBAL read_only = 1", admin=True)
+        with pytest.raises(DatabaseDown, match="read-only"):
+            store.renew("g", "a", 1)
+        with pytest.raises(DatabaseDown, match="read-only"):
+            store.renew("g", "a", 1)
+    finally:
+        tables.database.execute("SET GLOBAL read_only = 0", admin=True)
+    assert store.renew("g", "a", 1).held
+
+
+@POSTGRES
+def test_a_host_that_has_become_read_only_is_left_at_the_next_connection(tables: Tables) -> None:
+    tables.apply()
+    store = tables.open()
+    store.first("g", "a", 1)
+    alter = f"ALTER DATABASE {tables.database.database} SET default_transaction_read_only = "
+    tables.database.execute(alter + "on", admin=True)
+    store.close()
+    with pytest.raises(DatabaseDown, match="read-only"):
+        store.renew("g", "a", 1)
+    with closing(tables.database.connect(admin=True)) as connection:
+        cursor = connection.cursor()
+        cursor.execute("SET default_transaction_read_only = off")
+        cursor.execute(alter + "off")
+    assert store.renew("g", "a", 1).held
+
+
+# -- logins and privileges --------------------------------------------------------------------------------------------
+
+
+@SQL_SERVERS
+def test_a_wrong_password_is_refused_and_not_shown(tables: Tables) -> None:
+    url = tables.database.url.replace(":secret@", ":Tr0ub4dor@")
+    with pytest.raises(DatabaseRefused) as caught:
+        tables.open(database=url)
+    text = str(caught.value)
+    assert "refused" in text
+    assert "Tr0ub4dor" not in text
+    assert "app@127.0.0.1" in text
+
+
+@SQL_SERVERS
+def test_an_unknown_database_is_refused(tables: Tables) -> None:
+    with pytest.raises(DatabaseRefused, match="no such database"):
+        tables.open(database=f"{tables.database.url.rpartition('/')[0]}/t_nowhere")
+
+
+@SQL_SERVERS
+def test_an_unknown_user_is_refused(tables: Tables) -> None:
+    with pytest.raises(DatabaseRefused, match="refused"):
+        tables.open(database=tables.database.url.replace("//app:", "//nobody:"))
+
+
+@SQL_SERVERS
+def test_a_missing_privilege_is_refused_and_named(tables: Tables) -> None:
+    database = tables.database
+    tables.apply()
+    user = f"weak_{database.database}"
+    if database.name == "postgresql":
+        database.execute(f"CREATE ROLE {user} LOGIN PASSWORD 'secret'", admin=True)
+        grant = f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {user}"
+    else:
+        database.execute(f"CREATE USER {user}@'%' IDENTIFIED BY 'secret'", admin=True)
+        grant = f"GRANT SELECT ON {database.database}.* TO {user}@'%'"
+    try:
+        database.execute(grant, admin=True)
+        store = tables.open(database=database.url.replace("//app:", f"//{user}:"))
+        with pytest.raises(DatabaseRefused, match="privilege is missing; members need SELECT, INSERT, UPDATE and DEL"):
+            store.look("g", "a")
+    finally:
+        if database.name == "postgresql":
+            database.execute(f"DROP OWNED BY {user}", admin=True)
+        database.execute(f"DROP {'ROLE' if database.name == 'postgresql' else 'USER'} {user}", admin=True)
+
+
+@MYSQLS
+def test_a_database_that_the_user_may_not_use_is_refused(tables: Tables) -> None:
+    user = f"none_{tables.database.database}"
+    tables.database.execute(f"CREATE USER {user}@'%' IDENTIFIED BY 'secret'", admin=True)
+    try:
+        with pytest.raises(DatabaseRefused, match="may not use this database"):
+            tables.open(database=tables.database.url.replace("//app:", f"//{user}:"))
+    finally:
+        tables.database.execute(f"DROP USER {user}", admin=True)
+
+
+@SQL_SERVERS
+def test_a_table_of_another_form_is_refused_and_named(tables: Tables) -> None:
+    tables.apply_wso2()
+    tables.database.execute("CREATE TABLE file_ledger (path VARCHAR(10))")
+    store = tables.open()
+    with pytest.raises(DatabaseRefused, match="lacks a column"):
+        list(store.rows("g"))
+
+
+@SQL_SERVERS
+def test_a_table_that_was_dropped_is_refused_and_named(tables: Tables) -> None:
+    tables.apply()
+    store = tables.open()
+    tables.database.execute("DROP TABLE health_check")
+    with pytest.raises(DatabaseRefused, match="a table is missing"):
+        store.look("g", "a")
+
+
+def test_a_sqlite_file_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("this is no database, but long enough to be looked at as one. " * 20)
+    for path in (tmp_path / "no" / "folder.db", tmp_path / "text"):
+        with closing(Tables(Database("sqlite", f"sqlite:///{path}"))) as tables:
+            with pytest.raises(DatabaseRefused, match="writable"):
+                tables.open()
+
+
+def test_sqlite_members_wait_for_each_other(tmp_path: Path) -> None:
+    with closing(Tables(Database("sqlite", f"sqlite:///{tmp_path}/db"))) as tables:
+        stores = [tables.open() for _ in range(4)]
+        assert [store.first("g", f"m{n}", 1) for n, store in enumerate(stores)] == [1, None, None, None]
+        reach = tables.open()
+        assert reach.execute("PRAGMA journal_mode") == [("wal",)]
+
+
+# -- TLS --------------------------------------------------------------------------------------------------------------
+
+
+def started(name: str, tls: bool) -> Iterator[Union[servers.Postgres, servers.Mysql]]:
+    need(name)
+    server: Union[servers.Postgres, servers.Mysql]
+    if name == "postgresql":
+        server = servers.postgres(tls=tls)
+    else:
+        server = servers.mysql(tls=tls) if name == "mysql" else servers.mariadb(tls=tls)
+    with closing(server):
+        yield server
+
+
+@pytest.fixture(scope="module", params=["postgresql", "mysql", "mariadb"])
+def tls_server(request: pytest.FixtureRequest) -> Iterator[Union[servers.Postgres, servers.Mysql]]:
+    yield from started(request.param, True)
+
+
+@pytest.fixture(scope="module", params=["postgresql", "mysql", "mariadb"])
+def plain_server(request: pytest.FixtureRequest) -> Iterator[Union[servers.Postgres, servers.Mysql]]:
+    yield from started(request.param, False)
+
+
+ENCRYPTED = {
+    "postgresql": "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()",
+    "mysql": "SHOW STATUS LIKE 'Ssl_cipher'", "mariadb": "SHOW STATUS LIKE 'Ssl_cipher'",
+}  # fmt: skip
+
+
+def encrypted(server: Union[servers.Postgres, servers.Mysql], **settings: object) -> bool:
+    with closing(Tables(Database(server.name, server.url, server))) as tables:
+        ((*_, found),) = tables.unprepared(**settings).execute(ENCRYPTED[server.name])
+        return bool(found)
+
+
+def test_tls_with_a_trusted_certificate_is_used(tls_server: Union[servers.Postgres, servers.Mysql]) -> None:
+    assert encrypted(tls_server, database_tls="verify", database_ca_file=str(tls_server.ca))
+    assert encrypted(tls_server, database_tls="require")
+    assert encrypted(tls_server, database_tls="prefer")
+    assert not encrypted(tls_server, database_tls="disable")
+
+
+def test_a_certificate_that_is_not_trusted_is_refused(tls_server: Union[servers.Postgres, servers.Mysql]) -> None:
+    for trusted in ("", str(tls_server.ca.with_name("other-ca.pem"))):
+        with pytest.raises(DatabaseRefused, match=r"trusted.*set database_ca_file"):
+            encrypted(tls_server, database_tls="verify", database_ca_file=trusted)
+
+
+def test_a_certificate_for_another_host_is_refused(tls_server: Union[servers.Postgres, servers.Mysql]) -> None:
+    another = tls_server.url.replace("@127.0.0.1:", "@127.1:")  # the same address under a name the certificate lacks
+    assert not encrypted(tls_server, database=another, database_tls="disable")
+    with pytest.raises(DatabaseRefused, match="trusted"):
+        encrypted(tls_server, database=another, database_tls="verify", database_ca_file=str(tls_server.ca))
+
+
+def test_a_server_without_tls_is_used_only_where_that_is_allowed(
+    plain_server: Union[servers.Postgres, servers.Mysql],
+) -> None:
+    assert not encrypted(plain_server, database_tls="prefer")
+    assert not encrypted(plain_server, database_tls="disable")
+    for level in ("require", "verify"):
+        with pytest.raises(DatabaseRefused, match=r"TLS.*prefer or disable"):
+            encrypted(plain_server, database_tls=level)
+
+
+# -- round trips ------------------------------------------------------------------------------------------------------
+
+
+@SQL_SERVERS
+def test_a_heartbeat_is_one_round_trip_and_a_look_at_most_two(tables: Tables) -> None:
+    tables.apply()
+    postgres = tables.database.name == "postgresql"
+    assert tables.database.server is not None
+    with Proxy("127.0.0.1", tables.database.server.port) as proxy:
+        store = tables.open(database=with_hosts(tables.database.url, f"127.0.0.1:{proxy.port}"))
+        assert store.first("g", "a", 1) == 1
+        fence, connections = Fence("g", "a", 1), proxy.connections
+
+        def trips(call: object) -> int:
+            before = proxy.round_trips
+            assert callable(call)
+            call()
+            return proxy.round_trips - before
+
+        assert trips(lambda: store.renew("g", "a", 1)) == 1
+        assert trips(lambda: store.look("g", "b")) == (1 if postgres else 2)
+        assert trips(lambda: store.look("g", "a")) == (1 if postgres else 2)
+        assert trips(lambda: store.release("g", "a", 1)) == 1
+        claims = [Change(None, row(f"/in/{n}")) for n in range(64)]
+        assert trips(lambda: store.write(fence, claims)) == (1 if postgres else 2)
+        assert proxy.connections == connections, "no new connections"
+
+
+# -- real clients -----------------------------------------------------------------------------------------------------
+
+
+def run_client(command: list[str], script: Path, **environment: str) -> None:
+    with open(script, "rb") as stdin:
+        done = subprocess.run(
+            command, stdin=stdin, capture_output=True, timeout=60, env={**os.environ, **environment}, text=True
+        )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "error" not in (done.stderr + done.stdout).lower()
+
+
+@SQL_SERVERS
+def test_schema_sql_is_taken_by_the_databases_own_client_also_twice(tables: Tables) -> None:
+    database = tables.database
+    assert database.server is not None
+    port = str(database.server.port)
+    if database.name == "postgresql":
+        client = shutil.which("psql")
+        command = [
+            client or "", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-p", port, "-U", "app",
+            "-d", database.database, "-f", str(SCHEMA),
+        ]  # fmt: skip
+    else:
+        client = shutil.which("mariadb") or shutil.which("mysql")
+        command = [
+            client or "", "--no-defaults", "-h", "127.0.0.1", "-P", port, "-u", "app", "-psecret", database.database
+        ]  # fmt: skip
+    if client is None:
+        pytest.skip(f"no client of {database.name} here")
+    for _ in range(2):
+        run_client(command, SCHEMA, PGPASSWORD="secret")
+    store = tables.open()
+    assert not store.timing.whole_seconds
+    reach_all_verbs(tables, store, tables.open())
+    store.look("/in", "a")
+    store.look("/IN", "A")
+    store.check_ids("/in", "a")
+    store.check_ids("/IN", "A")
+
+
+@pytest.mark.parametrize("client", ["module", "program"])
+def test_schema_sql_is_taken_by_sqlite(tmp_path: Path, client: str) -> None:
+    path = tmp_path / "db"
+    if client == "module":
+        with closing(sqlite3.connect(path)) as connection:
+            connection.executescript(SCHEMA.read_text())
+            connection.executescript(SCHEMA.read_text())
+    else:
+        program = shutil.which("sqlite3")
+        if program is None:
+            pytest.skip("no sqlite3 program here")
+        for _ in range(2):
+            run_client([program, "-bail", str(path)], SCHEMA)
+    with closing(Tables(Database("sqlite", f"sqlite:///{path}"))) as tables:
+        reach_all_verbs(tables, tables.open(), tables.open())
+
+
+@pytest.mark.parametrize("name", ["mysql", "mariadb"])
+def test_the_own_tables_are_binary_where_the_database_is_not(request: pytest.FixtureRequest, name: str) -> None:
+    server = request.getfixturevalue(name)
+    with new_database(name, server) as database, closing(Tables(database)) as tables:
+        database.execute(f"ALTER DATABASE {database.database} {CASELESS}", admin=True)
+        tables.apply()
+        store = tables.open()
+        store.look("/IN", "a")
+        store.look("/in", "A")
+        store.check_ids("/in", "A")
+        assert store.first("/IN", "a", 1) == 1
+        assert store.first("/in", "A", 1) == 1
+        fence = Fence("/in", "A", 1)
+        claims = [Change(None, row(path)) for path in ("/x", "/X", "/x ", "/\u00e4", "/a\u0308", "/\u00c4")]
+        assert store.write(fence, claims) == [True] * 6

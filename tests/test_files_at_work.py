@@ -1,0 +1,577 @@
+"""What happens to the files: taken when whole, handled once a version, then kept, deleted, moved or quarantined."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import servers
+from conftest import Database, Files, new_database, new_folder, wait_for
+from members import PATIENCE, Crew, alive, ftpcoord, never, stores
+
+
+@pytest.fixture
+def files(pyftpd: servers.Pyftpd) -> Iterator[Files]:
+    with new_folder("pyftpd", pyftpd) as folder:
+        yield folder
+
+
+@pytest.fixture
+def database(postgres: servers.Postgres) -> Iterator[Database]:
+    with new_database("postgresql", postgres) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def crew(database: Database, files: Files, tmp_path: Path) -> Iterator[Crew]:
+    with Crew(tmp_path, database, files) as crew:
+        yield crew
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    folder = tmp_path / "delivered"
+    folder.mkdir()
+    return folder
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ----------------------------------------------------------------------------- versions
+
+
+def test_a_file_in_work_is_not_taken_twice_and_a_new_version_that_arrives_meanwhile_is_handled_after_it(
+    crew: Crew,
+) -> None:
+    """after = delete: the version that nobody has handled is not deleted."""
+    crew.settings["after"] = "delete"
+    crew.hold()
+    crew.files.put("1.txt", b"first")
+    member = crew.start("a")
+    crew.begun(1)
+    crew.files.put("1.txt", b"second version")
+    polls = member.polls()
+    wait_for(lambda: member.polls() >= polls + 3, PATIENCE, "polls to go on while a file is in work")
+    assert len(crew.runs("begin")) == 1
+    crew.let_go()
+    crew.handled("1.txt", "1.txt")
+    wait_for(lambda: not crew.files.names(), PATIENCE)
+    first, second = crew.runs()
+    assert (first.content, second.content) == ("first", "second version")
+    assert (first.attempt, second.attempt) == (1, 1) and second.at > first.at
+    assert len(crew.runs("begin")) == 2
+    wait_for(lambda: not crew.ledger())
+
+
+def test_with_keep_each_version_is_handled_once_whoever_is_active(crew: Crew) -> None:
+    crew.files.put("1.txt", b"one")
+    member = crew.start("a")
+    crew.handled("1.txt")
+    crew.files.put("1.txt", b"another one")
+    crew.handled("1.txt", "1.txt")
+    wait_for(lambda: crew.states() == {"1.txt": "done"})
+    assert member.stop() == 0
+    # The same size, another time.
+    crew.files.put("1.txt", b"one another", time.time() - 7200)
+    second = crew.start("b")
+    crew.handled("1.txt", "1.txt", "1.txt")
+    polls = second.polls()
+    wait_for(lambda: second.polls() >= polls + 3)
+    assert [run.content for run in crew.runs()] == ["one", "another one", "one another"]
+    assert {run.attempt for run in crew.runs()} == {1}
+
+
+def test_a_file_uploaded_again_after_a_move_is_handled_again_and_its_target_gets_a_numbered_name(crew: Crew) -> None:
+    crew.settings["after"] = "move:done"
+    stamp = time.time() - 3600
+    member = crew.start("a")
+    for number in range(1, 4):
+        crew.files.put("report.csv", b"same", stamp)  # the very same version each time
+        crew.begun(number)
+        wait_for(lambda: crew.files.names() == ["done"], PATIENCE, "the file to be moved")
+        wait_for(lambda: not crew.ledger())
+    assert {run.attempt for run in crew.runs()} == {1}
+    moved = crew.files.root / "done"
+    assert sorted(os.listdir(moved)) == ["report.1.csv", "report.2.csv", "report.csv"]
+    # The folder of moved files is not listed.
+    polls = member.polls()
+    wait_for(lambda: member.polls() >= polls + 2)
+    assert len(crew.runs("begin")) == 3
+
+
+@pytest.mark.parametrize("how", ["keep", "delete", "move:done", "move:../elsewhere"])
+def test_after_says_what_becomes_of_a_handled_file_and_its_marker(crew: Crew, how: str) -> None:
+    """ready_suffix: a file is taken only when its marker is there; the marker shares its fate."""
+    inbox = crew.files.root / "in"
+    for name in ("with.csv", "with.csv.ok", "without.csv", "alone.ok"):
+        crew.files.put(f"in/{name}", b"x")
+    member = crew.start("a", after=how, ready_suffix=".ok", url=crew.files.url + "/in")
+    crew.handled("with.csv")
+    left = sorted(["without.csv", "alone.ok", *(["with.csv", "with.csv.ok"] if how == "keep" else [])])
+    wait_for(lambda: sorted(path.name for path in inbox.iterdir() if path.is_file()) == left, PATIENCE)
+    if how.startswith("move:"):
+        moved = inbox / how[len("move:") :]
+        wait_for(lambda: sorted(os.listdir(moved)) == ["with.csv", "with.csv.ok"], PATIENCE)
+    wait_for(lambda: crew.states() == ({"with.csv": "done"} if how == "keep" else {}))
+    crew.files.put("in/without.csv.ok", b"")
+    crew.handled("with.csv", "without.csv")
+    polls = member.polls()
+    wait_for(lambda: member.polls() >= polls + 2)
+    assert len(crew.runs("begin")) == 2
+
+
+# ----------------------------------------------------------------------------- failures
+
+
+def test_failures_back_off_and_end_in_quarantine_and_only_there_after_error_acts(crew: Crew) -> None:
+    crew.fail()
+    crew.files.put("bad.txt", b"x")
+    member = crew.start("a", max_attempts=3, after="delete", after_error="move:bad")
+    quarantined = member.wait("file_quarantined")
+    assert [run.attempt for run in crew.runs("begin")] == [1, 2, 3]
+    failed = member.events("file_failed")
+    assert [event.fields["retry_in"] for event in failed] == ["0.300", "0.600"]
+    assert all("this file is no good" in event.fields["error"] for event in [*failed, quarantined])
+    assert quarantined.level == "error" and quarantined.fields["term"] == "1"
+    begun = [run.at for run in crew.runs("begin")]
+    assert begun[1] - begun[0] >= 0.3 and begun[2] - begun[1] >= 0.6
+    wait_for(lambda: crew.files.names() == ["bad"], PATIENCE)
+    assert os.listdir(crew.files.root / "bad") == ["bad.txt"]
+    wait_for(lambda: crew.states() == {"bad.txt": "quarantined"})
+    (row,) = crew.ledger()
+    assert (row["failures"], row["action"]) == (3, "") and "no good" in row["error"]
+    polls = member.polls()
+    wait_for(lambda: member.polls() >= polls + 3)
+    assert len(crew.runs("begin")) == 3, "a quarantined file rests"
+
+
+def test_before_quarantine_a_failed_file_stays_where_it_is(crew: Crew) -> None:
+    crew.fail()
+    crew.files.put("bad.txt", b"x")
+    member = crew.start("a", max_attempts=5, after_error="delete", retry_delay=0.5)
+    wait_for(lambda: len(crew.runs("begin")) >= 2)
+    assert crew.files.names() == ["bad.txt"]
+    crew.fail(False)
+    crew.handled("bad.txt")
+    wait_for(lambda: crew.states() == {"bad.txt": "done"})
+    assert crew.files.names() == ["bad.txt"] and not member.events("file_quarantined")
+
+
+def test_a_new_version_of_a_quarantined_file_is_a_new_file(crew: Crew) -> None:
+    crew.fail()
+    crew.files.put("bad.txt", b"x")
+    crew.start("a", max_attempts=1).wait("file_quarantined")
+    crew.fail(False)
+    crew.files.put("bad.txt", b"better")
+    crew.handled("bad.txt")
+    assert crew.runs()[0].attempt == 1
+    wait_for(lambda: crew.states() == {"bad.txt": "done"})
+
+
+def test_quarantine_holds_over_a_change_of_the_active_member(crew: Crew) -> None:
+    crew.fail()
+    crew.files.put("bad.txt", b"x")
+    first = crew.start("a", max_attempts=1)
+    first.wait("file_quarantined")
+    assert first.stop() == 0
+    crew.fail(False)
+    second = crew.start("b")
+    second.wait("elected")
+    wait_for(lambda: second.polls() >= 3)
+    assert len(crew.runs("begin")) == 1
+
+
+def test_a_command_that_takes_longer_than_exec_timeout_is_ended_and_has_failed(crew: Crew) -> None:
+    crew.hold()
+    crew.files.put("1.txt", b"x")
+    member = crew.start("a", exec_timeout=0.5, max_attempts=1)
+    quarantined = member.wait("file_quarantined")
+    assert "exec_timeout" in quarantined.fields["error"]
+    assert not alive(crew.runs("begin")[0].pid)
+
+
+@pytest.mark.parametrize("with_command", [False, True], ids=["folder", "command"])
+def test_quarantine_of_many_files_at_once_moves_them_all(
+    database: Database, files: Files, tmp_path: Path, target: Path, with_command: bool
+) -> None:
+    """More failures at once than connections; the folder's own trouble is a subfolder that is a file there."""
+    for number in range(40):
+        files.put(f"sub/{number}.txt", b"x")
+    (target / "sub").write_bytes(b"in the way")
+    with Crew(tmp_path, database, files, download_dir=target, recursive="yes", max_attempts=1) as crew:
+        if not with_command:
+            crew.settings["exec"] = None
+        member = crew.start("a", after_error="move:/" + str(files.root / "bad").lstrip("/"), workers=2)
+        if with_command:
+            wait_for(lambda: len(member.events("file_quarantined")) == 40, PATIENCE)
+            wait_for(lambda: not os.listdir(files.root / "sub"), PATIENCE)
+            assert len(os.listdir(files.root / "bad")) == 40
+        else:
+            wait_for(lambda: set(crew.states().values()) in ({"quarantined"}, {"failed"}), PATIENCE)
+        assert crew.names("begin") == [] and (target / "sub").read_bytes() == b"in the way"
+
+
+# ----------------------------------------------------------------------------- what is taken, and when
+
+
+def test_a_half_written_upload_is_left_alone_until_it_rests(crew: Crew) -> None:
+    """A slow writer that appends more often than `settle`."""
+    crew.settings.update(settle=1.0, polling_interval=0.2)
+    path = crew.files.put("slow.txt", b"0")
+    member = crew.start("a")
+    member.wait("elected")
+    written = b"0"
+    for number in range(1, 16):
+        with open(path, "ab") as upload:
+            upload.write(b"%d," % number)
+        written += b"%d," % number
+        never(lambda: crew.runs("begin"), 0.2, "it took a file that was still being written")
+    crew.handled("slow.txt")
+    assert crew.runs()[0].content.encode() == written
+    assert len(crew.runs("begin")) == 1
+    assert member.polls() > 2
+
+
+def test_names_are_chosen_by_pattern_exclude_and_folder(crew: Crew) -> None:
+    """Temporary and hidden names are left alone unless they are asked for."""
+    wanted = ["a.csv", "b.csv", "Z.csv"]
+    for name in [*wanted, "c.txt", "b.old.csv", ".hidden.csv", "d.csv.part", "e.csv.tmp", "f.csv.filepart", "g.csv~",
+                 "sub/deep.csv"]:  # fmt: skip
+        crew.files.put(name, b"x")
+    (crew.files.root / "folder.csv").mkdir()
+    (crew.files.root / "link.csv").symlink_to(crew.files.root / "c.txt")
+    member = crew.start("a", pattern="*.csv*", exclude="*.old.csv,x*", workers=1)
+    crew.handled(*wanted, *(["link.csv"] if "link.csv" in crew.names() else []))
+    polls = member.polls()
+    wait_for(lambda: member.polls() >= polls + 3)
+    assert set(crew.names("begin")) - {"link.csv"} == set(wanted)
+
+
+@pytest.mark.parametrize(
+    ("sort", "expected"),
+    [("name", "abc"), ("-name", "cba"), ("size", "bca"), ("-size", "acb"), ("mtime", "cab"), ("-mtime", "bac")],
+)
+def test_files_are_taken_in_the_order_of_sort(crew: Crew, sort: str, expected: str) -> None:
+    now = time.time()
+    for name, size, age in (("a", 30, 200), ("b", 10, 100), ("c", 20, 300)):
+        crew.files.put(name, b"x" * size, now - age)
+    assert crew.run("run", "--once", sort=sort, workers=1).returncode == 0
+    assert "".join(run.name for run in crew.runs("begin")) == expected
+
+
+def test_min_age_max_age_and_max_files(crew: Crew) -> None:
+    crew.files.put("old.txt", b"x", time.time() - 7200)
+    crew.files.put("new.txt", b"x")
+    began = time.time()
+    member = crew.start("a", min_age=2, max_age=3600, settle=0, max_files=1)
+    crew.begun(1)
+    assert crew.runs("begin")[0].name == "new.txt" and time.time() - began >= 2
+    for number in range(3):
+        crew.files.put(f"{number}.txt", b"x")
+    wait_for(lambda: len(crew.runs()) == 4, PATIENCE)
+    assert {event.fields["new"] for event in member.events("polled")} == {"0", "1"}
+    assert "old.txt" not in crew.names("begin")
+
+
+# ----------------------------------------------------------------------------- download_dir
+
+
+def test_download_dir_keeps_subfolders_and_the_command_sees_the_finished_file(crew: Crew, target: Path) -> None:
+    crew.settings.update(download_dir=target, recursive="yes", after="delete")
+    contents = {"top.csv": b"1", "a/one.csv": b"22", "a/b/two.csv": b"333", "c/one.csv": b"4444"}
+    for name, content in contents.items():
+        crew.files.put(name, content)
+    crew.start("a")
+    crew.handled("one.csv", "one.csv", "top.csv", "two.csv")
+    for run in crew.runs():
+        relative = os.path.relpath(run.environment["FTPCOORD_PATH"], crew.files.root)
+        assert run.environment["FTPCOORD_FILE"] == str(target / relative)
+        assert run.content.encode() == contents[relative]
+    assert tree(target) == contents
+    wait_for(lambda: not tree(crew.files.root), PATIENCE)
+
+
+def test_an_existing_target_with_the_same_content_counts_as_delivered_another_one_is_not_replaced(
+    crew: Crew, target: Path
+) -> None:
+    crew.settings.update(download_dir=target, exec=None, after="delete")
+    (target / "same.csv").write_bytes(b"same")
+    (target / "other.csv").write_bytes(b"precious")
+    (target / "other.1.csv").write_bytes(b"precious, too")
+    (target / "link.csv").symlink_to("/etc/hostname")
+    for name in ("same.csv", "other.csv", "link.csv"):
+        crew.files.put(name, b"same")
+    crew.start("a")
+    wait_for(lambda: not crew.files.names(), PATIENCE)
+    assert sorted(os.listdir(target)) == ["link.1.csv", "link.csv", "other.1.csv", "other.2.csv", "other.csv", "same.csv"]
+    assert (target / "other.csv").read_bytes() == b"precious" and (target / "other.2.csv").read_bytes() == b"same"
+    assert (target / "link.1.csv").read_bytes() == b"same" and (target / "link.csv").is_symlink()
+
+
+def test_parts_of_other_terms_are_removed_and_nothing_else_is(crew: Crew, target: Path) -> None:
+    """A member that dies in the middle of a download leaves a part; the next one removes it."""
+    crew.settings.update(download_dir=target, exec=None, after="keep")
+    crew.files.put("1.csv", b"x")
+    member = crew.start("a")
+    wait_for(lambda: (target / "1.csv").exists(), PATIENCE)
+    assert member.stop() == 0
+    config = ftpcoord.Config(**{key: value for key, value in crew.settings.items() if value is not None})
+    part = target / ftpcoord.Workplace(config, 1).temporary(
+        ftpcoord.Found("/x/1.csv", "1.csv", ftpcoord.Entry("1.csv", "file", 1, ""))
+    )
+    part.write_bytes(b"half")
+    mine = target / ".mine.part"
+    mine.write_bytes(b"somebody else's")
+    second = crew.start("b")
+    second.wait("elected", term=2)
+    wait_for(lambda: second.polls() >= 1)
+    assert sorted(os.listdir(target)) == [".mine.part", "1.csv"]
+
+
+def test_no_file_is_visible_under_its_name_before_it_is_whole(crew: Crew, target: Path) -> None:
+    crew.settings.update(download_dir=target, exec=None, after="keep")
+    size = 24 << 20
+    crew.files.put("big.bin", bytes(size))
+    member = crew.start("a")
+    seen: set[int] = set()
+
+    def arrived() -> bool:
+        if (target / "big.bin").exists():
+            seen.add((target / "big.bin").stat().st_size)
+        return bool(member.events("file_done"))
+
+    wait_for(arrived, PATIENCE)
+    assert seen == {size}
+    assert stat.S_IMODE((target / "big.bin").stat().st_mode) & 0o111 == 0
+
+
+# ----------------------------------------------------------------------------- odd names
+
+
+@stores("pyftpd", "vsftpd", "sshd")
+def test_undecodable_and_odd_names_go_all_the_way(
+    database: Database, file_server: Files, tmp_path: Path, target: Path
+) -> None:
+    names = [b"caf\xe9.csv", b"\x80\xff.csv", "grün 雪.csv".encode(), b"100%.csv", b"%41.csv", b"sp ace.csv", b"-rf.csv",
+             b"q'uo\"te.csv", b"$(x);&.csv"]  # fmt: skip
+    for name in names:
+        file_server.put(name, name)
+    with Crew(tmp_path, database, file_server, download_dir=target, after="move:done", encoding="utf-8") as crew:
+        member = crew.start("a")
+        wait_for(lambda: os.listdir(file_server.root) == ["done"], PATIENCE, "all files to be moved")
+        wait_for(lambda: not crew.ledger(), PATIENCE)
+        assert sorted(os.listdir(os.fsencode(file_server.root / "done"))) == sorted(names)
+        assert sorted(os.listdir(os.fsencode(target))) == sorted(names)
+        assert sorted(os.fsencode(run.name) for run in crew.runs()) == sorted(names)
+        for run in crew.runs():
+            assert run.content.encode("latin-1") == os.fsencode(run.name)
+            assert os.fsencode(run.environment["FTPCOORD_PATH"]).endswith(b"/" + os.fsencode(run.name))
+        paths = [os.path.basename(event.fields["path"]) for event in member.events("file_done")]
+        assert {"caf%E9.csv", "%80%FF.csv", "grün 雪.csv", "100%.csv", "%41.csv"} <= set(paths)
+        # With keep they stay in the ledger, and are known again by the next member.
+        crew.settings["after"] = "keep"
+        file_server.put(names[0], b"again")
+        wait_for(lambda: not crew.ledger() and len(crew.runs()) == len(names) + 1, PATIENCE)
+        assert member.stop() == 0
+        file_server.put(names[0], b"kept")
+        for name in "bc":
+            assert crew.run("run", "--once", member_id=name).returncode == 0
+        assert len(crew.runs("begin")) == len(names) + 2
+        (row,) = crew.ledger()
+        assert row["path"].endswith("/caf%E9.csv") and row["state"] == "done"
+        assert crew.run("retry", "--done", "caf*").stdout.split()[0] == "1"
+        assert crew.run("run", "--once", member_id="d").returncode == 0
+        assert len(crew.runs("begin")) == len(names) + 3
+
+
+# ----------------------------------------------------------------------------- ledger = off
+
+
+def test_with_ledger_off_files_are_handled_and_removed_and_nothing_is_written_to_it(crew: Crew) -> None:
+    crew.database.execute("DROP TABLE file_ledger")
+    crew.settings.update(ledger="off", after="delete")
+    first = crew.start("a")
+    first.wait("elected")
+    second = crew.start("b")
+    second.wait("standby")
+    for number in range(10):
+        crew.files.put(f"{number}.txt", b"x")
+    crew.handled(*(f"{number}.txt" for number in range(10)))
+    wait_for(lambda: not crew.files.names(), PATIENCE)
+    crew.fail()
+    crew.files.put("bad.txt", b"x")
+    wait_for(lambda: len(first.events("file_failed")) >= 2, PATIENCE)
+    assert first.stop() == 0
+    second.wait("elected")
+    crew.fail(False)
+    wait_for(lambda: not crew.files.names(), PATIENCE)
+    assert not first.events("file_quarantined") and crew.names().count("bad.txt") == 1
+    assert crew.status()["files"] == {}
+
+
+# ----------------------------------------------------------------------------- Python handlers
+
+
+HANDLER = '''\
+import json, os, time
+def handle(file):
+    with open({record!r}, "a") as record:
+        record.write(json.dumps([file.name, file.attempt, file.size, file.lease.term, file.text()]) + "\\n")
+    until = time.time() + 60
+    while os.path.exists({hold!r}) and time.time() < until:
+        time.sleep(0.01)
+    if file.name.startswith("bad"):
+        raise ValueError("this file is no good")
+'''
+
+
+@pytest.fixture
+def handled(crew: Crew) -> Path:
+    """handlers:handle of the working folder is the handler; gives the file where it records."""
+    record = crew.folder / "handled"
+    record.touch()
+    source = HANDLER.format(record=str(record), hold=str(crew.folder / "hold"))
+    (crew.folder / "handlers.py").write_text(source)
+    crew.settings.update(exec=None, handler="handlers:handle")
+    return record
+
+
+def noted(record: Path) -> list[list[object]]:
+    return [json.loads(line) for line in record.read_text().splitlines()]
+
+
+def test_a_python_handler_of_the_command_line_gets_each_file(crew: Crew, handled: Path) -> None:
+    crew.files.put("1.txt", b"content")
+    crew.files.put("bad.txt", b"x")
+    member = crew.start("a", after="delete", max_attempts=2)
+    quarantined = member.wait("file_quarantined")
+    assert quarantined.fields["error"] == "ValueError: this file is no good"
+    wait_for(lambda: crew.files.names() == ["bad.txt"], PATIENCE)
+    assert sorted(noted(handled)) == [["1.txt", 1, 7, 1, "content"], ["bad.txt", 1, 1, 1, "x"], ["bad.txt", 2, 1, 1, "x"]]
+    assert member.stop() == 0
+
+
+def test_a_python_handler_that_outlives_drain_timeout_keeps_the_lease_from_being_released(
+    crew: Crew, handled: Path
+) -> None:
+    """The process exits with 1; the next one comes when the lease is stale, and is told of the second attempt."""
+    crew.hold()
+    crew.files.put("1.txt", b"x")
+    first = crew.start("a", drain_timeout=0.5)
+    wait_for(lambda: noted(handled), PATIENCE)
+    second = crew.start("b")
+    second.wait("standby")
+    stopped = time.time()
+    assert first.stop() == 1
+    ended = time.time()
+    crew.let_go()
+    assert not first.events("released")
+    elected = second.wait("elected", crew.liveness + PATIENCE)
+    assert elected.fields["reason"] != "released" and elected.at > stopped + crew.liveness / 2
+    assert elected.at > ended - 1
+    wait_for(lambda: crew.states() == {"1.txt": "done"}, PATIENCE)
+    assert [(note[1], note[3]) for note in noted(handled)] == [(1, 1), (2, 2)]
+
+
+def test_a_script_routes_files_by_pattern_and_reads_them(crew: Crew) -> None:
+    """Listener with @on_file; a file that no pattern matches is left untouched."""
+    contents = {
+        "o.csv": "\ufeffid,name\n1,Zoë\n".encode(), "o.json": b'{"id": 2}', "o.xml": b"<order><id>3</id></order>",
+        "o.txt": "grün".encode(), "evil.xml": b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "o.dat": b"nobody's",
+    }  # fmt: skip
+    for name, content in contents.items():
+        crew.files.put(name, content)
+    (crew.folder / "saved").mkdir()
+    (crew.folder / "saved" / "o.txt").write_text("there before")
+    member = crew.script('''
+import json
+listener = ftpcoord.Listener(**settings)
+def note(*words):
+    with open("noted", "a") as out:
+        out.write(json.dumps(words) + "\\n")
+@listener.on_file("*.csv")
+def table(file): note(file.name, list(file.csv()))
+@listener.on_file("*.json")
+def tree(file): note(file.name, file.json()["id"])
+@listener.on_file("*.xml")
+def element(file): note(file.name, file.xml().findtext("id"))
+@listener.on_file("*.txt")
+def text(file):
+    with file.open() as stream: assert stream.read() == file.read()
+    note(file.name, file.text(), file.save("saved").name, file.size, file.attempt, file.lease.valid(), file.mtime > 0)
+@listener.on_file("o.*")
+def never(file): note(file.name, "second choice") if not file.name.endswith("dat") else note("wrong")
+if len(sys.argv) == 1:
+    del listener._routes[-1]
+sys.exit(listener.run())
+''', after="delete", max_attempts=1)  # fmt: skip
+    assert "DTD" in member.wait("file_quarantined").fields["error"]
+    wait_for(lambda: crew.files.names() == ["evil.xml", "o.dat"], PATIENCE)
+    found = {words[0]: words[1:] for words in noted(crew.folder / "noted")}
+    assert found == {
+        "o.csv": [[{"id": "1", "name": "Zoë"}]], "o.json": [2], "o.xml": ["3"],
+        "o.txt": ["grün", "o.1.txt", 5, 1, True, True],
+    }  # fmt: skip
+    assert {path.name: path.read_text() for path in (crew.folder / "saved").iterdir()} == {
+        "o.txt": "there before", "o.1.txt": "grün",
+    }  # fmt: skip
+    assert set(crew.states()) == {"evil.xml"}, "an unmatched file is not even claimed"
+    assert member.stop() == 0
+    assert crew.status()["active"] is None
+
+
+def test_a_script_may_start_and_stop_a_listener_by_itself(crew: Crew) -> None:
+    crew.files.put("1.txt", b"x")
+    member = crew.script('''
+import threading
+done = threading.Event()
+listener = ftpcoord.Listener(**settings)
+@listener.on_file()
+def handle(file):
+    done.set()
+listener.start()
+assert done.wait(30)
+listener.stop()
+assert listener.join(30)
+print("ended well")
+''')  # fmt: skip
+    assert member.process.wait(PATIENCE) == 0, member.said()
+    assert member.out.read_text() == "ended well\n"
+    assert crew.states() == {"1.txt": "done"} and crew.status()["active"] is None
+
+
+def test_a_coordinator_in_a_script_gets_a_lease_after_every_loss(crew: Crew) -> None:
+    code = '''
+import signal, threading, time
+stop = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: stop.set())
+with ftpcoord.Coordinator(**settings) as member:
+    threading.Thread(target=lambda: (stop.wait(), member.stop()), daemon=True).start()
+    for lease in member.leases():
+        print("got", lease.term, flush=True)
+        while lease.valid() and not stop.is_set():
+            time.sleep(0.02)
+        print("end", lease.term, flush=True)
+'''
+    only = {key: None for key in crew.files.settings}
+    first = crew.script(code, "a", **only)
+    wait_for(lambda: first.out.read_text() == "got 1\n", PATIENCE)
+    second = crew.script(code, "b", **only)
+    wait_for(lambda: [row["member_id"] for row in crew.status()["members"]] == ["a", "b"], PATIENCE)
+    assert first.stop() == 0
+    wait_for(lambda: second.out.read_text() == "got 2\n", PATIENCE)
+    # Losing it to somebody else, then having it again.
+    crew.database.execute("UPDATE token_holder SET task_id = 'thief', term = 3")
+    wait_for(lambda: second.out.read_text() == "got 2\nend 2\n", PATIENCE)
+    wait_for(lambda: second.out.read_text() == "got 2\nend 2\ngot 4\n", crew.liveness + PATIENCE)
+    assert second.stop() == 0
+    assert first.out.read_text() == "got 1\nend 1\n"
+    assert crew.status()["active"] is None
