@@ -63,9 +63,9 @@ import fnmatch
 import ftplib
 import hashlib
 import hmac
-import html
 import importlib
 import importlib.util
+import io
 import ipaddress
 import itertools
 import json
@@ -79,7 +79,6 @@ import shlex
 import shutil
 import signal
 import socket
-import sqlite3
 import ssl
 import stat
 import struct
@@ -89,12 +88,12 @@ import tempfile
 import threading
 import time
 import urllib.parse
-import xml.etree.ElementTree
 from collections import deque
 from pathlib import Path
 from types import FrameType
 from typing import (
     IO,
+    TYPE_CHECKING,
     Any,
     Callable,
     ClassVar,
@@ -114,6 +113,9 @@ from typing import (
     Union,
     cast,
 )
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 __version__ = "1.0.0"
 __all__ = ["Config", "ConfigError", "Coordinator", "Error", "File", "Lease", "LeaseLost", "Listener", "Timing"]
@@ -137,6 +139,7 @@ LONGEST_PATH = 4096  # characters; no file system has longer ones, and the ledge
 TEMPORARY = (".tmp", ".part", ".partial", ".filepart", ".writing", ".crdownload", "~")  # names uploaders write under
 STDERR_BYTES = 2000  # of a failed command's last words, kept in the ledger
 SECONDS_A_DAY = 86400.0
+LONGEST_DELAY = 36525 * SECONDS_A_DAY  # databases know no dates after the year 9999
 ENDED = float("-inf")  # the deadline of a lease that was lost or released
 
 SCHEMA = """\
@@ -438,7 +441,7 @@ class Config:
     log_format: str = setting("text", choices=("text", "json"))
     files: Dict[str, str] = dataclasses.field(default_factory=dict)  # NAME -> path, from NAME_file
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, /, **settings: Any) -> None:  # the slash: FTPCOORD_SELF is a wrong setting, not a crash
         fields = {field.name: field for field in dataclasses.fields(Config) if field.name != "files"}
         self.files = {}
         for name, field in fields.items():
@@ -561,12 +564,14 @@ class Config:
         for name in ("coordination_group", "member_id"):
             value = getattr(self, name)
             if not ID_PATTERN.match(value) or value.startswith(STEP_DOWN):
-                raise ConfigError(f"{name}: must be 1 to 128 printable ASCII characters without spaces, not {value!r}")
+                raise ConfigError(f"{name}: must be 1 to 128 printable ASCII characters without spaces, not {quoted(value)}")
         Timing(self.heartbeat_frequency, self.liveness_check_interval, DIALECTS[endpoint.dialect].least_timeout)
         try:
-            "".encode(self.encoding)
+            serves = "/a.Z".encode(self.encoding) == b"/a.Z"
         except (LookupError, UnicodeError):  # `undefined` is one that encodes nothing
-            raise ConfigError(f"encoding: Python knows none called {self.encoding!r}") from None
+            raise ConfigError(f"encoding: Python knows none called {quoted(self.encoding)}") from None
+        if not serves:
+            raise ConfigError(f"encoding: must leave ASCII as it is, {quoted(self.encoding)} does not")
         self._check_delivery()
 
     def _check_server(self, target: Target) -> None:
@@ -590,9 +595,9 @@ class Config:
             value = getattr(self, name)
             folder = value[len("move:") :] if value.startswith("move:") else None
             if value not in ("keep", "delete") and not folder:
-                raise ConfigError(f"{name}: must be keep, delete or move:FOLDER, not {value!r}")
+                raise ConfigError(f"{name}: must be keep, delete or move:FOLDER, not {quoted(value)}")
             if folder and ("\0" in folder or "\n" in folder or "\r" in folder or folder in (".", "./")):
-                raise ConfigError(f"{name}: {folder!r} is no folder that files can be moved to")
+                raise ConfigError(f"{name}: {quoted(folder)} is no folder that files can be moved to")
         if not self.ledger and self.after == "keep":
             raise ConfigError("ledger: off needs after = delete or move:FOLDER, else every poll takes all again")
         if self.exec and self.handler:
@@ -600,7 +605,7 @@ class Config:
         if self.exec:
             self.command()
         if self.handler and not re.match(r"[\w.]+:[\w.]+\Z", self.handler):
-            raise ConfigError(f"handler: must be module:function, not {self.handler!r}")
+            raise ConfigError(f"handler: must be module:function, not {quoted(self.handler)}")
         if self.http:
             self.http_address()
         if not self.patterns("pattern"):
@@ -620,7 +625,7 @@ class Config:
         """`http` as (host, port)."""
         host, colon, port = self.http.rpartition(":")
         if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
-            raise ConfigError(f"http: must be host:port, e.g. 127.0.0.1:8080, not {self.http!r}")
+            raise ConfigError(f"http: must be host:port, e.g. 127.0.0.1:8080, not {quoted(self.http)}")
         return host.strip("[]") or "127.0.0.1", int(port)
 
     def patterns(self, name: str) -> List[str]:
@@ -631,8 +636,8 @@ class Config:
 def _typed(name: str, value: Any, field: Any) -> Any:
     """A setting's value in its own type, within its bounds."""
     kind = str(field.type).replace("Optional[", "").rstrip("]")
-    if value is None and "Optional" in str(field.type):
-        return None
+    if value is None:
+        return field.default
     try:
         if kind == "bool":
             typed: Any = _boolean(value)
@@ -648,14 +653,22 @@ def _typed(name: str, value: Any, field: Any) -> Any:
                 raise ValueError
     except ValueError:
         kinds = {"bool": "yes or no", "int": "a whole number", "float": "a number of seconds", "str": "text"}
-        shown = "this value" if name in FILE_SETTINGS else repr(value)
+        shown = "this value" if name in FILE_SETTINGS else quoted(value)
         raise ConfigError(f"{name}: must be {kinds[kind]}, not {shown}") from None
     least, choices = field.metadata.get("least"), field.metadata.get("choices")
     if least is not None and typed < least:
         raise ConfigError(f"{name}: must be at least {least:g}, not {typed:g}")
     if choices and typed not in choices:
-        raise ConfigError(f"{name}: must be one of {', '.join(c for c in choices if c)}, not {typed!r}")
+        raise ConfigError(f"{name}: must be one of {', '.join(c for c in choices if c)}, not {quoted(typed)}")
     return typed
+
+
+def quoted(value: object) -> str:
+    """A wrong value as an error shows it: its first line, as an indented line of an INI file belongs to the one above
+    it, and may be a password."""
+    text = str(value)
+    line = "".join(itertools.takewhile(str.isprintable, text))[:100]
+    return repr(line) + ("" if line == text else " ...")
 
 
 def _boolean(value: Any) -> bool:
@@ -846,8 +859,11 @@ class Lease:
             raise LeaseLost(self.term)
 
     def extend(self, deadline: float) -> None:
-        """A renewal succeeded; an earlier deadline than the present one changes nothing."""
-        if self._deadline != ENDED:
+        """A renewal succeeded; an earlier deadline than the present one changes nothing.
+
+        A lease that has run out stays over: its work was cut.
+        """
+        if self.remaining() > 0:
             self._deadline = max(self._deadline, deadline)
 
     def end(self) -> None:
@@ -1329,8 +1345,8 @@ def _values(change: Change) -> Dict[str, object]:
     return {
         "file_id": sha256_text(path), "path": printable(path), "size": new.size, "mtime": new.mtime, "state": new.state,
         "attempts": new.attempts, "failures": new.failures, "action": new.action, "error": new.error,
-        "delay": change.delay, "old_size": old.size, "old_mtime": old.mtime, "old_state": old.state,
-        "old_term": old.term, "old_attempts": old.attempts,
+        "delay": None if change.delay is None else min(change.delay, LONGEST_DELAY), "old_size": old.size,
+        "old_mtime": old.mtime, "old_state": old.state, "old_term": old.term, "old_attempts": old.attempts,
     }  # fmt: skip
 
 
@@ -1514,6 +1530,8 @@ class PostgreSQL(Database):
             return DatabaseRefused(f"database {self.where}: {place}{self.REFUSED[code]} ({text})")
         if code in self.BUSY:
             return DatabaseBusy(f"database {self.where}: {text}")
+        if "authentication failed" in text:  # pgbouncer, which has no code of its own for it
+            return DatabaseRefused(f"database {self.where}: {place}the login was refused ({text})")
         if "refuses SSL" in text:
             return DatabaseRefused(
                 f"database {self.where}: {place}the server has no TLS; set database_tls to prefer or disable if the "
@@ -1614,7 +1632,8 @@ class MySQL(Database):
                                  next_attempt_at, updated_at, error, action)
         SELECT :group, v.file_id, v.path, v.size, v.mtime, v.state, t.term, :member, v.attempts, v.failures,
                NULL, UTC_TIMESTAMP(6), v.error, v.action
-          FROM token_holder t, ($rows) v WHERE t.group_id = :group AND t.task_id = :member AND t.term = :term
+          FROM (SELECT term FROM token_holder -- READ COMMITTED would not lock it by itself
+                 WHERE group_id = :group AND task_id = :member AND term = :term LOCK IN SHARE MODE) t, ($rows) v
             ON DUPLICATE KEY UPDATE file_ledger.state = file_ledger.state"""
     CHANGE = """
         UPDATE token_holder t, file_ledger l, ($rows) v
@@ -1875,6 +1894,8 @@ class SQLite(Database):
          WHERE group_id = :group AND file_id = :file_id AND state = :state AND action = :action"""
 
     def _connect(self) -> None:
+        import sqlite3  # here, because a member that does not need it is a megabyte smaller
+
         if sqlite3.sqlite_version_info < (3, 35):
             raise DatabaseRefused(f"database {self.where}: needs SQLite 3.35, this is {sqlite3.sqlite_version}")
         self.connection = sqlite3.connect(
@@ -2082,6 +2103,9 @@ class Election:
             return self.timing.heartbeat
         # 3. Held: the lease counts from before the statement was sent.
         lease.extend(now + self.timing.stale_after - self.timing.margin)
+        if lease.remaining() <= 0:  # it ran out before the answer came: the next tick wins a new one
+            self._lose("deadline passed")
+            return 0.0
         self.step_down_asked = renewal.step_down
         if now - self._swept > 3600:
             self._swept = now
@@ -2134,7 +2158,9 @@ class Election:
 
     def _stand_by(self, now: float, willing: bool) -> float:
         # 1. Beat and look.
-        view = self.view = self.store.look(self.group, self.member)
+        view = self.store.look(self.group, self.member)
+        # From `now` on, not from when the store began: the process may have been stopped in between.
+        view = self.view = view._replace(took=max(view.took, self._clock() - now))
         self._database_answers(now)
         self._seen_term = max(self._seen_term, view.term)
         self._notice_duplicate(view)
@@ -3595,10 +3621,8 @@ class SftpServer(FileServer):
             raise LoginRefused(f"{self.label}: login as {self.user}: the server wants "
                                f"{' or '.join(error.allowed_types)}") from None
         except self._paramiko.AuthenticationException as error:
-            if transport.is_active():
-                reason = self._without_password(str(error))
-                raise LoginRefused(f"{self.label}: login as {self.user} refused: {reason}") from None
-            raise                                                       # the connection broke meanwhile
+            # Servers that allow few tries hang up (sshd's MaxAuthTries); asked at once again they lock the account.
+            raise LoginRefused(f"{self.label}: login as {self.user} refused: {error}") from None
         if not transport.is_authenticated():
             raise LoginRefused(f"{self.label}: login as {self.user}: the server wants a further proof; "
                                "set both key and password")
@@ -3984,7 +4008,11 @@ class MemoryRows:
         self._rows: Dict[str, Row] = {}
 
     def rows(self, group: str, only_open: bool = False) -> Iterator[Row]:
-        return iter([row for row in self._rows.values() if not only_open or row.state != "done" or row.action])
+        now = boot_clock()
+        return iter([
+            row._replace(due=None if row.due is None else row.due - now) for row in self._rows.values()
+            if not only_open or row.state != "done" or row.action
+        ])  # fmt: skip
 
     def done_count(self, group: str) -> int:
         return sum(row.state == "done" and not row.action for row in self._rows.values())
@@ -4000,7 +4028,8 @@ class MemoryRows:
         if change.new is None:
             self._rows.pop(path, None)
         else:
-            self._rows[path] = change.new._replace(term=term, due=change.delay)
+            due = None if change.delay is None else boot_clock() + change.delay  # kept as a moment, told as a delay
+            self._rows[path] = change.new._replace(term=term, due=due)
         return True
 
     def written(self, fence: Fence, changes: Sequence[Change]) -> List[bool]:
@@ -4152,11 +4181,13 @@ class File:
     def json(self) -> Any:
         return json.loads(self.read())
 
-    def xml(self) -> xml.etree.ElementTree.Element:
+    def xml(self) -> Element:
         """The root element. DTDs are refused: entities in them can be made to fill the memory (CWE-776)."""
         content = self.read()
         if any("<!DOCTYPE".encode(encoding) in content for encoding in ("ascii", "utf-16-le", "utf-16-be")):
             raise HandlerFailed("the XML file has a DTD, which is refused")
+        import xml.etree.ElementTree
+
         return xml.etree.ElementTree.fromstring(content)
 
     def csv(self, encoding: str = "utf-8-sig", **options: Any) -> Iterator[Dict[str, str]]:
@@ -4614,6 +4645,7 @@ class Member:
         self._give_up: Optional[str] = None
         self._peers_asked = False
         self._peers = 0
+        self._peers_at = float("-inf")
         self._checked_ids = False
         self._said_database_down = 0.0
         self._backoff = Backoff(1.0, 60.0)
@@ -4637,6 +4669,7 @@ class Member:
                 if self.stopping:
                     return False
                 self._prepare(database)
+                now = boot_clock()
             assert self.election is not None
             if self.poked():
                 return self._hand_over_now(self.election, now)
@@ -4701,6 +4734,7 @@ class Member:
             stale_after = election.timing.stale_after
             alive = [row for row in database.members(election.group) if row.age <= stale_after]
             self._peers, self._peers_asked = sum(row.member_id != election.member for row in alive), False
+            self._peers_at = now
         if election.step_down_asked and not self._hand_over:
             self.hand_over("an operator asked for it")
 
@@ -4845,31 +4879,50 @@ class Member:
                     self._changed.wait(1.0)
                     continue
                 left = lease.remaining()
-                stalled = self._stalled_for()
-                if left > 0 and stalled <= 0:
+                stalled = self._stalled_for() > 0
+                if left > 0 and not stalled and not self._handler_hangs():
                     self._changed.wait(min(left, 1.0))
                     continue
                 cut = lease
             if left > 0:
-                self.hand_over(f"no progress for stall_timeout, {self.config.stall_timeout:g} s")
-            for function in list(self.on_lost):
-                try:
-                    function()
-                except Exception:
-                    logger.exception("guard_failed")
+                what = "no progress" if stalled else "a handler is over its time, and no end of it,"
+                self.hand_over(f"{what} for stall_timeout, {self.config.stall_timeout:g} s")
+            if left <= 0 or stalled:
+                self._cut_work()
             if left > 0:
                 until = time.monotonic() + self.config.drain_timeout
                 with self._changed:
-                    while self._working is lease and time.monotonic() < until:
+                    while self._working is lease and time.monotonic() < until and lease.valid():
                         self._changed.wait(0.5)
                     hangs = self._working is lease
                 if hangs:
+                    self._cut_work()
                     self.give_up("the work hangs and does not end")
 
+    def _cut_work(self) -> None:
+        for function in list(self.on_lost):
+            try:
+                function()
+            except Exception:
+                logger.exception("guard_failed")
+
+    def _handler_hangs(self) -> bool:
+        """Whether a handler is over its time by `stall_timeout`, and another member is there to do better.
+
+        Alone it is better to go on with the other workers. Asks the database with the next heartbeat.
+        """
+        now, config = boot_clock(), self.config
+        if not self.watched or self.stats.overdue(now, config.exec_timeout) <= config.stall_timeout:
+            return False
+        self._peers_asked = True
+        return self._peers > 0 and now - self._peers_at < 3 * config.heartbeat_frequency
+
     def hangs(self) -> bool:
-        """Whether work of a lease that is over does not end, and no handler is within its time; for health checks."""
-        lease = self._working
-        return lease is not None and not lease.valid() and self._stalled_for() > self.config.drain_timeout
+        """Whether a handler, or the work of a lease that is over, does not end in its time; for health checks."""
+        lease, config, now = self._working, self.config, boot_clock()
+        if lease is not None and not lease.valid() and self._stalled_for() > config.drain_timeout:
+            return True
+        return self.stats.overdue(now, config.exec_timeout) > config.stall_timeout + config.drain_timeout
 
     def _stalled_for(self) -> float:
         """Seconds by which the work has been without progress for longer than `stall_timeout`; below zero: it is not.
@@ -5118,7 +5171,6 @@ class Poller:
         self.config, self.member, self.lease = config, member, lease
         self.selector, self.route = selector, route
         self.stats = member.stats
-        self.stats.queued = lambda: len(self._busy)
         self.ledger = Ledger(rows, config.coordination_group, config.member_id, lease, boot_clock)
         self.pool = Pool(config)
         self.workplace = Workplace(config, lease.term)
@@ -5129,6 +5181,7 @@ class Poller:
         self._more = False  # the last poll left something that the next one may take
         self._queue: queue.Queue[Union[Work, Row, None]] = queue.Queue()  # a Row: its after-action is due
         self._busy: Set[str] = set()
+        self.stats.queued = self._busy.__len__
         self._lock = threading.Lock()
         self._threads: List[threading.Thread] = []
         self._folder_alone = bool(config.download_dir) and route is None and self.command is None
@@ -5820,6 +5873,9 @@ def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
     before: Dict[int, Any] = {}
     servers: List[StatusServer] = []
     notifier = Notifier(listeners, os.environ)
+    for one, other in itertools.combinations([listener.config for listener in listeners], 2):
+        if all(getattr(one, n) == getattr(other, n) for n in ("database", "coordination_group", "member_id")):
+            raise ConfigError(f"coordination_group: two listeners have {one.coordination_group}; give each its own")
 
     def stop_all() -> None:
         notifier.stopping()
@@ -5965,6 +6021,8 @@ class Stats:
 
     def role_event(self, name: str, fields: Mapping[str, object]) -> None:
         """elected, lost or released: this member's own role."""
+        if name == "database_up":
+            self.database_error = ""
         if name not in ("elected", "lost", "released"):
             return
         now, clock, seconds = time.time(), boot_clock(), None
@@ -6031,6 +6089,11 @@ class Stats:
         """Until when the running handlers are progress: each for `allowed` seconds (None: as long as it runs)."""
         ends = [now if allowed is None else min(now, started + allowed) for started, _ in list(self._handlers)]
         return max(ends, default=float("-inf"))
+
+    def overdue(self, now: float, allowed: Optional[float]) -> float:
+        """By how many seconds the oldest handler is over its `allowed` time; below zero: none is."""
+        over = [now - started - allowed for started, _ in list(self._handlers)] if allowed is not None else []
+        return max(over, default=float("-inf"))
 
     def server_down(self, config: Config, exc: Error, pause: float) -> None:
         """At once, then once a minute."""
@@ -6229,7 +6292,7 @@ def why_stuck(listener: Listener) -> str:
         return f"the heartbeat stands still for {duration(late)}"
     if not listener.polling():
         return "the polling has ended"
-    return "the work of a lost lease hangs" if member.hangs() else ""
+    return "a handler hangs, or the work of a lost lease" if member.hangs() else ""
 
 
 def why_unready(listener: Listener) -> str:
@@ -6417,6 +6480,8 @@ POLICY = (
 
 def shown(text: object) -> str:
     """Any text as HTML that shows it in one line, without control characters and the like."""
+    import html
+
     return html.escape(printable(str(text)))
 
 
@@ -6473,7 +6538,7 @@ def _parts(group: Mapping[str, Any]) -> Iterator[str]:
         (f"{SYMBOLS[row['role']]} {row['role']}", shown(row["member_id"]),
          "gave its lease up" if row["released"] else f"{duration(max(0.0, row['heartbeat_age']))} ago")
         for row in group["members"]
-    ], "None that the database knows." if age is not None else "Not known: the database has not been read.")  # fmt: skip
+    ], "There are none." if age is not None else "Not known: the database has not been read.")  # fmt: skip
     yield "<h3>Files</h3><p>"
     yield ", ".join(f"<b>{number:,}</b> {state}" for state, number in group["files"].items()) or "None counted."
     yield f"; the last change {duration(max(0.0, group['last_change']))} ago" if group.get("last_change") else ""
@@ -6570,7 +6635,8 @@ class StatusServer:
             family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
             self._socket = socket.create_server(address, family=family)
         except OSError as exc:
-            raise Error(f"http: {address[0]}:{address[1]} cannot be listened on ({reason(exc)})") from None
+            why = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else reason(exc)  # without Python's own words
+            raise Error(f"http: {address[0]}:{address[1]} cannot be listened on ({why})") from None
         self.port = int(self._socket.getsockname()[1])
         threading.Thread(target=self._serve, name="ftpcoord-http", daemon=True).start()
 
@@ -7022,6 +7088,8 @@ def parse_arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """The command line. Gives the exit code: 0 done, 1 failed, 2 wrong usage or settings."""
     options = parse_arguments(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end a command
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         printing = options.command == "schema" and not options.apply
         return cast(int, options.function([] if printing else load_configs(options.config), options))

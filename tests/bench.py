@@ -26,7 +26,6 @@ import re
 import select
 import shutil
 import signal
-import socket
 import statistics
 import struct
 import subprocess
@@ -37,7 +36,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Optional, Union
+from typing import Any, Callable, NamedTuple, Optional
 from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -67,16 +66,30 @@ def run(command: Sequence[str], env: Mapping[str, str], log: Path, limit: float 
     with open(log, "wb") as out:
         started = time.perf_counter()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=dict(env))
-        watchdog = threading.Timer(limit, process.kill)
-        watchdog.start()
+        peak, ended = [0], threading.Event()
+        watcher = threading.Thread(target=watch, args=(process, limit, peak, ended))
+        watcher.start()
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
-        watchdog.cancel()
+        ended.set()
+        watcher.join()
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         words = log.read_text("utf-8", "replace").strip()[-600:]
         raise RuntimeError(f"{command[0]} ended with {process.returncode} after {seconds:.1f} s: {words}")
-    return Sample(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * KIB)
+    return Sample(seconds, usage.ru_utime + usage.ru_stime, peak[0])
+
+
+def watch(process: subprocess.Popen[bytes], limit: float, peak: list[int], ended: threading.Event) -> None:
+    """Keep the peak of its resident memory (rusage's includes ours, from before exec), and kill it if it hangs."""
+    deadline = time.monotonic() + limit
+    while not ended.wait(0.05):
+        with contextlib.suppress(OSError, IndexError, ValueError):  # it has just ended
+            text = Path(f"/proc/{process.pid}/status").read_text()
+            peak[0] = max(peak[0], int(text.partition("VmHWM:")[2].split()[0]) * KIB)
+        if time.monotonic() > deadline:
+            process.kill()
+            return
 
 
 def memory(pid: int) -> tuple[int, int]:
@@ -131,7 +144,8 @@ class SlowNetwork:
 
     def __enter__(self) -> SlowNetwork:
         self._process = subprocess.Popen(
-            [sys.executable, __file__, "--slow-network", str(self.round_trip / 2)], stdin=subprocess.PIPE,
+            [sys.executable, __file__, "--slow-network", str(self.round_trip / 2)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         assert self._process.stdout is not None
@@ -154,9 +168,7 @@ class SlowNetwork:
         answer = fcntl.ioctl(device, tunsetiff, struct.pack("16sH22x", b"", iff_tun_no_pi))
         name = answer[:16].rstrip(b"\0").decode()
         subprocess.run(["ip", "address", "add", f"{cls.NEAR}/30", "dev", name], check=True)
-        subprocess.run(
-            ["ip", "link", "set", name, "mtu", str(cls.MTU), "txqueuelen", "20000", "up"], check=True
-        )
+        subprocess.run(["ip", "link", "set", name, "mtu", str(cls.MTU), "txqueuelen", "20000", "up"], check=True)
         print("ready", flush=True)
         waiting: deque[tuple[float, bytes]] = deque()
         while True:
@@ -193,7 +205,7 @@ class Site(NamedTuple):
     @property
     def near(self) -> bool:
         """On loopback, for which the server's certificate was made."""
-        return self.host == self.server.host
+        return bool(self.host == self.server.host)
 
     def known_hosts(self) -> str:
         """A known_hosts file that names the host under which the server is reached."""
@@ -244,8 +256,12 @@ class Ftpcoord(Contender):
 
     def env(self, site: Site, target: Path) -> dict[str, str]:
         settings: dict[str, Any] = {
-            **site.server.settings(site.folder), "database": self.database.url, "download_dir": target, "settle": 0,
-            "coordination_group": "bench", "member_id": "bench",
+            **site.server.settings(site.folder),
+            "database": self.database.url,
+            "download_dir": target,
+            "settle": 0,
+            "coordination_group": "bench",
+            "member_id": "bench",
         }
         settings["url"] = f"{site.scheme}://{site.server.user}@{site.host}:{site.server.port}{quote(site.folder)}"
         if site.scheme == "sftp":
@@ -292,16 +308,31 @@ class Rclone(Contender):
         shared = [f"--transfers={self.connections or 4}", "--multi-thread-streams=0", "--retries=1"]
         if site.scheme == "sftp":
             return [
-                "rclone", "copy", f":sftp:{site.folder}", str(target), f"--sftp-host={site.host}",
-                f"--sftp-port={server.port}", f"--sftp-user={server.user}", f"--sftp-key-file={server.key}",
-                f"--sftp-known-hosts-file={site.known_hosts()}", "--sftp-disable-hashcheck", *shared,
+                "rclone",
+                "copy",
+                f":sftp:{site.folder}",
+                str(target),
+                f"--sftp-host={site.host}",
+                f"--sftp-port={server.port}",
+                f"--sftp-user={server.user}",
+                f"--sftp-key-file={server.key}",
+                f"--sftp-known-hosts-file={site.known_hosts()}",
+                "--sftp-disable-hashcheck",
+                *shared,
             ]
         hidden = subprocess.run(["rclone", "obscure", server.password], stdout=subprocess.PIPE).stdout.decode()
         tls = [] if site.scheme == "ftp" else ["--ftp-explicit-tls", f"--ca-cert={server.ca}"]
         return [
-            "rclone", "copy", f":ftp:{site.folder}", str(target), f"--ftp-host={site.host}",
-            f"--ftp-port={server.port}", f"--ftp-user={server.user}", f"--ftp-pass={hidden.strip()}",
-            f"--ftp-concurrency={self.connections or 4}", *tls, *shared,
+            "rclone",
+            "copy",
+            f":ftp:{site.folder}",
+            str(target),
+            f"--ftp-host={site.host}",
+            f"--ftp-port={server.port}",
+            f"--ftp-user={server.user}",
+            f"--ftp-pass={hidden.strip()}",
+            *tls,
+            *shared,
         ]
 
 
@@ -313,7 +344,9 @@ class Curl(Contender):
     def command(self, site: Site, target: Path, names: Sequence[str]) -> list[str]:
         server = site.server
         scheme = "sftp" if site.scheme == "sftp" else "ftp"
-        base = f"{scheme}://{server.user}@{site.host}:{server.port}/{'/' if scheme == 'sftp' else '%2F'}{site.folder[1:]}"
+        base = (
+            f"{scheme}://{server.user}@{site.host}:{server.port}/{'/' if scheme == 'sftp' else '%2F'}{site.folder[1:]}"
+        )
         lines = []
         for name in names:
             lines += [f'url = "{base}/{quote(name)}"', f'output = "{target}/{name}"']
@@ -340,14 +373,31 @@ class Sftp(Contender):
         batch.write_text(f"get {site.folder}/* {target}/\n")
         cipher = ["-c", self.options["cipher"]] if "cipher" in self.options else []
         return [
-            "sftp", "-q", *cipher, "-P", str(server.port), "-i", str(server.key), "-o", "IdentitiesOnly=yes", "-o",
-            f"UserKnownHostsFile={site.known_hosts()}", "-o", "StrictHostKeyChecking=yes", "-b", str(batch),
+            "sftp",
+            "-q",
+            *cipher,
+            "-P",
+            str(server.port),
+            "-i",
+            str(server.key),
+            "-o",
+            "IdentitiesOnly=yes",
+            "-o",
+            f"UserKnownHostsFile={site.known_hosts()}",
+            "-o",
+            "StrictHostKeyChecking=yes",
+            "-b",
+            str(batch),
             f"{server.user}@{site.host}",
         ]
 
 
 def compare(
-    contenders: Sequence[Contender], site: Site, sizes: Mapping[str, int], rounds: int, in_memory: bool = False,
+    contenders: Sequence[Contender],
+    site: Site,
+    sizes: Mapping[str, int],
+    rounds: int,
+    in_memory: bool = False,
     limit: float = 600,
 ) -> Result:
     """Each contender fetches the files once a round, in changing order; what was fetched is checked."""
@@ -381,9 +431,13 @@ def compare(
             found[contender.label] = {"failed": failed.get(contender.label, "did not run")[:300]}
             continue
         found[contender.label] = {
-            "seconds": median([r.seconds for r in runs]), "least": min(r.seconds for r in runs),
-            "most": max(r.seconds for r in runs), "cpu": median([r.cpu for r in runs]),
-            "peak_mib": median([r.peak for r in runs]) / MIB, "runs": len(runs), "tool": contender.name,
+            "seconds": median([r.seconds for r in runs]),
+            "least": min(r.seconds for r in runs),
+            "most": max(r.seconds for r in runs),
+            "cpu": median([r.cpu for r in runs]),
+            "peak_mib": max(r.peak for r in runs) / MIB,
+            "runs": len(runs),
+            "tool": contender.name,
         }
     return found
 
@@ -398,3 +452,974 @@ def scratch(in_memory: bool) -> Iterator[Path]:
 def settle_disk() -> None:
     """What the last run left unwritten is not the next one's burden."""
     os.sync()
+
+
+# ----------------------------------------------------------------------------- setting up
+
+
+def fill(server: Any, count: int, size: int) -> tuple[str, dict[str, int]]:
+    """A new folder with files of that size; the folder and {name: size}."""
+    root = server.folder()
+    block = os.urandom(min(size, MIB))
+    names = {f"f{number:07}.dat": size for number in range(count)}
+    for name in names:
+        with open(root / name, "wb") as file:
+            for start in range(0, size, MIB):
+                file.write(block[: size - start])
+            if setup_env.IS_ROOT and server.ids:
+                os.chown(file.fileno(), *server.ids)
+    return str(root), names
+
+
+@contextlib.contextmanager
+def coordination() -> Iterator[Any]:
+    """PostgreSQL as in production: every commit on the disk."""
+    import servers
+
+    with servers.postgres(fsync=True) as database:
+        product(["schema", "postgresql", "--apply"], {"database": database.url, "url": "ftp://nobody@127.0.0.1/"})
+        yield database
+
+
+def product(arguments: Sequence[str], settings: Mapping[str, Any]) -> str:
+    """Run a command of ftpcoord; what it prints."""
+    done = subprocess.run(
+        [sys.executable, str(PRODUCT), "--config", "env", *arguments],
+        env=product_env(settings),
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"ftpcoord {' '.join(arguments)}: {done.stderr.decode(errors='replace')[-500:]}")
+    return done.stdout.decode()
+
+
+def child(role: str, **order: Any) -> subprocess.Popen[str]:
+    """A process of this file that plays a role (see ROLES) and prints lines of JSON."""
+    return subprocess.Popen(
+        [sys.executable, __file__, "--role", role, json.dumps(order)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def answer(process: subprocess.Popen[str]) -> Any:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError(f"a part of the benchmark ended with {process.wait(10)}")
+    return json.loads(line)
+
+
+def found_tools(*contenders: Contender) -> list[Contender]:
+    return [c for c in contenders if c.name == "ftpcoord" or shutil.which(c.name)]
+
+
+def servers_of(schemes: Sequence[str], **ftp: str) -> Iterator[tuple[str, Any]]:
+    """(scheme, running server) in turn, those that can be started here."""
+    import servers
+
+    for scheme in schemes:
+        name = "sshd" if scheme == "sftp" else "vsftpd"
+        reason = servers.available(name)
+        if reason:
+            say(f"{name}: {reason}")
+            continue
+        ssh = {"ListenAddress": "0.0.0.0"} if ftp else {}
+        mode = {"ftp": "plain", "ftpes": "explicit"}.get(scheme, "")
+        with servers.sshd(options=ssh) if scheme == "sftp" else servers.vsftpd(mode, options=ftp) as server:
+            yield scheme, server
+
+
+def verdict(found: Result, goals: Mapping[str, float]) -> Result:
+    """What each contender needed, as a table; ratios of the others' best time to ftpcoord's."""
+    good = {label: r for label, r in found.items() if "seconds" in r}
+    ours = min((r["seconds"] for r in good.values() if r["tool"] == "ftpcoord"), default=None)
+    for label, r in sorted(found.items(), key=lambda item: item[1].get("seconds", 1e9)):
+        if "seconds" in r:
+            ratio = f"{r['seconds'] / ours:5.2f} x" if ours else ""
+            say(f"  {label:28} {r['seconds']:7.2f} s  {ratio}   CPU {r['cpu']:.2f} s  {r['peak_mib']:.0f} MiB")
+        else:
+            say(f"  {label:28} failed: {r['failed'][:90]}")
+    result: Result = {"contenders": found, "ratios": {}, "goals": {}}
+    for pattern, goal in goals.items():
+        others = [r["seconds"] for label, r in good.items() if r["tool"] != "ftpcoord" and re.match(pattern, label)]
+        if others and ours:
+            ratio = min(others) / ours
+            result["goals"][pattern] = {"ratio": ratio, "goal": goal, "met": ratio >= goal}
+            say(f"  the best of {pattern}: {ratio:.2f} x, goal {goal:g} x: {'met' if ratio >= goal else 'MISSED'}")
+    return result
+
+
+# ----------------------------------------------------------------------------- 2, 3: files
+
+
+def part_small(quick: bool) -> Result:
+    """5,000 files of 1 KiB over loopback."""
+    count, rounds = (100, 1) if quick else (5000, 3)
+    goals = {
+        "sftp": {"lftp|rclone|sftp": 2.0, "curl": 1.0},
+        "ftp": {"lftp|rclone|curl": 1.3},
+        "ftpes": {"lftp|rclone|curl": 1.0},
+    }
+    result: Result = {"files": count, "bytes": KIB}
+    with coordination() as database:
+        for scheme, server in servers_of(["sftp", "ftp", "ftpes"]):
+            folder, sizes = fill(server, count, KIB)
+            contenders = found_tools(
+                Ftpcoord(database),
+                Ftpcoord(database, 2),
+                Lftp(4),
+                Rclone(4),
+                Curl(4),
+                *([Sftp()] if scheme == "sftp" else []),
+            )
+            # In memory for everybody: ftpcoord alone waits for a disk, and no two disks are alike.
+            for where in ("memory",) if quick else ("memory", "disk"):
+                say(f"\n{scheme}: {count} files of 1 KiB to {where}")
+                found = compare(contenders, Site(server, server.host, folder), sizes, rounds, where == "memory", 60)
+                result[f"{scheme} {where}"] = verdict(found, goals[scheme])
+    return result
+
+
+def part_far(quick: bool) -> Result:
+    """Small files, and one large one, over a round trip of 20 ms."""
+    reason = SlowNetwork.unavailable()
+    if reason:
+        say(f"no slow network: {reason}")
+        return {"skipped": reason}
+    count, size, rounds = (12, MIB, 1) if quick else (400, 256 * MIB, 3)
+    result: Result = {"files": count, "round_trip": 0.02}
+    options = {"listen_address": "0.0.0.0", "pasv_address": SlowNetwork.FAR}
+    with coordination() as database, SlowNetwork(0.02):
+        for scheme, server in servers_of(["sftp", "ftp"], **options):
+            folder, sizes = fill(server, count, KIB)
+            for number in (1, 4):
+                say(f"\n{scheme}, 20 ms: {count} files of 1 KiB, {number} connections each")
+                contenders = found_tools(
+                    Ftpcoord(database, number),
+                    Lftp(number),
+                    Rclone(number),
+                    Curl(number),
+                    *([Sftp()] if scheme == "sftp" and number == 1 else []),
+                )
+                found = compare(contenders, Site(server, SlowNetwork.FAR, folder), sizes, rounds, True, 150)
+                result[f"{scheme} {number}"] = verdict(found, {".": 3.0})
+            folder, sizes = fill(server, 1, size)
+            say(f"\n{scheme}, 20 ms: one file of {size // MIB} MiB")
+            contenders = found_tools(Ftpcoord(database, 1), Lftp(1), Curl(1), *([Sftp()] if scheme == "sftp" else []))
+            found = compare(contenders, Site(server, SlowNetwork.FAR, folder), sizes, rounds, True, 150)
+            result[f"{scheme} large"] = verdict(found, {})
+            seconds = found["ftpcoord (1)"].get("seconds")
+            if seconds:
+                say(f"  ftpcoord: {size / 1e6 / seconds:.0f} MB/s, start and election included; goal 125")
+                result[f"{scheme} large"]["mb_per_second"] = size / 1e6 / seconds
+    return result
+
+
+def part_large(quick: bool) -> Result:
+    """4 files of 256 MiB over loopback, and the memory that it takes."""
+    size, rounds = (MIB, 1) if quick else (256 * MIB, 3)
+    fast = "aes128-gcm@openssh.com"
+    goals = {
+        "sftp": {r"lftp|rclone|curl": 1.2, "sftp gcm": 0.9},
+        "ftp": {"curl": 1.2},
+        "ftpes": {"lftp": 1.0},
+    }
+    result: Result = {"files": 4, "bytes": size}
+    with coordination() as database:
+        for scheme, server in servers_of(["sftp", "ftp", "ftpes"]):
+            folder, sizes = fill(server, 4, size)
+            say(f"\n{scheme}: 4 files of {size // MIB} MiB to memory")
+            contenders = found_tools(
+                Ftpcoord(database),
+                Ftpcoord(database, 1),
+                Lftp(4),
+                Lftp(1),
+                Rclone(4),
+                Curl(4),
+                Curl(1),
+                *([Sftp(), Sftp(label="sftp gcm", cipher=fast)] if scheme == "sftp" else []),
+            )
+            site = Site(server, server.host, folder)
+            result[scheme] = verdict(compare(contenders, site, sizes, rounds, True, 120), goals[scheme])
+            folder, sizes = fill(server, 4, 1)
+            idle = compare([Ftpcoord(database)], Site(server, server.host, folder), sizes, 1, True)["ftpcoord"]
+            most = result[scheme]["contenders"]["ftpcoord"]
+            if "peak_mib" in idle and "peak_mib" in most:
+                result[scheme]["memory_above_idle_mib"] = most["peak_mib"] - idle["peak_mib"]
+                say(f"  memory above a run with 4 tiny files: {most['peak_mib'] - idle['peak_mib']:.0f} MiB, goal 64")
+    return result
+
+
+# ----------------------------------------------------------------------------- 4: big folders
+
+
+def role_poll(order: Mapping[str, Any]) -> None:
+    """Polls a folder all of whose files are done, and lists it barely with the same library."""
+    import ftpcoord
+
+    config = ftpcoord.Config(**order["settings"])
+    database = ftpcoord.open_database(config)
+    database.prepare()
+    term = database.token(config.coordination_group)[1] + 1
+    database.execute("DELETE FROM token_holder")
+    assert database.first(config.coordination_group, config.member_id, term) == term
+    statements = 0
+    plain = database._run
+
+    def counted(sql: str) -> Any:
+        nonlocal statements
+        statements += 1
+        return plain(sql)
+
+    member = ftpcoord.Member(config)
+    lease = ftpcoord.Lease(term, float("inf"), time.monotonic)
+    selector = ftpcoord.Selector(config, time.monotonic)
+    yielding = ftpcoord.Yielding(config)
+    poller = ftpcoord.Poller(config, member, lease, selector, None, database, yielding)
+    started = time.perf_counter()
+    poller._load()
+    load = time.perf_counter() - started
+    bare, polls = [], []
+    setattr(database, "_run", counted)  # noqa: B010
+    with contextlib.closing(ftpcoord.open_server(config)) as server:
+        for _ in range(order["rounds"]):
+            started = time.perf_counter()
+            listed = len(server.list(config.target.path))
+            bare.append(time.perf_counter() - started)
+            started = time.perf_counter()
+            poller.poll()
+            polls.append(time.perf_counter() - started)
+    print(json.dumps({
+        "listed": listed, "load": load, "bare": median(bare), "poll": median(polls),
+        "statements": statements / order["rounds"], "rss_mib": memory(os.getpid())[0] / MIB,
+    }), flush=True)  # fmt: skip
+
+
+def part_folder(quick: bool) -> Result:
+    """A poll of a folder that is done, beside the bare listing; growth with the number of files."""
+    import servers
+
+    result: Result = {}
+    with coordination() as database:
+        for scheme, server in servers_of(["sftp", "ftp"]):
+            counts = [100, 300] if quick else [1000, 10_000, 100_000] + ([1_000_000] if scheme == "ftp" else [])
+            rows = []
+            for count in counts:
+                folder, _ = fill(server, count, 0)
+                settings = {
+                    **server.settings(folder),
+                    "database": database.url,
+                    "coordination_group": f"n{count}-{scheme}",
+                    "member_id": "bench",
+                    "download_dir": str(database.dir),
+                    "settle": 0,
+                    "liveness_check_interval": 3600,
+                }
+                product(["adopt"], settings)
+                with contextlib.closing(servers.pg_login(database.port, timeout=60)) as connection:
+                    connection.autocommit = True
+                    connection.cursor().execute("VACUUM ANALYZE file_ledger")
+                process = child("poll", settings=settings, rounds=3)
+                row = answer(process)
+                process.wait(60)
+                rows.append({"files": count, **row})
+                say(
+                    f"{scheme}: {count:>9,} known files: bare listing {row['bare']:.3f} s, poll {row['poll']:.3f} s "
+                    f"= {row['poll'] / row['bare']:.2f} x, {row['statements']:.0f} statements, "
+                    f"first reading of the ledger {row['load']:.2f} s, {row['rss_mib']:.0f} MiB"
+                )
+                shutil.rmtree(folder)
+            result[scheme] = rows
+    return result
+
+
+# ----------------------------------------------------------------------------- 5: what coordination costs
+
+
+def settings_for(url: str, group: str, member: str, heartbeat: float, liveness: float) -> dict[str, Any]:
+    return {
+        "url": "sftp://nobody@127.0.0.1/in",
+        "database": url,
+        "coordination_group": group,
+        "member_id": member,
+        "heartbeat_frequency": heartbeat,
+        "liveness_check_interval": liveness,
+        "download_dir": ".",
+        "log_level": "error",
+    }
+
+
+def part_cost(quick: bool) -> Result:
+    """Round trips, statements and bytes of a heartbeat, active and standby; HOT updates by fillfactor."""
+    import servers
+
+    import ftpcoord
+
+    beats = 20 if quick else 2000
+    result: Result = {}
+    for name in ("postgresql", "mysql", "mariadb"):
+        reason = servers.available(name)
+        if reason:
+            say(f"{name}: {reason}")
+            continue
+        make = {"postgresql": servers.postgres, "mysql": servers.mysql, "mariadb": servers.mariadb}[name]
+        with make(fsync=True) as server, servers.Proxy(server.host, server.port) as proxy:
+            url = server.url.replace(f":{server.port}/", f":{proxy.port}/")
+            found: Result = {}
+            elections, database = [], None
+            for member in ("active", "standby"):
+                config = ftpcoord.Config(**settings_for(url, "g", member, 1, 30))
+                database = ftpcoord.open_database(config)
+                if member == "active":
+                    database._set_precision(6, "")
+                    database.apply_schema()
+                timing = database.prepare()
+                election = ftpcoord.Election(database, "g", member, timing, ftpcoord.boot_clock, lambda *_, **__: None)
+                election.tick(ftpcoord.boot_clock())
+                elections.append(election)
+            assert elections[0].lease is not None and database is not None
+            for fillfactor in (100, 50) if name == "postgresql" else (0,):
+                if fillfactor:
+                    database.execute(f"ALTER TABLE health_check SET (fillfactor = {fillfactor})")
+                    with contextlib.closing(servers.pg_login(server.port, "postgres")) as connection:
+                        connection.autocommit = True
+                        connection.cursor().execute("VACUUM FULL health_check")
+                        connection.cursor().execute("SELECT pg_stat_reset()")
+                for election in elections:
+                    election.tick(ftpcoord.boot_clock())
+                    statements = count_statements(election.store)
+                    time.sleep(0.1)
+                    trips, size, wal = proxy.round_trips, proxy.bytes, log_position(name, server)
+                    started = time.perf_counter()
+                    for _ in range(beats):
+                        election.tick(ftpcoord.boot_clock())
+                    took = time.perf_counter() - started
+                    time.sleep(0.1)
+                    row = {
+                        "round_trips": round((proxy.round_trips - trips) / beats, 2),
+                        "statements": statements() / beats,
+                        "network_bytes": (proxy.bytes - size) / beats,
+                        "milliseconds_through_proxy": took / beats * 1e3,
+                        "log_bytes": (log_position(name, server) - wal) / beats,
+                    }
+                    found[election.member if fillfactor != 50 else f"{election.member}, fillfactor 50"] = row
+                    say(
+                        f"{name} {election.member}{f', fillfactor {fillfactor}' if fillfactor else ''}: "
+                        f"{row['round_trips']:g} round trips, {row['statements']:g} statements, "
+                        f"{row['network_bytes']:.0f} bytes on the wire, {row['log_bytes']:.0f} bytes of log, "
+                        f"{row['log_bytes'] * 86400 / 1e6:.1f} MB a day at one heartbeat a second"
+                    )
+                if fillfactor:
+                    hot, updates, pages = hot_updates(server)
+                    found[f"fillfactor {fillfactor}"] = {"hot": hot, "updates": updates, "table_bytes": pages}
+                    say(f"{name}: fillfactor {fillfactor}: {hot} of {updates} updates HOT, table {pages // KIB} KiB")
+            result[name] = found
+    return result
+
+
+def count_statements(database: Any) -> Callable[[], int]:
+    count = 0
+    plain = type(database)._run.__get__(database)
+
+    def counted(sql: str) -> Any:
+        nonlocal count
+        count += 1
+        return plain(sql)
+
+    database._run = counted
+    return lambda: count
+
+
+def log_position(name: str, server: Any) -> int:
+    """Bytes that the database has written to its log so far."""
+    import servers
+
+    if name == "postgresql":
+        with contextlib.closing(servers.pg_login(server.port, "postgres")) as connection:
+            cursor = connection.cursor()
+            cursor.execute("SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint")
+            return int(cursor.fetchone()[0])
+    with contextlib.closing(servers.mysql_login(server.port)) as connection:
+        cursor = connection.cursor()
+        cursor.execute("SHOW GLOBAL STATUS LIKE 'Innodb_os_log_written'")
+        row = cursor.fetchone()
+        return int(row[1]) if row else 0
+
+
+def hot_updates(server: Any) -> tuple[int, int, int]:
+    import servers
+
+    time.sleep(1.5)  # the statistics of a session are sent once a second at most
+    with contextlib.closing(servers.pg_login(server.port)) as connection:
+        cursor = connection.cursor()
+        cursor.execute(
+            "SELECT n_tup_hot_upd, n_tup_upd, pg_relation_size(relid) FROM pg_stat_user_tables "
+            "WHERE relname = 'health_check'"
+        )
+        hot, updates, size = cursor.fetchone()
+        return int(hot), int(updates), int(size)
+
+
+def role_members(order: Mapping[str, Any]) -> None:
+    """Many members in one process, on shared connections; tells how late heartbeats left."""
+    import ftpcoord
+
+    late: list[float] = []
+    took: list[float] = []
+
+    def heard(stats: Any, seconds: float, delay: float) -> None:
+        took.append(seconds)
+        late.append(delay)
+
+    setattr(ftpcoord.Stats, "heartbeat", heard)  # noqa: B010
+    threading.stack_size(256 * KIB)
+    settings = [settings_for(order["url"], f"g{n}", order["member"], 1, 30) for n in order["groups"]]
+    pulse = ftpcoord.Pulse(ftpcoord.open_database(ftpcoord.Config(**settings[0])))
+    members = [ftpcoord.Member(ftpcoord.Config(**s)) for s in settings]
+    for member in members:
+        member.start(pulse)
+    for member in members:
+        member.ready.wait(60)
+    print(json.dumps("ready"), flush=True)
+    sys.stdin.readline()
+    late.clear()
+    took.clear()
+    before = cpu_seconds(os.getpid())
+    time.sleep(order["seconds"])
+    print(json.dumps({
+        "beats": len(late), "late_median": median(late), "late_99": percentile(late, 0.99), "late_most": max(late),
+        "took_median": median(took), "took_99": percentile(took, 0.99), "cpu": cpu_seconds(os.getpid()) - before,
+        "active": sum(m.lease is not None for m in members), "rss_mib": memory(os.getpid())[0] / MIB,
+    }), flush=True)  # fmt: skip
+    os._exit(0)
+
+
+def part_members(quick: bool) -> Result:
+    """1,000 members in 4 processes, a heartbeat a second each, on one database."""
+    import servers
+
+    groups, seconds = (10, 2) if quick else (500, 30)
+    result: Result = {"members": groups * 2, "seconds": seconds}
+    for name in ("postgresql",) if quick else ("postgresql", "mysql"):
+        if servers.available(name):
+            say(f"{name}: {servers.available(name)}")
+            continue
+        with (servers.postgres if name == "postgresql" else servers.mysql)(fsync=True) as server:
+            product(["schema", name, "--apply"], {"database": server.url, "url": "ftp://x@127.0.0.1/"})
+            half = groups // 2
+            parts = [
+                child("members", url=server.url, member=member, groups=list(numbers), seconds=seconds)
+                for member, numbers in itertools.product("ab", (range(half), range(half, groups)))
+            ]
+            for process in parts:
+                answer(process)
+            time.sleep(2)  # the first beats, all at once, are over
+            before = sum(cpu_seconds(pid) for pid in server.pids())
+            for process in parts:
+                assert process.stdin is not None
+                process.stdin.write("\n")
+                process.stdin.flush()
+            answers = [answer(process) for process in parts]
+            cpu = sum(cpu_seconds(pid) for pid in server.pids()) - before
+            beats = sum(a["beats"] for a in answers)
+            result[name] = {
+                "beats_per_second": beats / seconds,
+                "active": sum(a["active"] for a in answers),
+                "database_cores": cpu / seconds,
+                "member_cores": sum(a["cpu"] for a in answers) / seconds,
+                "late_median": median([a["late_median"] for a in answers]),
+                "late_99": max(a["late_99"] for a in answers),
+                "late_most": max(a["late_most"] for a in answers),
+                "took_99": max(a["took_99"] for a in answers),
+                "rss_mib": max(a["rss_mib"] for a in answers),
+            }
+            row = result[name]
+            say(
+                f"{name}: {groups * 2} members, {row['active']} active: {row['beats_per_second']:.0f} heartbeats/s, "
+                f"late {row['late_median'] * 1e3:.0f} ms (99 %: {row['late_99'] * 1e3:.0f}, most "
+                f"{row['late_most'] * 1e3:.0f}); database {row['database_cores']:.2f} cores, members "
+                f"{row['member_cores']:.2f} cores in 4 processes of at most {row['rss_mib']:.0f} MiB"
+            )
+    return result
+
+
+# ----------------------------------------------------------------------------- 6: takeover and hand-over
+
+
+def role_stand(order: Mapping[str, Any]) -> None:
+    """One member; tells when it is ready and when it is active. A line on stdin stops it gracefully."""
+    import ftpcoord
+
+    member = ftpcoord.Member(ftpcoord.Config(**order["settings"]))
+    member.start()
+    member.ready.wait()
+    print(json.dumps("ready"), flush=True)
+
+    def stop() -> None:
+        sys.stdin.readline()
+        member.stop()
+
+    threading.Thread(target=stop, daemon=True).start()
+    while not member.finished.is_set():
+        lease = member.wait_for_lease(1.0)
+        if lease is not None:
+            print(json.dumps(["active", lease.term, time.monotonic()]), flush=True)
+            while member.may_work(lease):
+                member.wait(lease, 3600)
+            member.work_ended()
+            print(json.dumps(["ended", lease.term, time.monotonic()]), flush=True)
+    os._exit(0)
+
+
+def lane(url: str, number: int, heartbeat: float, liveness: float, kinds: Sequence[str], found: list[Any]) -> None:
+    """Two members of one group; again and again the active one is ended, and the other timed."""
+    names = (f"m{n}" for n in itertools.count())
+
+    def start() -> subprocess.Popen[str]:
+        process = child("stand", settings=settings_for(url, f"lane{number}", next(names), heartbeat, liveness))
+        answer(process)
+        return process
+
+    active = start()
+    while answer(active)[0] != "active":
+        pass
+    for count, kind in enumerate(kinds):
+        standby = start()
+        # Different points of the heartbeat; and the standby has looked twice, as one that has stood for a while.
+        time.sleep(2.2 * heartbeat + heartbeat * ((count * 0.618) % 1))
+        ended = time.monotonic()
+        if kind == "kill":
+            active.kill()
+        else:
+            assert active.stdin is not None
+            active.stdin.write("\n")
+            active.stdin.flush()
+        said = answer(standby)
+        while said[0] != "active":
+            said = answer(standby)
+        found.append((kind, said[2] - ended))
+        active.wait(60)
+        active = standby
+    active.kill()
+    active.wait(10)
+
+
+def part_takeover(quick: bool) -> Result:
+    """How long until the other member is active, after a SIGKILL and after a graceful stop."""
+    lanes, each = (1, 2) if quick else (6, 17)
+    result: Result = {}
+    settings = [(0.5, 5.0), (0.1, 1.1)]  # the second: what validation allows on PostgreSQL with ten beats a second
+    with coordination() as database:
+        for heartbeat, liveness in settings[-1:] if quick else settings:
+            found: list[tuple[str, float]] = []
+            kinds = list(itertools.islice(itertools.cycle(("kill", "stop")), each * 2))
+            threads = [
+                threading.Thread(target=lane, args=(database.url, n, heartbeat, liveness, kinds, found))
+                for n in range(lanes)
+            ]
+            for thread in threads:
+                thread.start()
+                time.sleep(0.2)
+            for thread in threads:
+                thread.join()
+            entry: Result = {"heartbeat": heartbeat, "liveness": liveness}
+            for kind, bound in (("kill", liveness), ("stop", heartbeat)):
+                times = sorted(seconds for k, seconds in found if k == kind)
+                entry[kind] = [round(seconds, 4) for seconds in times]
+                say(
+                    f"heartbeat {heartbeat:g} s, liveness {liveness:g} s: {len(times)} x {kind}: median "
+                    f"{median(times):.3f} s, 95 % {percentile(times, 0.95):.3f} s, most {times[-1]:.3f} s "
+                    f"(bound {bound:g} s{' and a round trip' if kind == 'stop' else ''})"
+                )
+            result[f"{liveness:g} s"] = entry
+    return result
+
+
+# ----------------------------------------------------------------------------- 7, 8: footprint, starvation
+
+
+def part_footprint(quick: bool) -> Result:
+    """Memory and CPU of idle members, start-up, import."""
+    import servers
+
+    seconds = 2 if quick else 30
+    result: Result = {}
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def start_of(code: str) -> float:
+        runs = []
+        for _ in range(3 if quick else 15):
+            started = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], env=env, check=True)
+            runs.append(time.perf_counter() - started)
+        return median(runs)
+
+    bare = start_of("pass")
+    result["import_ms"] = (start_of("import ftpcoord") - bare) * 1e3
+    say(f"import: {result['import_ms']:.0f} ms beyond the interpreter's {bare * 1e3:.0f} ms, goal 60")
+    for name in ("postgresql",) if quick else ("postgresql", "mysql", "mariadb", "sqlite"):
+        if name != "sqlite" and servers.available(name):
+            continue
+        makers = {"postgresql": servers.postgres, "mysql": servers.mysql, "mariadb": servers.mariadb}
+        with contextlib.ExitStack() as stack:
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            url = f"sqlite:///{place}/db"
+            if name != "sqlite":
+                url = stack.enter_context(makers[name](fsync=True)).url
+                dialect = "postgresql" if name == "postgresql" else "mysql"
+                product(["schema", dialect, "--apply"], {"database": url, "url": "ftp://x@127.0.0.1/"})
+            files = stack.enter_context(servers.vsftpd())
+            for scheme, site in (("ftp", files),):
+                for role in ("active", "standby"):
+                    settings = {
+                        **site.settings(site.folder()),
+                        "database": url,
+                        "member_id": role,
+                        "coordination_group": "idle",
+                        "download_dir": place,
+                        "polling_interval": 3600,
+                    }
+                    log = open(place / f"{role}.log", "wb")  # noqa: SIM115 - the process's own
+                    started = time.perf_counter()
+                    process = subprocess.Popen(
+                        [sys.executable, str(PRODUCT), "--config", "env"],
+                        env=product_env(settings),
+                        stderr=log,
+                        stdout=log,
+                    )
+                    stack.callback(process.wait)
+                    stack.callback(process.kill)
+                    word = b" elected " if role == "active" else b" standby "
+                    wait_for_word(place / f"{role}.log", word)
+                    ready = time.perf_counter() - started
+                    time.sleep(1)
+                    before = cpu_seconds(process.pid)
+                    time.sleep(seconds)
+                    cores = (cpu_seconds(process.pid) - before) / seconds
+                    rss, pss = memory(process.pid)
+                    result[f"{name} {role}"] = {
+                        "rss_mib": rss / MIB,
+                        "pss_mib": pss / MIB,
+                        "cpu_percent": cores * 100,
+                        "first_heartbeat": ready,
+                    }
+                    say(
+                        f"{name} {role} ({scheme}): {rss / MIB:.1f} MiB resident ({rss / 1e6:.1f} MB), "
+                        f"{cores * 100:.2f} % of a core, first heartbeat after {ready:.2f} s"
+                    )
+    return result
+
+
+def wait_for_word(log: Path, word: bytes) -> None:
+    import servers
+
+    servers.wait_for(lambda: word in log.read_bytes(), 30, f"{word!r} in {log}")
+
+
+def role_busy(order: Mapping[str, Any]) -> None:
+    """An active member whose four workers do nothing but compute; tells how late its heartbeats left."""
+    import hashlib
+
+    import ftpcoord
+
+    late: list[float] = []
+    plain = ftpcoord.Stats.heartbeat
+
+    def heard(stats: Any, seconds: float, delay: float) -> None:
+        late.append(delay)
+        plain(stats, seconds, delay)
+
+    setattr(ftpcoord.Stats, "heartbeat", heard)  # noqa: B010
+    listener = ftpcoord.Listener(**order["settings"])
+
+    @listener.on_file("*")
+    def hash_and_count(file: Any) -> None:
+        data = file.read()
+        until = time.monotonic() + order["each"]
+        while time.monotonic() < until:
+            hashlib.sha256(data).digest()  # lets other threads run
+            sum(number * number for number in range(20_000))  # does not, until it is asked to
+
+    listener.start()
+    time.sleep(order["seconds"])
+    listener.stop()
+    listener.join(20)
+    print(json.dumps(late), flush=True)
+    os._exit(0)
+
+
+def part_starve(quick: bool) -> Result:
+    """How late renewals leave while all workers compute."""
+    seconds = 4 if quick else 30
+    with coordination() as database:
+        for _, server in servers_of(["sftp"]):
+            folder, _ = fill(server, 40 if quick else 64, (1 if quick else 16) * MIB)
+            settings = {
+                **server.settings(folder),
+                "database": database.url,
+                "coordination_group": "busy",
+                "member_id": "busy",
+                "heartbeat_frequency": 0.2,
+                "liveness_check_interval": 5,
+                "settle": 0,
+                "log_level": "error",
+                "workers": 4,
+            }
+            process = child("busy", settings=settings, seconds=seconds, each=0.5 if quick else 1.0)
+            late = [delay for delay in answer(process) if delay < 3600]
+            process.wait(30)
+            row = {
+                "beats": len(late),
+                "median": median(late),
+                "95": percentile(late, 0.95),
+                "most": max(late),
+            }
+            say(
+                f"4 busy workers, a heartbeat each 0.2 s: {row['beats']} renewals left {row['median'] * 1e3:.1f} ms late "  # noqa: E501
+                f"(95 %: {row['95'] * 1e3:.1f} ms, most {row['most'] * 1e3:.1f} ms)"
+            )
+            return row
+    return {}
+
+
+# ----------------------------------------------------------------------------- pictures
+
+
+STYLE = """<style>
+text { font: 13px system-ui, sans-serif; fill: #1f2328 } .dim { fill: #59636e } .ours { fill: #0969da }
+.other { fill: #9aa4af } .line { stroke: #0969da; fill: none; stroke-width: 2 } .grid { stroke: #8884 }
+.second { stroke: #bc4c00; fill: none; stroke-width: 2 } .stop { fill: #1a7f37 } .kill { fill: #bc4c00 }
+@media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .dim { fill: #9198a1 } .ours { fill: #4493f8 }
+.other { fill: #6e7681 } .line { stroke: #4493f8 } .second { stroke: #f0883e } .stop { fill: #3fb950 }
+.kill { fill: #f0883e } }
+</style>"""
+
+
+def svg(width: int, height: int, parts: Sequence[str]) -> str:
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+    return "\n".join([head, STYLE, *parts, "</svg>"]) + "\n"
+
+
+def text(x: float, y: float, words: str, more: str = "") -> str:
+    words = words.replace("&", "&amp;").replace("<", "&lt;")
+    return f'<text x="{x:.0f}" y="{y:.0f}" {more}>{words}</text>'
+
+
+def draw_comparison(results: Result) -> Optional[str]:
+    """Bars: seconds of each contender, ftpcoord's in colour."""
+    titles = [
+        ("small", "sftp memory", "SFTP, 5,000 files of 1 KiB"),
+        ("small", "ftp memory", "FTP, 5,000 files of 1 KiB"),
+        ("small", "ftpes memory", "FTPS, 5,000 files of 1 KiB"),
+        ("far", "sftp 4", "SFTP at 20 ms, 400 files of 1 KiB, 4 connections"),
+        ("far", "ftp 4", "FTP at 20 ms, 400 files of 1 KiB, 4 connections"),
+        ("large", "sftp", "SFTP, 4 files of 256 MiB"),
+        ("large", "ftp", "FTP, 4 files of 256 MiB"),
+        ("large", "ftpes", "FTPS, 4 files of 256 MiB"),
+    ]
+    parts: list[str] = []
+    y = 24
+    for part, key, title in titles:
+        found = results.get(part, {}).get(key, {}).get("contenders", {})
+        best: dict[str, float] = {}
+        for entry in found.values():
+            if "seconds" in entry:
+                best[entry["tool"]] = min(entry["seconds"], best.get(entry["tool"], 1e9))
+        if "ftpcoord" not in best:
+            continue
+        parts.append(text(10, y, title, 'font-weight="600"'))
+        y += 8
+        for tool, seconds in sorted(best.items(), key=lambda item: item[1]):
+            width = 520 * seconds / max(best.values())
+            kind = "ours" if tool == "ftpcoord" else "other"
+            parts.append(text(10, y + 15, tool))
+            parts.append(f'<rect x="90" y="{y + 3}" width="{width:.1f}" height="15" rx="2" class="{kind}"/>')
+            label = f"{seconds:.2f} s" + ("" if kind == "ours" else f"  {seconds / best['ftpcoord']:.1f} x")
+            parts.append(text(96 + width, y + 15, label, 'class="dim"'))
+            y += 20
+        y += 26
+    return svg(720, y, parts) if parts else None
+
+
+def draw_takeover(results: Result) -> Optional[str]:
+    """Histograms: seconds until the other member is active."""
+    parts: list[str] = []
+    y = 24
+    for name, entry in results.get("takeover", {}).items():
+        limit = entry["liveness"]
+        for kind, title in (("kill", "after SIGKILL"), ("stop", "after a graceful stop")):
+            times = entry[kind]
+            span = limit if kind == "kill" else max(entry["heartbeat"] * 1.2, times[-1])
+            parts.append(
+                text(10, y, f"liveness {name}, heartbeat {entry['heartbeat']:g} s: {title}", 'font-weight="600"')
+            )
+            bins = [0] * 40
+            for seconds in times:
+                bins[min(39, int(seconds / span * 40))] += 1
+            for at, count in enumerate(bins):
+                height = 70 * count / max(bins)
+                parts.append(
+                    f'<rect x="{20 + at * 15}" y="{y + 84 - height:.1f}" width="13" height="{height:.1f}" class="{kind}"/>'  # noqa: E501
+                )
+            parts.append(f'<line x1="20" y1="{y + 85}" x2="620" y2="{y + 85}" class="grid"/>')
+            parts.append(text(20, y + 100, "0", 'class="dim"'))
+            parts.append(text(620, y + 100, f"{span:.2g} s", 'class="dim" text-anchor="end"'))
+            said = f"{len(times)} times; median {median(times):.3f} s, most {times[-1]:.3f} s"
+            parts.append(text(320, y + 100, said, 'class="dim" text-anchor="middle"'))
+            y += 134
+    return svg(640, y, parts) if parts else None
+
+
+def draw_growth(results: Result) -> Optional[str]:
+    """Lines on logarithmic axes: seconds of a poll and of a bare listing by the number of known files."""
+    import math
+
+    rows = results.get("folder", {}).get("ftp")
+    if not rows or len(rows) < 2:
+        return None
+    low, high = math.log10(rows[0]["files"]), math.log10(rows[-1]["files"])
+    values = [row[key] for row in rows for key in ("bare", "poll")]
+    bottom, top = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+
+    def place(files: float, seconds: float) -> tuple[float, float]:
+        x = 80 + 500 * (math.log10(files) - low) / (high - low)
+        return x, 260 - 220 * (math.log10(seconds) - bottom) / (top - bottom)
+
+    parts = [text(10, 20, "One poll of a folder whose files are all done (FTP)", 'font-weight="600"')]
+    for power in range(bottom, top + 1):
+        y = place(10**low, 10.0**power)[1]
+        parts.append(f'<line x1="80" y1="{y:.0f}" x2="580" y2="{y:.0f}" class="grid"/>')
+        parts.append(text(72, y + 4, f"{10.0**power:g} s", 'class="dim" text-anchor="end"'))
+    for row in rows:
+        x = place(row["files"], 1)[0]
+        parts.append(text(x, 280, f"{row['files']:,}", 'class="dim" text-anchor="middle"'))
+    for key, style, at, words in (("poll", "line", 44, "poll"), ("bare", "second", 62, "bare listing, same library")):
+        points = " ".join("{:.1f},{:.1f}".format(*place(row["files"], row[key])) for row in rows)
+        parts.append(f'<polyline points="{points}" class="{style}"/>')
+        parts.append(f'<line x1="400" y1="{at}" x2="424" y2="{at}" class="{style}"/>' + text(430, at + 4, words))
+    return svg(640, 296, parts)
+
+
+# ----------------------------------------------------------------------------- the whole
+
+
+PARTS: dict[str, Callable[[bool], Result]] = {
+    "small": part_small,
+    "far": part_far,
+    "large": part_large,
+    "folder": part_folder,
+    "cost": part_cost,
+    "members": part_members,
+    "takeover": part_takeover,
+    "footprint": part_footprint,
+    "starve": part_starve,
+}
+ROLES = {"poll": role_poll, "members": role_members, "stand": role_stand, "busy": role_busy}
+
+
+def machine() -> Result:
+    cpu = "unknown"
+    with contextlib.suppress(OSError):
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        cpu = found[1] if found else cpu
+    versions = {}
+    for tool, argument in (("lftp", "--version"), ("rclone", "version"), ("curl", "--version"), ("ssh", "-V")):
+        if shutil.which(tool):
+            said = subprocess.run([tool, argument], stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout.decode()
+            number = re.search(r"v?\d+\.\d+[\w.+-]*", said)
+            versions[tool] = number[0] if number else said.strip()[:40]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)),
+        "python": platform.python_version(),
+        "tools": versions,
+    }
+
+
+def install() -> None:
+    missing = [tool for tool in ("lftp", "rclone", "curl") if not shutil.which(tool)]
+    if missing:
+        subprocess.run(["apt-get", "install", "-y", "--no-install-recommends", *missing], check=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    if arguments[:1] == ["--slow-network"]:
+        SlowNetwork.serve(float(arguments[1]))
+        return 0
+    if arguments[:1] == ["--role"]:
+        sys.path.insert(0, str(ROOT))
+        ROLES[arguments[1]](json.loads(arguments[2]))
+        return 0
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--quick", action="store_true", help="a smoke run with small files")
+    parser.add_argument("--only", action="append", choices=list(PARTS), help="just this part; may be repeated")
+    parser.add_argument("--install", action="store_true", help="apt-get install lftp, rclone and curl first")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="where results go (default: tests/bench/results.json)"
+    )
+    options = parser.parse_args(arguments)
+    python = setup_env.ensure("test")
+    if Path(sys.prefix).resolve() != setup_env.VENV.resolve():
+        sys.stdout.flush()
+        os.execv(python, [str(python), __file__, *arguments])
+    sys.path.insert(0, str(ROOT))
+    if options.install:
+        install()
+    import servers
+
+    problem = servers.available("postgresql")
+    if problem:
+        print(f"the benchmark needs PostgreSQL: {problem}", file=sys.stderr)
+        return 1
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # as installed: compiled once
+    os.environ["PYTHONPYCACHEPREFIX"] = str(setup_env.VENV / "pycache")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    chosen = options.only or [name for name in PARTS if name != "takeover"]
+    path: Optional[Path] = options.json or (None if options.quick else FOLDER / "results.json")
+    results: Result = json.loads(path.read_text()) if path and path.exists() else {}
+    results["machine"] = machine()
+    say(f"{results['machine']}; not found: {[t for t in TOOLS if not shutil.which(t)] or 'nothing'}")
+    failed = False
+    for name in chosen:
+        say(f"\n== {name}: {(PARTS[name].__doc__ or '').strip()}")
+        try:
+            results[name] = PARTS[name](options.quick)
+        except Exception as error:
+            failed = True
+            say(f"{name} FAILED: {type(error).__name__}: {error}")
+            if options.quick:
+                raise
+        save(results, path, options.quick)
+    return 1 if failed else 0
+
+
+def save(results: Result, path: Optional[Path], quick: bool) -> None:
+    if path is None:
+        return
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(rounded(results), indent=1, sort_keys=True) + "\n")
+    drawings = {"comparison": draw_comparison, "takeover": draw_takeover, "growth": draw_growth}
+    for name, draw in drawings.items():
+        picture = None if quick else draw(results)
+        if picture:
+            (path.parent / f"{name}.svg").write_text(picture)
+
+
+def rounded(value: Any) -> Any:
+    """Four significant digits: more say nothing, and make the file large."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

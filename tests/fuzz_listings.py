@@ -235,9 +235,12 @@ _folder = tempfile.TemporaryDirectory(prefix="ftpcoord-fuzz-")
 
 def ini(data: bytes) -> None:
     path = Path(_folder.name) / "settings.ini"
-    path.write_bytes(data.replace(b"CANARY", CANARY.encode()))
-    if b"_file" not in data:
-        check_config(lambda: ftpcoord.Config.from_file(str(path)))
+    lines = [line for line in data.replace(CANARY.encode(), b"").splitlines() if b"_file" not in line]
+    secret = re.compile(rb"[ \t]*(password|key_passphrase|database_password)[ \t]*[=:]", re.IGNORECASE)
+    for at, line in enumerate(lines):
+        lines[at] = line.replace(b"CANARY", CANARY.encode() if secret.match(line) else b"x")
+    path.write_bytes(b"\n".join(lines))
+    check_config(lambda: ftpcoord.Config.from_file(str(path)))
 
 
 def check_config(make: Callable[[], list[ftpcoord.Config]]) -> None:
@@ -255,7 +258,6 @@ def check_config(make: Callable[[], list[ftpcoord.Config]]) -> None:
             assert CANARY not in repr(config) and CANARY not in str(shown["url"]) and shown["password"] in ("", "***")
         if config.database_login() == CANARY:
             assert CANARY not in str(shown["database"]) or CANARY in config.endpoint.name
-        config.endpoint
         if config.url:
             target = config.target
             assert not re.search(r"[\0\r\n]", target.path + target.user + config.file_password())
@@ -319,7 +321,8 @@ SEEDS: dict[Callable[[bytes], None], Sequence[bytes]] = {
         b"liveness_check_interval=5.5\nheartbeat_frequency=0.25\ncoordination_group=a\nhost_key=SHA256:x\nrecursive=yes",
     ],
     urls: [b"sftp://user\nhost:22/path", b"mysql://user\nhost,[::1]:3306/name", b"ftp://u\nh/%ff%0a?"],
-    ini: [b"[DEFAULT]\npassword=CANARY\ndatabase=sqlite:///x\n[a]\nurl=ftp://u@h/\n b\n[b]\nurl = sftp://u:CANARY@h/x"],
+    ini: [b"[DEFAULT]\npassword=CANARY\ndatabase=sqlite:///x\n[a]\nurl=ftp://u@h/\n b\n[b]\nurl = sftp://u@h/x",
+        b"[a]\nurl=sftp://u@h/\ndatabase=sqlite:///x\nhandler=a:b\n  password = CANARY\n[b]\nafter=x"],
 }
 
 
@@ -346,7 +349,8 @@ def run(seconds: str, folder: str = "") -> None:
         (place / f"seed-{number}").write_bytes(data)
     print(f"corpus: {place}", flush=True)
     atheris = importlib.import_module("atheris")
-    options = [f"-max_total_time={seconds}", "-max_len=4096", "-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1"]
+    options = [f"-max_total_time={seconds}", "-max_len=4096", "-timeout=10", "-rss_limit_mb=2048"]
+    options.append("-print_final_stats=1")
     atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={place}-", str(place)], check)
     atheris.Fuzz()
 
@@ -387,4 +391,7 @@ def keep(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    {"run": run, "keep": keep}[sys.argv[1]](*sys.argv[2:])
+    if sys.argv[1] == "keep":
+        keep(sys.argv[2])
+    else:
+        run(*sys.argv[2:])

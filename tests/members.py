@@ -31,7 +31,6 @@ from urllib.parse import urlsplit
 
 import pytest
 from conftest import Database, Files, wait_for
-
 from servers import Proxy
 
 MODULE = Path(os.environ.get("FTPCOORD_MODULE") or Path(__file__).resolve().parent.parent / "ftpcoord.py")
@@ -252,9 +251,8 @@ class Crew:
         for member in self.members:
             member.process.wait()
         self.let_go()
-        if kind is not None:
-            print(self.said())  # pytest shows it with the failure
-        else:
+        print(self.said())  # pytest shows it if the test has failed
+        if kind is None:
             terms: list[str] = []
             for member in self.members:
                 self._decent(member.out.read_text() + member.err.read_text(), str(member))

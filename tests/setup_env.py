@@ -119,6 +119,7 @@ def _environment() -> list[str]:
 DEBIAN_PACKAGES = {
     "postgresql": "postgresql", "mariadbd": "mariadb-server", "vsftpd": "vsftpd", "sshd": "openssh-server",
     "ssh-keygen": "openssh-client", "pgbouncer": "pgbouncer", "openssl": "openssl", "setpriv": "util-linux",
+    "chromium": "chromium",  # for the status page
 }
 
 
@@ -248,7 +249,7 @@ def fetch_mysql() -> Optional[str]:
     return None if mysql_command() else "the unpacked MySQL has no mysqld"
 
 
-SERVERS = ("postgresql", "mariadb", "mysql", "vsftpd", "sshd", "pgbouncer")
+SERVERS = ("postgresql", "mariadb", "mysql", "vsftpd", "sshd", "pgbouncer", "chromium")
 
 
 def ensure_servers(names: Sequence[str] = SERVERS) -> dict[str, str]:

@@ -658,7 +658,7 @@ def test_a_full_group_is_written_at_once(ledger: ftpcoord.Database) -> None:
 
 def test_a_delay_becomes_the_seconds_until_the_row_is_due(ledger: ftpcoord.Database) -> None:
     ledger.write(FENCE, [Change(None, row())])
-    for delay in (0.0, 0.00001, 1.5, 3600.0, 86400 * 30.0, 86400 * 365 * 100.0):
+    for delay in (0.0, 0.00001, 1.5, 3600.0, 86400 * 30.0, 86400 * 365 * 99.0):
         assert rows_of(ledger)[0].due is None
         assert ledger.write(FENCE, [Change(row(), row(state="failed"), delay)]) == [True]
         due = rows_of(ledger)[0].due
@@ -674,6 +674,14 @@ ODD_PATHS = [
     "/in/$ids", "/in/--", "/in/';DROP TABLE file_ledger;--", "/in/\\", "/in/\\'", "x/relative", "/in/" + "d/" * 900,
     "/in/%s%(x)s", "/in/{0}", "/in/\x1b[31m", "/in/\u202egnp.exe", "/in/\u00a0",
 ]  # fmt: skip
+
+
+def test_a_delay_beyond_all_dates_is_a_long_one(ledger: ftpcoord.Database) -> None:
+    """ledger_retention = 9999999 days, for ever in somebody's words."""
+    ledger.write(FENCE, [Change(None, row())])
+    for delay in (86400 * 9_999_999.0, 86400e9):
+        assert ledger.write(FENCE, [Change(row(), row(), delay)]) == [True]
+        assert (rows_of(ledger)[0].due or 0) > 86400 * 365 * 99
 
 
 def test_any_path_keeps_its_row_through_claim_change_and_removal(ledger: ftpcoord.Database) -> None:

@@ -462,10 +462,13 @@ def test_an_unwilling_member_does_not_take_a_vacant_group(store: MemoryStore) ->
 
 def test_a_lost_race_is_no_lease(store: MemoryStore) -> None:
     a, b, c = elected(store), watching(store, "b"), watching(store, "c")
-    a.alive = False
-    store.clock.now += 40
+    a.alive, c.willing = False, False
+    for _ in range(40):
+        store.clock.now += 1
+        c.tick()
     b.tick()
     assert b.active
+    c.willing = True
     stale = c.election._free(store.clock.now, View("a", 1, False, "x", 40.0, store.now, 0.0))
     assert stale == "stale"
     assert store.take("g", "c", View("a", 1, False, "x", 40.0, store.now, 0.0), 28, "stale") is None

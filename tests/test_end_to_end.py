@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from conftest import Database, Files, wait_for
 from members import Crew, kinds, stores, through
-
 from servers import Proxy
 
 COUNT = 200

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import servers
 import setup_env
 from conftest import Database, Files, new_database, new_folder, wait_for
 from members import LOAD, PATIENCE, Crew, alive, ftpcoord, kinds, never, through
-
-import servers
 from servers import Proxy
 
 

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import servers
 from conftest import Database, Files, new_database, new_folder, wait_for
 from members import LOAD, PATIENCE, ROUND_TRIP, Crew, alive, kinds, never, through
-
-import servers
 from servers import Proxy
 
 

@@ -1,0 +1,178 @@
+"""Python handlers: module:function on the command line, Listener and Coordinator in scripts."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import servers
+from conftest import new_database, new_folder, wait_for
+from members import PATIENCE, Crew
+
+
+@pytest.fixture
+def crew(postgres: servers.Postgres, pyftpd: servers.Pyftpd, tmp_path: Path) -> Iterator[Crew]:
+    with new_database("postgresql", postgres) as database, new_folder("pyftpd", pyftpd) as files:
+        with Crew(tmp_path, database, files) as crew:
+            yield crew
+
+
+HANDLER = '''\
+import json, os, time
+def handle(file):
+    with open({record!r}, "a") as record:
+        record.write(json.dumps([file.name, file.attempt, file.size, file.lease.term, file.text()]) + "\\n")
+    until = time.time() + 60
+    while os.path.exists({hold!r}) and time.time() < until:
+        time.sleep(0.01)
+    if file.name.startswith("bad"):
+        raise ValueError("this file is no good")
+'''
+
+
+@pytest.fixture
+def handled(crew: Crew) -> Path:
+    """handlers:handle of the working folder is the handler; gives the file where it records."""
+    record = crew.folder / "handled"
+    record.touch()
+    source = HANDLER.format(record=str(record), hold=str(crew.folder / "hold"))
+    (crew.folder / "handlers.py").write_text(source)
+    crew.settings.update(exec=None, handler="handlers:handle")
+    return record
+
+
+def noted(record: Path) -> list[list[object]]:
+    return [json.loads(line) for line in record.read_text().splitlines()]
+
+
+def test_a_python_handler_of_the_command_line_gets_each_file(crew: Crew, handled: Path) -> None:
+    crew.files.put("1.txt", b"content")
+    crew.files.put("bad.txt", b"x")
+    member = crew.start("a", after="delete", max_attempts=2)
+    quarantined = member.wait("file_quarantined")
+    assert quarantined.fields["error"] == "ValueError: this file is no good"
+    wait_for(lambda: crew.files.names() == ["bad.txt"], PATIENCE)
+    assert sorted(noted(handled)) == [
+        ["1.txt", 1, 7, 1, "content"], ["bad.txt", 1, 1, 1, "x"], ["bad.txt", 2, 1, 1, "x"],
+    ]  # fmt: skip
+    assert member.stop() == 0
+
+
+def test_a_python_handler_that_outlives_drain_timeout_keeps_the_lease_from_being_released(
+    crew: Crew, handled: Path
+) -> None:
+    """The process exits with 1; the next one comes when the lease is stale, and is told of the second attempt."""
+    crew.hold()
+    crew.files.put("1.txt", b"x")
+    first = crew.start("a", drain_timeout=0.5)
+    wait_for(lambda: noted(handled), PATIENCE)
+    second = crew.start("b")
+    second.wait("standby")
+    stopped = time.time()
+    assert first.stop() == 1
+    ended = time.time()
+    crew.let_go()
+    assert not first.events("released")
+    elected = second.wait("elected", crew.liveness + PATIENCE)
+    assert elected.fields["reason"] != "released" and elected.at > stopped + crew.liveness / 2
+    assert elected.at > ended - 1
+    wait_for(lambda: crew.states() == {"1.txt": "done"}, PATIENCE)
+    assert [(note[1], note[3]) for note in noted(handled)] == [(1, 1), (2, 2)]
+
+
+def test_a_script_routes_files_by_pattern_and_reads_them(crew: Crew) -> None:
+    """Listener with @on_file; a file that no pattern matches is left untouched."""
+    contents = {
+        "o.csv": "\ufeffid,name\n1,Zoë\n".encode(), "o.json": b'{"id": 2}', "o.xml": b"<order><id>3</id></order>",
+        "o.txt": "grün".encode(), "evil.xml": b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "o.dat": b"nobody's",
+    }  # fmt: skip
+    for name, content in contents.items():
+        crew.files.put(name, content)
+    (crew.folder / "saved").mkdir()
+    (crew.folder / "saved" / "o.txt").write_text("there before")
+    member = crew.script('''
+import json
+listener = ftpcoord.Listener(**settings)
+def note(*words):
+    with open("noted", "a") as out:
+        out.write(json.dumps(words) + "\\n")
+@listener.on_file("*.csv")
+def table(file): note(file.name, list(file.csv()))
+@listener.on_file("*.json")
+def tree(file): note(file.name, file.json()["id"])
+@listener.on_file("*.xml")
+def element(file): note(file.name, file.xml().findtext("id"))
+@listener.on_file("*.txt")
+def text(file):
+    with file.open() as stream: assert stream.read() == file.read()
+    note(file.name, file.text(), file.save("saved").name, file.size, file.attempt, file.lease.valid(), file.mtime > 0)
+@listener.on_file("o.[ct]*")
+def never(file): note(file.name, "the first match counts")
+sys.exit(listener.run())
+''', after="delete", max_attempts=1)  # fmt: skip
+    wait_for(lambda: crew.states().get("evil.xml") == "quarantined", PATIENCE)
+    assert any("DTD" in row["error"] for row in crew.ledger())
+    wait_for(lambda: crew.files.names() == ["evil.xml", "o.dat"], PATIENCE)
+    found = {words[0]: words[1:] for words in noted(crew.folder / "noted")}
+    assert found == {
+        "o.csv": [[{"id": "1", "name": "Zoë"}]], "o.json": [2], "o.xml": ["3"],
+        "o.txt": ["grün", "o.1.txt", 5, 1, True, True],
+    }  # fmt: skip
+    assert {path.name: path.read_text() for path in (crew.folder / "saved").iterdir()} == {
+        "o.txt": "there before", "o.1.txt": "grün",
+    }  # fmt: skip
+    assert set(crew.states()) == {"evil.xml"}, "an unmatched file is not even claimed"
+    assert member.stop() == 0
+    assert crew.status()["active"] is None
+
+
+def test_a_script_may_start_and_stop_a_listener_by_itself(crew: Crew) -> None:
+    crew.files.put("1.txt", b"x")
+    member = crew.script('''
+import threading
+done = threading.Event()
+listener = ftpcoord.Listener(**settings)
+@listener.on_file()
+def handle(file):
+    done.set()
+listener.start()
+assert done.wait(30)
+listener.stop()
+assert listener.join(30)
+print("ended well")
+''')  # fmt: skip
+    assert member.process.wait(PATIENCE) == 0, member.said()
+    assert member.out.read_text() == "ended well\n"
+    assert crew.states() == {"1.txt": "done"} and crew.status()["active"] is None
+
+
+def test_a_coordinator_in_a_script_gets_a_lease_after_every_loss(crew: Crew) -> None:
+    code = '''
+import signal, threading, time
+stop = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: stop.set())
+with ftpcoord.Coordinator(**settings) as member:
+    threading.Thread(target=lambda: (stop.wait(), member.stop()), daemon=True).start()
+    for lease in member.leases():
+        print("got", lease.term, flush=True)
+        while lease.valid() and not stop.is_set():
+            time.sleep(0.02)
+        print("end", lease.term, flush=True)
+'''
+    only = dict.fromkeys(crew.files.settings)
+    first = crew.script(code, "a", **only)
+    wait_for(lambda: first.out.read_text() == "got 1\n", PATIENCE)
+    second = crew.script(code, "b", **only)
+    wait_for(lambda: [row["member_id"] for row in crew.status()["members"]] == ["a", "b"], PATIENCE)
+    assert first.stop() == 0
+    wait_for(lambda: second.out.read_text() == "got 2\n", PATIENCE)
+    # Losing it to somebody else, then having it again.
+    crew.database.execute("UPDATE token_holder SET task_id = 'thief', term = 3")
+    wait_for(lambda: second.out.read_text() == "got 2\nend 2\n", PATIENCE)
+    wait_for(lambda: second.out.read_text() == "got 2\nend 2\ngot 4\n", crew.liveness + PATIENCE)
+    assert second.stop() == 0
+    assert first.out.read_text() == "got 1\nend 1\n"
+    assert crew.status()["active"] is None

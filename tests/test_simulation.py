@@ -1,0 +1,3 @@
+"""The deterministic simulation, its own controls, and what it has found."""
+
+from __future__ import annotations
