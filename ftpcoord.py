@@ -564,7 +564,8 @@ class Config:
         for name in ("coordination_group", "member_id"):
             value = getattr(self, name)
             if not ID_PATTERN.match(value) or value.startswith(STEP_DOWN):
-                raise ConfigError(f"{name}: must be 1 to 128 printable ASCII characters without spaces, not {quoted(value)}")
+                wanted = "1 to 128 printable ASCII characters without spaces"
+                raise ConfigError(f"{name}: must be {wanted}, not {quoted(value)}")
         Timing(self.heartbeat_frequency, self.liveness_check_interval, DIALECTS[endpoint.dialect].least_timeout)
         try:
             serves = "/a.Z".encode(self.encoding) == b"/a.Z"
@@ -6289,7 +6290,7 @@ def why_stuck(listener: Listener) -> str:
         return str(member.failure or "")
     late = boot_clock() - max(member.due, member.stats.beat_at)
     if not member.pulse.alive() or late > max(30.0, 2 * member.config.liveness_check_interval):
-        return f"the heartbeat stands still for {duration(late)}"
+        return f"the heartbeat stands still for {duration(max(0.0, late))}"
     if not listener.polling():
         return "the polling has ended"
     return "a handler hangs, or the work of a lost lease" if member.hangs() else ""

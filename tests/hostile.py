@@ -15,19 +15,28 @@ import base64
 import contextlib
 import datetime
 import hashlib
+import logging
+import os
 import posixpath
 import socket
+import sqlite3
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Optional, Union
 
 import paramiko
 import paramiko.common
+from conftest import wait_for
+
+import ftpcoord
 
 Action = Callable[[Any, str], None]
 NOTHING: Mapping[Any, Any] = {}
 BEGAN = datetime.datetime(2024, 1, 12, 10, 15, 30)
+PATIENCE = 20.0
 MOST_SECONDS = 60.0  # a fault of the client's must not leave threads of ours behind
 
 
@@ -548,3 +557,119 @@ def leave(session: Any, argument: str) -> None:
 
 def nothing(session: SftpSession, argument: str) -> None:
     """No answer at all."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A listener over a host
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Site(logging.Handler):
+    """A listener over a host, its log as text, its deliveries and its ledger."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], delivery: str = "folder", **changes: Any) -> None:
+        super().__init__()
+        self.folder, self.delivery = folder, delivery
+        self.log: list[str] = []
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.handled: list[tuple[str, bytes, int]] = []
+        self.target = folder / "delivered"
+        self.target.mkdir(exist_ok=True)
+        chosen: dict[str, Any] = {
+            "database": f"sqlite:///{folder / 'coordination.db'}", "member_id": "a", "timeout": 1, "settle": 0,
+            "polling_interval": 0.1, "retry_delay": 0.05, "heartbeat_frequency": 0.2, "liveness_check_interval": 4,
+            "drain_timeout": 3, **settings,
+        }  # fmt: skip
+        if delivery == "folder":
+            chosen["download_dir"] = str(self.target)
+        chosen = {name: value for name, value in {**chosen, **changes}.items() if value is not None}
+        self.listener = ftpcoord.Listener(**chosen)
+        if delivery == "handler":
+            self.listener.on_file("*")(self.receive)
+
+    def receive(self, file: ftpcoord.File) -> None:
+        self.handled.append((file.name, file.read(), file.attempt))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.log.append(ftpcoord.TextFormatter().format(record))
+        self.events.append((record.getMessage(), getattr(record, "fields", {})))
+
+    def __enter__(self) -> Site:
+        ftpcoord.logger.addHandler(self)
+        ftpcoord.logger.setLevel(logging.INFO)
+        self.listener.start()
+        return self
+
+    def __exit__(self, kind: Optional[type[BaseException]], *_: object) -> None:
+        self.listener.stop()
+        ended = self.listener.join(PATIENCE)
+        ftpcoord.logger.removeHandler(self)
+        if kind is None:
+            text = "\n".join(self.log)
+            assert ended, text
+            assert "Traceback" not in text and "traceback" not in text, text
+            assert "hush-hush" not in text, text
+            assert all(line.isprintable() for line in self.log), text
+            assert not [name for _, _, names in os.walk(self.folder) for name in names if name.endswith(".part")]
+
+    def all(self, name: str, **fields: object) -> list[dict[str, Any]]:
+        return [found for event, found in list(self.events) if event == name and fields.items() <= found.items()]
+
+    def wait(self, name: str, count: int = 1, **fields: object) -> dict[str, Any]:
+        wait_for(lambda: len(self.all(name, **fields)) >= count, PATIENCE, f"{name}: " + "\n".join(self.log[-30:]))
+        return self.all(name, **fields)[count - 1]
+
+    def polls(self, more: int = 2) -> None:
+        """Waits for some further polls that succeed."""
+        self.wait("polled", len(self.all("polled")) + more)
+
+    def delivered(self) -> dict[str, bytes]:
+        """All that was handed over so far, by name."""
+        if self.delivery == "handler":
+            return {name: content for name, content, _ in list(self.handled)}
+        found = {}
+        for path in self.target.rglob("*"):
+            if path.is_file() and not path.name.startswith(".ftpcoord-"):
+                found[str(path.relative_to(self.target))] = path.read_bytes()
+        return found
+
+    def arrive(self, expected: dict[str, bytes]) -> None:
+        """Waits until exactly these are delivered; whatever is there before that must be one of them, and whole."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            found = self.delivered()
+            assert found.items() <= expected.items(), sorted(found.items() - expected.items())
+            if len(found) == len(expected):
+                return
+            said = "\n".join(self.log[-30:])
+            assert time.monotonic() < until, f"{sorted(expected.keys() - found.keys())} did not arrive:\n{said}"
+            time.sleep(0.01)
+
+    def row(self, name: str) -> Optional[dict[str, Any]]:
+        """The ledger's row of a file."""
+        with contextlib.closing(sqlite3.connect(self.folder / "coordination.db", timeout=10)) as connection:
+            connection.row_factory = sqlite3.Row
+            try:
+                rows = [dict(row) for row in connection.execute("SELECT * FROM file_ledger")]
+            except sqlite3.OperationalError:
+                return None  # not made yet
+        return next((row for row in rows if row["path"] == f"/in/{name}"), None)
+
+    def state(self, name: str, state: str) -> dict[str, Any]:
+        def found() -> Optional[dict[str, Any]]:
+            row = self.row(name)
+            return row if row is not None and row["state"] == state else None
+
+        row: dict[str, Any] = wait_for(found, PATIENCE, f"{name} {state}: " + "\n".join(self.log[-30:]))
+        return row
+
+
+class Hasty(ftpcoord.Backoff):
+    """A minute takes a fifth of a second."""
+
+    def __init__(self, first: float, most: float) -> None:
+        super().__init__(first / 300, most / 300)
+
+
+def bytes_of(size: int) -> bytes:
+    return os.urandom(64) * (size // 64) + b"e" * (size % 64)

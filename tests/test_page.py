@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from members import ftpcoord
+import servers
+from conftest import Database, new_folder, wait_for
+from members import Crew, ftpcoord
 
 NOW = time.time()
 NARROW, WIDE = 390, 1280
@@ -323,3 +325,30 @@ def test_every_bar_of_the_chart_is_in_the_picture(browser: Browser, shown: Shown
     assert browser.value("""[...document.querySelectorAll('svg rect')].every(bar => {
         const [a, b] = [bar.getBoundingClientRect(), bar.ownerSVGElement.getBoundingClientRect()];
         return a.left >= b.left - 1 && a.right <= b.right + 1 && a.top >= b.top - 1 && a.bottom <= b.bottom + 1; })""")
+
+
+def test_the_page_of_a_running_member_follows_what_happens(
+    browser: Browser, pyftpd: servers.Pyftpd, tmp_path: Path
+) -> None:
+    database, port = Database("sqlite", f"sqlite:///{tmp_path / 'c.db'}"), servers.free_port()
+    with new_folder("pyftpd", pyftpd) as files, Crew(tmp_path, database, files, max_attempts=1) as crew:
+        member = crew.start("a", http=f"127.0.0.1:{port}")
+        member.wait("elected")
+        files.put("good.csv", b"1")
+        member.wait("file_done")
+        crew.fail()
+        files.put("<b>bad<b>.csv", b"1")
+        member.wait("file_quarantined")
+        browser.said.clear()
+
+        def text() -> str:
+            browser.open(f"http://127.0.0.1:{port}/?refresh=0")
+            return str(browser.value("document.body.innerText"))
+
+        wait_for(lambda: "1 file is quarantined" in text(), 20)
+        seen = text()
+        assert "a is active at term 1, since " in seen and "<b>bad<b>.csv" in seen and "this file is no good" in seen
+        assert "1 done, at most 1 in a minute" in seen and "a became active at term 1 (vacant)" in seen
+        assert browser.value("document.querySelectorAll('svg rect title').length") >= 2
+        assert not browser.said
+        keep(browser, "real", tmp_path)
