@@ -303,7 +303,7 @@ def printable(text: str) -> str:
     The result is one line of valid UTF-8. A text that needed it has its own % escaped too, so that
     `urllib.parse.unquote_to_bytes` gives the bytes back.
     """
-    if all(ch.isprintable() for ch in text):
+    if text.isprintable():
         return text
     raw = text.encode("utf-8", "surrogateescape").replace(b"%", b"%25").decode("utf-8", "surrogateescape")
     return "".join(ch if ch.isprintable() else urllib.parse.quote(ch.encode("utf-8", "surrogateescape")) for ch in raw)
@@ -2842,8 +2842,9 @@ class FtpServer(FileServer):
         port = self._passive_port(ftp)
         try:
             # The control connection's address: the one in a PASV reply may be behind a NAT, or a trap.
-            conn = self._connected(ftp.sock.family, (peer[0], port, *peer[2:]))
+            # Asked for before the handshake, which takes a round trip in which the command can travel.
             ftp.send(wire)
+            conn = self._connected(ftp.sock.family, (peer[0], port, *peer[2:]))
             reply = self._checked(ftp.reply())
             if reply.startswith("2"):                   # some servers answer the passive command twice
                 reply = self._checked(ftp.reply())

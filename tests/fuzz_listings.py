@@ -299,6 +299,7 @@ SEEDS: dict[Callable[[bytes], None], Sequence[bytes]] = {
     reply: [b"220 hello\r\n", b"211-FEAT\r\n MLST\r\n211 end\r\n", b"230-a\n230-b\n230 c\n"],
     conversation: [
         b"\0x229 (|||4711|)\r\n213 1\r\n213 20260112101530\r\n350 go\r\n250 ok\r\n550 no\r\n257 made\r\n",
+        b"\0x229 (|||99999|)\r\n", b"\0x500 no\r\n227 at (127,0,0,1,999,999)\r\n",
         b"\xffx500 no\r\n227 at (127,0,0,1,200,10)\r\n250-is\r\n type=file;size=1; /in/a\r\n250 end\r\n",
     ],
     listing: [b"\0xtotal 1\r\n-rw-r--r-- 1 0 0 5 Jan 12  2024 a\r\n", b"\xffxtype=file;size=1; a\r\ntype=dir; b\r\n"],
@@ -318,6 +319,7 @@ SEEDS: dict[Callable[[bytes], None], Sequence[bytes]] = {
     settings: [
         b"url=ftpes://u:p@h:2121/~/in\nafter=move:done\nsort=-mtime\nmax_age=5\nhttp=[::1]:80\nexec=a {file} 'b c'",
         b"database=postgresql://u:p@[::1]:5432,h2/x\nledger=off\nafter=delete\nencoding=utf-7\nhandler=a.b:c",
+        b"http=h:\xc2\xb2", b"encoding=undefined", b"encoding=idna",
         b"liveness_check_interval=5.5\nheartbeat_frequency=0.25\ncoordination_group=a\nhost_key=SHA256:x\nrecursive=yes",
     ],
     urls: [b"sftp://user\nhost:22/path", b"mysql://user\nhost,[::1]:3306/name", b"ftp://u\nh/%ff%0a?"],

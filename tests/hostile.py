@@ -36,6 +36,7 @@ import ftpcoord
 Action = Callable[[Any, str], None]
 NOTHING: Mapping[Any, Any] = {}
 BEGAN = datetime.datetime(2024, 1, 12, 10, 15, 30)
+PASSWORD = "hush-hush"
 PATIENCE = 20.0
 MOST_SECONDS = 60.0  # a fault of the client's must not leave threads of ours behind
 
@@ -57,6 +58,7 @@ class Host:
         self.sessions = 0
         self.open_sessions = 0
         self.over = threading.Event()
+        self.password = PASSWORD
         self._actions: dict[str, list[tuple[Action, Optional[int]]]] = {}
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
@@ -82,7 +84,7 @@ class Host:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"url": f"{self.scheme}://me@127.0.0.1:{self.port}/in", "password": "hush-hush", "timeout": 1}
+        return {"url": f"{self.scheme}://me@127.0.0.1:{self.port}/in", "password": self.password, "timeout": 1}
 
     def on(self, verb: str, action: Action, times: Optional[int] = 1) -> None:
         """The next so many commands of this kind are answered by `action`; None: all that follow."""
@@ -246,7 +248,7 @@ class FtpSession:
         self.say("331 password")
 
     def on_pass(self, argument: str) -> None:
-        self.say("230 in" if argument == "hush-hush" else "530 no")
+        self.say("230 in" if argument == self.host.password else "530 no")
 
     def on_feat(self, argument: str) -> None:
         self.say("211-\r\n MLST type*;size*;modify*;\r\n211 end" if self.host.mlsd else "502 no")
@@ -423,7 +425,8 @@ class SftpHost(Host):
                 if action is not None:
                     action(transport, "")
                     return int(paramiko.common.AUTH_FAILED)
-                return int(paramiko.common.AUTH_SUCCESSFUL if password == "hush-hush" else paramiko.common.AUTH_FAILED)
+                right = password == host.password
+                return int(paramiko.common.AUTH_SUCCESSFUL if right else paramiko.common.AUTH_FAILED)
 
             def check_channel_request(self, kind: str, number: int) -> int:
                 return int(paramiko.common.OPEN_SUCCEEDED)
@@ -608,7 +611,7 @@ class Site(logging.Handler):
             text = "\n".join(self.log)
             assert ended, text
             assert "Traceback" not in text and "traceback" not in text, text
-            assert "hush-hush" not in text, text
+            assert PASSWORD not in text, text
             assert all(line.isprintable() for line in self.log), text
             assert not [name for _, _, names in os.walk(self.folder) for name in names if name.endswith(".part")]
 

@@ -186,7 +186,7 @@ def tried(sabotage: Sabotage, source: str, ticks: int = 120_000) -> Result:
                 command += ["--fix", fixed]
         run = subprocess.run(
             [sys.executable, *command], env={**os.environ, "PYTHONPATH": path}, cwd=folder,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, timeout=170,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=170,
         )  # fmt: skip
     caught = ""
     if "::" in sabotage.check:

@@ -39,7 +39,6 @@ import importlib
 import io
 import logging
 import math
-import os
 import queue
 import random
 import re
@@ -48,7 +47,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Optional, Union
+from typing import Any, Callable, NamedTuple, Optional
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last: a changed ftpcoord.py may stand in for ours
 import ftpcoord
@@ -415,8 +414,8 @@ class Call:
     """One statement on its way."""
 
     __slots__ = (
-        "connection", "deadline", "epoch", "process", "replied", "result", "sent", "serial", "snapshot", "stamp", "task",
-        "values", "verb",
+        "connection", "deadline", "epoch", "process", "replied", "result", "sent", "serial", "snapshot", "stamp",
+        "task", "values", "verb",
     )  # fmt: skip
 
     def __init__(self, connection: Any, verb: Callable[..., Any], values: dict[str, Any], deadline: float) -> None:
@@ -683,11 +682,11 @@ class SimStoreMixin:
         return iter(WORLD.statement(self, WORLD.database.page, {"only_open": only_open}))
 
 
-class SimPostgreSQL(SimStoreMixin, ftpcoord.PostgreSQL):  # type: ignore[misc]
+class SimPostgreSQL(SimStoreMixin, ftpcoord.PostgreSQL):
     pass
 
 
-class SimMySQL(SimStoreMixin, ftpcoord.MySQL):  # type: ignore[misc]
+class SimMySQL(SimStoreMixin, ftpcoord.MySQL):
     pass
 
 
@@ -822,7 +821,7 @@ class SimConnection(ftpcoord.FileServer):
         self._answer()
         return there
 
-    def fetch(self, path: str, size: int, write: Callable[[bytes], object]) -> None:
+    def fetch(self, path: str, size: int, write: Callable[[memoryview], object]) -> None:
         self._call("fetch", path)
         version = self.server.files.get(path)
         self._answer()
@@ -830,7 +829,7 @@ class SimConnection(ftpcoord.FileServer):
             raise ftpcoord.FileGone(path)
         if version.size != size:
             raise ftpcoord.FileChanged(path)
-        write(str(version.size).encode())
+        write(memoryview(str(version.size).encode()))
 
     def fetch_many(self, jobs: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
         for job in jobs:
@@ -893,7 +892,7 @@ class SimFile(io.BytesIO):
 
     def fileno(self) -> int:
         if SimFile.DESCRIPTOR is None:
-            SimFile.DESCRIPTOR = tempfile.TemporaryFile()
+            SimFile.DESCRIPTOR = tempfile.TemporaryFile()  # noqa: SIM115 - it is every file's, to the end
         return int(SimFile.DESCRIPTOR.fileno())
 
     def close(self) -> None:
@@ -1010,7 +1009,7 @@ class World:
         }
 
     def rate(self) -> float:
-        return 1.0 + self.spread * (2 * self.rng.random() - 1)
+        return float(1.0 + self.spread * (2 * self.rng.random() - 1))
 
     # -- the scheduler ------------------------------------------------------------------------------------------------
 
@@ -1275,7 +1274,8 @@ class World:
             getattr(self, f"_{kind}")(database)
 
     OF_PROCESSES = ("pause", "crash", "stop", "cut", "slow", "rate", "stumble")
-    KINDS = (*OF_PROCESSES, "pause", "cut", "crash", "stumble", "stumble", "stumble", "outage", "freeze", "stall", "lock", "step", "step", "vanish",
+    KINDS = (*OF_PROCESSES, "pause", "cut", "crash", "stumble", "stumble", "stumble", "outage", "freeze", "stall",
+             "lock", "step", "step", "vanish",
              "step_down", "commits", "commits", "server", "upload", "upload")  # fmt: skip
 
     def _pause(self, process: Process) -> None:
@@ -1424,6 +1424,7 @@ class World:
     def _two(self, a: Process, b: Process) -> None:
         older, newer = (a, b) if a.election.lease.term <= b.election.lease.term else (b, a)  # type: ignore
         old, new = older.election.lease, newer.election.lease  # type: ignore[union-attr]
+        assert old is not None and new is not None
         overlap = old.remaining(older.clock()) / older.rate
         if self.now < self.lost_until:
             self.measure("overlap after lost commits, in S", overlap / self.timing.stale_after)
@@ -1446,7 +1447,7 @@ class World:
             if size > 0 and when <= newer.first_view and self.now - when <= term / older.rate:
                 self.measure("overlap after a forward step, in S - m", overlap / term)
                 self.measure("overlap after a forward step, in S - m - 0.9H", overlap / (term - 0.9 * timing.heartbeat))
-                return overlap <= (term - 0.9 * timing.heartbeat) / (1 - 2 * self.spread)
+                return bool(overlap <= (term - 0.9 * timing.heartbeat) / (1 - 2 * self.spread))
         return False
 
     def term_written(self, term: int) -> None:
@@ -1581,7 +1582,7 @@ class World:
 
     def slack(self, seconds: float) -> float:
         """So long by the slowest clock, plus what the messages take."""
-        return seconds / (1 - self.spread) + 60 * self.latency
+        return float(seconds / (1 - self.spread) + 60 * self.latency)
 
     def converge(self) -> None:
         timing = self.timing
@@ -1769,8 +1770,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--ticks", type=int, default=1, help="how many heartbeats at least; default: one world")
     parser.add_argument("--seed", type=int, default=1, help="of the first world; the next ones count up")
-    parser.add_argument("--fix", action="append", default=[], metavar="NAME=VALUE", help="instead of what the seed draws")
-    parser.add_argument("--trace", type=int, default=0, metavar="LINES", help="print the end of the first world's trace")
+    instead = "instead of what the seed draws"
+    parser.add_argument("--fix", action="append", default=[], metavar="NAME=VALUE", help=instead)
+    end = "print the end of the first world's trace"
+    parser.add_argument("--trace", type=int, default=0, metavar="LINES", help=end)
     parser.add_argument("--quiet", action="store_true", help="no story of a world that fails")
     options = parser.parse_args(arguments)
     fixed = {name: eval(value) for name, value in (item.split("=", 1) for item in options.fix)}

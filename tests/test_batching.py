@@ -91,6 +91,9 @@ class Delivery:
                 return
             assert time.monotonic() < deadline, said
 
+    def wait_for_the_first_file(self, process: subprocess.Popen[bytes]) -> None:
+        servers.wait_for(lambda: process.poll() is not None or any(self.target.iterdir()), 30)
+
     def assert_each_file_is_there_once(self) -> None:
         found = {path.name: path.read_bytes() for path in self.target.iterdir()}
         assert sorted(found) == sorted(self.content), "a file is missing, left unfinished, or there under two names"
@@ -131,7 +134,7 @@ def test_a_member_killed_in_the_middle_of_a_group_leaves_each_file_once(
 def test_members_killed_at_any_moment_leave_each_file_once(delivery: Delivery) -> None:
     for number in range(4):
         process = delivery.start(f"m{number}")
-        servers.wait_for(lambda p=process: p.poll() is not None or any(delivery.target.iterdir()), 30)
+        delivery.wait_for_the_first_file(process)
         time.sleep(0.01 * number)  # not the same moment each time; any will do
         process.kill()
         process.communicate()

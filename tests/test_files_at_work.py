@@ -201,13 +201,13 @@ def test_a_command_that_takes_longer_than_exec_timeout_is_ended_and_has_failed(c
 def test_quarantine_of_many_files_at_once_moves_them_all(
     database: Database, files: Files, tmp_path: Path, target: Path, with_command: bool
 ) -> None:
-    """More at once than there are connections: files that the server does not let anybody read."""
+    """With one connection, in use when they fail: files that the server does not let anybody read."""
     for number in range(40):
         files.put(f"{number}.txt", b"x").chmod(0)
     with Crew(tmp_path, database, files, download_dir=target, max_attempts=1) as crew:
         if not with_command:
             crew.settings["exec"] = None
-        member = crew.start("a", after_error="move:bad", workers=2)
+        member = crew.start("a", after_error="move:bad", workers=1)
         wait_for(lambda: len(member.events("file_quarantined")) == 40, PATIENCE)
         wait_for(lambda: files.names() == ["bad"], PATIENCE)
         assert len(os.listdir(files.root / "bad")) == 40 and os.listdir(target) == []
@@ -231,9 +231,9 @@ def test_a_half_written_upload_is_left_alone_until_it_rests(crew: Crew) -> None:
         written += b"%d," % number
         never(lambda: crew.runs("begin"), 0.2, "it took a file that was still being written")
     crew.handled("slow.txt")
-    assert crew.runs()[0].content.encode() == written
-    assert len(crew.runs("begin")) == 1
-    assert member.polls() > 2
+    assert crew.runs()[0].content.encode() == written and crew.runs()[0].attempt == 1
+    assert len(crew.runs("begin")) == 1 and member.polls() > 2
+    assert not member.events("file_failed"), "it was not even tried while it grew"
 
 
 def test_names_are_chosen_by_pattern_exclude_and_folder(crew: Crew) -> None:

@@ -98,8 +98,15 @@ def test_ten_hand_overs_in_a_row_each_within_a_heartbeat_and_a_round_trip(
 def test_of_eight_members_started_at_once_on_an_empty_table_one_is_elected(
     database: Database, files: Files, tmp_path: Path
 ) -> None:
+    """The database answers only when all of them are there, so that they come at one instant."""
     with Crew(tmp_path, database, files) as crew:
+        if database.server is not None:
+            database.server.freeze()
         members = [crew.start(f"m{number}") for number in range(8)]
+        for member in members:
+            member.wait("starting")
+        if database.server is not None:
+            database.server.thaw()
         for member in members:
             member.wait("ready")
         active = crew.active()

@@ -1,0 +1,475 @@
+"""Security: what is refused by default, where secrets do not go, what is never done with names and files."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import os
+import re
+import shlex
+import socket
+import stat
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Union
+
+import hostile
+import pytest
+from conftest import wait_for
+from hostile import FtpHost, SftpHost, Site, reply
+
+import ftpcoord
+
+MODULE = Path(ftpcoord.__file__)
+SOURCE = MODULE.read_text(encoding="utf-8")
+TREE = ast.parse(SOURCE)
+CANARY = "c4n4ry-7f3a9e"
+HOSTS = pytest.mark.parametrize("kind", [FtpHost, SftpHost], ids=["ftp", "sftp"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The source
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def calls() -> Iterator[tuple[str, ast.Call]]:
+    """Every call in the module, with what is called as text."""
+    for node in ast.walk(TREE):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def enclosing(line: int) -> str:
+    """The innermost function around a line."""
+    found = [node for node in ast.walk(TREE) if isinstance(node, ast.FunctionDef)
+             and node.lineno <= line <= (node.end_lineno or 0)]  # fmt: skip
+    return max(found, key=lambda node: node.lineno).name if found else ""
+
+
+def test_the_source_uses_no_shell_and_evaluates_nothing() -> None:
+    forbidden = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "subprocess.getoutput",
+                 "subprocess.getstatusoutput", "subprocess.call", "tempfile.mktemp", "os.tmpnam", "input",
+                 "ssl._create_unverified_context", "ssl.wrap_socket", "asyncio.create_subprocess_shell"}  # fmt: skip
+    for name, call in calls():
+        assert name not in forbidden and not name.startswith(("os.spawn", "os.exec", "pickle.", "marshal.")), name
+        for keyword in call.keywords:
+            assert keyword.arg != "shell", f"line {call.lineno}"
+
+
+def test_the_source_imports_nothing_that_runs_what_it_reads() -> None:
+    imported = {alias.name for node in ast.walk(TREE) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {str(node.module) for node in ast.walk(TREE) if isinstance(node, ast.ImportFrom)}
+    assert not imported & {"pickle", "marshal", "shelve", "code", "pty", "telnetlib", "xmlrpc", "yaml", "ctypes"}
+    assert {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names | {"__future__"}
+
+
+def test_a_certificate_goes_unchecked_only_where_a_setting_says_so() -> None:
+    places = {enclosing(node.lineno) for node in ast.walk(TREE)
+              if isinstance(node, ast.Attribute) and node.attr == "CERT_NONE"}  # fmt: skip
+    assert places <= {"_tls_context", "database_tls_context"}
+    names = {node.attr for node in ast.walk(TREE) if isinstance(node, ast.Attribute)}
+    assert not names & {"AutoAddPolicy", "WarningPolicy", "MissingHostKeyPolicy", "load_system_host_keys"}
+
+
+def test_files_are_made_in_one_place_only() -> None:
+    """With O_EXCL and O_NOFOLLOW, see create_file."""
+    for name, call in calls():
+        if name in ("open", "io.open", "os.fdopen"):
+            modes = [argument.value for argument in call.args[1:2] if isinstance(argument, ast.Constant)]
+            modes += [keyword.value.value for keyword in call.keywords
+                      if keyword.arg == "mode" and isinstance(keyword.value, ast.Constant)]  # fmt: skip
+            written = any(letter in str(mode) for mode in modes for letter in "wax+")
+            assert not written or enclosing(call.lineno) == "create_file", f"line {call.lineno}"
+        if name == "os.open":
+            flags = ast.unparse(call.args[1])
+            assert flags == "os.O_RDONLY" or enclosing(call.lineno) == "create_file", f"line {call.lineno}"
+        assert not name.endswith((".write_text", ".write_bytes", ".touch")), f"line {call.lineno}"
+        assert name not in ("shutil.copy", "shutil.copyfile", "shutil.copy2", "shutil.move", "os.replace"), name
+    made = ast.unparse(next(n for n in ast.walk(TREE) if isinstance(n, ast.FunctionDef) and n.name == "create_file"))
+    assert "O_EXCL" in made and "O_NOFOLLOW" in made
+
+
+def test_a_plain_socket_listens_only_for_the_setting_http() -> None:
+    for name, call in calls():
+        if name.endswith((".listen", ".bind", "create_server", "TCPServer", "HTTPServer")):
+            place = enclosing(call.lineno)
+            around = [node.name for node in ast.walk(TREE) if isinstance(node, ast.ClassDef)
+                      and node.lineno <= call.lineno <= (node.end_lineno or 0)]  # fmt: skip
+            assert "StatusServer" in around or place == "start_status_servers", f"{place} {around} line {call.lineno}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Importing, listening
+# ---------------------------------------------------------------------------------------------------------------------
+
+WATCH = f"""
+import sys
+said = []
+def hook(name, arguments):
+    write = name == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+    if name.startswith(("socket.", "subprocess.", "os.system", "os.fork", "os.exec", "shutil.", "tempfile.")) or write:
+        if name != "socket.gethostname":
+            said.append((name, str(arguments)[:100]))
+    if name == "open" and "__pycache__" in str(arguments[0]):
+        return
+sys.dont_write_bytecode = True
+sys.path.insert(0, {str(MODULE.parent)!r})
+sys.addaudithook(hook)
+import ftpcoord, threading, logging
+drivers = [name for name in ("paramiko", "pg8000", "pymysql", "cryptography") if name in sys.modules]
+assert not said and not drivers and threading.active_count() == 1, (said, drivers)
+assert not logging.getLogger("ftpcoord").handlers and not logging.getLogger().handlers
+config = ftpcoord.Config(url="sftp://u@h/in", database="postgresql://u@h/d", exec="true", member_id="a")
+assert not said, said
+"""
+
+
+def test_importing_opens_no_socket_writes_no_file_starts_nothing_and_loads_no_driver() -> None:
+    done = subprocess.run([sys.executable, "-I", "-c", WATCH], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def listening(pid: int) -> list[str]:
+    """The local addresses on which a process listens, TCP and UDP."""
+    inodes = set()
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            found = re.match(r"socket:\[(\d+)\]", os.readlink(f"/proc/{pid}/fd/{name}"))
+            if found:
+                inodes.add(found[1])
+    lines = []
+    for kind in ("tcp", "tcp6", "udp", "udp6"):
+        with contextlib.suppress(FileNotFoundError):
+            for line in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[9] in inodes and (fields[3] == "0A" or kind.startswith("udp")):
+                    lines.append(f"{kind} {fields[1]}")
+    return lines
+
+
+class Process:
+    """`python ftpcoord.py --config FILE`, its settings in an INI file."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], *arguments: str, **environment: str) -> None:
+        self.ini = folder / "settings.ini"
+        lines = "".join(f"{name} = {value}\n" for name, value in settings.items())
+        self.ini.write_text(f"[DEFAULT]\n[orders]\n{lines}")
+        self.out, self.err = folder / "out", folder / "err"
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("FTPCOORD_")}
+        with open(self.out, "ab") as out, open(self.err, "ab") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, str(MODULE), "--config", str(self.ini), *arguments], cwd=folder,
+                env={**clean, **environment}, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+            )  # fmt: skip
+
+    def said(self) -> str:
+        return self.out.read_text(errors="replace") + self.err.read_text(errors="replace")
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        finally:
+            self.process.kill()
+            self.process.wait()
+
+
+def settings_for(host: Any, folder: Path, **changes: Any) -> dict[str, Any]:
+    return {**host.settings, "database": f"sqlite:///{folder / 'c.db'}", "member_id": "a", "settle": 0,
+            "polling_interval": 0.1, "retry_delay": 0.05, "heartbeat_frequency": 0.2, "liveness_check_interval": 4,
+            **changes}  # fmt: skip
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/net/tcp"), reason="there is no /proc")
+def test_a_running_member_listens_on_nothing_by_default(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    with FtpHost(files={"a": b"1"}) as host, Process(
+        tmp_path, settings_for(host, tmp_path, download_dir=tmp_path / "target")
+    ) as member:  # fmt: skip
+        wait_for(lambda: "file_done" in member.said(), 20, "the file")
+        assert listening(os.getpid()), "the look works: our own host listens"
+        assert listening(member.process.pid) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Secrets
+# ---------------------------------------------------------------------------------------------------------------------
+
+RECORDER = f"""
+import json, os, sys
+lines = []
+for pid in filter(str.isdigit, os.listdir("/proc") if os.path.exists("/proc") else ()):
+    try:
+        lines.append(open("/proc/" + pid + "/cmdline", "rb").read().replace(b"\\0", b" ").decode("latin-1"))
+    except OSError:
+        pass
+mine = " ".join(sys.argv)
+found = [line for line in lines if "{CANARY[:6]}" + "{CANARY[6:]}" in line]
+with open(sys.argv[1], "a") as out:
+    out.write(json.dumps([sys.argv[2:], dict(os.environ), found]) + "\\n")
+print("said on stdout", flush=True)
+sys.exit("a reason" if "bad" in sys.argv[2] else 0)
+"""
+
+
+def everything(folder: Path, *but: Path) -> Iterator[tuple[Path, bytes]]:
+    """The names and the contents of all files below a folder."""
+    for path in folder.rglob("*"):
+        if path not in but:
+            yield path, os.fsencode(path)
+            if path.is_file() and not path.is_symlink():
+                yield path, path.read_bytes()
+
+
+@pytest.mark.parametrize(("place", "form"), [("password", "text"), ("password_file", "json"), ("url", "text")])
+def test_a_password_is_nowhere_in_what_a_member_writes_says_or_hands_on_even_if_the_server_says_it(
+    tmp_path: Path, place: str, form: str
+) -> None:
+    (tmp_path / "recorder.py").write_text(RECORDER)
+    work, hidden = tmp_path / "work", tmp_path / "hidden"
+    work.mkdir()
+    hidden.mkdir()
+    (work / "target").mkdir()
+    (hidden / "password").write_text(CANARY + "\n")
+    with FtpHost(files={"a.csv": b"1", "bad.csv": b"22", "kept.csv": b"333"}) as host:
+        host.password = CANARY
+        echo = reply(f"550 your password is {CANARY}")
+        host.on("RETR", echo)
+        host.on("DELE", echo)
+        host.on("MLSD", echo)
+        host.on("CWD", hostile.say_and_leave(f"421 {CANARY}"))
+        host.on("PASS", reply(f"230-welcome {CANARY}\r\n230 in"), times=2)
+        settings = settings_for(
+            host, work, after="delete", download_dir=work / "target", max_attempts=2, log_level="debug",
+            log_format=form,
+            exec=f"{shlex.quote(sys.executable)} {tmp_path / 'recorder.py'} {work / 'record'} {{name}}",
+        )  # fmt: skip
+        del settings["password"]
+        if place == "url":
+            settings["url"] = settings["url"].replace("me@", f"me:{CANARY}@")
+        else:
+            settings[place] = hidden / "password" if place == "password_file" else CANARY
+        with Process(work, settings) as member:
+            wait_for(lambda: "file_quarantined" in member.said() and "kept.csv" not in host.files, 30, "all")
+            wait_for(lambda: "a.csv" not in host.files, 30, "all to be deleted")
+            command_line = Path(f"/proc/{member.process.pid}/cmdline")
+            assert not command_line.exists() or CANARY.encode() not in command_line.read_bytes()
+            for arguments in (["check"], ["status"], ["status", "--json"], ["files"], ["files", "--json"], ["retry"]):
+                host.on("MLSD", echo)
+                with Process(work, settings, *arguments) as command:
+                    command.process.wait(30)
+        with FtpHost() as other:
+            other.on("PASS", reply(f"530 {CANARY} is wrong"), times=None)
+            settings["url"] = settings["url"].replace(f":{host.port}/", f":{other.port}/")
+            with Process(work, settings, "check") as command:
+                assert command.process.wait(30) == 1
+    said = member.said()
+    assert "your password is ***" in said and "Traceback" not in said, said
+    for path, content in everything(work, member.ini):
+        assert CANARY.encode() not in content, path
+    for line in (work / "record").read_text().splitlines():
+        _, environment, command_lines = json.loads(line)
+        assert command_lines == []
+        words = {name for name in environment if name.startswith("FTPCOORD_")}
+        assert words == {f"FTPCOORD_{name}" for name in (
+            "FILE", "PATH", "NAME", "SIZE", "MTIME", "ATTEMPT", "TERM", "GROUP", "MEMBER")}  # fmt: skip
+
+
+@HOSTS
+def test_a_password_is_in_no_error_that_a_server_provokes(kind: type[Any]) -> None:
+    with kind(files={"a": b"1"}) as host:
+        host.password = CANARY
+        config = ftpcoord.Config(**host.settings, database=f"postgresql://u:{CANARY}@h/d")
+        caught: list[BaseException] = []
+        objects: list[object] = [config, ftpcoord.Listener(config), ftpcoord.Member(config), ftpcoord.Pool(config)]
+        objects.append(ftpcoord.open_database(config))
+        server = ftpcoord.open_server(config)
+        objects.append(server)
+        says = reply(f"550 {CANARY}") if kind is FtpHost else hostile.status(3, CANARY.encode())
+        verbs = ["MLSD", "CWD", "RETR", "DELE", "RNFR", "RNTO", "MKD"] if kind is FtpHost else [
+            "OPENDIR", "OPEN", "READ", "REMOVE", "RENAME", "MKDIR", "READDIR"]  # fmt: skip
+        for verb in verbs:
+            for call in (lambda: server.list("/in"), lambda: server.fetch("/in/a", 1, bytes),
+                         lambda: server.delete("/in/a"), lambda: server.rename("/in/a", "/in/b"),
+                         lambda: server.mkdir("/in/x/y")):  # fmt: skip
+                host.behave()
+                host.files["a"] = b"1"
+                host.files.pop("b", None)
+                host.on(verb, says)
+                try:
+                    call()
+                except ftpcoord.Error as exc:
+                    caught.append(exc)
+        server.close()
+        host.behave()
+        host.password = "changed"
+        with pytest.raises(ftpcoord.LoginRefused) as refused:
+            ftpcoord.open_server(config)
+        caught.append(refused.value)
+        assert len(caught) > 5
+        for error in caught:
+            shown = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+            assert CANARY not in shown + repr(error) + str(error), shown
+        for thing in objects:
+            assert CANARY not in repr(thing) + str(thing)
+
+
+@pytest.mark.parametrize("text", [
+    "handler = a:b\n  password = {}", "after = move\n\tpassword = {}", "http = x\n database_password={}",
+    "log_level = x\n password: {}", "encoding = x\n password = {}", "workers = 3\n  password = {}",
+    "member_id = a\n password = {}",
+])  # fmt: skip
+def test_a_password_on_an_indented_line_of_a_file_is_not_shown_as_a_part_of_the_setting_above(
+    tmp_path: Path, text: str
+) -> None:
+    path = tmp_path / "settings.ini"
+    path.write_text("[a]\nurl = ftp://u@h/\ndatabase = sqlite:///x\n" + text.format(CANARY) + "\n")
+    with pytest.raises(ftpcoord.ConfigError) as caught:
+        ftpcoord.Config.from_file(str(path))
+    assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", [
+    "ftp://me:12/{}@h/in", "ftp://me:{}/x@h/in", "sftp://me:{}#x@h/in", "ftp://me:{}?x@h/in", "fpt://me:{}@h/in",
+    "ftp://me:{}@h:port/in", "ftp://me:{}@/in", "ftp://me:{}@h/a%0ab", "ftp://me:{}%0a@h/a", "//me:{}@h/in",
+])  # fmt: skip
+def test_a_password_in_a_url_that_is_wrong_is_not_shown(url: str) -> None:
+    with pytest.raises(ftpcoord.ConfigError) as caught:
+        ftpcoord.Config(url=url.format(CANARY), database="sqlite:///x")
+    assert CANARY not in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names, terminals, commands
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_server_says_reaches_the_terminal_as_plain_text(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`check` prints the reason; in it the greeting of the server, with an escape sequence, a bell, an override."""
+    with FtpHost() as host:
+        host.on("GREETING", reply("500-\x1b]0;owned\x07\r\n500 \x1b[2J\x9b31m\u00e2\u0080\u00ae"))
+        for name, value in settings_for(host, tmp_path).items():
+            monkeypatch.setenv(f"FTPCOORD_{name.upper()}", str(value))
+        assert ftpcoord.main(["check"]) == 1
+    said = capsys.readouterr()
+    for text in (said.out, said.err):
+        assert all(line.isprintable() for line in text.splitlines()), repr(text)
+    assert said.err.count("\n") == 1 and "owned" in said.err
+
+
+NAMES: list[Union[str, bytes]] = [
+    "-rf", "--help", "$(touch pwned)", "`touch pwned`", "a;touch pwned", "a|touch pwned", "a&touch pwned", "*", "~user",
+    "a\tb",    "a'b\"c", "{file}", "{path}{name}", "%s%n", b"\xff\xfe", " ", "\x1b[31m",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("download_dir", ["", "."])
+def test_names_reach_a_command_as_they_are_and_a_file_is_never_an_option(
+    tmp_path: Path, download_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recorder.py").write_text(RECORDER)
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    record = tmp_path / "record"
+    with FtpHost(files=dict.fromkeys(NAMES, b"1")) as host:
+        command = f"{shlex.quote(sys.executable)} {tmp_path / 'recorder.py'} {record} x{{name}} {{file}} {{path}}"
+        with Site(tmp_path, host.settings, "exec", exec=command, download_dir=download_dir or None) as site:
+            wait_for(lambda: len(site.all("file_done")) == len(NAMES), 40, "\n".join(site.log[-20:]))
+    seen = [json.loads(line) for line in record.read_text().splitlines()]
+    expected = {os.fsdecode(name) for name in NAMES}
+    assert {arguments[0][1:] for arguments, _, _ in seen} == expected
+    for arguments, environment, _ in seen:
+        name = arguments[0][1:]
+        assert arguments[1].startswith("/") and os.path.basename(arguments[1]) == name
+        assert arguments[1] == environment["FTPCOORD_FILE"] and environment["FTPCOORD_NAME"] == name
+        assert arguments[2] == environment["FTPCOORD_PATH"] == f"/in/{name}"
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_the_password_goes_to_the_server_that_was_named_and_data_connections_too(tmp_path: Path) -> None:
+    """A PASV address elsewhere is not dialled."""
+    trap = socket.create_server(("127.0.0.2", 0))
+    port = trap.getsockname()[1]
+    with trap, FtpHost(files={"a": b"1"}) as host:
+        host.on("EPSV", reply("500 no"), times=None)
+        host.on("PASV", reply(f"227 at (127,0,0,2,{port >> 8},{port & 255})"))
+        with Site(tmp_path, host.settings) as site:
+            site.wait("server_down")
+            host.behave()
+            site.arrive({"a": b"1"})
+        trap.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            trap.accept()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_copy_of_a_handler_is_in_a_folder_that_nobody_else_may_enter_and_is_gone_afterwards(tmp_path: Path) -> None:
+    seen: list[Path] = []
+    with FtpHost(files={"a": b"1"}) as host:
+        site = Site(tmp_path, host.settings, "handler")
+
+        def look(file: ftpcoord.File) -> None:
+            for folder in (file.local.parent, file.local.parent.parent):
+                assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+            seen.append(file.local)
+            site.receive(file)
+
+        site.listener._routes[:] = [("*", look)]
+        with site:
+            site.arrive({"a": b"1"})
+    assert seen and not seen[0].parent.parent.exists()
+
+
+def test_links_planted_under_the_names_of_unfinished_copies_are_not_written_through(tmp_path: Path) -> None:
+    """The names can be guessed; whoever may write into the folder must not gain more than that."""
+    victim = tmp_path / "victim"
+    victim.write_text("untouched")
+    target = tmp_path / "delivered"
+    target.mkdir()
+    with FtpHost(files={"a": b"1", "b": b"2"}) as host:
+        site = Site(tmp_path, host.settings)
+        mark = f".ftpcoord-{ftpcoord.sha256_text(site.listener.config.coordination_group)[:8]}-1-{os.getpid()}-"
+        begin = next(ftpcoord._numbers)
+        for number in range(begin + 1, begin + 4):
+            (target / f"{mark}{number}.part").symlink_to(victim)
+        with site:
+            site.arrive({"a": b"1", "b": b"2"})
+            assert site.all("file_failed"), "a planted name was met"
+            for left in target.glob("*.part"):
+                left.unlink()
+    assert victim.read_text() == "untouched"
+
+
+def test_a_new_member_removes_unfinished_copies_of_earlier_terms_but_nothing_behind_a_link(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    target = tmp_path / "delivered"
+    target.mkdir()
+    with FtpHost(files={"a": b"1"}) as host:
+        site = Site(tmp_path, host.settings)
+        mark = f".ftpcoord-{ftpcoord.sha256_text(site.listener.config.coordination_group)[:8]}-"
+        (outside / f"{mark}0-1-1.part").write_text("not ours to touch")
+        (target / "elsewhere").symlink_to(outside)
+        (target / f"{mark}0-1-2.part").write_text("left over")
+        (target / ".ftpcoord-00000000-0-1-3.part").write_text("of another group")
+        with site:
+            site.arrive({"a": b"1"})
+            assert not (target / f"{mark}0-1-2.part").exists()
+            assert (target / ".ftpcoord-00000000-0-1-3.part").exists()
+            (target / ".ftpcoord-00000000-0-1-3.part").unlink()
+            assert (outside / f"{mark}0-1-1.part").read_text() == "not ours to touch"
+            (outside / f"{mark}0-1-1.part").unlink()
