@@ -3822,7 +3822,7 @@ class Choice(NamedTuple):
 
 def is_version(row: Row, entry: Entry) -> bool:
     """Whether a listed file is the version that a row is about."""
-    return row.size == entry.size and same_time(row.mtime, entry.mtime)
+    return row.size == entry.size and (row.mtime == entry.mtime or same_time(row.mtime, entry.mtime))
 
 
 def same_time(a: str, b: str) -> bool:
@@ -3841,9 +3841,12 @@ def epoch_seconds(mtime: str) -> Optional[float]:
         return None
 
 
+NOT_IN_A_NAME = re.compile(r"[/\0\r\n]")
+
+
 def is_plain_name(name: str) -> bool:
     """Whether a listed name is one path segment. Others would lead out of the folder (CWE-22) or split a command."""
-    if name in ("", ".", "..") or re.search(r"[/\0\r\n]", name):
+    if name in ("", ".", "..") or NOT_IN_A_NAME.search(name):
         return False
     return os.name == "posix" or not re.search(r'[\\:*?"<>|]', name)
 
@@ -3871,12 +3874,14 @@ class Selector:
         if server.unparsed_sample:
             self._refuse(folder, server.unparsed_sample, "a line of the listing that is not understood")
             server.unparsed_sample = ""
+        prefix = "" if folder in (".", "") else posixpath.join(folder, "")
+        below = posixpath.join(below, "")
         for entry in entries:
-            path = entry.name if folder in (".", "") else posixpath.join(folder, entry.name)
+            path = prefix + entry.name
             if not is_plain_name(entry.name) or len(path) > LONGEST_PATH:
                 self._refuse(folder, entry.name[:LONGEST_PATH], "not a plain file name")
                 continue
-            relative = posixpath.join(below, entry.name)
+            relative = below + entry.name
             if entry.kind == "file":
                 found.append(Found(path, relative, entry))
             elif entry.kind == "dir" and self.config.recursive and self._descends(folder, path, relative):
@@ -3930,7 +3935,7 @@ class Selector:
         for found in listing:
             path, entry = found.path, found.entry
             row = known(path)
-            if row is not None and row.state == "done" and row.size == entry.size and same_time(row.mtime, entry.mtime):
+            if row is not None and row.state == "done" and is_version(row, entry):
                 continue
             if path in busy or not self.wants(found):
                 continue

@@ -1303,6 +1303,41 @@ def draw_growth(results: Result) -> Optional[str]:
     return svg(640, 296, parts)
 
 
+def table(results: Result) -> str:
+    """The comparison as a Markdown table, from the results that are there."""
+    lines = ["| | ftpcoord | the others | ratio | goal |", "|---|---|---|---|---|"]
+    scenes = [
+        (part, key, f"{protocol}, {words}")
+        for part, suffix, words in (
+            ("small", " memory", "5,000 files of 1 KiB"),
+            ("small", " disk", "the same to a disk (ftpcoord alone waits for it)"),
+            ("far", " 1", "20 ms, 400 files of 1 KiB, 1 connection"),
+            ("far", " 4", "20 ms, 400 files of 1 KiB, 4 connections"),
+            ("far", " large", "20 ms, one file of 256 MiB"),
+            ("large", "", "4 files of 256 MiB"),
+        )
+        for protocol, scheme in (("SFTP", "sftp"), ("FTP", "ftp"), ("FTPS", "ftpes"))
+        for key in (scheme + suffix,)
+    ]
+    for part, key, words in scenes:
+        entry = results.get(part, {}).get(key)
+        best: dict[str, float] = {}
+        for label, row in entry["contenders"].items() if entry else ():
+            name = label if label == "sftp gcm" else row.get("tool", "")
+            if "seconds" in row:
+                best[name] = min(row["seconds"], best.get(name, 1e9))
+        ours = best.pop("ftpcoord", None)
+        if not entry or ours is None:
+            continue
+        others = ", ".join(f"{name} {seconds:.2f}" for name, seconds in sorted(best.items(), key=lambda b: b[1]))
+        goals = "; ".join(f"{g['goal']:g}{'' if g['met'] else ' (missed)'}" for g in entry["goals"].values())
+        ratios = "; ".join(f"{g['ratio']:.2f}" for g in entry["goals"].values())
+        if "mb_per_second" in entry:
+            goals, ratios = "125 MB/s", f"{entry['mb_per_second']:.0f} MB/s"
+        lines.append(f"| {words} | {ours:.2f} s | {others} | {ratios} | {goals} |")
+    return "\n".join(lines)
+
+
 # ----------------------------------------------------------------------------- the whole
 
 
@@ -1363,7 +1398,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="where results go (default: tests/bench/results.json)"
     )
+    parser.add_argument("--table", action="store_true", help="measure nothing, print the results as Markdown")
     options = parser.parse_args(arguments)
+    if options.table:
+        print(table(json.loads((options.json or FOLDER / "results.json").read_text())))
+        return 0
     python = setup_env.ensure("test")
     if Path(sys.prefix).resolve() != setup_env.VENV.resolve():
         sys.stdout.flush()

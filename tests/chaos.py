@@ -944,9 +944,9 @@ class World:
                 if not (inbox.root / again).exists():
                     name = again
         seconds = self.chance.choice((0.0, 0.05, 0.2, 0.5, 1.5))
-        if self.long_handlers or self.chance.random() < 0.12:
-            seconds = self.chance.uniform(1.5, 3) * self.timing.stale_after  # it sees the lease end
         kind = self.chance.choices(("plain", "deaf", "flaky", "poison"), (80, 10, 8, 2))[0]
+        if self.long_handlers or (kind in ("plain", "deaf") and self.chance.random() < 0.12):
+            seconds = self.chance.uniform(1.5, 3) * self.timing.stale_after  # it sees the lease end
         version = f"v{number}"
         head = f"{version} {seconds} {kind}\n".encode()
         content = head + self.chance.choice((b"", b"x" * 1000, bytes(range(256)) * self.chance.choice((20, 1000))))
@@ -1155,8 +1155,13 @@ class World:
             self._pass(0.05)
             if time.monotonic() > deadline:
                 raise AssertionError(f"a fault does not end: {[f for f in self.faults if f.until == float('inf')]}")
-        deadline = time.monotonic() + patience
-        while self._unfinished() and time.monotonic() < deadline:
+        # What is left may take long; it is given up once the command is not even run any more.
+        seen, until = -1, time.monotonic() + 4 * patience
+        quiet_from = time.monotonic()
+        while self._unfinished() and time.monotonic() < min(until, quiet_from + patience / 2):
+            size = self.record.stat().st_size if self.record.exists() else 0
+            if size != seen:
+                seen, quiet_from = size, time.monotonic()
             self._pass(0.2)
         for member in self.members.values():
             member.finish()
@@ -1303,13 +1308,13 @@ def main(minutes: float, seed: Optional[int] = None) -> int:
     every_violation: list[Violation] = []
     for number, database in enumerate(possible):
         share = minutes * 60 / len(possible)
-        rounds = max(1, round(share / 75))
+        rounds = max(1, round(share / 75))  # a quarter of each is for its begin and for what is left at its end
         histories: list[History] = []
         violations: list[Violation] = []
         for turn in range(rounds):
             pairing = PAIRINGS[(number + turn) % len(PAIRINGS)]
             folder = Path(tempfile.mkdtemp(prefix=f"ftpcoord-chaos-{database}-"))
-            history, found = play(database, pairing, max(10.0, share / rounds - 10), seed + turn, folder)
+            history, found = play(database, pairing, max(10.0, 0.75 * share / rounds), seed + turn, folder)
             histories.append(history)
             violations += found
             if found:

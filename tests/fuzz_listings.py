@@ -2,7 +2,7 @@
 
     pip install atheris                                     # Linux, Python 3.11 or so; not needed by the tests
     python tests/fuzz_listings.py run 600                   # seconds; grows the corpus in a temporary folder
-    python tests/fuzz_listings.py keep FOLDER               # the least of that folder that covers as much
+    python tests/fuzz_listings.py keep FOLDER               # the few of that folder that together cover the most
 
 An input's first byte chooses what reads the rest; `check` raises AssertionError, or whatever escaped, for a fault.
 `keep` writes tests/corpus/inputs.txt, one Python bytes literal a line, which test_fuzz.py replays in every run.
@@ -33,6 +33,7 @@ else:
     import ftpcoord
 
 INPUTS = Path(__file__).resolve().parent / "corpus" / "inputs.txt"
+MOST_KEPT = 58
 CANARY = "s3cr3t-c4n4ry"
 TODAY = datetime.date(2026, 7, 20)
 ENCODINGS = ("utf-8", "latin-1", "cp1252", "ascii", "shift_jis", "utf-16", "cp037", "utf-7", "gb18030", "idna")
@@ -357,39 +358,46 @@ def run(seconds: str, folder: str = "") -> None:
     atheris.Fuzz()
 
 
-def keep(folder: str) -> None:
-    """Of all inputs in the folder, shortest first, those that reach a line or a jump that none before did."""
-    reached: set[tuple[int, int]] = set()
-    chosen: list[bytes] = []
-    new = False
+def steps_of(data: bytes) -> set[tuple[int, int]]:
+    """The pairs of lines of the module that follow each other when this input is checked."""
+    steps: set[tuple[int, int]] = set()
     previous = 0
-    code_file = ftpcoord.__file__
 
     def trace(frame: Any, event: str, argument: Any) -> Union[Callable[..., Any], None]:
-        nonlocal new, previous
-        if frame.f_code.co_filename != code_file:
+        nonlocal previous
+        if frame.f_code.co_filename != ftpcoord.__file__:
             return None
         if event == "line":
-            step = (previous, frame.f_lineno)
-            new = new or step not in reached
-            reached.add(step)
+            steps.add((previous, frame.f_lineno))
             previous = frame.f_lineno
         return trace
 
-    files = [path for path in Path(folder).iterdir() if stat.S_ISREG(path.stat().st_mode)]
-    for data in sorted([*{path.read_bytes() for path in files}], key=lambda data: (len(data), data)):
-        new, previous = False, 0
-        sys.settrace(trace)
-        try:
-            check(data)
-        finally:
-            sys.settrace(None)
-        if new and len(data) <= 600:
-            chosen.append(data)
+    sys.settrace(trace)
+    try:
+        check(data)
+    finally:
+        sys.settrace(None)
+    return steps
+
+
+def keep(folder: str) -> None:
+    """Of all inputs in the folder the MOST_KEPT that together take the most steps; the shorter of two equals."""
+    found = {path.read_bytes() for path in Path(folder).iterdir() if stat.S_ISREG(path.stat().st_mode)}
+    left = {data: steps_of(data) for data in sorted(found, key=lambda data: (len(data), data)) if len(data) <= 600}
+    taken: set[tuple[int, int]] = set()
+    chosen: list[bytes] = []
+    while len(chosen) < MOST_KEPT:
+        best = max(left, key=lambda data: len(left[data] - taken))
+        if not left[best] - taken:
+            break
+        taken |= left.pop(best)
+        chosen.append(best)
     INPUTS.parent.mkdir(exist_ok=True)
-    text = "# Inputs of tests/fuzz_listings.py that reach different code, one bytes literal a line.\n"
+    text = "# Inputs of tests/fuzz_listings.py that take different ways, one bytes literal a line.\n"
+    chosen.sort(key=lambda data: (data[0] % len(TARGETS), len(data), data))
     INPUTS.write_text(text + "".join(f"{data!r}\n" for data in chosen), encoding="ascii")
-    print(f"{len(chosen)} inputs of {len(files)}, {INPUTS.stat().st_size} bytes, {len(reached)} steps")
+    reached = len(set().union(taken, *left.values()))
+    print(f"{len(chosen)} inputs of {len(found)}, {INPUTS.stat().st_size} bytes, {len(taken)} of {reached} steps")
 
 
 if __name__ == "__main__":

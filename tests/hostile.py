@@ -128,7 +128,7 @@ class Host:
         self.open_sessions += 1
         try:
             self.session(sock)
-        except (OSError, _Gone, ValueError):
+        except (OSError, _Gone, ValueError, AssertionError):
             pass
         finally:
             self.open_sessions -= 1

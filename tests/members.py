@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib
+import io
 import json
 import os
 import re
@@ -24,6 +25,7 @@ import signal
 import subprocess
 import sys
 import time
+import unittest.mock
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -239,6 +241,17 @@ class Crew:
         )  # fmt: skip
         self._decent(done.stdout + done.stderr, " ".join(arguments))
         return done
+
+    def call(
+        self, *arguments: str, environment: Optional[Mapping[str, str]] = None, **changes: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """The same within this process: a tenth of the time, where a test has dozens of them."""
+        out, err = io.StringIO(), io.StringIO()
+        with unittest.mock.patch.dict(os.environ, environment or self.environment(**changes), clear=True):
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = ftpcoord.main(arguments)
+        self._decent(out.getvalue() + err.getvalue(), " ".join(arguments))
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
     def __enter__(self) -> Crew:
         return self

@@ -36,6 +36,7 @@ class Sabotage(NamedTuple):
     new: str
     check: str
     below: str = ""
+    also: tuple[str, str] = ("", "")  # a second place, where one check backs the other
     fix: Sequence[str] = ()
 
 
@@ -106,7 +107,8 @@ SABOTAGES = (
     Sabotage("a file is removed without another look at it", "same = server.same(row.path, seen)", "same = True",
              "which no handler has finished", fix=["files=True"]),
     Sabotage("a handler starts without another look at the lease", "            self.lease.check()\n            local",
-             "            local", "handler starts without a valid lease", fix=["files=True"]),
+             "            local", "handler starts without a valid lease", fix=["files=True"],
+             also=("        self.lease.check()\n        with self.stats.handling()", "        with self.stats.handling()")),
     Sabotage("attempts are not counted", "work.attempts + 1, work.failures", "1, work.failures", "is not told", fix=["files=True"]),
     Sabotage("what is done is handled again", 'row.state == "done" and row.size ==', 'row.state == "" and row.size ==',
              "which was done", fix=["files=True"]),
@@ -166,7 +168,11 @@ def changed(sabotage: Sabotage, source: str) -> str:
     at = source.find(sabotage.old, start)
     if at < 0:
         raise LookupError(f"{sabotage.name}: {sabotage.old!r} is not there any more")
-    return source[:at] + sabotage.new + source[at + len(sabotage.old) :]
+    source = source[:at] + sabotage.new + source[at + len(sabotage.old) :]
+    old, new = sabotage.also
+    if old and source.count(old) != 1:
+        raise LookupError(f"{sabotage.name}: {old!r} is there {source.count(old)} times")
+    return source.replace(old, new) if old else source
 
 
 def tried(sabotage: Sabotage, source: str, ticks: int = 120_000) -> Result:

@@ -963,6 +963,7 @@ class World:
         self.lock_chance = draw("lock_chance", (0.0, 0.01, 0.1))
         self.server_loss = draw("server_loss", (0.0, 0.001, 0.02))
         self.handler_failures = draw("handler_failures", (0.0, 0.05, 0.3))
+        self.breaks = draw("breaks", (0.0, 0.003))  # how often a script's work ends before its lease
         self.files_wanted = draw("files", (True, False, False))
         self.loses_commits = draw("loses_commits", (False,) * 7 + (True,))
         self.steps_wanted = draw("steps", (True, True, False))
@@ -1082,7 +1083,7 @@ class World:
                     if not process.valid():
                         self.violate(f"{process.name} acts without a valid lease")
                     block(heartbeat * (9 if rng.random() < 0.01 and not self.calm else 0.7))
-                    if rng.random() < 0.003 and not self.calm:
+                    if rng.random() < self.breaks and not self.calm:
                         break  # the work ends before the lease
                 process.at_work = 0
         self.push(self.now, self.kill, process, "exits")
@@ -1119,6 +1120,7 @@ class World:
         process.paused = False
         process.resumed_at = self.now
         backlog, process.backlog = process.backlog, []
+        self.rng.shuffle(backlog)  # all its threads can run: who comes first is chance
         for task, serial, value in backlog:
             self.push(self.now, self.wake, task, serial, value)
 
@@ -1263,6 +1265,8 @@ class World:
             return
         self.push(self.now + self.gap * self.rng.expovariate(1.0), self.fault)
         self.faults += 1
+        if self.files_wanted and self.rng.random() < 0.3:
+            self._upload(self.database)
         rng, database = self.rng, self.database
         kind = rng.choice(self.KINDS)
         active = [process for process in self.processes if process.election and process.election.lease]
@@ -1276,23 +1280,25 @@ class World:
     OF_PROCESSES = ("pause", "crash", "stop", "cut", "slow", "rate", "stumble")
     KINDS = (*OF_PROCESSES, "pause", "cut", "crash", "stumble", "stumble", "stumble", "outage", "freeze", "stall",
              "lock", "step", "step", "vanish",
-             "step_down", "commits", "commits", "server", "upload", "upload")  # fmt: skip
+             "step_down", "commits", "commits", "server")  # fmt: skip
 
     def _pause(self, process: Process) -> None:
         self.pause(process, self.span())
 
     def _stumble(self, process: Process) -> None:
         """It will be stopped at a moment that matters."""
-        process.stumble = self.rng.choice(("renew", "take", "seat", "look", "change", "same", "fetch", "list"))
+        moments = ("renew", "take", "seat", "look", "change", "same", "fetch", "fetch", "mkdir")
+        process.stumble = self.rng.choice(moments[: None if self.files_wanted else 4])
 
     def stumbled(self, process: Process, what: str) -> None:
         if process.stumble == what and not process.dead and not self.calm:
             process.stumble = ""
             timing, rng = self.timing, self.rng
-            stopped = self.span() if rng.random() < 0.5 else (timing.stale_after - timing.margin) * rng.random()
+            lease = timing.stale_after - timing.margin
+            stopped = rng.choice((self.span(), lease * rng.random(), lease + timing.heartbeat * rng.random()))
             self.pause(process, stopped)
             if rng.random() < 0.5:
-                process.cut, process.cut_until = "lost", self.now + stopped + timing.liveness * rng.random()
+                self.push(self.now + stopped, self._cut, process)
 
     def _crash(self, process: Process) -> None:
         self.kill(process, "crashes")
@@ -1463,7 +1469,7 @@ class World:
         self.trace(process, f"{name} {fields}")
         if name == "elected":
             self.elections += 1
-            if fields["term"] in self.elected and self.now >= self.lost_until:
+            if fields["term"] in self.elected and not self.commits_lost:
                 self.violate(f"{process.name} was elected with term {fields['term']}, as another one was")
             self.elected.add(fields["term"])
             if process.at_work:
@@ -1546,9 +1552,13 @@ class World:
             self.converge()
             self.experiment()
         finally:
-            self.calm = True
-            for process in list(self.processes):
-                self.kill(process, "the end")
+            self.close()
+
+    def close(self) -> None:
+        """Ends all tasks."""
+        self.calm = True
+        for process in list(self.processes):
+            self.kill(process, "the end")
 
     def heal(self) -> None:
         """No more faults; what was on its way and late is lost."""
@@ -1757,6 +1767,17 @@ def run_worlds(ticks: int, seed: int, **fixed: Any) -> Totals:
     return Totals(worlds, done, faults, elections, virtual, time.monotonic() - began, measured)
 
 
+def summary(totals: Totals, seed: int) -> str:
+    """In words."""
+    lines = [
+        f"{totals.ticks} ticks in {totals.worlds} worlds (seeds {seed} to {seed + totals.worlds - 1}), "
+        f"{totals.virtual_seconds / 86400:.1f} days of virtual time, {totals.faults} faults, "
+        f"{totals.elections} elections, in {totals.seconds:.1f} s: {totals.ticks / totals.seconds:.0f} ticks/s"
+    ]
+    lines += [f"  {name}: at most {value:.3f} (seed {at})" for name, (value, at) in sorted(totals.measured.items())]
+    return "\n".join(lines)
+
+
 def story(seed: int, lines: int = 60, **fixed: Any) -> str:
     """The last lines of a world's trace."""
     try:
@@ -1787,13 +1808,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             print(story(found, **fixed))
         print(f"{exc}\nagain: python tests/simulation.py --seed {found} {' '.join('--fix ' + f for f in options.fix)}")
         return 1
-    print(
-        f"{totals.ticks} ticks in {totals.worlds} worlds (seeds {options.seed} to {options.seed + totals.worlds - 1}), "
-        f"{totals.virtual_seconds / 86400:.1f} days of virtual time, {totals.faults} faults, "
-        f"{totals.elections} elections, in {totals.seconds:.1f} s: {totals.ticks / totals.seconds:.0f} ticks/s"
-    )
-    for name, (value, where) in sorted(totals.measured.items()):
-        print(f"  {name}: at most {value:.3f} (seed {where})")
+    print(summary(totals, options.seed))
     return 0
 
 

@@ -85,6 +85,8 @@ def test_a_file_that_the_server_refuses_is_counted_and_quarantined(tmp_path: Pat
             row = site.state("a", "quarantined")
             assert (row["failures"], row["attempts"]) == (3, 3) and f"{code} not now" in row["error"]
             site.arrive({"b": b"2"})
+            site.wait("file_quarantined")
+            site.polls()
             assert len(site.all("file_failed")) == 2 and len(site.all("file_quarantined")) == 1
 
 

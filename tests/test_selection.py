@@ -222,7 +222,7 @@ def test_hidden_and_temporary_names_are_taken_by_a_pattern_of_their_own() -> Non
 
 def test_a_file_with_a_marker_waits_for_it_and_the_marker_is_no_file() -> None:
     listing = [found("a.csv"), found("b.csv"), found("b.csv.ok"), found("c.ok")]
-    assert ready(listing, ready_suffix=".ok") == ["b.csv"]
+    assert ready([*listing, found("b.csv.ok.ok")], ready_suffix=".ok") == ["b.csv"]
     assert ready(listing) == ["a.csv", "b.csv", "b.csv.ok", "c.ok"]
     assert ready([found("x/a"), found("a.ok"), found("y/a"), found("y/a.ok")], ready_suffix=".ok") == ["y/a"]
 
@@ -914,7 +914,15 @@ def test_a_name_is_one_argument_whatever_it_holds(tmp_path: Path, name: str) -> 
 
 
 def test_a_command_has_nothing_on_its_standard_input(tmp_path: Path, file: File) -> None:
-    command(script(tmp_path, "import sys; sys.exit(len(sys.stdin.read()))")).run(file)
+    (tmp_path / "typed").write_text("yes\n")
+    before = os.dup(0)
+    with open(tmp_path / "typed") as typed:
+        os.dup2(typed.fileno(), 0)
+    try:
+        command(script(tmp_path, "import sys; sys.exit(len(sys.stdin.read()))")).run(file)
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
 
 
 def test_a_failing_command_tells_its_code_and_its_last_words(tmp_path: Path, file: File) -> None:
