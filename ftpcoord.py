@@ -5029,6 +5029,7 @@ class Pool:
         self._refused: Optional[LoginRefused] = None
         self._refused_until = 0.0
         self._refusals = Backoff(60.0, 3600.0)
+        self._connecting = threading.Lock()
 
     @contextlib.contextmanager
     def server(self) -> Iterator[FileServer]:
@@ -5085,8 +5086,12 @@ class Pool:
             if time.monotonic() - since < 5 or server.alive():
                 return server
             self._drop(server)
+        with self._connecting:  # one refused login at a time, however many files wait: accounts get locked
+            return self._log_in()
+
+    def _log_in(self) -> FileServer:
         if self.refused_for() > 0 and self._refused is not None:
-            raise self._refused  # one refused login at a time, however many files wait: accounts get locked
+            raise self._refused
         server = self._new()
         try:
             server.connect()

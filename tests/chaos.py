@@ -554,9 +554,9 @@ class Inbox:
                     known.add(name)
                     open_logs[name] = (open(self.log / name, encoding="utf-8", errors="replace"), [])  # noqa: SIM115
                     self._stamps[name] = []
-            now = time.monotonic()
             for name, (file, rest) in list(open_logs.items()):
                 text = "".join(rest) + file.read()
+                now = time.monotonic()  # after reading: a line is never older than its moment says
                 lines = text.split("\n")
                 rest[:] = [lines.pop()]
                 for line in lines:
@@ -849,7 +849,9 @@ class World:
         sys.path.insert(0, str(MODULE.parent))
         import ftpcoord
 
-        self.chance, self.seed, self.folder, self.module_path = random.Random(seed), seed, folder, module_path
+        self.chance, self.folder = random.Random(seed), folder
+        # A copy: members that start later run the same program, even if somebody edits it meanwhile.
+        self.module_path = Path(shutil.copy(module_path, folder / "ftpcoord.py"))
         self.offset = time.monotonic() - time.time()
         self.heartbeat, self.liveness = (0.4, 4.2) if database == "mysql" else (0.3, 3.0)
         self.timing = ftpcoord.Timing(

@@ -44,21 +44,29 @@ TWO = "two valid leases"
 SABOTAGES = (
     # -- the lease
     Sabotage(
-        "leadership is a flag", "return self.remaining(now) > 0 and not self.recalled",
-        "return self._deadline != ENDED", TWO, fix=["files=False"],
+        "leadership is a flag",
+        "return self.remaining(now) > 0 and not self.recalled",
+        "return self._deadline != ENDED",
+        TWO,
+        fix=["files=False"],
     ),
     Sabotage("the margin is zero", "return 0.2 + self.stale_after / 10", "return 0.0", TWO, fix=["spread=0.03"]),
     Sabotage(
-        "the deadline counts from the reply", "lease.extend(now + self.timing", "lease.extend(self._clock() + self.timing",
+        "the deadline counts from the reply",
+        "lease.extend(now + self.timing",
+        "lease.extend(self._clock() + self.timing",
         TWO,
     ),
     Sabotage(
-        "the first deadline counts from the reply", "Lease(term, now + self.timing", "Lease(term, self._clock() + self.timing",
+        "the first deadline counts from the reply",
+        "Lease(term, now + self.timing",
+        "Lease(term, self._clock() + self.timing",
         TWO,
     ),
     Sabotage(
         "a renewal revives a lease that has run out",
-        "        if self.remaining() > 0:\n            self._deadline = max", "        if True:\n            self._deadline = max",
+        "        if self.remaining() > 0:\n            self._deadline = max",
+        "        if True:\n            self._deadline = max",
         "test_simulation.py::test_a_lease_that_has_run_out_stays_over",
     ),
     Sabotage("a lost token is ignored", "if not renewal.held:", "if False:", TWO),
@@ -70,83 +78,210 @@ SABOTAGES = (
         TWO,
     ),
     # -- identity and terms
-    Sabotage("the member id is the identity", "view.mine and view.term == self._own_term:", "view.mine:", TWO,
-             fix=["duplicates=True"]),
-    Sabotage("a vacant group is claimed with term 1", "self._seen_term + 1)", "1)",
-             "test_election.py::test_a_first_term_is_higher_than_any_that_the_ledger_knows"),
-    Sabotage("a vanished token is claimed at once", "self._seen_term == 0 or stood_still", "True",
-             "test_election.py::test_a_token_row_that_vanished_is_not_claimed_before_a_lease_can_have_ended"),
+    Sabotage(
+        "the member id is the identity",
+        "view.mine and view.term == self._own_term:",
+        "view.mine:",
+        TWO,
+        fix=["duplicates=True"],
+    ),
+    Sabotage(
+        "a vacant group is claimed with term 1",
+        "self._seen_term + 1)",
+        "1)",
+        "test_election.py::test_a_first_term_is_higher_than_any_that_the_ledger_knows",
+    ),
+    Sabotage(
+        "a vanished token is claimed at once",
+        "self._seen_term == 0 or stood_still",
+        "True",
+        "test_election.py::test_a_token_row_that_vanished_is_not_claimed_before_a_lease_can_have_ended",
+    ),
     # -- clocks
-    Sabotage("the database's clock is trusted at once", "(trusted and view.age >", "(view.age >", TWO, fix=["steps=True"]),
-    Sabotage("steps of the clock are forgotten at the next look", "self._trusted_from = received + self.distrust",
-             "return False", TWO, fix=["steps=True"]),
-    Sabotage("looks far apart are trusted", " or gap > self.longest_gap", "",
-             "test_simulation.py::test_steps_that_cancel_each_other_between_two_looks_are_not_trusted_away"),
-    Sabotage("standing still counts from before a pause", "max(view.took, self._clock() - now)", "view.took",
-             "test_simulation.py::test_a_holder_does_not_stand_still_while_the_observer_was_stopped"),
+    Sabotage(
+        "the database's clock is trusted at once", "(trusted and view.age >", "(view.age >", TWO, fix=["steps=True"]
+    ),
+    Sabotage(
+        "steps of the clock are forgotten at the next look",
+        "self._trusted_from = received + self.distrust",
+        "return False",
+        TWO,
+        fix=["steps=True"],
+    ),
+    Sabotage(
+        "looks far apart are trusted",
+        " or gap > self.longest_gap",
+        "",
+        "test_simulation.py::test_steps_that_cancel_each_other_between_two_looks_are_not_trusted_away",
+    ),
+    Sabotage(
+        "standing still counts from before a pause",
+        "max(view.took, self._clock() - now)",
+        "view.took",
+        "test_simulation.py::test_a_holder_does_not_stand_still_while_the_observer_was_stopped",
+    ),
     Sabotage("standing still is half as long", "now - self._still[1] >=", "2 * (now - self._still[1]) >=", TWO),
     # -- handing over
-    Sabotage("the lease is released before the work has stopped", "return self._working is None and (self.stopping",
-             "return (self.stopping", "releases its lease while work is running"),
-    Sabotage("a member stands again while work is running", "willing=self._working is None and not self.stopping",
-             "willing=True", "stands again while work"),
-    Sabotage("a member that released stands at once", "        self._stand_from = now + 2 * self.timing.heartbeat\n", "",
-             "nobody else active after the release", fix=["files=False", "length=5"]),
-    Sabotage("after an outage everybody stands at once", "now + 2 * self.timing.heartbeat + self.timing.call_timeout)",
-             "now)", "took the role of", fix=["files=False", "length=5"]),
-    Sabotage("nobody is told that the lease is over", "for function in list(self.on_lost):", "for function in ():",
-             "outlived its lease", fix=["files=True"]),
+    Sabotage(
+        "the lease is released before the work has stopped",
+        "return self._working is None and (self.stopping",
+        "return (self.stopping",
+        "releases its lease while work is running",
+    ),
+    Sabotage(
+        "a member stands again while work is running",
+        "willing=self._working is None and not self.stopping",
+        "willing=True",
+        "stands again while work",
+    ),
+    Sabotage(
+        "a member that released stands at once",
+        "        self._stand_from = now + 2 * self.timing.heartbeat\n",
+        "",
+        "nobody else active after the release",
+        fix=["files=False", "length=5"],
+    ),
+    Sabotage(
+        "after an outage everybody stands at once",
+        "now + 2 * self.timing.heartbeat + self.timing.call_timeout)",
+        "now)",
+        "took the role of",
+        fix=["files=False", "length=5"],
+    ),
+    Sabotage(
+        "nobody is told that the lease is over",
+        "for function in list(self.on_lost):",
+        "for function in ():",
+        "outlived its lease",
+        fix=["files=True"],
+    ),
     # -- files
-    Sabotage("a file is removed before it is done",
-             "        made = self.ledger.write([Change(old, new) for old, new in zip(rows, finished)])",
-             "        for row in finished:\n            if action:\n                self._act(row)\n"
-             "        made = self.ledger.write([Change(old, new) for old, new in zip(rows, finished)])",
-             "before it is done", fix=["files=True"]),
-    Sabotage("a file is removed without another look at the lease", "        self.lease.check()\n        if same:", "        if same:",
-             "acts past its deadline", below="    def _act_on", fix=["files=True"]),
-    Sabotage("a file is removed without another look at it", "same = server.same(row.path, seen)", "same = True",
-             "which no handler has finished", fix=["files=True"]),
-    Sabotage("a handler starts without another look at the lease", "            self.lease.check()\n            local",
-             "            local", "handler starts without a valid lease", fix=["files=True"],
-             also=("        self.lease.check()\n        with self.stats.handling()", "        with self.stats.handling()")),
-    Sabotage("attempts are not counted", "work.attempts + 1, work.failures", "1, work.failures", "is not told", fix=["files=True"]),
-    Sabotage("what is done is handled again", 'row.state == "done" and row.size ==', 'row.state == "" and row.size ==',
-             "which was done", fix=["files=True"]),
-    Sabotage("what is quarantined is handled again", 'if row.state == "quarantined":\n                    continue',
-             'if row.state == "":\n                    continue', "which is quarantined", fix=["files=True"]),
+    Sabotage(
+        "a file is removed before it is done",
+        "        made = self.ledger.write([Change(old, new) for old, new in zip(rows, finished)])",
+        "        for row in finished:\n            if action:\n                self._act(row)\n"
+        "        made = self.ledger.write([Change(old, new) for old, new in zip(rows, finished)])",
+        "before it is done",
+        fix=["files=True"],
+    ),
+    Sabotage(
+        "a file is removed without another look at the lease",
+        "        self.lease.check()\n        if same:",
+        "        if same:",
+        "acts past its deadline",
+        below="    def _act_on",
+        fix=["files=True"],
+    ),
+    Sabotage(
+        "a file is removed without another look at it",
+        "same = server.same(row.path, seen)",
+        "same = True",
+        "which no handler has finished",
+        fix=["files=True"],
+    ),
+    Sabotage(
+        "a handler starts without another look at the lease",
+        "            self.lease.check()\n            local",
+        "            local",
+        "handler starts without a valid lease",
+        fix=["files=True"],
+        also=("        self.lease.check()\n        with self.stats.handling()", "        with self.stats.handling()"),
+    ),
+    Sabotage(
+        "attempts are not counted",
+        "work.attempts + 1, work.failures",
+        "1, work.failures",
+        "is not told",
+        fix=["files=True"],
+    ),
+    Sabotage(
+        "what is done is handled again",
+        'row.state == "done" and is_version(',
+        'row.state == "" and is_version(',
+        "which was done",
+        fix=["files=True"],
+    ),
+    Sabotage(
+        "what is quarantined is handled again",
+        'if row.state == "quarantined":\n                    continue',
+        'if row.state == "":\n                    continue',
+        "which is quarantined",
+        fix=["files=True"],
+    ),
     # -- SQL, which the simulation's database does not read
-    Sabotage("PostgreSQL: a takeover locks nothing",
-             "FOR UPDATE),\n        dead AS (\n            SELECT h.group_id FROM health_check h JOIN token ON h.group_id = token.group_id\n"
-             "             WHERE h.task_id = :holder AND (h.last_heartbeat < $now - interval '1 second' * :stale_after\n"
-             "                OR h.last_heartbeat = :stamp) FOR UPDATE OF h),",
-             "),\n        dead AS (\n            SELECT h.group_id FROM health_check h JOIN token ON h.group_id = token.group_id\n"
-             "             WHERE h.task_id = :holder AND (h.last_heartbeat < $now - interval '1 second' * :stale_after\n"
-             "                OR h.last_heartbeat = :stamp)),",
-             "test_interleavings.py::test_a_takeover_waits_for_a_renewal_and_then_loses[READ COMMITTED-postgresql]"),
-    Sabotage("PostgreSQL: a renewal does not lock the token", "term = :term FOR UPDATE)\n        UPDATE health_check h\n           SET last_heartbeat = CASE",
-             "term = :term)\n        UPDATE health_check h\n           SET last_heartbeat = CASE",
-             "test_interleavings.py::test_a_renewal_waits_for_a_takeover_and_then_loses[READ COMMITTED-postgresql]"),
-    Sabotage("PostgreSQL: the ledger does not lock the token", " AND term = :term FOR SHARE) mine", " AND term = :term) mine",
-             "test_interleavings.py::test_a_write_waits_for_a_takeover_and_then_changes_nothing[done-READ COMMITTED-postgresql]",
-             below="    CHANGE = "),
-    Sabotage("MySQL: a renewal does not look at the term", "AND t.task_id = :member AND t.term = :term\"\"\"\n    RELEASE", "AND t.task_id = :member\"\"\"\n    RELEASE",
-             "test_dialects.py::test_only_the_holder_renews_and_only_under_its_own_term[own-mariadb]"),
-    Sabotage("MySQL: the winner does not ask whether it still is", "return term if self.renew(group, member, term).held else None", "return term", TWO,
-             below="class MySQL", fix=["kind='mysql'"]),
-    Sabotage("SQLite: done is written without the term", "t.task_id = :member AND t.term = :term\n           AND file_ledger.group_id",
-             "t.task_id = :member\n           AND file_ledger.group_id",
-             "test_dialects.py::test_nothing_is_written_without_the_token[sqlite]"),
-    Sabotage("SQLite: a renewal does not look at the term", "task_id = :member AND term = :term)\n        RETURNING",
-             "task_id = :member)\n        RETURNING",
-             "test_dialects.py::test_only_the_holder_renews_and_only_under_its_own_term[own-sqlite]", below="class SQLite"),
-    Sabotage("SQLite: a standby beats under the holder's id", "AND task_id = :member)\n            ON CONFLICT", "AND task_id = '')\n            ON CONFLICT",
-             "test_dialects.py::test_a_standby_does_not_beat_under_the_holders_id[own-sqlite]", below="class SQLite"),
-    Sabotage("SQLite: a takeover does not look at the term", "task_id = :holder AND term = :old_term AND EXISTS", "task_id = :holder AND EXISTS",
-             "test_dialects.py::test_a_takeover_needs_holder_and_term_to_be_as_seen[own-sqlite-stale]"),
-    Sabotage("SQLite: a takeover does not look at the age again", "(h.last_heartbeat < strftime(", "(1 = 1 OR h.last_heartbeat < strftime(",
-             "test_dialects.py::test_a_holder_that_renewed_after_the_look_is_not_replaced[own-sqlite]"),
-    Sabotage("SQLite: a renewal leaves a stamp of the future alone", "THEN strftime('%Y-%m-%d %H:%M:%f', last_heartbeat, $tick)", "THEN last_heartbeat",
-             "test_dialects.py::test_a_renewal_moves_the_stamp_even_when_the_stored_one_lies_in_the_future[own-sqlite]"),
+    Sabotage(
+        "PostgreSQL: a takeover locks nothing",
+        "AND term = :old_term FOR UPDATE),",
+        "AND term = :old_term),",
+        "test_interleavings.py::test_a_takeover_waits_for_a_renewal_and_then_loses[READ COMMITTED-postgresql]",
+        also=("OR h.last_heartbeat = :stamp) FOR UPDATE OF h),", "OR h.last_heartbeat = :stamp)),"),
+    ),
+    Sabotage(
+        "PostgreSQL: a renewal does not lock the token",
+        "term = :term FOR UPDATE)\n        UPDATE health_check h\n           SET last_heartbeat = CASE",
+        "term = :term)\n        UPDATE health_check h\n           SET last_heartbeat = CASE",
+        "test_interleavings.py::test_a_renewal_waits_for_a_takeover_and_then_loses[READ COMMITTED-postgresql]",
+    ),
+    Sabotage(
+        "PostgreSQL: the ledger does not lock the token",
+        " AND term = :term FOR SHARE) mine",
+        " AND term = :term) mine",
+        "test_interleavings.py::test_a_write_waits_for_a_takeover_and_then_changes_nothing"
+        "[done-READ COMMITTED-postgresql]",
+        below="    CHANGE = ",
+    ),
+    Sabotage(
+        "MySQL: a renewal does not look at the term",
+        'AND t.task_id = :member AND t.term = :term"""\n    RELEASE',
+        'AND t.task_id = :member"""\n    RELEASE',
+        "test_dialects.py::test_only_the_holder_renews_and_only_under_its_own_term[own-mariadb]",
+    ),
+    Sabotage(
+        "MySQL: the winner does not ask whether it still is",
+        "return term if self.renew(group, member, term).held else None",
+        "return term",
+        TWO,
+        below="class MySQL",
+        fix=["kind='mysql'"],
+    ),
+    Sabotage(
+        "SQLite: done is written without the term",
+        "t.task_id = :member AND t.term = :term\n           AND file_ledger.group_id",
+        "t.task_id = :member\n           AND file_ledger.group_id",
+        "test_dialects.py::test_nothing_is_written_without_the_token[sqlite]",
+    ),
+    Sabotage(
+        "SQLite: a renewal does not look at the term",
+        "task_id = :member AND term = :term)\n        RETURNING",
+        "task_id = :member)\n        RETURNING",
+        "test_dialects.py::test_only_the_holder_renews_and_only_under_its_own_term[own-sqlite]",
+        below="class SQLite",
+    ),
+    Sabotage(
+        "SQLite: a standby beats under the holder's id",
+        "AND task_id = :member)\n            ON CONFLICT",
+        "AND task_id = '')\n            ON CONFLICT",
+        "test_dialects.py::test_a_standby_does_not_beat_under_the_holders_id[own-sqlite]",
+        below="class SQLite",
+    ),
+    Sabotage(
+        "SQLite: a takeover does not look at the term",
+        "task_id = :holder AND term = :old_term AND EXISTS",
+        "task_id = :holder AND EXISTS",
+        "test_dialects.py::test_a_takeover_needs_holder_and_term_to_be_as_seen[own-sqlite-stale]",
+    ),
+    Sabotage(
+        "SQLite: a takeover does not look at the age again",
+        "(h.last_heartbeat < strftime(",
+        "(1 = 1 OR h.last_heartbeat < strftime(",
+        "test_dialects.py::test_a_holder_that_renewed_after_the_look_is_not_replaced[own-sqlite]",
+    ),
+    Sabotage(
+        "SQLite: a renewal leaves a stamp of the future alone",
+        "THEN strftime('%Y-%m-%d %H:%M:%f', last_heartbeat, $tick)",
+        "THEN last_heartbeat",
+        "test_dialects.py::test_a_renewal_moves_the_stamp_even_when_the_stored_one_lies_in_the_future[own-sqlite]",
+    ),
 )
 
 
@@ -181,7 +316,11 @@ def tried(sabotage: Sabotage, source: str, ticks: int = 120_000) -> Result:
     with tempfile.TemporaryDirectory(prefix="sabotage-") as name:
         folder = Path(name)
         (folder / "ftpcoord.py").write_text(changed(sabotage, source), encoding="utf-8")
-        path = f"{folder}{os.pathsep}{TESTS}"
+        environ = {
+            **os.environ,
+            "PYTHONPATH": f"{folder}{os.pathsep}{TESTS}",
+            "FTPCOORD_MODULE": str(folder / "ftpcoord.py"),
+        }
         if "::" in sabotage.check:
             command = ["-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist",
                        "-c", str(TESTS.parent / "setup.cfg"), "-o", f"pythonpath={folder} {TESTS}", "-o", "addopts=",
@@ -191,7 +330,7 @@ def tried(sabotage: Sabotage, source: str, ticks: int = 120_000) -> Result:
             for fixed in sabotage.fix:
                 command += ["--fix", fixed]
         run = subprocess.run(
-            [sys.executable, *command], env={**os.environ, "PYTHONPATH": path}, cwd=folder,
+            [sys.executable, *command], env=environ, cwd=folder,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=170,
         )  # fmt: skip
     caught = ""

@@ -545,9 +545,7 @@ class SimDatabase(Tables):
             self.health[member] = self.column(clock)
         return []
 
-    def renew(
-        self, clock: float, snapshot: Tables, group: str, member: str, term: int, request: str
-    ) -> list[Any]:
+    def renew(self, clock: float, snapshot: Tables, group: str, member: str, term: int, request: str) -> list[Any]:
         heartbeat = self.health.get(member)
         if self.token != (member, term) or heartbeat is None:
             return []
@@ -1224,7 +1222,7 @@ class World:
             result = exc
         if self.tracing:
             late = f", stamped {call.stamp - database.clock():+.3f}" if call.snapshot else ""
-            state = f"{database.token} {({k: round(v - EPOCH, 3) for k, v in database.health.items()})}"
+            state = f"{database.token} { ({k: round(v - EPOCH, 3) for k, v in database.health.items()}) }"
             self.trace(call.process, f"    carried out {call.verb.__name__}{late} -> {result}   {state}")
         if call.process.stumble:
             self.stumbled(call.process, call.verb.__name__)

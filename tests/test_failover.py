@@ -99,8 +99,8 @@ def test_when_the_primary_dies_under_load_the_group_goes_on_with_the_promoted_re
         wait_for(lambda: len(crew.runs()) >= 20, 30)
         assert crew.status()["term"] == 1
 
-        primary.kill()
         died = time.time()
+        primary.kill()
         replica.promote()
         crew.database = writable(replica)
         # Every commit was on the replica: the token is there, no term is used twice, and no file's end was forgotten.

@@ -357,6 +357,8 @@ def test_what_a_server_says_reaches_the_terminal_as_plain_text(
     """`check` prints the reason; in it the greeting of the server, with an escape sequence, a bell, an override."""
     with FtpHost() as host:
         host.on("GREETING", reply("500-\x1b]0;owned\x07\r\n500 \x1b[2J\x9b31m\u00e2\u0080\u00ae"))
+        for name in [name for name in os.environ if name.startswith("FTPCOORD_")]:
+            monkeypatch.delenv(name)
         for name, value in settings_for(host, tmp_path).items():
             monkeypatch.setenv(f"FTPCOORD_{name.upper()}", str(value))
         assert ftpcoord.main(["check"]) == 1
