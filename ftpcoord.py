@@ -2056,7 +2056,7 @@ class Election:
         self._watch = ClockWatch(
             timing.margin / 2, timing.stale_after, 2 * timing.heartbeat + timing.call_timeout
         )
-        self._own_term = 0  # the last term that this process itself won and did not release
+        self._own_term: Optional[int] = None  # the last term that this process itself won and did not release
         self._seen_term = 0
         self._stand_from = float("-inf")  # after a release or an outage others go first
         self._still: Tuple[object, float] = (None, 0.0)  # what the holder looked like, and since when
@@ -2131,7 +2131,7 @@ class Election:
         valid = lease.remaining(now) > 0
         lease.end()
         self.step_down_asked = False
-        self._own_term = 0
+        self._own_term = None
         self._stand_from = now + 2 * self.timing.heartbeat
         for last in (False, True):
             if not valid:
@@ -5458,7 +5458,8 @@ class Poller:
             local = self._finish(temporary, found)
             file = File(found.path, row.size, epoch_seconds(row.mtime), row.attempts, self.lease, local)
             self._run_handler(file)
-        except FileGone:
+        except FileGone as exc:
+            event("file_gone", term=self.lease.term, path=row.path, reason=str(exc))
             self.ledger.change(row, None)
             return
         except (HandlerFailed, FileChanged, FileRefused) as exc:

@@ -69,10 +69,15 @@ def run(command: Sequence[str], env: Mapping[str, str], log: Path, limit: float 
         peak, ended = [0], threading.Event()
         watcher = threading.Thread(target=watch, args=(process, limit, peak, ended))
         watcher.start()
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        ended.set()
-        watcher.join()
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            seconds = time.perf_counter() - started
+            ended.set()
+            watcher.join()
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         words = log.read_text("utf-8", "replace").strip()[-600:]

@@ -96,6 +96,15 @@ def _signal(processes: Mapping[int, str], number: int) -> None:
                 os.kill(pid, number)
 
 
+def _stopped(pid: int) -> bool:
+    """Whether all threads of a process stand still: on a busy machine that takes a moment after the signal."""
+    try:
+        states = [stat.read_text().rpartition(")")[2].split()[0] for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except OSError:
+        return True  # it has ended, or this is no Linux
+    return all(state in "TtZX" for state in states)
+
+
 def _finish(processes: Mapping[int, str]) -> None:
     """SIGKILL these and what they have started meanwhile, and wait until they are gone."""
     _signal(processes, signal.SIGKILL)
@@ -439,6 +448,7 @@ class Server:
         while self._process is not None and _tree(self._process.pid) != done:
             done = _tree(self._process.pid)
             _signal(done, signal.SIGSTOP)
+        wait_for(lambda: all(map(_stopped, done)), 10, f"{self.name} to stand still")
 
     def thaw(self) -> None:
         """SIGCONT all its processes."""

@@ -1421,9 +1421,10 @@ class World:
                 self._two(process, other)
         if lease is not process.lease:
             process.lease = lease
-            if lease.term <= self.highest_valid and self.now >= self.lost_until:
-                self.violate(f"{process.name}: lease of term {lease.term} after one of term {self.highest_valid}")
-            self.highest_valid = max(self.highest_valid, lease.term)
+            if self.now >= self.lost_until:
+                if lease.term <= self.highest_valid:
+                    self.violate(f"{process.name}: lease of term {lease.term} after one of term {self.highest_valid}")
+                self.highest_valid = lease.term
 
     def _two(self, a: Process, b: Process) -> None:
         older, newer = (a, b) if a.election.lease.term <= b.election.lease.term else (b, a)  # type: ignore
