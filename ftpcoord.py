@@ -819,9 +819,10 @@ class Timing:
     def still_after(self) -> float:
         """A heartbeat that has not moved for so long, by the observer's own clock, is a dead member's.
 
-        A column of whole seconds hides the moves within one second.
+        A column of whole seconds hides the moves within one second, and within another one if the clock is set back by
+        less than a second.
         """
-        return self.stale_after + (1 if self.whole_seconds else 0)
+        return self.stale_after + (2 if self.whole_seconds else 0)
 
     @property
     def call_timeout(self) -> float:

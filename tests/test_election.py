@@ -36,10 +36,10 @@ def test_a_heartbeat_is_stale_two_heartbeats_before_the_liveness_interval_ends()
     assert timing.lock_timeout == 1.0
 
 
-def test_a_column_of_whole_seconds_costs_a_second_of_the_window_and_hides_a_second_of_standing_still() -> None:
+def test_a_column_of_whole_seconds_costs_a_second_of_the_window_and_hides_two_of_standing_still() -> None:
     timing = Timing(1, 30, whole_seconds=True)
     assert timing.stale_after == 27
-    assert timing.still_after == 28
+    assert timing.still_after == 29
 
 
 def test_on_a_column_of_whole_seconds_the_window_must_be_a_whole_number() -> None:
@@ -840,7 +840,7 @@ def test_a_living_holder_whose_stamp_lies_in_the_future_keeps_the_token(store: M
     assert a.term == 1
 
 
-def test_a_column_of_whole_seconds_hides_moves_for_a_second_longer(store: MemoryStore) -> None:
+def test_a_column_of_whole_seconds_hides_moves_for_two_seconds_longer(store: MemoryStore) -> None:
     timing = Timing(1, 30, whole_seconds=True)
     elected(store)
     b = Site(store, "b", timing)
@@ -848,7 +848,7 @@ def test_a_column_of_whole_seconds_hides_moves_for_a_second_longer(store: Memory
     store.stamps["a"] = store.now + 86400
     store.clock.now += 1
     b.tick()
-    store.clock.now += timing.stale_after + 0.5
+    store.clock.now += timing.stale_after + 1.5
     b.tick()
     assert not b.active
     store.clock.now += 0.5

@@ -256,7 +256,7 @@ def test_a_password_is_nowhere_in_what_a_member_writes_says_or_hands_on_even_if_
             settings["url"] = settings["url"].replace("me@", f"me:{CANARY}@")
         else:
             settings[place] = hidden / "password" if place == "password_file" else CANARY
-        with Process(work, settings) as member:
+        with Process(work, settings, FTPCOORD_PASSWORD=CANARY) as member:
             wait_for(lambda: "file_quarantined" in member.said() and "kept.csv" not in host.files, 30, "all")
             wait_for(lambda: "a.csv" not in host.files, 30, "all to be deleted")
             command_line = Path(f"/proc/{member.process.pid}/cmdline")

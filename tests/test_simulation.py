@@ -378,6 +378,25 @@ def test_a_renewal_whose_answer_comes_after_the_deadline_loses_the_lease_and_a_n
     assert election.lease.term == 3
 
 
+def test_a_step_back_within_a_second_does_not_make_a_column_of_whole_seconds_stand_still() -> None:
+    """Clocks at the ends of their rates, a step back that hides renewals, and the active member stopped right then."""
+    for seed in range(150):
+        rng = random.Random(seed)
+        with quiet_world(intervals=(0.2, 6.4), members=1, whole=True, kind="mysql") as world:
+            world.start("a")
+            world.run_until(1 + rng.random())
+            world.start("b")
+            world.run_until(10 + rng.random())
+            active = next(process for process in world.processes if process.valid())
+            for process in world.processes:
+                process.set_rate(0.97 if process is active else 1.03)
+            world.database.offset -= 0.7 + 0.29 * rng.random()
+            world.run_until(world.now + 0.9 * rng.random())
+            world.pause(active, 100)
+            world.run_until(world.now + 12)
+            assert active not in world.active()
+
+
 def test_a_scripts_own_work_is_not_taken_for_stalled() -> None:
     with quiet_world(intervals=(1, 8), members=1) as world:
         world.start("a")
