@@ -1685,8 +1685,6 @@ class MySQL(Database):
             tls = {"ssl": database_tls_context(config.database_ca_file, verify=config.database_tls == "verify")}
         problem: Optional[Error] = None
         attempts = [(host, port, tls) for host, port in endpoint.hosts]
-        if config.database_tls == "prefer":
-            attempts += [(host, port, {"ssl_disabled": True}) for host, port in endpoint.hosts]
         for host, port, options in attempts:
             try:
                 # The handshake is bounded by read_timeout alone; connect_timeout ends with the TCP connection.
@@ -1704,8 +1702,10 @@ class MySQL(Database):
                 raise
             except Exception as exc:
                 problem = self._translate(exc, f"{host}:{port}: ")
-                no_tls = isinstance(exc, pymysql.OperationalError) and exc.args[0] == 2026
-                if isinstance(problem, DatabaseRefused) and not (no_tls and config.database_tls == "prefer"):
+                no_tls = (exc.args and exc.args[0] == 2026) or "SSL" in str(exc)
+                if no_tls and config.database_tls == "prefer" and options is tls:
+                    attempts.append((host, port, {"ssl_disabled": True}))
+                elif isinstance(problem, DatabaseRefused):
                     break
             self.close()
         assert problem is not None
@@ -4066,8 +4066,8 @@ class Ledger:
 
     def refresh(self) -> None:
         """Reads what an operator may have changed: two statements, however many files are known."""
-        self.lease.check()
         with self._lock:
+            self.lease.check()
             still_open = {row.path: self._dated(row) for row in self._store.rows(self._group, only_open=True)}
             for path, row in list(self._rows.items()):
                 if (row.state != "done" or row.action) and path not in still_open:
@@ -4111,9 +4111,9 @@ class Ledger:
         """Makes changes, trying again while the database is away, as long as the lease lasts."""
         unknown = False
         while True:
-            self.lease.check()
             try:
                 with self._lock:
+                    self.lease.check()  # only now: a database that hangs keeps one caller after the other waiting
                     made = self._store.write(self._fence, changes)
                     if unknown and not all(made):  # an earlier try may have been carried out after all
                         made = [a or b for a, b in zip(made, self._store.written(self._fence, changes))]

@@ -8,13 +8,13 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import servers
 from conftest import Database, Files, need, new_database, new_folder, wait_for
-from members import Crew, kinds, never, stores
+from members import Crew, ftpcoord, kinds, never, stores
 
 
 @pytest.fixture(scope="module")
@@ -295,3 +295,63 @@ def test_a_member_stopped_behind_a_pooler_holds_no_locks(
         active.wait("lost", since=stopped)
         folder.put("x.csv", b"1")
         crew.handled("x.csv")
+
+
+# ----------------------------------------------------------------------------- a database that hangs
+
+
+class Hanging:
+    """Rows whose database answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked, self.answer = threading.Semaphore(0), threading.Event()
+        self.writes = 0
+
+    def write(self, fence: object, changes: Sequence[object]) -> list[bool]:
+        self.writes += 1
+        self.asked.release()
+        assert self.answer.wait(20)
+        return [True] * len(changes)
+
+
+def test_workers_that_queue_for_a_hanging_database_do_not_write_once_the_lease_is_over() -> None:
+    """Else each would wait in turn, and the member could not stop for as long."""
+    rows, lease = Hanging(), ftpcoord.Lease(1, time.monotonic() + 60, time.monotonic)
+    ledger = ftpcoord.Ledger(rows, "g", "a", lease, time.monotonic)
+    ends: list[str] = []
+
+    def write(number: int) -> None:
+        row = ftpcoord.Row(f"/in/{number}", 1, "", "claimed", 1, 1, 0)
+        try:
+            ledger.write([ftpcoord.Change(None, row)])
+            ends.append("written")
+        except ftpcoord.LeaseLost:
+            ends.append("lost")
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    assert rows.asked.acquire(timeout=10)
+    time.sleep(0.2)  # the others reach the lock; should one not, it finds the lease over all the same
+    lease.end()
+    rows.answer.set()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(ends) == ["lost", "lost", "lost", "written"] and rows.writes == 1
+
+
+def test_a_mysql_server_that_does_not_answer_is_not_asked_again_without_tls() -> None:
+    """`prefer` does without TLS where there is none, not where there is no answer: a call takes T, not twice T."""
+    with servers.Proxy("127.0.0.1", 1) as proxy:
+        proxy.blackhole()
+        config = ftpcoord.Config(
+            database=f"mysql://app:secret@127.0.0.1:{proxy.port}/app", coordination_group="g", member_id="a",
+            heartbeat_frequency=0.5, liveness_check_interval=6,
+        )  # fmt: skip
+        assert config.database_tls == "prefer"
+        database = ftpcoord.open_database(config)
+        began = time.monotonic()
+        with pytest.raises(ftpcoord.DatabaseDown):
+            database.token("g")
+        assert proxy.connections == 1
+        assert time.monotonic() - began < 2 * database.timing.call_timeout
