@@ -2670,6 +2670,7 @@ class FtpControl:
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self.sock, self.timeout = sock, timeout
+        self.peer = sock.getpeername()                  # now: it cannot be told of a socket that was cut
         self._inbox = bytearray()
 
     def send(self, command: bytes) -> None:
@@ -2839,7 +2840,7 @@ class FtpServer(FileServer):
         if argument is not None:                        # refused before a connection is made for it
             wire += b" " + encode_name(argument, self.encoding)
         ftp = self._control()
-        peer = ftp.sock.getpeername()
+        peer = ftp.peer
         port = self._passive_port(ftp)
         try:
             # The control connection's address: the one in a PASV reply may be behind a NAT, or a trap.
@@ -2868,7 +2869,7 @@ class FtpServer(FileServer):
             if self._use_epsv:
                 reply = self._ask("EPSV")
                 if reply.startswith("229"):
-                    return self._port(ftplib.parse229(reply, ftp.sock.getpeername())[1])
+                    return self._port(ftplib.parse229(reply, ftp.peer)[1])
                 self._use_epsv = False
             reply = self._ask("PASV")
             if not reply.startswith("227"):
@@ -4057,11 +4058,13 @@ class Ledger:
         self._lock = threading.Lock()
         self._rows: Dict[str, Row] = {}
         self._done = 0
+        self._outdated = False  # a write found another row than the one remembered
 
     def load(self) -> None:
         """Reads all rows."""
         with self._lock:
             self._rows = {row.path: self._dated(row) for row in self._store.rows(self._group)}
+            self._outdated = False
             self._done = sum(row.state == "done" and not row.action for row in self._rows.values())
 
     def refresh(self) -> None:
@@ -4074,7 +4077,7 @@ class Ledger:
                     del self._rows[path]
             self._rows.update(still_open)
             self._done = sum(row.state == "done" and not row.action for row in self._rows.values())
-            unchanged = self._store.done_count(self._group) == self._done
+            unchanged = self._store.done_count(self._group) == self._done and not self._outdated
         if not unchanged:
             self.load()
 
@@ -4120,6 +4123,7 @@ class Ledger:
                     for change, ok in zip(changes, made):
                         if ok:
                             self._remember(change)
+                    self._outdated = self._outdated or not all(made)
                 return made
             except DatabaseDown:
                 unknown = True

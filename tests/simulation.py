@@ -1426,7 +1426,7 @@ class World:
                 self._two(process, other)
         if lease is not process.lease:
             process.lease = lease
-            if self.now >= self.lost_until:
+            if self.now >= self.lost_until and lease not in self.exposed:
                 if lease.term <= self.highest_valid:
                     self.violate(f"{process.name}: lease of term {lease.term} after one of term {self.highest_valid}")
                 self.highest_valid = lease.term

@@ -11,12 +11,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import hostile
 import pytest
-from conftest import new_folder
-from hostile import FtpHost, Hasty, Host, SftpHost, Site, bytes_of, cut_after, reply, stall_after, stream
+from conftest import new_folder, wait_for
+from hostile import PATIENCE, FtpHost, Hasty, Host, SftpHost, Site, bytes_of, cut_after, reply, stall_after, stream
 
 import ftpcoord
 
@@ -206,6 +206,25 @@ def test_a_listing_that_fails_is_said_once_and_the_next_polls_go_on(
             site.wait("server_up")
             site.arrive({"a": b"1"})
             assert len(site.all("server_down")) == 1 and not site.all("file_failed")
+
+
+def test_a_connection_that_is_cut_between_two_commands_is_a_server_that_is_down() -> None:
+    """By the other side, or by our own deadline: the address of the peer cannot be asked for any more."""
+    with FtpHost(files={"a": b"1"}) as host:
+        server = ftpcoord.open_server(ftpcoord.Config(**host.settings, database="sqlite:///x"))
+        assert isinstance(server, ftpcoord.FtpServer)
+        ask = server._ask
+
+        def cut(command: str, argument: Optional[str] = None, login: bool = False) -> str:
+            said = ask(command, argument, login)
+            if command == "CWD":
+                server._shut_down()
+                wait_for(lambda: host.open_sessions == 0, PATIENCE, "the host to hang up, too")
+            return said
+
+        server._ask = cut  # type: ignore[method-assign]
+        with pytest.raises(ftpcoord.ServerDown):
+            server.list("/in")
 
 
 def cut_listing(session: hostile.FtpSession, argument: str) -> None:

@@ -20,7 +20,21 @@ from simulation import EPOCH, GROUP, Violation, World
 from test_dialects import Tables
 
 import ftpcoord
-from ftpcoord import Change, Election, Fence, Lease, Renewal, Row, Timing, View
+from ftpcoord import (
+    Change,
+    Election,
+    Entry,
+    Fence,
+    Found,
+    Lease,
+    Ledger,
+    MemoryRows,
+    Renewal,
+    Row,
+    Timing,
+    View,
+    Work,
+)  # fmt: skip
 
 TICKS = int(os.environ.get("FTPCOORD_TICKS", 2_000_000))
 SEED = int(os.environ.get("FTPCOORD_SEED", 1))
@@ -419,6 +433,23 @@ def test_a_back_off_does_not_last_until_a_clock_that_was_set_back_has_caught_up(
             tables.database.execute(f"UPDATE file_ledger SET {column} = '2099-01-01 00:00:00'")
         (row,) = store.rows("g")
         assert row.due is None
+
+
+def test_a_row_that_is_another_one_than_remembered_is_read_anew_at_the_next_poll() -> None:
+    """After lost commits a `done` row may be an older one again: as many done rows, and none of them open."""
+    store = MemoryRows()
+    ledger = Ledger(store, "g", "a", Lease(1, 100.0, lambda: 0.0), lambda: 0.0)
+    done = Row("/x", 2, "", "done", 1, 1, 0)
+    assert store.write(Fence("g", "a", 1), [Change(None, done)]) == [True]
+    ledger.load()
+    older = done._replace(size=1)
+    assert store.write(Fence("g", "a", 1), [Change(done, None), Change(None, older)]) == [True, True]
+    ledger.refresh()
+    new = Work(Found("/x", "x", Entry("x", "file", 3, "")), ledger.get("/x"))
+    assert ledger.claim([new]) == [None]
+    ledger.refresh()
+    again = Work(new.found, ledger.get("/x"))
+    assert ledger.claim([again]) != [None]
 
 
 def test_the_digest_of_a_world_does_not_depend_on_what_ran_before() -> None:
