@@ -316,7 +316,8 @@ class Crew:
         """What the command has recorded: the ends, or the begins, of its runs."""
         record = self.folder / "record"
         found = []
-        for line in record.read_text().splitlines() if record.exists() else ():
+        whole = record.read_text().rpartition("\n")[0] if record.exists() else ""  # the last line may be half-written
+        for line in whole.splitlines():
             noted = json.loads(line)
             words = {key: value for key, value in noted.items() if key.startswith("FTPCOORD_")}
             run = Run(
