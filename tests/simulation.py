@@ -24,8 +24,14 @@ After every step of a process:
 Then the faults stop, and what is promised must come within its bound: one member active, the files handled, a
 dead member replaced within liveness_check_interval, a stopped one within a heartbeat and a round trip.
 
-Where this cannot hold: see EXPOSED (a forward step of the database's clock while the active member is stalled, and
-a member that started after the step) and the worlds that lose commits.  Both are bounded, and measured.
+Where this cannot hold, it is bounded, and measured:
+  - The database's clock is set forward while the active member is stalled, and a member that started after that takes
+    over at its second look (`_exposed`): for at most S - m - 0.9H. A member that looked before the step notices it.
+  - Commits are lost: two leases for at most one S after it; then one again, and terms grow from there.
+Left out, because nothing helps: two steps of the database's clock within 2H + T that cancel each other out, several
+forward steps too small to be noticed within one S, commits lost in a group with two members of one id, a hypervisor
+that stops a guest's clocks, a new version uploaded between the last look and the delete.
+Left to tests with real servers: the text of the SQL, the file protocols, commands, delivery into a folder, SQLite.
 """
 
 from __future__ import annotations
@@ -1529,14 +1535,13 @@ class World:
             left = lease.remaining(process.clock()) if lease is not None else -math.inf
             over = min(over, -left / process.rate)
             self.measure("a transfer outlived its lease, in s", over)
-            if over > 0.01:
+            if over > 0.1:  # a clock whose rate changes meanwhile makes a timer of a second so late
                 self.violate(f"{process.name}: a call to the file server outlived its lease by {over:.3f} s")
 
     def removed(self, process: Process, version: Version) -> None:
         """A version was deleted or moved."""
         runs = self.files.runs.get(version, [])
-        row = self.database.ledger.get(ftpcoord.sha256_text(version.path))
-        if row is not None and row.state == "quarantined" and row.size == version.size:
+        if (version.path, version.size) in self.database.quarantined:
             return
         if not any(run.outcome == "ok" for run in runs):
             self.violate(f"{process.name} removes {version.path}, which no handler has finished")
