@@ -198,3 +198,11 @@ def file_server(request: pytest.FixtureRequest) -> Iterator[Files]:
     """A fresh, empty folder on each kind of file server."""
     with new_folder(request.param, request.getfixturevalue(FILE_SERVERS[request.param])) as files:
         yield files
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Shows what the tests marked `summary` have printed: what was done to the product, and what it made of it."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        if report.when == "call" and "summary" in report.keywords and report.capstdout:
+            terminalreporter.section(report.nodeid.partition("::")[2])
+            terminalreporter.write(report.capstdout)

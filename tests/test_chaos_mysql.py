@@ -12,6 +12,7 @@ SEED = 20262
 SECONDS = 40.0
 
 
+@pytest.mark.summary
 @pytest.mark.slow
 def test_chaos_on_mysql_violates_no_promise(tmp_path: Path) -> None:
     for server in ("mysql", "sshd"):

@@ -12,6 +12,7 @@ SEED = 20263
 SECONDS = 40.0
 
 
+@pytest.mark.summary
 @pytest.mark.slow
 def test_chaos_on_sqlite_violates_no_promise(tmp_path: Path) -> None:
     for server in ("vsftpd", "sshd"):

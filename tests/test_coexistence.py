@@ -143,6 +143,7 @@ def test_a_foreign_member_that_seizes_the_token_is_noticed_at_the_next_renewal(
         a.wait("elected")
         files.put("x.csv", b"1")
         crew.handled("x.csv")
+        servers.wait_for(lambda: not files.names(), 10, "the file to be done with, else it may be handled again")
         foreign.beat()
         foreign.live()
         seized = foreign.take()

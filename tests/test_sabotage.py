@@ -7,6 +7,7 @@ import sabotage
 import servers
 
 
+@pytest.mark.summary
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_sabotage_is_caught() -> None:

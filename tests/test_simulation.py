@@ -40,6 +40,7 @@ TICKS = int(os.environ.get("FTPCOORD_TICKS", 2_000_000))
 SEED = int(os.environ.get("FTPCOORD_SEED", 1))
 
 
+@pytest.mark.summary
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_whatever_happens_the_promises_hold_for_two_million_heartbeats() -> None:
