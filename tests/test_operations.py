@@ -104,6 +104,7 @@ HANGING = """
 import os, time
 def handle(file):
     if file.name == "hang.csv" and os.path.exists("hang"):
+        open("hanging", "w").close()
         time.sleep(600)
     with open("handled", "a") as out:
         out.write(f"{file.name} {file.lease.term}\\n")
@@ -126,7 +127,7 @@ def test_a_handler_that_hangs_beyond_exec_timeout_leads_to_a_takeover_by_the_oth
         b = crew.start("b")
         b.wait("standby")
         files.put("hang.csv", b"x")
-        wait_for(lambda: crew.states().get("hang.csv") == "claimed")
+        wait_for((tmp_path / "hanging").exists)
         (tmp_path / "hang").unlink()
         began = time.time()
         a.wait("handing_over")
