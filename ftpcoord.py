@@ -5464,8 +5464,7 @@ class Poller:
             file = File(found.path, row.size, epoch_seconds(row.mtime), row.attempts, self.lease, local)
             self._run_handler(file)
         except FileGone as exc:
-            event("file_gone", term=self.lease.term, path=row.path, reason=str(exc))
-            self.ledger.change(row, None)
+            self._gone(row, exc)
             return
         except (HandlerFailed, FileChanged, FileRefused) as exc:
             self._failed(row, exc)
@@ -5578,6 +5577,11 @@ class Poller:
         self.ledger.change(row, row._replace(state="failed", error=error), delay)
         self._say("file_failed", row, error, delay)
 
+    def _gone(self, row: Row, exc: Error) -> None:
+        """Removed between the listing and the fetch: no failure, and nothing is left to do."""
+        event("file_gone", term=self.lease.term, path=row.path, reason=str(exc))
+        self.ledger.change(row, None)
+
     def _say(self, what: str, row: Row, error: str, delay: Optional[float] = None) -> None:
         self.stats.file(what[len("file_") :], row.size)
         level = logging.ERROR if what == "file_quarantined" else logging.WARNING
@@ -5678,7 +5682,7 @@ class Poller:
         self.workplace.discard(copy.temporary)
         error = exc if isinstance(exc, Error) else _local(exc, str(copy.temporary))
         if isinstance(error, FileGone):
-            self.ledger.change(copy.row, None)
+            self._gone(copy.row, error)
         elif isinstance(error, LocalTrouble):
             self._put_back(copy.row, error)
         else:

@@ -1266,6 +1266,19 @@ def play(
     return history, check(history)
 
 
+def prove(database: str, pairing: Sequence[str], seconds: float, seed: int, folder: Path) -> None:
+    """One world for the test run: prints what was done, and fails on a violation, or if hardly anything was done."""
+    from conftest import need  # here, because this program also runs without pytest
+
+    for name in (database, *pairing):
+        if name != "sqlite":
+            need(name)
+    history, violations = play(database, pairing, seconds, seed, folder)
+    print(f"seed {seed}\n{summary([history], violations)}")
+    assert not violations
+    assert history.runs and history.takeovers and sum(history.faults.values()) > seconds / 4
+
+
 def summary(histories: Sequence[History], violations: Sequence[Violation]) -> str:
     """What happened, in a few lines."""
     faults: Counter[str] = Counter()

@@ -13,12 +13,15 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable, Optional, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, Union
 from urllib.parse import urlsplit
 
 import pytest
 import servers
 from servers import wait_for
+
+if TYPE_CHECKING:
+    from members import Crew
 
 __all__ = ["Database", "Files", "need", "new_database", "new_folder", "wait_for"]
 
@@ -198,6 +201,41 @@ def file_server(request: pytest.FixtureRequest) -> Iterator[Files]:
     """A fresh, empty folder on each kind of file server."""
     with new_folder(request.param, request.getfixturevalue(FILE_SERVERS[request.param])) as files:
         yield files
+
+
+# What most tests with processes of members need: a folder of a file server, a database, a crew.
+
+
+@pytest.fixture
+def files(pyftpd: servers.Pyftpd) -> Iterator[Files]:
+    with new_folder("pyftpd", pyftpd) as folder:
+        yield folder
+
+
+@pytest.fixture
+def sftp(sshd: servers.Sshd) -> Iterator[Files]:
+    with new_folder("sshd", sshd) as folder:
+        yield folder
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Database:
+    """A file that does not exist yet."""
+    return Database("sqlite", f"sqlite:///{tmp_path / 'coordination.db'}")
+
+
+@pytest.fixture
+def postgresql(postgres: servers.Postgres) -> Iterator[Database]:
+    with new_database("postgresql", postgres) as database:
+        yield database
+
+
+@pytest.fixture
+def crew(sqlite: Database, files: Files, tmp_path: Path) -> Iterator[Crew]:
+    from members import Crew  # which imports this module
+
+    with Crew(tmp_path, sqlite, files) as crew:
+        yield crew
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

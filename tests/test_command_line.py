@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import servers
-from conftest import Database, Files, new_database, new_folder, wait_for
+from conftest import Database, Files, new_folder, wait_for
 from members import MODULE, Crew, ftpcoord, kinds, never
 
 CANARY = "canary-2b7e1516"  # in every secret of the tests that look for secrets
@@ -23,38 +23,9 @@ CANARY = "canary-2b7e1516"  # in every secret of the tests that look for secrets
 
 
 @pytest.fixture
-def files(pyftpd: servers.Pyftpd) -> Iterator[Files]:
-    with new_folder("pyftpd", pyftpd) as folder:
-        yield folder
-
-
-@pytest.fixture
-def sftp(sshd: servers.Sshd) -> Iterator[Files]:
-    with new_folder("sshd", sshd) as folder:
-        yield folder
-
-
-@pytest.fixture
 def ftps(vsftpd_explicit: servers.Vsftpd) -> Iterator[Files]:
     with new_folder("vsftpd-explicit", vsftpd_explicit) as folder:
         yield folder
-
-
-@pytest.fixture
-def sqlite(tmp_path: Path) -> Database:
-    return Database("sqlite", f"sqlite:///{tmp_path / 'coordination.db'}")
-
-
-@pytest.fixture
-def crew(sqlite: Database, files: Files, tmp_path: Path) -> Iterator[Crew]:
-    with Crew(tmp_path, sqlite, files) as crew:
-        yield crew
-
-
-@pytest.fixture
-def postgresql(postgres: servers.Postgres) -> Iterator[Database]:
-    with new_database("postgresql", postgres) as database:
-        yield database
 
 
 # ----------------------------------------------------------------------------- what is wrong, in one line

@@ -919,12 +919,6 @@ def test_a_row_that_is_unlocked_in_time_is_waited_for(tables: Tables, ledger: ft
     assert held == [True]
 
 
-def stopped(pid: int) -> bool:
-    """Whether all threads of a process have taken notice of a SIGSTOP: on a busy machine they go on for a while."""
-    states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
-    return all(state in "Tt" for state in states)
-
-
 @SERVERS
 def test_a_frozen_database_is_an_error_in_about_t(tables: Tables, ledger: ftpcoord.Database) -> None:
     server = tables.database.server
@@ -932,7 +926,6 @@ def test_a_frozen_database_is_an_error_in_about_t(tables: Tables, ledger: ftpcoo
     limit = ledger.timing.call_timeout + 1.5
     server.freeze()
     try:
-        wait_for(lambda: all(map(stopped, server.pids())), 10, "the last thread of the server to stop")
         for _ in range(2):  # in the middle of a session, and while connecting
             started = time.monotonic()
             with pytest.raises(DatabaseDown) as caught:

@@ -10,14 +10,8 @@ from pathlib import Path
 
 import pytest
 import servers
-from conftest import Database, Files, new_database, new_folder, wait_for
+from conftest import Database, Files, new_database, wait_for
 from members import PATIENCE, Crew, alive, ftpcoord, never, stores
-
-
-@pytest.fixture
-def files(pyftpd: servers.Pyftpd) -> Iterator[Files]:
-    with new_folder("pyftpd", pyftpd) as folder:
-        yield folder
 
 
 @pytest.fixture

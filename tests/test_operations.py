@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
 
@@ -20,23 +19,6 @@ import servers
 from conftest import Database, Files, new_database, new_folder, wait_for
 from members import MODULE, Crew, Event, Member, ftpcoord, never, through
 from servers import Proxy
-
-
-@pytest.fixture
-def files(pyftpd: servers.Pyftpd) -> Iterator[Files]:
-    with new_folder("pyftpd", pyftpd) as folder:
-        yield folder
-
-
-@pytest.fixture
-def sqlite(tmp_path: Path) -> Database:
-    return Database("sqlite", f"sqlite:///{tmp_path / 'coordination.db'}")
-
-
-@pytest.fixture
-def postgresql(postgres: servers.Postgres) -> Iterator[Database]:
-    with new_database("postgresql", postgres) as database:
-        yield database
 
 
 def code(port: int, path: str) -> int:

@@ -7,28 +7,15 @@ import itertools
 import logging
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import servers
 import setup_env
-from conftest import Database, Files, new_database, new_folder, wait_for
+from conftest import Database, Files, new_folder, wait_for
 from members import LOAD, PATIENCE, Crew, alive, ftpcoord, kinds, never, through
 from servers import Proxy
-
-
-@pytest.fixture
-def files(pyftpd: servers.Pyftpd) -> Iterator[Files]:
-    with new_folder("pyftpd", pyftpd) as folder:
-        yield folder
-
-
-@pytest.fixture
-def postgresql(postgres: servers.Postgres) -> Iterator[Database]:
-    with new_database("postgresql", postgres) as database:
-        yield database
 
 
 def behind(proxy: Proxy, database: Database) -> str:

@@ -6,33 +6,13 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import servers
-from conftest import Database, Files, new_database, new_folder, wait_for
+from conftest import Files, new_database, wait_for
 from members import PATIENCE, Crew, ftpcoord, never
-
-
-@pytest.fixture
-def files(pyftpd: servers.Pyftpd) -> Iterator[Files]:
-    with new_folder("pyftpd", pyftpd) as folder:
-        yield folder
-
-
-@pytest.fixture
-def sftp(sshd: servers.Sshd) -> Iterator[Files]:
-    with new_folder("sshd", sshd) as folder:
-        yield folder
-
-
-@pytest.fixture
-def crew(files: Files, tmp_path: Path) -> Iterator[Crew]:
-    with Crew(tmp_path, Database("sqlite", f"sqlite:///{tmp_path / 'coordination.db'}"), files) as crew:
-        yield crew
-
 
 # ----------------------------------------------------------------------------- run --once
 

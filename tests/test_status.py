@@ -15,40 +15,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
 
 import pytest
 import servers
-from conftest import Database, Files, new_database, new_folder, wait_for
+from conftest import Database, Files, new_folder, wait_for
 from members import MODULE, Crew, Member, ftpcoord, kinds
 from prometheus_client.parser import text_string_to_metric_families
 
 CANARY = "canary-2b7e1516"
-
-
-@pytest.fixture
-def files(pyftpd: servers.Pyftpd) -> Iterator[Files]:
-    with new_folder("pyftpd", pyftpd) as folder:
-        yield folder
-
-
-@pytest.fixture
-def sqlite(tmp_path: Path) -> Database:
-    return Database("sqlite", f"sqlite:///{tmp_path / 'coordination.db'}")
-
-
-@pytest.fixture
-def crew(sqlite: Database, files: Files, tmp_path: Path) -> Iterator[Crew]:
-    with Crew(tmp_path, sqlite, files) as crew:
-        yield crew
-
-
-@pytest.fixture
-def postgresql(postgres: servers.Postgres) -> Iterator[Database]:
-    with new_database("postgresql", postgres) as database:
-        yield database
 
 
 class Answer:

@@ -6,26 +6,12 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import servers
-from conftest import Database, Files, new_database, new_folder, wait_for
+from conftest import Database, Files, new_folder, wait_for
 from members import LOAD, PATIENCE, ROUND_TRIP, Crew, alive, kinds, never, through
 from servers import Proxy
-
-
-@pytest.fixture
-def files(pyftpd: servers.Pyftpd) -> Iterator[Files]:
-    with new_folder("pyftpd", pyftpd) as folder:
-        yield folder
-
-
-@pytest.fixture
-def postgresql(postgres: servers.Postgres) -> Iterator[Database]:
-    with new_database("postgresql", postgres) as database:
-        yield database
 
 
 @kinds("postgresql", "mysql", "sqlite")
