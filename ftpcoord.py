@@ -127,7 +127,6 @@ __all__ = ["Config", "ConfigError", "Coordinator", "Error", "File", "Lease", "Le
 
 ID_PATTERN = re.compile(r"[!-~]{1,128}\Z")  # the tables' VARCHAR(128); printable ASCII has one form in every collation
 STEP_DOWN = "step-down:"  # health_check.task_id of a request to hand over: step-down:<term>
-RELEASED = "1970-01-01 00:00:01"  # last_heartbeat of a member that gave its lease up
 RELEASED_AGE = 365 * 86400.0  # seconds; no living member's heartbeat is that old, so no clock step imitates a release
 BATCH_FILES = 64  # claims and completions committed together where delivery is the folder alone ...
 BATCH_SECONDS = 0.05  # ... and how long one may wait for company
@@ -898,7 +897,8 @@ def boot_clock() -> float:
 #     share sessions break.
 #   - A renewal always moves the stamp, also when the clock was set back: so a stamp that stands still is a dead one.
 #
-# In the statements $now is the present time in the heartbeat column's precision and $tick that column's smallest step.
+# In the statements $now is the present time in the heartbeat column's precision and $tick that column's smallest step;
+# a heartbeat of 1970-01-01 00:00:01 is one that its member gave up.
 # A row of the ledger that was written in the future (the clock was set back) is due at once, not when that has come.
 
 
@@ -996,7 +996,6 @@ class Database(abc.ABC):
     """One connection to the shared database, opened when needed; used by one thread at a time."""
 
     name: ClassVar[str]
-    driver: ClassVar[str]
     least_timeout: ClassVar[float]
     LOOK: ClassVar[str]
     FIRST: ClassVar[str]
@@ -1356,7 +1355,6 @@ class PostgreSQL(Database):
     """PostgreSQL 11 and newer through pg8000, READ COMMITTED or stricter; also behind a transaction pooler."""
 
     name = "postgresql"
-    driver = "pg8000"
     least_timeout = 0.25
     AGE = "EXTRACT(EPOCH FROM $now - last_heartbeat)::float8"
     SECONDS_UNTIL = """CASE WHEN updated_at <= CURRENT_TIMESTAMP AT TIME ZONE 'UTC'
@@ -1577,7 +1575,6 @@ class MySQL(Database):
     """
 
     name = "mysql"
-    driver = "PyMySQL"
     least_timeout = 1.2  # innodb_lock_wait_timeout is a whole number of seconds, and the server gives up first
     AGE = "TIMESTAMPDIFF(MICROSECOND, last_heartbeat, $now) / 1000000.0"
     SECONDS_UNTIL = """CASE WHEN updated_at <= UTC_TIMESTAMP(6)
@@ -1805,7 +1802,6 @@ class SQLite(Database):
     """
 
     name = "sqlite"
-    driver = "sqlite3"
     least_timeout = 0.25
     AGE = "(julianday($now) - julianday(last_heartbeat)) * 86400.0"
     SECONDS_UNTIL = """CASE WHEN updated_at <= strftime('%Y-%m-%d %H:%M:%f', 'now')

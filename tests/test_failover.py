@@ -207,6 +207,7 @@ def test_of_two_mysql_servers_the_writable_one_is_used(
                 member.wait("elected")
                 folder.put("x.csv", b"1")
                 crew.handled("x.csv")
+                wait_for(lambda: not folder.names(), 10)
                 assert crew.token() == ("a", 1)
                 mysql.restart()
                 down = member.wait("database_down")
