@@ -61,6 +61,7 @@ import datetime
 import errno
 import fnmatch
 import ftplib
+import functools
 import hashlib
 import hmac
 import importlib
@@ -293,7 +294,9 @@ logger = logging.getLogger("ftpcoord")
 
 def event(what: str, level: int = logging.INFO, **fields: object) -> None:
     """Logs one event. Names of events are part of the interface; fields may grow."""
-    logger.log(level, what, extra={"fields": {k: v for k, v in fields.items() if v is not None}})
+    if logger.isEnabledFor(level):  # not logger.log(), which looks for the caller's line: always the next one
+        more = {"fields": {k: v for k, v in fields.items() if v is not None}}
+        logger.handle(logger.makeRecord(logger.name, level, __file__, 0, what, (), None, extra=more))
 
 
 def printable(text: str) -> str:
@@ -308,15 +311,21 @@ def printable(text: str) -> str:
     return "".join(ch if ch.isprintable() else urllib.parse.quote(ch.encode("utf-8", "surrogateescape")) for ch in raw)
 
 
+NEEDS_QUOTES = re.compile(r"[\s\"=]")
+
+
 class TextFormatter(logging.Formatter):
     """2026-11-24T03:41:48.123Z info elected term=7 member=a"""
 
     def format(self, record: logging.LogRecord) -> str:
         parts = [utc_text(record.created), record.levelname.lower(), printable(record.getMessage())]
         for key, value in getattr(record, "fields", {}).items():
-            text = f"{value:.3f}" if isinstance(value, float) else printable(str(value))
-            if re.search(r"[\s\"=]", text) or not text:
-                text = json.dumps(text, ensure_ascii=False)
+            if isinstance(value, (int, float)):
+                text = f"{value:.3f}" if isinstance(value, float) else str(value)
+            else:
+                text = printable(str(value))
+                if NEEDS_QUOTES.search(text) or not text:
+                    text = json.dumps(text, ensure_ascii=False)
             parts.append(f"{key}={text}")
         if record.exc_info:
             parts.append("traceback=" + json.dumps(self.formatException(record.exc_info)))
@@ -338,7 +347,8 @@ class JsonFormatter(logging.Formatter):
 
 def utc_text(seconds: float) -> str:
     """Epoch seconds as 2026-11-24T03:41:48.123Z."""
-    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
+    return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def start_logging(level: str, form: str, stream: TextIO) -> None:
@@ -1081,11 +1091,9 @@ class Database(abc.ABC):
 
     def literal(self, value: object) -> str:
         """A value as SQL text. Strings hold no NUL, and backslashes are plain (standard SQL)."""
-        if value is None:
-            return "NULL"
-        if isinstance(value, (int, float)):
-            return repr(value + 0)
-        return "'" + str(value).replace("'", "''") + "'"
+        if isinstance(value, str):
+            return "'" + value.replace("'", "''") + "'"
+        return repr(value + 0) if isinstance(value, (int, float)) else "NULL"
 
     # -- running statements -------------------------------------------------------------------------------------------
 
@@ -1420,9 +1428,12 @@ class PostgreSQL(Database):
         UPDATE health_check h SET last_heartbeat = '1970-01-01 00:00:01'
           FROM mine WHERE h.group_id = mine.group_id AND h.task_id = :member"""
 
-    # A VALUES list is planned in a fifth of the time that as many SELECTs take.
-    ROW = """(:file_id, :path, :size, :mtime, :state, :attempts, :failures, :action, :error, CAST(:delay AS float8),
-        :old_size, :old_mtime, :old_state, :old_term, :old_attempts)"""
+    # A VALUES list is planned in a fifth of the time that as many SELECTs take. CHANGE and FORGET must find their rows
+    # by the key, or each group of files would read the whole ledger: without the CAST the column would be compared as
+    # text, which its index does not serve, and OFFSET 0 hides that all are of one group, whose size the planner
+    # underestimates until the table is analyzed.
+    ROW = """(CAST(:file_id AS char(64)), :path, :size, :mtime, :state, :attempts, :failures, :action, :error,
+        CAST(:delay AS float8), :old_size, :old_mtime, :old_state, :old_term, :old_attempts)"""
     BETWEEN_ROWS = ", "
     ROWS = """
         SELECT * FROM (VALUES {}) AS r (file_id, path, size, mtime, state, attempts, failures, action, error, delay,
@@ -1442,15 +1453,17 @@ class PostgreSQL(Database):
                next_attempt_at = (CURRENT_TIMESTAMP AT TIME ZONE 'UTC') + interval '1 second' * v.delay,
                updated_at = CURRENT_TIMESTAMP AT TIME ZONE 'UTC'
           FROM (SELECT term FROM token_holder
-                 WHERE group_id = :group AND task_id = :member AND term = :term FOR SHARE) mine, ($rows) v
-         WHERE l.group_id = :group AND l.file_id = v.file_id AND l.size = v.old_size AND l.mtime = v.old_mtime
+                 WHERE group_id = :group AND task_id = :member AND term = :term FOR SHARE) mine,
+               (SELECT :group AS group_id, r.* FROM ($rows) r OFFSET 0) v
+         WHERE l.group_id = v.group_id AND l.file_id = v.file_id AND l.size = v.old_size AND l.mtime = v.old_mtime
            AND l.state = v.old_state AND l.term = v.old_term AND l.attempts = v.old_attempts
         RETURNING l.file_id"""
     FORGET = """
         DELETE FROM file_ledger l
          USING (SELECT term FROM token_holder
-                 WHERE group_id = :group AND task_id = :member AND term = :term FOR SHARE) mine, ($rows) v
-         WHERE l.group_id = :group AND l.file_id = v.file_id AND l.size = v.old_size AND l.mtime = v.old_mtime
+                 WHERE group_id = :group AND task_id = :member AND term = :term FOR SHARE) mine,
+               (SELECT :group AS group_id, r.* FROM ($rows) r OFFSET 0) v
+         WHERE l.group_id = v.group_id AND l.file_id = v.file_id AND l.size = v.old_size AND l.mtime = v.old_mtime
            AND l.state = v.old_state AND l.term = v.old_term AND l.attempts = v.old_attempts
         RETURNING l.file_id"""
     ASK_STEP_DOWN = """
@@ -3222,18 +3235,23 @@ class FastPipe:
         return self._length
 
 
+BYTE, NUMBER, LONG = struct.Struct(">B"), struct.Struct(">I"), struct.Struct(">Q")     # compiled once: asked for often
+
+
 class _Fields:
     """The fields of one message in turn; _Broken if it is too short for them."""
+
+    __slots__ = ("_at", "_body")
 
     def __init__(self, body: memoryview) -> None:
         self._body, self._at = body, 0
 
-    def number(self, form: str = ">I") -> int:
+    def number(self, form: struct.Struct = NUMBER) -> int:
         try:
-            value: int = struct.unpack_from(form, self._body, self._at)[0]
+            value: int = form.unpack_from(self._body, self._at)[0]
         except struct.error as error:
             raise _Broken("an SFTP message that is too short") from error
-        self._at += struct.calcsize(form)
+        self._at += form.size
         return value
 
     def peek(self) -> int:
@@ -3253,7 +3271,7 @@ class _Fields:
     def entry(self, name: str, long_name: bytes = b"") -> Optional[Entry]:
         """Attributes (draft section 5) as an entry; None if they tell no kind, or no size of a file."""
         flags = self.number()
-        size = self.number(">Q") if flags & 1 else None
+        size = self.number(LONG) if flags & 1 else None
         if flags & 2:
             self._at += 8                               # user and group
         mode = self.number() if flags & 4 else 0
@@ -3262,15 +3280,21 @@ class _Fields:
         mtime = self.number() if flags & 8 else None
         for _ in range(self.number() if flags & 0x80000000 else 0):
             self.string(), self.string()
-        letter = stat.filemode(mode)[0] if stat.S_IFMT(mode) else long_name[:1].decode("latin-1")
-        kind = UNIX_KINDS.get(letter, "other")
-        if not letter or (kind == "file" and (size is None or size > LARGEST_FILE)):
+        type_bits = stat.S_IFMT(mode)
+        letter = "" if type_bits else long_name[:1].decode("latin-1")
+        kind = MODE_KINDS.get(type_bits, "other") if type_bits else UNIX_KINDS.get(letter, "other")
+        if not (type_bits or letter) or (kind == "file" and (size is None or size > LARGEST_FILE)):
             return None
-        iso = "" if mtime is None else (EPOCH + datetime.timedelta(seconds=mtime)).isoformat()
-        return Entry(name, kind, size or 0 if kind == "file" else 0, iso)
+        return Entry(name, kind, size or 0 if kind == "file" else 0, "" if mtime is None else _iso_seconds(mtime))
 
 
 EPOCH = datetime.datetime(1970, 1, 1)
+MODE_KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link"}
+
+
+@functools.lru_cache(maxsize=1024)      # files come in bursts: many of a listing share a second
+def _iso_seconds(seconds: int) -> str:
+    return (EPOCH + datetime.timedelta(seconds=seconds)).isoformat()
 
 
 def _string(text: bytes) -> bytes:
@@ -3293,7 +3317,7 @@ class SftpSession:
     def start(self) -> None:
         self._outbox += struct.pack(">IBI", 5, INIT, 3)
         fields = self._message()
-        if fields.number(">B") != VERSION:
+        if fields.number(BYTE) != VERSION:
             raise _Broken("not an SFTP server")
         fields.number()
         extensions = set()
@@ -3304,8 +3328,8 @@ class SftpSession:
         if b"limits@openssh.com" in extensions:
             kind, fields = self.call(EXTENDED, _string(b"limits@openssh.com"))
             if kind == EXTENDED_REPLY:
-                fields.number(">Q")
-                limit = fields.number(">Q")
+                fields.number(LONG)
+                limit = fields.number(LONG)
                 self.largest_read = max(PORTABLE_READ, min(limit, LARGEST_READ))
 
     def send(self, kind: int, body: bytes) -> int:
@@ -3317,7 +3341,7 @@ class SftpSession:
     def receive(self) -> tuple[int, int, _Fields]:
         """The next answer: (kind, number of the request, fields)."""
         fields = self._message()
-        return fields.number(">B"), fields.number(), fields
+        return fields.number(BYTE), fields.number(), fields
 
     def call(self, kind: int, body: bytes) -> tuple[int, _Fields]:
         """One request with none under way, and its answer."""
@@ -3329,7 +3353,7 @@ class SftpSession:
 
     def _message(self) -> _Fields:
         self._need(4)
-        length = int.from_bytes(self._inbox[self._at:self._at + 4], "big")
+        length: int = NUMBER.unpack_from(self._inbox, self._at)[0]
         if not 5 <= length <= MAX_MESSAGE:
             raise _Broken("not an SFTP message (does a login script print something?)")
         self._need(4 + length)
@@ -3849,6 +3873,19 @@ def is_plain_name(name: str) -> bool:
     return os.name == "posix" or not re.search(r'[\\:*?"<>|]', name)
 
 
+Globs = List[Tuple[bool, Callable[[str], object]]]  # (whether it is for the path below the folder, its match)
+
+
+def _globs(patterns: Iterable[str]) -> Globs:
+    """A pattern with a slash is for the path below the polled folder, another one for the name."""
+    return [("/" in pattern, re.compile(fnmatch.translate(pattern)).match) for pattern in patterns]
+
+
+def _matches(globs: Globs, relative: str) -> bool:
+    name = relative.rpartition("/")[2]
+    return any(match(relative if for_path else name) for for_path, match in globs)
+
+
 class Selector:
     """Filters, the order, and the memory of when a file was first seen as it is. Knows no server and no ledger.
 
@@ -3858,7 +3895,11 @@ class Selector:
     def __init__(self, config: Config, clock: Callable[[], float]) -> None:
         self.config, self.clock = config, clock
         self.refused = 0
-        self._patterns, self._exclude = config.patterns("pattern"), config.patterns("exclude")
+        patterns = config.patterns("pattern")
+        self._patterns, self._exclude = _globs(patterns), _globs(config.patterns("exclude"))
+        # Hidden and temporary names need a pattern of their own.
+        self._hidden = _globs(p for p in patterns if posixpath.basename(p).startswith("."))
+        self._temporary = _globs(p for p in patterns if p.lower().endswith(TEMPORARY))
         self._seen: Dict[str, Tuple[int, str, float]] = {}
         self._told: Set[str] = set()
         self._base = config.target.path
@@ -3898,28 +3939,23 @@ class Selector:
             event("file_refused", logging.WARNING, folder=folder, name=repr(name), reason=why)
 
     def _descends(self, folder: str, path: str, relative: str) -> bool:
-        if relative.count("/") > 100 or self._matches(self._exclude, relative):
+        if relative.count("/") > 100 or _matches(self._exclude, relative):
             return False
         return all(path != (target if target.startswith("/") else posixpath.normpath(posixpath.join(folder, target)))
                    for target in self._targets)  # fmt: skip
 
-    def _matches(self, patterns: Iterable[str], relative: str) -> bool:
-        """A pattern with a slash is for the path below the polled folder, another one for the name."""
-        name = posixpath.basename(relative)
-        return any(fnmatch.fnmatchcase(relative if "/" in pattern else name, pattern) for pattern in patterns)
-
     def wants(self, found: Found) -> bool:
-        """Whether the name is asked for. Hidden and temporary names need a pattern of their own."""
+        """Whether the name is asked for."""
         name = found.entry.name
         suffix = self.config.ready_suffix
         if suffix and name.endswith(suffix):
             return False
         chosen = self._patterns
         if name.startswith("."):
-            chosen = [pattern for pattern in chosen if posixpath.basename(pattern).startswith(".")]
+            chosen = self._hidden
         elif name.lower().endswith(TEMPORARY):
-            chosen = [pattern for pattern in chosen if pattern.lower().endswith(TEMPORARY)]
-        return self._matches(chosen, found.relative) and not self._matches(self._exclude, found.relative)
+            chosen = self._temporary
+        return _matches(chosen, found.relative) and not _matches(self._exclude, found.relative)
 
     def choose(self, listing: Sequence[Found], known: Callable[[str], Optional[Row]], busy: Set[str]) -> Choice:
         """Divides a listing. `known` gives a path's row in the ledger, `busy` are the paths in work."""
@@ -3939,9 +3975,10 @@ class Selector:
                 continue
             if config.ready_suffix and path + config.ready_suffix not in names:
                 continue
-            mtime = epoch_seconds(entry.mtime)
-            if config.max_age is not None and mtime is not None and wall - mtime > config.max_age:
-                continue
+            if config.max_age is not None:
+                mtime = epoch_seconds(entry.mtime)
+                if mtime is not None and wall - mtime > config.max_age:
+                    continue
             known_version = row is not None and is_version(row, entry)
             if row is not None and known_version:
                 if row.state == "quarantined":
@@ -4208,8 +4245,8 @@ class File:
         target = Path(folder)
         temporary = target / f".ftpcoord-{os.getpid()}-{threading.get_ident()}-{next(_numbers)}.part"
         with create_file(temporary) as out, self.open() as source:
-            shutil.copyfileobj(source, out, COPY_BYTES)
-            out.flush()
+            for piece in iter(lambda: source.read(COPY_BYTES), b""):
+                write_all(out, memoryview(piece))
             os.fsync(out.fileno())
         try:
             return publish(temporary, target / self.name)
@@ -4226,10 +4263,18 @@ _numbers = itertools.count(1)
 Handler = Callable[[File], object]
 
 
-def create_file(path: Path) -> IO[bytes]:
-    """A new file for writing: never an existing one, never through a link; its mode follows the umask."""
+def create_file(path: Path) -> io.RawIOBase:
+    """A new file for writing: never an existing one, never through a link; its mode follows the umask.
+
+    Unbuffered, for small files are many and large ones come in large pieces; see `write_all`."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    return os.fdopen(os.open(path, flags, 0o666), "wb")
+    return io.FileIO(os.open(path, flags, 0o666), "wb")
+
+
+def write_all(out: io.RawIOBase, data: memoryview) -> None:
+    """An unbuffered file may take less than it is given, on a disk that is nearly full for one."""
+    while data:
+        data = data[out.write(data) :]
 
 
 def publish(temporary: Path, target: Path) -> Path:
@@ -4288,9 +4333,8 @@ def _same_content(a: Path, b: Path) -> bool:
                 return True
 
 
-def begin_sync(file: IO[bytes]) -> None:
+def begin_sync(file: io.RawIOBase) -> None:
     """Hands a file's content to the disk without waiting, where the system can: fsync of many then waits about once."""
-    file.flush()
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -5012,7 +5056,7 @@ class Copy(NamedTuple):
     found: Found
     row: Row
     temporary: Path
-    out: IO[bytes]
+    out: io.RawIOBase
 
 
 class Pool:
@@ -5196,6 +5240,7 @@ class Poller:
         self._busy: Set[str] = set()
         self.stats.queued = self._busy.__len__
         self._lock = threading.Lock()
+        self._filling = threading.Lock()  # held while a poll's files are being queued
         self._threads: List[threading.Thread] = []
         self._folder_alone = bool(config.download_dir) and route is None and self.command is None
         self._server_trouble = Backoff(1.0, min(60.0, max(1.0, config.polling_interval)))
@@ -5295,8 +5340,9 @@ class Poller:
         if self.config.max_files:
             ready = ready[: self.config.max_files]
         self.waiting, self._more = choice.waiting, bool(ready or unsettled)
-        for work in ready:
-            self._enqueue(work)
+        with self._filling:
+            for work in ready:
+                self._enqueue(work)
         seconds = time.monotonic() - started
         self.stats.polled(len(listing), len(ready), seconds, self.waiting, self.selector.refused)
         event("polled", term=self.lease.term, listed=len(listing), new=len(ready), waiting=self.waiting)
@@ -5426,9 +5472,13 @@ class Poller:
                 self.member.nudge()
 
     def _with_company(self, first: Work) -> Sequence[Union[Work, Row]]:
-        """A file, and where delivery is the folder alone the next small ones with it."""
+        """A file, and where delivery is the folder alone the next small ones with it: a fair share of what waits."""
+        if not self._folder_alone:
+            return [first]
+        with self._filling:
+            share = -(-(self._queue.qsize() + 1) // self.config.workers)
         works, total = [first], first.found.entry.size
-        while self._folder_alone and len(works) < BATCH_FILES and total < BATCH_BYTES:
+        while len(works) < min(share, BATCH_FILES) and total < BATCH_BYTES:
             try:
                 item = self._queue.get_nowait()
             except queue.Empty:
@@ -5486,18 +5536,17 @@ class Poller:
                 with self.pool.server() as server:
                     self.lease.check()
                     server.fetch(found.path, found.entry.size, self._writer(out))
-                out.flush()
                 if self.config.download_dir:
                     os.fsync(out.fileno())
         except OSError as exc:
             raise _local(exc, str(temporary)) from None
         self.stats.fetched(found.entry.size)
 
-    def _writer(self, out: IO[bytes]) -> Callable[[memoryview], object]:
+    def _writer(self, out: io.RawIOBase) -> Callable[[memoryview], object]:
         """What takes the bytes of a file. They are progress: a large file may take longer than `stall_timeout`."""
 
         def write(data: memoryview) -> None:
-            out.write(data)
+            write_all(out, data)
             self.stats.progress()
 
         return write

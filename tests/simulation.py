@@ -328,6 +328,9 @@ class SimQueue:
     def empty(self) -> bool:
         return not self.items
 
+    def qsize(self) -> int:
+        return len(self.items)
+
 
 class SimQueueModule:
     """Instead of the module `queue`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import math
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -660,6 +661,24 @@ def test_a_full_group_is_written_at_once(ledger: ftpcoord.Database) -> None:
         assert due is None or delay is None or delay - 10 < due < delay + 0.01
     assert ledger.write(FENCE, [Change(claim, None) for claim in failed]) == [True] * 64
     assert rows_of(ledger) == []
+
+
+@pytest.mark.parametrize("statement", ["CHANGE", "FORGET"])
+def test_a_group_of_files_is_found_by_key_however_many_files_are_known(
+    ledger: ftpcoord.Database, statement: str
+) -> None:
+    """A type or collation that the key does not serve would make each group read the whole ledger."""
+    ledger.adopt("g", "a", [row(f"/in/{n}") for n in range(20_000)])
+    change = Change(row(), row(state="done") if statement == "CHANGE" else None)
+    sql = ledger._bind(getattr(ledger, statement), FENCE._asdict(), [change] * 64)
+    explain = "EXPLAIN QUERY PLAN" if ledger.name == "sqlite" else "EXPLAIN"
+    plan = "\n".join(" ".join(map(str, step)) for step in ledger.execute(f"{explain} {sql}"))
+    by_key = {
+        "postgresql": r"Index Cond: .*group_id\b.* AND .*file_id\b",
+        "mysql": r" on l using PRIMARY \(group_id = 'g', file_id = v.file_id\)| l eq_ref PRIMARY .*const,v.file_id",
+        "sqlite": r"SEARCH file_ledger USING .*\(group_id=\? AND file_id=\?",
+    }
+    assert re.search(by_key[ledger.name], plan), plan
 
 
 def test_a_delay_becomes_the_seconds_until_the_row_is_due(ledger: ftpcoord.Database) -> None:

@@ -242,7 +242,7 @@ class FullDisk:
         if not self.full:
             return made
         made.close()
-        return open("/dev/full", "wb")
+        return open("/dev/full", "wb", buffering=0)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
