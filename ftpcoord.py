@@ -3038,19 +3038,25 @@ class FtpServer(FileServer):
             conn = self._data("RETR", self._absolute(job.path))
         except _Refused as refused:
             raise self._problem(job.path, refused) from None
-        got, buffer = 0, self._buffer
+        got, filled, buffer, last = 0, 0, self._buffer, time.monotonic()
         while True:
             try:
-                count = conn.recv_into(buffer)
+                count = conn.recv_into(buffer[filled:])
             except OSError as error:
                 raise _Broken from error
-            if not count:
-                break
             got += count
+            filled += count
             if got > job.size:
                 self.close()                            # rather than wait for the end of what is on its way
                 raise FileChanged(f"{job.path}: more than the {job.size} bytes listed")
-            job.write(buffer[:count])
+            now = time.monotonic()
+            # TLS gives 16 KiB at a time: gathered, but not so long that a slow line seems to stand still.
+            if filled > len(buffer) // 2 or not count or now - last > 1.0:
+                if filled:
+                    job.write(buffer[:filled])
+                filled, last = 0, now
+            if not count:
+                break
         try:
             reply = self._finish(conn)
         except _Broken:
@@ -4105,11 +4111,12 @@ class Ledger:
         with self._lock:
             self.lease.check()
             still_open = {row.path: self._dated(row) for row in self._store.rows(self._group, only_open=True)}
-            for path, row in list(self._rows.items()):
-                if (row.state != "done" or row.action) and path not in still_open:
+            were_open = [path for path, row in self._rows.items() if row.state != "done" or row.action]
+            for path in were_open:
+                if path not in still_open:
                     del self._rows[path]
             self._rows.update(still_open)
-            self._done = sum(row.state == "done" and not row.action for row in self._rows.values())
+            self._done = len(self._rows) - len(still_open)
             unchanged = self._store.done_count(self._group) == self._done and not self._outdated
         if not unchanged:
             self.load()
