@@ -3051,7 +3051,7 @@ class FtpServer(FileServer):
                 raise FileChanged(f"{job.path}: more than the {job.size} bytes listed")
             now = time.monotonic()
             # TLS gives 16 KiB at a time: gathered, but not so long that a slow line seems to stand still.
-            if filled > len(buffer) // 2 or not count or now - last > 1.0:
+            if filled > len(buffer) // 2 or not count or now - last > 0.05:
                 if filled:
                     job.write(buffer[:filled])
                 filled, last = 0, now
