@@ -3286,10 +3286,13 @@ class _Fields:
         mtime = self.number() if flags & 8 else None
         for _ in range(self.number() if flags & 0x80000000 else 0):
             self.string(), self.string()
-        type_bits = stat.S_IFMT(mode)
-        letter = "" if type_bits else long_name[:1].decode("latin-1")
-        kind = MODE_KINDS.get(type_bits, "other") if type_bits else UNIX_KINDS.get(letter, "other")
-        if not (type_bits or letter) or (kind == "file" and (size is None or size > LARGEST_FILE)):
+        if stat.S_IFMT(mode):
+            kind = MODE_KINDS.get(stat.S_IFMT(mode), "other")
+        elif long_name:
+            kind = UNIX_KINDS.get(long_name[:1].decode("latin-1"), "other")
+        else:
+            return None
+        if kind == "file" and (size is None or size > LARGEST_FILE):
             return None
         return Entry(name, kind, size or 0 if kind == "file" else 0, "" if mtime is None else _iso_seconds(mtime))
 
@@ -4112,9 +4115,8 @@ class Ledger:
             self.lease.check()
             still_open = {row.path: self._dated(row) for row in self._store.rows(self._group, only_open=True)}
             were_open = [path for path, row in self._rows.items() if row.state != "done" or row.action]
-            for path in were_open:
-                if path not in still_open:
-                    del self._rows[path]
+            for path in set(were_open) - still_open.keys():
+                del self._rows[path]
             self._rows.update(still_open)
             self._done = len(self._rows) - len(still_open)
             unchanged = self._store.done_count(self._group) == self._done and not self._outdated

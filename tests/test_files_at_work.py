@@ -9,20 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import servers
-from conftest import Database, Files, new_database, wait_for
+from conftest import Database, Files, wait_for
 from members import PATIENCE, Crew, alive, ftpcoord, never, stores
 
 
 @pytest.fixture
-def database(postgres: servers.Postgres) -> Iterator[Database]:
-    with new_database("postgresql", postgres) as fresh:
-        yield fresh
-
-
-@pytest.fixture
-def crew(database: Database, files: Files, tmp_path: Path) -> Iterator[Crew]:
-    with Crew(tmp_path, database, files) as crew:
+def crew(postgresql: Database, files: Files, tmp_path: Path) -> Iterator[Crew]:
+    with Crew(tmp_path, postgresql, files) as crew:
         yield crew
 
 
@@ -193,12 +186,12 @@ def test_a_command_that_takes_longer_than_exec_timeout_is_ended_and_has_failed(c
 
 @pytest.mark.parametrize("with_command", [False, True], ids=["folder", "command"])
 def test_quarantine_of_many_files_at_once_moves_them_all(
-    database: Database, files: Files, tmp_path: Path, target: Path, with_command: bool
+    postgresql: Database, files: Files, tmp_path: Path, target: Path, with_command: bool
 ) -> None:
     """With one connection, in use when they fail: files that the server does not let anybody read."""
     for number in range(40):
         files.put(f"{number}.txt", b"x").chmod(0)
-    with Crew(tmp_path, database, files, download_dir=target, max_attempts=1) as crew:
+    with Crew(tmp_path, postgresql, files, download_dir=target, max_attempts=1) as crew:
         if not with_command:
             crew.settings["exec"] = None
         member = crew.start("a", after_error="move:bad", workers=1)
@@ -350,13 +343,13 @@ def test_no_file_is_visible_under_its_name_before_it_is_whole(crew: Crew, target
 
 @stores("vsftpd", "sshd")
 def test_undecodable_and_odd_names_go_all_the_way(
-    database: Database, file_server: Files, tmp_path: Path, target: Path
+    postgresql: Database, file_server: Files, tmp_path: Path, target: Path
 ) -> None:
     names = [b"caf\xe9.csv", b"\x80\xff.csv", "grün 雪.csv".encode(), b"100%.csv", b"%41.csv", b"sp ace.csv",
              b"-rf.csv", b"q'uo\"te.csv", b"$(x);&.csv"]  # fmt: skip
     for name in names:
         file_server.put(name, name)
-    with Crew(tmp_path, database, file_server, download_dir=target, after="move:done", encoding="utf-8") as crew:
+    with Crew(tmp_path, postgresql, file_server, download_dir=target, after="move:done", encoding="utf-8") as crew:
         member = crew.start("a")
         wait_for(lambda: os.listdir(file_server.root) == ["done"], PATIENCE, "all files to be moved")
         wait_for(lambda: not crew.ledger(), PATIENCE)

@@ -12,6 +12,7 @@ import os
 import random
 import re
 import socket
+import stat
 import struct
 import threading
 import time
@@ -534,6 +535,14 @@ def test_answers_in_any_order_short_ones_and_a_limit_of_open_files_do_no_harm(si
     ended = {job.path: error for job, error in pipeline.run(jobs)}
     assert ended == {f"{number}": None for number in range(100)}
     assert all(bytes(one) == content for one in received)
+
+
+def test_what_a_server_tells_no_kind_or_no_size_of_is_no_file() -> None:
+    size, mode = struct.pack(">IQ", 1, 10), struct.pack(">II", 4, stat.S_IFREG | 0o644)
+    assert ftpcoord._Fields(memoryview(size)).entry("x") is None
+    assert ftpcoord._Fields(memoryview(mode)).entry("x") is None
+    assert ftpcoord._Fields(memoryview(size)).entry("x", b"-rw-r--r-- 1 a") == ftpcoord.Entry("x", "file", 10, "")
+    assert ftpcoord._Fields(memoryview(size)).entry("x", b"prw-r--r-- 1 a") == ftpcoord.Entry("x", "other", 0, "")
 
 
 # ------------------------------------------------------------------------------------------- a scripted server

@@ -6,10 +6,12 @@ See test_misbehaving.py.
 from __future__ import annotations
 
 import datetime
+import io
 import logging
 import os
 import stat
 import subprocess
+import time
 from pathlib import Path
 from typing import Any, Union
 
@@ -265,6 +267,78 @@ def test_a_full_disk_is_not_the_files_failure_and_all_arrive_when_there_is_space
         site.arrive(files)
         assert all(site.state(name, "done")["failures"] == 0 for name in files)
         assert not site.all("file_quarantined") and not site.all("server_down")
+
+
+class HalfWrites(io.FileIO):
+    """Takes at most 1,000 bytes of what it is given, as write(2) may."""
+
+    def write(self, data: Any) -> int:
+        return super().write(bytes(data)[:1000])
+
+
+@HOSTS
+@pytest.mark.parametrize("delivery", ["folder", "handler", "saving handler"])
+def test_a_disk_that_takes_less_than_it_is_given_gets_all_of_it(
+    tmp_path: Path, kind: type[Any], delivery: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = ftpcoord.create_file
+
+    def halved(path: Path) -> HalfWrites:
+        with create(path):
+            return HalfWrites(str(path), "wb")
+
+    monkeypatch.setattr(ftpcoord, "create_file", halved)
+    files = {"small": bytes_of(2500), "large": bytes_of(700_000)}
+    with kind(files=dict(files)) as host:
+        site = Site(tmp_path, host.settings, delivery)
+        if delivery == "saving handler":
+            site.listener.on_file("*")(lambda file: file.save(site.target))
+        with site:
+            site.arrive(files)
+
+
+@pytest.mark.parametrize(("count", "workers", "most"), [(100, 4, 25), (200, 1, 64)])
+def test_small_files_are_dealt_to_the_workers_in_fair_shares_of_at_most_64(
+    tmp_path: Path, count: int, workers: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    claim, enqueue = ftpcoord.Ledger.claim, ftpcoord.Poller._enqueue
+
+    def counted(ledger: Any, works: Any) -> Any:
+        sizes.append(len(works))
+        return claim(ledger, works)
+
+    def leisurely(poller: Any, work: Any) -> None:
+        enqueue(poller, work)
+        time.sleep(0.001)  # a worker that did not wait for the others of this poll would go off with a few
+
+    monkeypatch.setattr(ftpcoord.Ledger, "claim", counted)
+    monkeypatch.setattr(ftpcoord.Poller, "_enqueue", leisurely)
+    files = {f"{number}": b"x" for number in range(count)}
+    with FtpHost(files=dict(files)) as host, Site(tmp_path, host.settings, workers=workers) as site:
+        site.arrive(files)
+    assert sum(sizes) == count and max(sizes) == most, sizes
+
+
+def test_a_small_file_does_not_wait_long_for_company(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a slow line a group becomes several deliveries."""
+    sizes: list[int] = []
+    land, retrieve = ftpcoord.Poller._land, ftpcoord.FtpServer._retrieve
+
+    def slow(server: Any, job: Any) -> None:
+        time.sleep(0.03)
+        retrieve(server, job)
+
+    def counted(poller: Any, copies: Any, *more: Any) -> None:
+        sizes.append(len(copies))
+        land(poller, copies, *more)
+
+    monkeypatch.setattr(ftpcoord.FtpServer, "_retrieve", slow)
+    monkeypatch.setattr(ftpcoord.Poller, "_land", counted)
+    files = {f"{number}": b"x" for number in range(8)}
+    with FtpHost(files=dict(files)) as host, Site(tmp_path, host.settings, workers=1) as site:
+        site.arrive(files)
+    assert sum(sizes) == 8 and max(sizes) <= 2, sizes
 
 
 def test_a_disk_that_is_really_full_is_not_the_files_failure(tmp_path: Path) -> None:

@@ -553,6 +553,10 @@ def test_open_rows_that_were_removed_are_forgotten_by_a_refresh(clock: Clock) ->
     rows.write(Fence("g", "operator", 1), [Change(claimed, None)])
     mine.refresh()
     assert mine.all() == []
+    (claimed,) = mine.claim([work()])
+    rows.write(Fence("g", "operator", 1), [Change(claimed, None), Change(None, row("adopted"))])
+    mine.refresh()
+    assert [one.path for one in mine.all()] == [row("adopted").path], "the number of rows alone does not tell"
 
 
 def test_a_back_off_passes_however_often_the_rows_are_read(clock: Clock) -> None:
