@@ -3563,12 +3563,14 @@ class SftpServer(FileServer):
         key = self._private_key() if self._key_file else None
         known, revoked = self._trusted_keys()
         self._transport = transport = paramiko.Transport(self._dial())
-        transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = self.timeout
+        # connect() bounds all this by a timer of its own, which says what it was: paramiko's must not come before it.
+        patience = self.timeout + 5.0
+        transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = patience
         options = transport.get_security_options()
         options.ciphers = sorted(options.ciphers, key=lambda name: "gcm" not in name)   # the fastest first
         self._ask_for_known_types(options, known)
         try:
-            transport.start_client(timeout=self.timeout)
+            transport.start_client(timeout=patience)
             server_key = transport.get_remote_server_key()      # raises if the time was up
         except paramiko.ssh_exception.IncompatiblePeer as error:
             raise ServerDown(
@@ -3577,7 +3579,7 @@ class SftpServer(FileServer):
                 "update it, or here: pip install 'paramiko<5'") from None
         self._check_host_key(server_key.asbytes(), known, revoked)
         self._log_in(transport, key)
-        channel = transport.open_session(SSH_WINDOW, SSH_PACKET, timeout=self.timeout)
+        channel = transport.open_session(SSH_WINDOW, SSH_PACKET, timeout=patience)
         channel.settimeout(self.timeout)
         if hasattr(channel, "in_buffer"):
             channel.in_buffer = FastPipe(importlib.import_module("paramiko.buffered_pipe").PipeTimeout)

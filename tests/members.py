@@ -156,8 +156,8 @@ class Member:
         return len([event for event in self.events("polled") if "listed" in event.fields])
 
     def send(self, number: int) -> float:
-        """Sends a signal to this process alone; the moment before."""
-        moment = time.time()
+        """Sends a signal to this process alone; the moment before, in whole milliseconds as in the log."""
+        moment = int(time.time() * 1000) / 1000
         self.process.send_signal(number)
         return moment
 

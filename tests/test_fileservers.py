@@ -382,6 +382,19 @@ def test_abort_from_another_thread_ends_a_blocked_call_within_a_second(file_serv
         server.list(path_of(file_server, ""))                   # for good: it does not come back by itself
 
 
+def test_a_handshake_that_takes_too_long_is_told_as_that_though_the_timer_is_late(
+    sftp: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(threading.Timer):
+        def __init__(self, interval: float, function: Callable[[], None]) -> None:
+            super().__init__(interval + 0.5, function)
+
+    monkeypatch.setattr(threading, "Timer", Late)
+    sftp.server.freeze()
+    with pytest.raises(ftpcoord.ServerDown, match="no answer within 1 s"):
+        ftpcoord.open_server(config(sftp, timeout=1))
+
+
 @pytest.mark.parametrize("call", ["connect", "list", "fetch", "fetch_many", "same", "rename", "delete", "mkdir",
                                   "alive"])
 def test_a_frozen_server_ends_each_call_by_the_timeout(file_server: Files, call: str) -> None:

@@ -210,6 +210,7 @@ def test_a_server_that_says_of_every_name_that_it_exists_holds_no_worker_for_eve
             host.put("b", b"2")
             site.arrive({"a": b"1", "b": b"2"})
             assert [row for row in site.handled if row[0] == "a"] == [("a", b"1", 1)], "done stays done"
+            site.wait("file_failed", path="/in/b")  # else it moves to the number that it has come to
             host.behave()
             wait_for(lambda: {"done/a", "done/b"} <= set(host.files), PATIENCE, "\n".join(site.log))
 
