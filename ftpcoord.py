@@ -2245,13 +2245,17 @@ class HostKeyRefused(ServerDown):
 
 class Entry(NamedTuple):
     """One line of a listing. kind is file, dir, link or other; size is in bytes; mtime is ISO text of exactly
-    the precision listed (day, minute, second, fraction), "" if there is none. LIST has it in the server's
-    zone, the others in UTC: compare it for equality only."""
+    the precision listed, "" if there is none:
+        2026-01-12T10:15:30[.F]     UTC: SFTP, MLSD, and a LIST that shows its zone
+        2026-01-12T10:15            LIST's, in the server's zone; 2026-01-12 if it shows no more
+        2026-01-12T10:15:30=        the same with seconds (the sign tells it from UTC)
+    `yearless`: the line shows no year, the one in mtime is guessed."""
 
     name: str
     kind: str
     size: int
     mtime: str
+    yearless: bool = False
 
 
 class Job(NamedTuple):
@@ -2268,8 +2272,8 @@ Listing = list[Entry]       # named because a FileServer has a method of the nam
 
 def same_version(a: Entry, b: Entry) -> bool:
     """Same size, and same time at the coarser of the two precisions."""
-    shorter = min(len(a.mtime), len(b.mtime))
-    return a.size == b.size and a.mtime[:shorter] == b.mtime[:shorter]
+    shorter, first = min(len(a.mtime), len(b.mtime)), 5 if a.yearless or b.yearless else 0
+    return a.size == b.size and a.mtime[first:shorter] == b.mtime[first:shorter]
 
 
 def decode_name(raw: bytes, encoding: str) -> str:
@@ -2640,7 +2644,7 @@ def _parse_unix_line(line: str, today: datetime.date) -> Optional[Entry]:
         name = name.partition(" -> ")[0]
     if not name or line[clock.end()] != " ":
         return None
-    return Entry(name, kind, byte_count(size.group()) if kind == "file" else 0, mtime)
+    return Entry(name, kind, byte_count(size.group()) if kind == "file" else 0, mtime, bool(hour_minute))
 
 
 def _parse_dos_line(line: str) -> Optional[Entry]:

@@ -16,29 +16,32 @@ TODAY = datetime.date(2026, 7, 20)
 
 UNIX = [
     ("-rw-r--r--    1 1000     1000         1234 Jul 19 09:52 orders.csv",
-     Entry("orders.csv", "file", 1234, "2026-07-19T09:52")),
+     Entry("orders.csv", "file", 1234, "2026-07-19T09:52", True)),
     ("-rw-rw-rw-   1 owner   group         7045120 Sep 02  3:47 music.mp3",
-     Entry("music.mp3", "file", 7045120, "2025-09-02T03:47")),
+     Entry("music.mp3", "file", 7045120, "2025-09-02T03:47", True)),
     ("-rw-r--r-- 1 ftp ftp 0 Jan 12  2024 empty", Entry("empty", "file", 0, "2024-01-12")),
     ("-rw-r--r--   1 ftp           512 Jul  1 00:00 no group column",
-     Entry("no group column", "file", 512, "2026-07-01T00:00")),
+     Entry("no group column", "file", 512, "2026-07-01T00:00", True)),
     ("drwxr-xr-x    2 0        0            4096 Jul 20 10:00 archive",
-     Entry("archive", "dir", 0, "2026-07-20T10:00")),
-    ("drwxrwsr-t+   2 0        0            4096 Jul 20 10:00 sticky", Entry("sticky", "dir", 0, "2026-07-20T10:00")),
+     Entry("archive", "dir", 0, "2026-07-20T10:00", True)),
+    ("drwxrwsr-t+   2 0        0            4096 Jul 20 10:00 sticky",
+     Entry("sticky", "dir", 0, "2026-07-20T10:00", True)),
     ("lrwxrwxrwx    1 0        0               9 Jul 20 10:00 latest -> orders -> x",
-     Entry("latest", "link", 0, "2026-07-20T10:00")),
-    ("crw-rw-rw-    1 0        0          1,   3 Jul 20 10:00 null", Entry("null", "other", 0, "2026-07-20T10:00")),
-    ("prw-r--r--    1 0        0               0 Jul 20 10:00 pipe", Entry("pipe", "other", 0, "2026-07-20T10:00")),
+     Entry("latest", "link", 0, "2026-07-20T10:00", True)),
+    ("crw-rw-rw-    1 0        0          1,   3 Jul 20 10:00 null",
+     Entry("null", "other", 0, "2026-07-20T10:00", True)),
+    ("prw-r--r--    1 0        0               0 Jul 20 10:00 pipe",
+     Entry("pipe", "other", 0, "2026-07-20T10:00", True)),
     ("-rw-r--r--    1 john     domain users   77 Jul 19 09:52 a.csv",
-     Entry("a.csv", "file", 77, "2026-07-19T09:52")),
+     Entry("a.csv", "file", 77, "2026-07-19T09:52", True)),
     ("-rw-r--r--    1 0        0               5 Jul 19 09:52  two spaces  ",
-     Entry(" two spaces  ", "file", 5, "2026-07-19T09:52")),
+     Entry(" two spaces  ", "file", 5, "2026-07-19T09:52", True)),
     ("-rw-r--r--    1 0        0               5 Jul 19 09:52 7 Jul 19 10:00 b",
-     Entry("7 Jul 19 10:00 b", "file", 5, "2026-07-19T09:52")),
+     Entry("7 Jul 19 10:00 b", "file", 5, "2026-07-19T09:52", True)),
     ("-rw-r--r--    1 0        0               5 Jul 19 09:52 caf\udce9",
-     Entry("caf\udce9", "file", 5, "2026-07-19T09:52")),
+     Entry("caf\udce9", "file", 5, "2026-07-19T09:52", True)),
     ("-rw-r--r--.   1 0        0      9999999999 JUL 19 09:52 big",
-     Entry("big", "file", 9999999999, "2026-07-19T09:52")),
+     Entry("big", "file", 9999999999, "2026-07-19T09:52", True)),
 ]
 DOS = [
     ("07-20-26  09:52AM       <DIR>          name", Entry("name", "dir", 0, "2026-07-20T09:52")),
@@ -85,7 +88,7 @@ def test_what_is_no_line_of_list_is_not_guessed_at(line: str) -> None:
 def test_a_time_without_a_year_is_of_the_latest_date_not_more_than_a_day_ahead(
         today: str, text: str, mtime: str) -> None:
     entry = parse_list_line(f"-rw-r--r-- 1 0 0 5 {text} x", datetime.date.fromisoformat(today))
-    assert entry == Entry("x", "file", 5, mtime)
+    assert entry == Entry("x", "file", 5, mtime, yearless=True)
 
 
 def test_a_file_stays_the_same_version_when_list_changes_to_the_form_with_a_year() -> None:
@@ -109,7 +112,8 @@ MLSD = [
     ("type=pdir;modify=20260112101530; /", Entry("..", "dir", 0, "")),
     ("type=OS.unix=slink:/x;size=3; link", Entry("link", "link", 0, "")),
     ("type=OS.unix=symlink; link", Entry("link", "link", 0, "")),
-    ("type=OS.unix=chr-1/3; null", Entry("null", "other", 0, "")),
+    ("type=OS.unix=chr-1/3; null",
+     Entry("null", "other", 0, "")),
 ]
 
 
