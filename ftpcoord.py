@@ -119,7 +119,9 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 __version__ = "1.0.0"
-__all__ = ["Config", "ConfigError", "Coordinator", "Error", "File", "Lease", "LeaseLost", "Listener", "Timing"]
+__all__ = [
+    "Config", "ConfigError", "Coordinator", "Error", "File", "Lease", "LeaseLost", "Listener", "Timing", "TryLater",
+]  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -139,6 +141,9 @@ LONGEST_PATH = 4096  # characters; no file system has longer ones, and the ledge
 TEMPORARY = (".tmp", ".part", ".partial", ".filepart", ".writing", ".crdownload", "~")  # names uploaders write under
 STDERR_BYTES = 2000  # of a failed command's last words, kept in the ledger
 SECONDS_A_DAY = 86400.0
+MOST_PAUSE = 3600.0  # seconds; no file waits longer for its next try
+TRY_LATER = 75  # EX_TEMPFAIL of sysexits.h: a command's way to say "not now"
+DELIVERED = "delivered; "  # before a row's error: this version has its name in download_dir already
 LONGEST_DELAY = 36525 * SECONDS_A_DAY  # databases know no dates after the year 9999
 ENDED = float("-inf")  # the deadline of a lease that was lost or released
 
@@ -269,6 +274,21 @@ class FileRefused(Error):
     """The server refuses this file or name; the connection is still good."""
 
 
+class NotNow(Error):
+    """The file cannot be had at the moment: in use, or replaced since it was listed. Not counted as its failure."""
+
+
+class TryLater(NotNow):
+    """A Python handler raises it to say "not now": the system behind it is away, the file is not at fault.
+
+    `seconds` until it is worth another try; None leaves that to `retry_delay`, doubled each time.
+    """
+
+    def __init__(self, seconds: Optional[float] = None, why: str = "the handler said: not now") -> None:
+        super().__init__(why)
+        self.seconds = None if seconds is None else min(MOST_PAUSE, max(0.0, float(seconds)))
+
+
 class TargetExists(Error):
     """Something stands under the target's name; it was not replaced."""
 
@@ -299,6 +319,9 @@ def event(what: str, level: int = logging.INFO, **fields: object) -> None:
         logger.handle(logger.makeRecord(logger.name, level, __file__, 0, what, (), None, extra=more))
 
 
+LONE_SURROGATES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+
+
 def printable(text: str) -> str:
     """A path fit for ledger, log and terminal: bytes that were not decodable and control characters as %XX.
 
@@ -307,6 +330,7 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
+    text = LONE_SURROGATES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)  # no name has them, but texts of errors
     raw = text.encode("utf-8", "surrogateescape").replace(b"%", b"%25").decode("utf-8", "surrogateescape")
     return "".join(ch if ch.isprintable() else urllib.parse.quote(ch.encode("utf-8", "surrogateescape")) for ch in raw)
 
@@ -3848,6 +3872,11 @@ class Work(NamedTuple):
     def failures(self) -> int:
         return self.old.failures if self.old and is_version(self.old, self.found.entry) else 0
 
+    @property
+    def delivered(self) -> bool:
+        """Whether this version has its name in download_dir, and only its handler did not succeed."""
+        return self.attempts > 0 and self.old is not None and self.old.error.startswith(DELIVERED)
+
 
 class Choice(NamedTuple):
     """What one look at a listing leads to."""
@@ -4146,7 +4175,7 @@ class Ledger:
             Change(
                 work.old,
                 Row(work.found.path, work.found.entry.size, work.found.entry.mtime, "claimed", self.lease.term,
-                    work.attempts + 1, work.failures),
+                    work.attempts + 1, work.failures, error=DELIVERED if work.delivered else ""),
             )
             for work in works
         ]  # fmt: skip
@@ -4399,10 +4428,10 @@ class Workplace:
         except OSError as exc:
             raise LocalTrouble(f"download_dir {self._folder}: {reason(exc)}") from None
 
-    def temporary(self, found: Found) -> Path:
-        """A path for a copy in the making; its name carries the term."""
+    def temporary(self, found: Found, private: bool = False) -> Path:
+        """A path for a copy in the making; its name carries the term, unless it is `private` and so never delivered."""
         number = next(_numbers)
-        if self._folder is not None:
+        if self._folder is not None and not private:
             return self._subfolder(found) / f"{self._mark}{self._term}-{os.getpid()}-{number}.part"
         with self._lock:
             if self._private is None:
@@ -4442,7 +4471,7 @@ class Workplace:
         """Removes an unfinished copy, or a private one that has been handled."""
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if self._folder is None:
+        if self._private in temporary.parents:
             with contextlib.suppress(OSError):
                 temporary.parent.rmdir()
 
@@ -4506,6 +4535,8 @@ class Command:
         said = f": {words_of_error}" if words_of_error and self.config.error_output else ""
         if timed_out:
             raise HandlerFailed(f"command took longer than exec_timeout, {self.config.exec_timeout:g} s{said}")
+        if process.returncode == TRY_LATER:
+            raise TryLater(None, f"command exited with {TRY_LATER}, not now{said}")
         if process.returncode < 0:
             raise HandlerFailed(f"command was ended by signal {-process.returncode}{said}")
         if process.returncode:
@@ -5099,7 +5130,7 @@ class Pool:
             server = self._take_or_wait()
             try:
                 yield server
-            except (FileGone, FileChanged, FileRefused, TargetExists):
+            except (FileGone, FileChanged, FileRefused, NotNow, TargetExists):
                 self._put(server)
                 raise
             except BaseException:
@@ -5233,12 +5264,111 @@ class Yielding:
         self._failed, self._needed = 0, min(self._most, 2 * self._needed)
 
 
+class Resting(NamedTuple):
+    """A file that said "not now"."""
+
+    times: int  # in a row
+    alone: int  # of these, how often another file had succeeded since the one before
+    successes: int  # of all files until then
+    due: float  # by the member's own clock
+
+
+class Breaker:
+    """The pauses of files that said "not now", and a circuit breaker for the system behind the handlers.
+
+    Three different files in a row whose handlers say so open it: claims wait. After `retry_delay`, doubled up to five
+    minutes, one file is tried, each time the next in turn; the first success closes it. Outlives leases.
+    """
+
+    def __init__(self, config: Config, stats: Stats) -> None:
+        self._config, self._stats = config, stats
+        self._lock = threading.Lock()
+        self._files: Dict[str, Resting] = {}
+        self._in_a_row: Set[str] = set()
+        self._successes = 0
+        self._pauses = Backoff(config.retry_delay, 300.0)
+        self._pause = self._due = 0.0
+        self._tried: Set[str] = set()
+        self._trial = ""
+
+    def rest(self, path: str, exc: NotNow) -> Tuple[float, bool, bool]:
+        """Notes a "not now": the pause, whether it is to be said, and whether it counts as the file's failure.
+
+        It counts from the third time on if others succeed: then it is not the system behind that is away.
+        """
+        now = boot_clock()
+        with self._lock:
+            last = self._files.get(path, Resting(0, 0, self._successes, now))
+            alone = last.alone + (self._successes > last.successes)
+            pause = min(MOST_PAUSE, self._config.retry_delay * 2.0 ** min(last.times, 30))
+            if isinstance(exc, TryLater):
+                pause = pause if exc.seconds is None else exc.seconds
+                self._in_a_row.add(path)
+                if len(self._in_a_row) >= 3 or self._stats.not_now:
+                    pause = self._open(exc, now)
+            self._files[path] = Resting(last.times + 1, alone, self._successes, now + pause)
+            counts = isinstance(exc, TryLater) and alone >= 2
+            return pause, last.times >= 2 or bool(self._stats.not_now), counts
+
+    def _open(self, exc: TryLater, now: float) -> float:
+        if not self._stats.not_now:
+            self._stats.not_now = printable(str(exc))
+            self._pause, self._tried = self._pauses.next(), set(self._in_a_row)
+            event("not_now", logging.WARNING, group=self._config.coordination_group, files=len(self._in_a_row),
+                  retry_in=max(self._pause, exc.seconds or 0.0), error=self._stats.not_now)  # fmt: skip
+        self._due = now + max(self._pause, exc.seconds or 0.0)
+        return self._due - now
+
+    def done(self, path: str) -> None:
+        """A file succeeded."""
+        with self._lock:
+            self._successes += 1
+            self._files.pop(path, None)
+            self._in_a_row.clear()
+            self._trial = ""
+            if not self._stats.not_now:
+                return
+            self._stats.not_now = ""
+            self._pauses.reset()
+            self._tried.clear()
+            self._files = {path: rest._replace(due=0.0) for path, rest in self._files.items()}
+        event("not_now_over", group=self._config.coordination_group)
+
+    def allows(self, path: str) -> bool:
+        """Whether a file may be claimed."""
+        return not self._stats.not_now or path == self._trial
+
+    def admit(self, works: Sequence[Work], busy: Callable[[str], bool]) -> List[Work]:
+        """Those whose pause is over; while the breaker is open, at most one."""
+        now = boot_clock()
+        with self._lock:
+            if self._stats.not_now and (now < self._due or busy(self._trial)):
+                return []
+            rested = [w for w in works if w.path not in self._files or self._files[w.path].due <= now]
+            if not self._stats.not_now or not rested:
+                return rested
+            untried = [work for work in rested if work.path not in self._tried]
+            if not untried:
+                self._tried.clear()
+            trial = (untried or rested)[0]
+            self._trial = trial.path
+            self._tried.add(trial.path)
+            self._pause = self._pauses.next()
+            self._due = now + self._pause
+            return [trial]
+
+    def forget(self, listed: Set[str]) -> None:
+        """Files that are gone rest no more."""
+        with self._lock:
+            self._files = {path: rest for path, rest in self._files.items() if path in listed}
+
+
 class Poller:
     """Everything that one lease allows: polls, workers, the ledger of its term. Thrown away with the lease."""
 
     def __init__(
         self, config: Config, member: Member, lease: Lease, selector: Selector, route: Optional[Route], rows: Rows,
-        yielding: Yielding,
+        yielding: Yielding, breaker: Breaker,
     ) -> None:  # fmt: skip
         self.config, self.member, self.lease = config, member, lease
         self.selector, self.route = selector, route
@@ -5259,7 +5389,7 @@ class Poller:
         self._threads: List[threading.Thread] = []
         self._folder_alone = bool(config.download_dir) and route is None and self.command is None
         self._server_trouble = Backoff(1.0, min(60.0, max(1.0, config.polling_interval)))
-        self._yielding = yielding
+        self._yielding, self._breaker = yielding, breaker
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -5352,9 +5482,11 @@ class Poller:
             ready = self.selector.order(ready + settled)
         if self.route is not None:
             ready = [work for work in ready if self.route(work.found.entry.name) is not None]
+        wanted, ready = len(ready), self._breaker.admit(ready, self._busy.__contains__)
+        self.waiting = choice.waiting + wanted - len(ready)
         if self.config.max_files:
             ready = ready[: self.config.max_files]
-        self.waiting, self._more = choice.waiting, bool(ready or unsettled)
+        self._more = bool(ready or unsettled)
         with self._filling:
             for work in ready:
                 self._enqueue(work)
@@ -5395,6 +5527,7 @@ class Poller:
             gone = [row for row in gone if row.path not in self._busy]
         if gone:
             self.ledger.write([Change(row, None) for row in gone])
+        self._breaker.forget(listed)
         self.ledger.forget_unlisted(listed, self.config.ledger_retention * SECONDS_A_DAY)
 
     # -- workers ------------------------------------------------------------------------------------------------------
@@ -5509,7 +5642,7 @@ class Poller:
 
     def _handle(self, work: Work) -> None:
         """claim -> fetch -> handler -> done -> after-action, each after a look at the lease."""
-        if not self.member.may_work(self.lease):
+        if not self.member.may_work(self.lease) or not self._breaker.allows(work.path):
             return
         row = self.ledger.claim([work])[0]
         if row is None:
@@ -5518,30 +5651,45 @@ class Poller:
         temporary: Optional[Path] = None
         started = time.monotonic()
         try:
-            temporary = self._place(found)
+            temporary = self._place(found, private=work.delivered)
             self._fetch(found, temporary)
             self.lease.check()
-            local = self._finish(temporary, found)
+            local = temporary if work.delivered else self._finish(temporary, found)
+            row = row._replace(error=DELIVERED if self.config.download_dir else "")
             file = File(found.path, row.size, epoch_seconds(row.mtime), row.attempts, self.lease, local)
             self._run_handler(file)
-        except FileGone as exc:
-            self._gone(row, exc)
-            return
-        except (HandlerFailed, FileChanged, FileRefused) as exc:
-            self._failed(row, exc)
-            return
-        except (LocalTrouble, ServerDown) as exc:
-            self.lease.check()
-            self._put_back(row, exc)
+        except Exception as exc:
+            self._settle(row, exc)
             return
         finally:
             if temporary is not None:
                 self.workplace.discard(temporary)
         self._done([row], time.monotonic() - started)
 
-    def _place(self, found: Found) -> Path:
+    def _settle(self, row: Row, exc: Exception, later: Optional[List[Row]] = None) -> None:
+        """What becomes of a claimed file that was not handled: the one place that says whose fault an error is.
+
+        `later` as for `_done`.
+        """
+        if isinstance(exc, (LeaseLost, DatabaseDown)):
+            raise exc
+        self.lease.check()  # whatever failed after its end did so because it was cut
+        if isinstance(exc, OSError):
+            exc = _local(exc, row.path)
+        if isinstance(exc, FileGone):
+            self._gone(row, exc)
+        elif isinstance(exc, NotNow):
+            self._not_now(row, exc, later)
+        elif isinstance(exc, (LocalTrouble, ServerDown)):
+            self._put_back(row, exc)
+        else:
+            if not isinstance(exc, Error):  # nobody foresaw it
+                logger.error("worker_failed", exc_info=exc, extra={"fields": {"path": row.path, "error": reason(exc)}})
+            self._failed(row, exc, later)
+
+    def _place(self, found: Found, private: bool = False) -> Path:
         try:
-            return self.workplace.temporary(found)
+            return self.workplace.temporary(found, private)
         except OSError as exc:
             raise _local(exc, found.path) from None
 
@@ -5585,8 +5733,14 @@ class Poller:
                 handler(file)
             except (LeaseLost, HandlerFailed):
                 raise
+            except TryLater as exc:
+                cause = exc.__cause__ if self.config.error_output else None
+                why = f"{exc}: {type(cause).__name__}: {reason(cause)}" if cause is not None else str(exc)
+                raise TryLater(exc.seconds, why) from None
             except (Exception, SystemExit) as exc:  # a script's sys.exit() must not end the worker
                 logger.debug("handler_failed", exc_info=True, extra={"fields": {"path": file.path}})
+                if isinstance(exc, SystemExit) and exc.code == TRY_LATER:
+                    raise TryLater from None
                 detail = f": {reason(exc)}" if self.config.error_output else ""
                 raise HandlerFailed(f"{type(exc).__name__}{detail}") from None
 
@@ -5601,6 +5755,7 @@ class Poller:
         for row, ok in zip(finished, made):
             if not ok:
                 raise LeaseLost(self.lease.term)
+            self._breaker.done(row.path)
             self.stats.file("done", row.size)
             event("file_done", term=row.term, path=row.path, size=row.size, attempt=row.attempts, seconds=seconds)
         if later is not None:
@@ -5610,10 +5765,10 @@ class Poller:
             if action:
                 self._act(row)
 
-    def _failed(self, row: Row, exc: Error, later: Optional[List[Row]] = None) -> None:
+    def _failed(self, row: Row, exc: Exception, later: Optional[List[Row]] = None) -> None:
         """Counts a failure: back-off, or quarantine. `later` as for `_done`."""
         failures = row.failures + 1
-        error = kept_error(str(exc))
+        error = kept_error(row, exc)
         if failures >= self.config.max_attempts and self.config.ledger:
             action = "" if self.config.after_error == "keep" else self.config.after_error
             new = row._replace(state="quarantined", failures=failures, error=error, action=action)
@@ -5624,7 +5779,7 @@ class Poller:
             elif action:
                 self._act(new)
             return
-        delay = min(3600.0, self.config.retry_delay * 2.0 ** min(failures - 1, 20))
+        delay = min(MOST_PAUSE, self.config.retry_delay * 2.0 ** min(failures - 1, 20))
         self.ledger.change(row, row._replace(state="failed", failures=failures, error=error), delay)
         self._say("file_failed", row, error, delay)
 
@@ -5632,10 +5787,24 @@ class Poller:
         """Not the file's fault: tried again later, as often as it takes."""
         if isinstance(exc, ServerDown) and self.pool.trouble is not None:
             self._put_off()
-        delay = min(3600.0, self.config.retry_delay * 2.0 ** min(row.attempts - 1, 20))
-        error = kept_error(str(exc))
+        delay = min(MOST_PAUSE, self.config.retry_delay * 2.0 ** min(row.attempts - 1, 20))
+        error = kept_error(row, exc)
         self.ledger.change(row, row._replace(state="failed", error=error), delay)
         self._say("file_failed", row, error, delay)
+
+    def _not_now(self, row: Row, exc: NotNow, later: Optional[List[Row]] = None) -> None:
+        """Nobody's fault: not counted, and tried again after a pause that grows. Said from the third time on."""
+        pause, tell, counts = self._breaker.rest(row.path, exc)
+        if counts:
+            self._failed(row, exc, later)
+            return
+        # What a handler refused is due at once for the next member, and for this one when another file succeeds.
+        delay = None if isinstance(exc, TryLater) else pause
+        self.ledger.change(row, row._replace(state="failed", error=kept_error(row, exc)), delay)
+        event(
+            "not_now", logging.WARNING if tell else logging.DEBUG, term=self.lease.term, path=row.path,
+            attempt=row.attempts, retry_in=pause, error=kept_error(row, exc),
+        )  # fmt: skip
 
     def _gone(self, row: Row, exc: Error) -> None:
         """Removed between the listing and the fetch: no failure, and nothing is left to do."""
@@ -5679,14 +5848,17 @@ class Poller:
                     del opened[job.path]
             self._land(fetched, started, later)
             fetched = []
-        except (ServerDown, OSError) as exc:
+        except (LeaseLost, DatabaseDown):
+            raise
+        except Exception as exc:
             self.lease.check()
             self._land(fetched, started, later)
             fetched_paths = {copy.row.path for copy in fetched}
-            error = exc if isinstance(exc, Error) else _local(exc, str(self.config.download_dir))
-            for path, copy in opened.items():
-                if path not in fetched_paths:
-                    self._put_back(copy.row, error)
+            left = [copy.row for path, copy in opened.items() if path not in fetched_paths]
+            for row in left:
+                # What nobody foresaw may be any file's fault: it counts for one that was alone.
+                own = isinstance(exc, (Error, OSError)) or len(left) == 1
+                self._settle(row, exc if own else LocalTrouble(f"the group broke: {reason(exc)}"), later)
         finally:
             for copy in (*opened.values(), *fetched):
                 with contextlib.suppress(OSError):  # a full disk says so once more
@@ -5699,12 +5871,8 @@ class Poller:
         try:
             temporary = self._place(work.found)
             return Copy(work.found, row, temporary, create_file(temporary))
-        except (OSError, HandlerFailed, LocalTrouble) as exc:
-            error = exc if isinstance(exc, Error) else _local(exc, row.path)
-            if isinstance(error, HandlerFailed):  # due to its name
-                self._failed(row, error, later)
-            else:
-                self._put_back(row, error)
+        except Exception as exc:
+            self._settle(row, exc, later)
             return None
 
     def _land(self, copies: Sequence[Copy], started: float, later: List[Row]) -> None:
@@ -5719,7 +5887,7 @@ class Poller:
                 copy.out.close()
                 self.lease.check()
                 folder = self.workplace.name(copy.temporary, copy.found).parent
-            except (OSError, HandlerFailed) as exc:
+            except Exception as exc:
                 self._give_up(copy, exc, later)
             else:
                 named.setdefault(folder, []).append(copy.row)
@@ -5735,18 +5903,12 @@ class Poller:
             self.stats.fetched(sum(row.size for row in landed))
             self._done(landed, time.monotonic() - started, later)
 
-    def _give_up(self, copy: Copy, exc: Union[Error, OSError], later: List[Row]) -> None:
+    def _give_up(self, copy: Copy, exc: Exception, later: List[Row]) -> None:
         """Removes a copy that cannot be delivered now, and says so in the ledger."""
         with contextlib.suppress(OSError):
             copy.out.close()
         self.workplace.discard(copy.temporary)
-        error = exc if isinstance(exc, Error) else _local(exc, str(copy.temporary))
-        if isinstance(error, FileGone):
-            self._gone(copy.row, error)
-        elif isinstance(error, LocalTrouble):
-            self._put_back(copy.row, error)
-        else:
-            self._failed(copy.row, error, later)
+        self._settle(copy.row, exc, later)
 
     # -- after-actions ------------------------------------------------------------------------------------------------
 
@@ -5766,7 +5928,7 @@ class Poller:
             if isinstance(exc, DatabaseDown):
                 raise
             delay = max(1.0, self.config.retry_delay)
-            error = kept_error(f"{row.action}: {exc}")
+            error = kept_error(row, Error(f"{row.action}: {exc}"))
             self.ledger.change(row, row._replace(error=error), delay)
             self._say("file_failed", row, error, delay)
 
@@ -5807,10 +5969,12 @@ class Poller:
         raise TargetExists(f"{folder}: {MOST_NUMBERED} files named like {name} are there; make room")
 
 
-def kept_error(text: str) -> str:
+def kept_error(row: Row, exc: BaseException) -> str:
     """An error as the ledger keeps it: one line, and of a long one, besides its begin, the last words."""
-    line = printable(" | ".join(part.strip() for part in text.splitlines() if part.strip()))
-    return line if len(line) <= STDERR_BYTES else f"{line[:200]} ... {line[205 - STDERR_BYTES :]}"
+    line = printable(" | ".join(part.strip() for part in str(exc).splitlines() if part.strip())) or reason(exc)
+    if len(line) > STDERR_BYTES:
+        line = f"{line[:200]} ... {line[205 - STDERR_BYTES :]}"
+    return (DELIVERED if row.error.startswith(DELIVERED) else "") + line
 
 
 def _local(exc: OSError, place: str) -> Error:
@@ -5895,7 +6059,7 @@ class Listener:
 
     def _run(self) -> None:
         member, config = self.member, self.config
-        selector, yielding = Selector(config, boot_clock), Yielding(config)
+        selector, yielding, breaker = Selector(config, boot_clock), Yielding(config), Breaker(config, member.stats)
         rows: Rows = open_database(config) if config.ledger else MemoryRows()
         try:
             while True:
@@ -5907,7 +6071,7 @@ class Listener:
                         event("standby", group=config.coordination_group, reason="another member is active")
                         member.stop()
                     continue
-                self._reign(lease, selector, rows, yielding)
+                self._reign(lease, selector, rows, yielding, breaker)
         except Error:
             return  # member.failure tells why
         finally:
@@ -5916,9 +6080,11 @@ class Listener:
         member.finished.wait(4 * member.stats.timing.call_timeout + KILL_AFTER)
         event("stopped", group=config.coordination_group, member=config.member_id)
 
-    def _reign(self, lease: Lease, selector: Selector, rows: Rows, yielding: Yielding) -> None:
+    def _reign(
+        self, lease: Lease, selector: Selector, rows: Rows, yielding: Yielding, breaker: Breaker
+    ) -> None:  # fmt: skip
         route = self._route if self._routes else None
-        poller = Poller(self.config, self.member, lease, selector, route, rows, yielding)
+        poller = Poller(self.config, self.member, lease, selector, route, rows, yielding, breaker)
         try:
             completed = poller.run(self._once)
             if completed:
@@ -6044,6 +6210,7 @@ class Stats:
         self.timing = Timing(1, 30)
         self.member = ""
         self.started, self.beat_at = time.time(), boot_clock()
+        self.not_now = ""  # why the claims of the group wait; "" if they do not
         self.bytes = 0  # fetched
         self.files = {"done": 0, "failed": 0, "quarantined": 0}
         self.file_bytes = dict(self.files)
@@ -6384,7 +6551,10 @@ def why_unready(listener: Listener) -> str:
         return stuck or f"database down: {stats.database_error}"
     if role_of(listener.member) in ("starting", "stopping"):
         return role_of(listener.member)
-    return f"file server down: {stats.server_error}" if stats.server_error else ""
+    if stats.server_error:
+        return f"file server down: {stats.server_error}"
+    waits = stats.not_now if role_of(listener.member) == "active" else ""
+    return f"claims wait for the system behind the handler: {waits}" if waits else ""
 
 
 def listener_status(listener: Listener, survey: Survey) -> Dict[str, Any]:

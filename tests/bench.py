@@ -708,7 +708,8 @@ def role_poll(order: Mapping[str, Any]) -> None:
     lease = ftpcoord.Lease(term, float("inf"), time.monotonic)
     selector = ftpcoord.Selector(config, time.monotonic)
     yielding = ftpcoord.Yielding(config)
-    poller = ftpcoord.Poller(config, member, lease, selector, None, database, yielding)
+    poller = ftpcoord.Poller(config, member, lease, selector, None, database, yielding,
+                             ftpcoord.Breaker(config, member.stats))  # fmt: skip
     started = time.perf_counter()
     poller._load()
     load = time.perf_counter() - started

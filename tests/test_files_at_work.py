@@ -197,7 +197,8 @@ def test_quarantine_of_many_files_at_once_moves_them_all(
         member = crew.start("a", after_error="move:bad", workers=1)
         wait_for(lambda: len(member.events("file_quarantined")) == 40, PATIENCE)
         wait_for(lambda: files.names() == ["bad"], PATIENCE)
-        assert len(os.listdir(files.root / "bad")) == 40 and os.listdir(target) == []
+        assert len(os.listdir(files.root / "bad")) == 40
+        wait_for(lambda: os.listdir(target) == [], PATIENCE, "the last part to be discarded")
         wait_for(lambda: {(row["state"], row["action"]) for row in crew.ledger()} == {("quarantined", "")})
         assert crew.names("begin") == []
 
