@@ -84,6 +84,41 @@ def pyftpd() -> Iterator[servers.Pyftpd]:
     yield from _running("pyftpd", servers.pyftpd)
 
 
+@pytest.fixture(scope="session")
+def proftpd_explicit() -> Iterator[servers.Proftpd]:
+    yield from _running("proftpd", lambda: servers.proftpd("explicit"))
+
+
+@pytest.fixture(scope="session")
+def proftpd_list() -> Iterator[servers.Proftpd]:
+    yield from _running("proftpd", lambda: servers.proftpd("list"))
+
+
+@pytest.fixture(scope="session")
+def proftpd_refusing() -> Iterator[servers.Proftpd]:
+    yield from _running("proftpd", lambda: servers.proftpd("refusing"))
+
+
+@pytest.fixture(scope="session")
+def proftpd_sftp() -> Iterator[servers.Proftpd]:
+    yield from _running("proftpd", lambda: servers.proftpd("sftp"))
+
+
+@pytest.fixture(scope="session")
+def pure_ftpd_plain() -> Iterator[servers.PureFtpd]:
+    yield from _running("pure-ftpd", servers.pure_ftpd)
+
+
+@pytest.fixture(scope="session")
+def pure_ftpd_explicit() -> Iterator[servers.PureFtpd]:
+    yield from _running("pure-ftpd", lambda: servers.pure_ftpd("explicit"))
+
+
+@pytest.fixture(scope="session")
+def asyncssh() -> Iterator[servers.Asyncssh]:
+    yield from _running("asyncssh", servers.asyncssh)
+
+
 class Database:
     """A fresh, empty database for one test.  `server` is None for SQLite."""
 
@@ -192,7 +227,9 @@ def new_folder(name: str, server: servers.Server) -> Iterator[Files]:
 
 FILE_SERVERS = {
     "vsftpd": "vsftpd_plain", "vsftpd-explicit": "vsftpd_explicit", "vsftpd-implicit": "vsftpd_implicit",
-    "sshd": "sshd", "pyftpd": "pyftpd",
+    "sshd": "sshd", "pyftpd": "pyftpd", "proftpd-explicit": "proftpd_explicit",
+    "proftpd-list": "proftpd_list", "proftpd-refusing": "proftpd_refusing", "proftpd-sftp": "proftpd_sftp",
+    "pure-ftpd": "pure_ftpd_plain", "pure-ftpd-explicit": "pure_ftpd_explicit", "asyncssh": "asyncssh",
 }
 
 

@@ -1021,11 +1021,7 @@ class Sshd(Server):
         self.root.mkdir()
         _chown(self.root, self.ids)
         self.url = self.url_of(self.root)
-        keys = Path(shutil.copytree(_template("ssh", _build_ssh), self.dir / "keys"))
-        self.key, self.known_hosts = keys / "user", self.dir / "known_hosts"
-        shutil.copy(keys / "user.pub", self.dir / "authorized_keys")
-        (self.dir / "authorized_keys").chmod(0o644)
-        self.write_known_hosts()
+        keys = _ssh_files(self)
         if setup_env.IS_ROOT:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         settings = {
@@ -1041,14 +1037,6 @@ class Sshd(Server):
         lines = [f"HostKey {keys}/host_{kind}" for kind in ("ed25519", "ecdsa", "rsa")]
         lines += [f"{name} {value}" for name, value in settings.items()]
         (self.dir / "conf").write_text("\n".join(lines) + "\n")
-
-    def write_known_hosts(self) -> None:
-        """Write what a client would have stored about this server."""
-        lines = []
-        for kind in ("ed25519", "ecdsa", "rsa"):
-            name, data = (self.dir / "keys" / f"host_{kind}.pub").read_text().split()[:2]
-            lines.append(f"[{HOST}]:{self.port} {name} {data}\n")
-        self.known_hosts.write_text("".join(lines))
 
     def new_host_keys(self) -> None:
         """Give it other host keys (known_hosts stays as it is) and restart it."""
@@ -1108,6 +1096,20 @@ def _sshd_version() -> tuple[int, int]:
     ).stdout.decode(errors="replace")
     found = re.search(r"OpenSSH_(\d+)\.(\d+)", said)
     return (int(found.group(1)), int(found.group(2))) if found else (0, 0)
+
+
+def _ssh_files(server: Server) -> Path:
+    """Gives the server its keys (authorized_keys, user, host_* in the folder returned), and clients theirs."""
+    keys = Path(shutil.copytree(_template("ssh", _build_ssh), server.dir / "keys"))
+    server.key, server.known_hosts = keys / "user", server.dir / "known_hosts"
+    shutil.copy(keys / "user.pub", server.dir / "authorized_keys")
+    (server.dir / "authorized_keys").chmod(0o644)
+    lines = []
+    for kind in ("ed25519", "ecdsa", "rsa"):
+        name, data = (keys / f"host_{kind}.pub").read_text().split()[:2]
+        lines.append(f"[{HOST}]:{server.port} {name} {data}\n")
+    server.known_hosts.write_text("".join(lines))
+    return keys
 
 
 def _build_ssh(folder: Path) -> None:
@@ -1221,9 +1223,220 @@ def _pyftpd_main(orders: dict[str, Any]) -> None:
     server.serve_forever()
 
 
+class Proftpd(Server):
+    """ProFTPD in a mode of Proftpd.MODES: user ftptest, login folder = root.
+
+    list: FEAT names no MLST, so that clients use LIST; refusing: FEAT names it, and MLSD and MLST are forbidden.
+    """
+
+    MODES = ("plain", "explicit", "list", "refusing", "sftp")
+    connect_pattern = r"(?:FTP|SSH2) session opened"
+    user = FTP_USER
+
+    def __init__(self, mode: str, options: Sequence[str]) -> None:
+        if mode not in self.MODES:
+            raise ValueError(f"mode {mode!r}: one of {self.MODES}")
+        super().__init__(f"proftpd-{mode}", env=_libraries("proftpd"))
+        self.scheme = {"explicit": "ftpes", "sftp": "sftp"}.get(mode, "ftp")
+        self.ids = _ftp_ids()
+        self.root = self.dir / "root"
+        self.root.mkdir()
+        _chown(self.root, self.ids)
+        self.url = self.url_of(self.root)
+        users = self.dir / "users"
+        users.write_text(
+            f"{FTP_USER}:{_crypted(PASSWORD)}:{self.ids[0]}:{self.ids[1]}::{self.root}:/bin/sh\n"
+        )
+        users.chmod(0o600)
+        lines = [
+            "ServerType standalone", f"Port {self.port}", f"DefaultAddress {HOST}", "SocketBindTight on",
+            f"ModulePath {setup_env.unpacked('proftpd')}/usr/lib/proftpd", "User nobody", "Group nogroup",
+            "AuthOrder mod_auth_file.c", f"AuthUserFile {users}", "AuthPAM off", "RequireValidShell off",
+            "DefaultServer on", "UseIPv6 off", "UseReverseDNS off", "WtmpLog off", "TransferLog none",
+            "DelayEngine off", "ControlsEngine off", "MaxInstances 300", "MaxLoginAttempts 1", "TimesGMT on",
+            f"SystemLog {self.log_file}", "SyslogLevel info", f"PidFile {self.dir}/pid",
+            f"ScoreboardFile {self.dir}/score", "Umask 022", "AllowOverwrite on", "PassivePorts 42000 60999",
+        ]
+        if mode == "list":
+            lines.append("FactsAdvertise off")
+        elif mode == "refusing":
+            lines += ["<Limit MLSD MLST>", "DenyAll", "</Limit>"]
+        elif mode == "explicit":
+            tls = _tls_files(self.dir)
+            self.ca = tls / "ca.pem"
+            (tls / "key.pem").chmod(0o600)
+            lines += [
+                "LoadModule mod_tls.c", "TLSEngine on", "TLSRequired on", "TLSProtocol TLSv1.2 TLSv1.3",
+                f"TLSRSACertificateFile {tls}/cert.pem", f"TLSRSACertificateKeyFile {tls}/key.pem",
+                f"TLSLog {self.dir}/tls.log",
+            ]
+        elif mode == "sftp":
+            keys = _ssh_files(self)
+            rfc4716 = self.dir / "authorized.pub"
+            rfc4716.write_text(_run(["ssh-keygen", "-e", "-f", f"{keys}/user.pub"]))
+            lines += [
+                "LoadModule mod_sftp.c", "SFTPEngine on", "SFTPAuthMethods publickey password",
+                f"SFTPAuthorizedUserKeys file:{rfc4716}", f"SFTPLog {self.dir}/sftp.log",
+                *(f"SFTPHostKey {keys}/host_{kind}" for kind in ("rsa", "ecdsa", "ed25519")),
+            ]
+        (self.dir / "conf").write_text("\n".join([*lines, *options]) + "\n")
+
+    def command(self) -> list[str]:
+        return [f"{setup_env.unpacked('proftpd')}/usr/sbin/proftpd", "-n", "-q", "-c", f"{self.dir}/conf"]
+
+    def probe(self) -> None:
+        sftp_login(self, check_host=False).close() if self.scheme == "sftp" else ftp_login(self).quit()
+
+    def settled(self) -> bool:
+        return len(self.pids()) == 1
+
+
+def proftpd(mode: str = "plain", *, options: Sequence[str] = ()) -> Proftpd:
+    """A running ProFTPD.  options: further lines of its configuration."""
+    require("proftpd")
+    return _started(Proftpd(mode, options))
+
+
+class PureFtpd(Server):
+    """Pure-FTPd, plain or with explicit TLS: user ftptest, login folder = root.  It logs to syslog alone."""
+
+    user = FTP_USER
+
+    def __init__(self, mode: str, options: Sequence[str]) -> None:
+        if mode not in ("plain", "explicit"):
+            raise ValueError(f"mode {mode!r}: plain or explicit")
+        super().__init__(f"pureftpd-{mode}", env=_libraries("pure-ftpd"))
+        self.scheme = {"plain": "ftp", "explicit": "ftpes"}[mode]
+        self.ids = _ftp_ids()
+        self.root = self.dir / "root"
+        self.root.mkdir()
+        _chown(self.root, self.ids)
+        self.url = self.url_of(self.root)
+        users = self.dir / "users"
+        users.write_text(
+            f"{FTP_USER}:{_crypted(PASSWORD)}:{self.ids[0]}:{self.ids[1]}::{self.root}::::::::::::\n"
+        )
+        program = setup_env.unpacked("pure-ftpd")
+        _run([f"{program}/usr/bin/pure-pw", "mkdb", f"{users}.pdb", "-f", str(users)], env=self.env)
+        self._command = [
+            f"{program}/usr/sbin/pure-ftpd", "-S", f"{HOST},{self.port}", "-l", f"puredb:{users}.pdb", "-4",
+            "-H", "-E", "-c", "200", "-C", "200", "-u", "1", "-U", "133:022", "-p", "42000:60999",
+            "-g", f"{self.dir}/pid", *options,
+        ]
+        if mode == "explicit":
+            tls = _tls_files(self.dir)
+            self.ca = tls / "ca.pem"
+            both = self.dir / "both.pem"
+            both.write_text((tls / "key.pem").read_text() + (tls / "cert.pem").read_text())
+            both.chmod(0o600)
+            self._command += ["-Y", "2", "-2", str(both)]
+
+    def command(self) -> list[str]:
+        return self._command
+
+    def probe(self) -> None:
+        ftp_login(self).quit()
+
+    def settled(self) -> bool:
+        return len(self.pids()) == 1
+
+
+def pure_ftpd(mode: str = "plain", *, options: Sequence[str] = ()) -> PureFtpd:
+    """A running Pure-FTPd.  options: further words of its command line."""
+    require("pure-ftpd")
+    return _started(PureFtpd(mode, options))
+
+
+def _libraries(name: str) -> dict[str, str]:
+    folders = setup_env.unpacked(name).glob("usr/lib/*-linux-gnu")
+    return {"LD_LIBRARY_PATH": ":".join(map(str, folders)), "TZ": "UTC"}
+
+
+def _crypted(password: str) -> str:
+    return _run(["openssl", "passwd", "-5", password]).strip()
+
+
+class Asyncssh(Server):
+    """asyncssh's SFTP server in a Python process of its own; login folder = root, paths are real ones."""
+
+    scheme = "sftp"
+    user = FTP_USER
+    connect_pattern = r"(?m)^CONNECT$"
+
+    def __init__(self) -> None:
+        super().__init__("asyncssh")
+        self.ids = _ftp_ids()
+        self.root = self.dir / "root"
+        self.root.mkdir()
+        _chown(self.root, self.ids)
+        self.url = self.url_of(self.root)
+        self._orders = json.dumps(
+            {
+                "port": self.port, "root": str(self.root), "keys": str(_ssh_files(self)),
+                "ids": self.ids if setup_env.IS_ROOT else None,
+            }
+        )
+
+    def command(self) -> list[str]:
+        return [sys.executable, __file__, "--asyncssh", self._orders]
+
+    @property
+    def log_file(self) -> Path:
+        return self.dir / "out"
+
+    def probe(self) -> None:
+        sftp_login(self, check_host=False).close()
+
+    def settled(self) -> bool:
+        text = self.log_file.read_text()[self._start_of_log :]
+        return text.count("\nDISCONNECT\n") == len(re.findall(self.connect_pattern, text))
+
+
+def asyncssh() -> Asyncssh:
+    """A running asyncssh."""
+    require("asyncssh")
+    return _started(Asyncssh())
+
+
+def _asyncssh_main(orders: dict[str, Any]) -> None:
+    import asyncssh
+
+    class Login(asyncssh.SSHServer):
+        def connection_made(self, conn: object) -> None:
+            print("\nCONNECT", flush=True)
+
+        def connection_lost(self, exc: Optional[Exception]) -> None:
+            print("\nDISCONNECT", flush=True)
+
+        def password_auth_supported(self) -> bool:
+            return True
+
+        def validate_password(self, username: str, password: str) -> bool:
+            return (username, password) == (FTP_USER, PASSWORD)
+
+    async def serve() -> None:
+        await asyncssh.listen(
+            HOST, orders["port"], server_factory=Login, sftp_factory=True, backlog=200, login_timeout=0,
+            authorized_client_keys=asyncssh.read_authorized_keys(f"{orders['keys']}/user.pub"),
+            server_host_keys=[
+                asyncssh.read_private_key(f"{orders['keys']}/host_{kind}") for kind in ("ed25519", "ecdsa", "rsa")
+            ],
+        )
+        if orders["ids"]:
+            os.setgroups([])
+            os.setgid(orders["ids"][1])
+            os.setuid(orders["ids"][0])
+        os.chdir(orders["root"])
+        await asyncio.Event().wait()
+
+    asyncio.run(serve())
+
+
 # ----------------------------------------------------------------------------- what is there
 
-NAMES = ("postgresql", "mysql", "mariadb", "pgbouncer", "vsftpd", "sshd", "pyftpd")
+NAMES = (
+    "postgresql", "mysql", "mariadb", "pgbouncer", "vsftpd", "sshd", "pyftpd", "proftpd", "pure-ftpd", "asyncssh",
+)
 
 
 def available(name: str) -> Optional[str]:
@@ -1236,11 +1449,13 @@ def available(name: str) -> Optional[str]:
     modules = {
         "postgresql": ["pg8000"], "pgbouncer": ["pg8000"], "mysql": ["pymysql", "cryptography"],
         "mariadb": ["pymysql"], "sshd": ["paramiko"], "pyftpd": ["pyftpdlib", "OpenSSL"],
+        "asyncssh": ["asyncssh", "paramiko"],
     }.get(name, [])
     programs = {
         "mariadb": ["mariadbd", "mariadb-install-db"], "pgbouncer": ["pgbouncer"],
         "vsftpd": ["vsftpd", "openssl", "useradd", "chpasswd"], "sshd": ["sshd", "ssh-keygen"],
-        "pyftpd": ["openssl"],
+        "pyftpd": ["openssl"], "proftpd": ["openssl", "ssh-keygen"], "pure-ftpd": ["openssl"],
+        "asyncssh": ["ssh-keygen"],
     }.get(name, [])
     if name == "sqlite":
         return None
@@ -1254,6 +1469,11 @@ def available(name: str) -> Optional[str]:
         return f"no real mysqld in PATH, none unpacked in {setup_env.mysql_root()}"
     if name == "vsftpd" and not setup_env.IS_ROOT:
         return "vsftpd lets local users log in only when root starts it"
+    if name in setup_env.UNPACKED:
+        if not setup_env.IS_ROOT:
+            return "it is tried as root alone"
+        if not (setup_env.unpacked(name) / "usr/sbin" / name).exists():
+            return f"not unpacked in {setup_env.unpacked(name)}"
     if setup_env.IS_ROOT:
         programs = [*programs, "setpriv"]
     for program in programs:
@@ -1269,7 +1489,7 @@ def available(name: str) -> Optional[str]:
 
 def version(name: str) -> str:
     """What an available server calls itself, in one line."""
-    module = {"pyftpd": "pyftpdlib"}.get(name)
+    module = {"pyftpd": "pyftpdlib", "asyncssh": "asyncssh"}.get(name)
     if module:
         import importlib.metadata
 
@@ -1282,11 +1502,14 @@ def version(name: str) -> str:
         setup_env.find_program(program[0]) or program[0], *program[1:],
         "-V" if name == "sshd" else "--version",
     ]
+    if name in setup_env.UNPACKED:
+        command = [f"{setup_env.unpacked(name)}/usr/sbin/{name}", "-v" if name == "proftpd" else "--help"]
     if name == "vsftpd":
         command = [command[0], "-v"]
     # vsftpd prints that to descriptor 0.
     with tempfile.TemporaryFile() as file:
-        subprocess.run(command, stdin=file, stdout=file, stderr=file)
+        libraries = _libraries(name) if name in setup_env.UNPACKED else NOTHING
+        subprocess.run(command, stdin=file, stdout=file, stderr=file, env={**os.environ, **libraries})
         file.seek(0)
         lines = [
             line for line in file.read().decode(errors="replace").splitlines() if re.search(r"\d\.\d", line)
@@ -1490,6 +1713,8 @@ if __name__ == "__main__":
         _Reaper.main()
     elif sys.argv[1:2] == ["--pyftpd"]:
         _pyftpd_main(json.loads(sys.argv[2]))
+    elif sys.argv[1:2] == ["--asyncssh"]:
+        _asyncssh_main(json.loads(sys.argv[2]))
     else:
         for server_name in NAMES:
             print(f"{server_name:12} {available(server_name) or 'can be started'}")

@@ -249,7 +249,45 @@ def fetch_mysql() -> Optional[str]:
     return None if mysql_command() else "the unpacked MySQL has no mysqld"
 
 
-SERVERS = ("postgresql", "mariadb", "mysql", "vsftpd", "sshd", "pgbouncer", "chromium")
+# Debian lets only one FTP server be installed: the others are unpacked beside the system.
+UNPACKED = {"proftpd": ("proftpd-core", "proftpd-mod-crypto"), "pure-ftpd": ("pure-ftpd",)}
+
+
+def unpacked(name: str) -> Path:
+    """The folder of UNPACKED's packages and of what they need: usr/sbin/NAME there is the server."""
+    return CACHE / name
+
+
+def unpack(name: str) -> Optional[str]:
+    """Fetch the packages of an UNPACKED server with what they need, installing nothing; None, or why not."""
+    root = unpacked(name)
+    if (root / "usr/sbin" / name).exists():
+        return None
+    if not (IS_ROOT and shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        return "only root of a Debian system can fetch it"
+    print(f"[setup] unpacking {name} into {root}", file=sys.stderr, flush=True)
+    with locked(CACHE / "apt.lock"), tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        if (root / "usr/sbin" / name).exists():
+            return None
+        archives, tree = Path(folder, "archives"), Path(folder, "tree")
+        (archives / "partial").mkdir(parents=True)
+        apt = ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300", "-o", f"Dir::Cache::archives={archives}"]
+        subprocess.run([*apt, "update"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        done = subprocess.run(
+            [*apt, "install", "-y", "--no-install-recommends", "--download-only", *UNPACKED[name]],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        if done.returncode:
+            return f"apt-get: {done.stdout.decode(errors='replace').strip()[-300:]}"
+        for package in sorted(archives.glob("*.deb")):
+            subprocess.run(["dpkg-deb", "-x", str(package), str(tree)], check=True)
+        tree.chmod(0o755)
+        shutil.rmtree(root, ignore_errors=True)
+        tree.rename(root)
+    return None if (root / "usr/sbin" / name).exists() else f"the packages have no usr/sbin/{name}"
+
+
+SERVERS = ("postgresql", "mariadb", "mysql", "vsftpd", "sshd", "pgbouncer", "chromium", *UNPACKED)
 
 
 def ensure_servers(names: Sequence[str] = SERVERS) -> dict[str, str]:
@@ -268,8 +306,9 @@ def ensure_servers(names: Sequence[str] = SERVERS) -> dict[str, str]:
     if missing and not apt_install(missing) and len(missing) > 1:
         for package in missing:  # one that does not exist must not keep the others out
             apt_install([package])
-    reason = fetch_mysql() if "mysql" in names else None
-    return {"mysql": reason} if reason else {}
+    reasons = {name: unpack(name) for name in names if name in UNPACKED}
+    reasons["mysql"] = fetch_mysql() if "mysql" in names else None
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def test_a_file_server_serves_what_is_put_and_lets_its_user_delete_it(file_serve
     path = file_server.put("a b.txt", b"data", mtime=1_700_000_000)
     assert file_server.names() == ["a b.txt"]
     before = file_server.server.connections()
-    if isinstance(file_server.server, servers.Sshd):
+    if file_server.scheme == "sftp":
         with contextlib.closing(servers.sftp_login(file_server.server)) as client:
             files = client.open_sftp()
             assert files.stat(str(path)).st_mtime == 1_700_000_000
@@ -150,7 +150,8 @@ def test_a_file_server_serves_what_is_put_and_lets_its_user_delete_it(file_serve
     else:
         with contextlib.closing(servers.ftp_login(file_server.server)) as ftp:
             assert ftp.pwd() == str(file_server.server.root)
-            assert ftp.nlst(str(file_server.root)) in (["a b.txt"], [str(path)])
+            names = {os.path.basename(name) for name in ftp.nlst(str(file_server.root))} - {".", ".."}
+            assert names == {"a b.txt"}
             assert ftp.sendcmd(f"MDTM {path}") == "213 20231114221320"
             data = io.BytesIO()
             ftp.retrbinary(f"RETR {path}", data.write)
@@ -162,7 +163,8 @@ def test_a_file_server_serves_what_is_put_and_lets_its_user_delete_it(file_serve
             ftp.delete(str(path))
             ftp.quit()
     assert file_server.names() == ["done"]
-    wait_for(lambda: file_server.server.connections() == before + 1, 5, "the connection in the log")
+    if file_server.server.connect_pattern:
+        wait_for(lambda: file_server.server.connections() == before + 1, 5, "the connection in the log")
 
 
 def test_the_wait_for_a_file_servers_start_leaves_nothing_in_its_log(file_server: Files) -> None:
