@@ -88,6 +88,7 @@ import sys
 import tempfile
 import threading
 import time
+import unicodedata
 import urllib.parse
 from collections import deque
 from pathlib import Path
@@ -98,6 +99,7 @@ from typing import (
     Any,
     Callable,
     ClassVar,
+    Collection,
     Dict,
     Iterable,
     Iterator,
@@ -632,6 +634,8 @@ class Config:
                 raise ConfigError(f"{name}: must be keep, delete or move:FOLDER, not {quoted(value)}")
             if folder and ("\0" in folder or "\n" in folder or "\r" in folder or folder in (".", "./")):
                 raise ConfigError(f"{name}: {quoted(folder)} is no folder that files can be moved to")
+        if self.url and MoveTargets(self).lead_back(self.target.path):
+            raise ConfigError("after, after_error: files would be moved into the polled folder again")
         if not self.ledger and self.after == "keep":
             raise ConfigError("ledger: off needs after = delete or move:FOLDER, else every poll takes all again")
         if self.exec and self.handler:
@@ -2254,7 +2258,10 @@ class Election:
 # ---------------------------------------------------------------------------------------------------------------------
 
 DEFAULT_PORTS = {"ftp": 21, "ftpes": 21, "ftps": 990, "sftp": 22}
-MAX_ENTRIES = 5_000_000     # of one folder; a server that never ends its listing must not fill the memory
+MAX_ENTRIES = 1_000_000     # of one poll: a server that never ends its listings must not fill the memory
+MAX_LISTING = 256 << 20     # bytes of one listing, and of the paths of one poll
+MAX_FOLDERS = 100_000       # of one poll
+MOST_UNREAD = 100           # lines of a listing that are kept though nobody understands them
 LIMIT_SECONDS = 600.0       # for so long a limit of the server on connections is taken for granted
 LARGEST_FILE = 2**63 - 1    # bytes; a listing that tells more is wrong, and the ledger's column takes no more
 MAX_LINE = 8192             # bytes of one line of a reply or a listing
@@ -2326,6 +2333,10 @@ def split_path(path: str) -> tuple[str, str]:
     return folder or slash, name
 
 
+def normal_path(path: str) -> str:
+    return re.sub(r"\A//+", "/", posixpath.normpath(path))
+
+
 class _Broken(Exception):
     """The conversation with the server cannot go on; the cause is chained. Never leaves this section."""
 
@@ -2343,8 +2354,7 @@ class FileServer(abc.ABC):
         self.password = config.file_password() or ""
         self.timeout, self.encoding = float(config.timeout), config.encoding
         self.label = f"{config.target.scheme}://{self.host}:{self.port}"
-        self.unparsed = 0               # lines of listings that no known form fits: skipped, never guessed
-        self.unparsed_sample = ""       # the first of them
+        self.unread: list[str] = []     # lines of the last listing that nobody understands: MOST_UNREAD + 1 at most
         self._sockets: set[socket.socket] = set()
         self._guard = threading.Lock()  # over _sockets, and closing them: a closed number is soon another's
         self._aborted = False
@@ -2366,9 +2376,16 @@ class FileServer(abc.ABC):
         """The entry in the listing of its folder; None if it, or the folder, is not there."""
         folder, name = split_path(path)
         try:
-            return next((entry for entry in self._list(folder) if entry.name == name), None)
+            found = next((entry for entry in self._list(folder) if entry.name == name), None)
         except FileGone:
             return None
+        if found is None and may_tell_of(self.unread, name):
+            raise FileRefused(f"{path}: the line of the listing that may tell of it is not understood")
+        return found
+
+    @abc.abstractmethod
+    def absolute(self, path: str) -> str:
+        """The path from the root in normal form, with links resolved where the protocol can."""
 
     @abc.abstractmethod
     def same(self, path: str, seen: Entry) -> Optional[bool]:
@@ -2541,10 +2558,6 @@ class FileServer(abc.ABC):
             self.close()
             raise
 
-    def _unknown_line(self, line: str) -> None:
-        self.unparsed += 1
-        self.unparsed_sample = self.unparsed_sample or repr(line[:200])
-
 
 def new_server(config: Config) -> FileServer:
     """The file server of config.target; nothing is connected yet. Raises ConfigError."""
@@ -2562,17 +2575,26 @@ def open_server(config: Config) -> FileServer:
 # Listings: pure functions
 # ---------------------------------------------------------------------------------------------------------------------
 
-MONTHS = {"Jan": 1, "Feb": 2, "Mar": 3, "Apr": 4, "May": 5, "Jun": 6,
-          "Jul": 7, "Aug": 8, "Sep": 9, "Oct": 10, "Nov": 11, "Dec": 12}
+# English, German, French, Spanish, Italian, Portuguese and Dutch, without accents and dots:
+MONTHS = {word: number for number, words in enumerate((
+    "jan janv gen ene", "feb fev fevr", "mar mars marz mrz mrt", "apr avr avril abr", "may mai mag mei",
+    "jun juin juni june giu", "jul juil juli july lug", "aug aout aou ago", "sep sept set", "oct okt ott out",
+    "nov", "dec dez dic"), 1) for word in words.split()}
 UNIX_KINDS = {"-": "file", "d": "dir", "l": "link"}     # any other letter: a device, a socket, a pipe
 DOS_KINDS = {"<DIR>": "dir", "<SYMLINK>": "link", "<SYMLINKD>": "link", "<JUNCTION>": "link"}
-UNIX_MODE = re.compile(r"[-dlbcpsDCMP][-rwxsStTlL]{9}[.+@]?", re.ASCII)
-DOS_LINE = re.compile(r"(\d\d)-(\d\d)-(\d\d|\d{4}) {1,8}(\d{1,2}):(\d\d)([AaPp][Mm])? +(<[A-Z]+>|\d+) (.+)",
+IBM_KINDS = {"*STMF": "file", "*DIR": "dir"}
+UNIX_MODE = re.compile(r"[-dlbcpsDCMP][-rwxsStTlL]{9}[.+@]?(?= )", re.ASCII)
+UNIX_DATE = re.compile(r" (\d{1,19}) +(?:([^\s\d]{3,9}) +(\d\d?)[.,]?|(\d\d?)[.,]? +([^\s\d]{3,9}))( +)"
+                       r"(?:(\d\d?:\d\d)|((?:19|20|21)\d\d))( .+)", re.ASCII | re.DOTALL)
+ISO_DATE = re.compile(r" (\d{1,19}) +(\d{4}-\d\d-\d\d) (\d\d:\d\d)(?:(:\d\d)(\.\d{1,9})?(?: ([+-]\d{4}))?)?( .+)",
                       re.ASCII | re.DOTALL)
-TOKEN = re.compile(r"\S+", re.ASCII)
-CLOCK = re.compile(r"(\d{1,2}):(\d\d)", re.ASCII)
-DAY = re.compile(r"\d{1,2}", re.ASCII)
-YEAR = re.compile(r"\d{4}", re.ASCII)
+CLOCK = re.compile(r" (\d\d?:\d\d) ", re.ASCII)
+PART_OF_A_DATE = re.compile(r"\d+[:/.-]\d", re.ASCII)
+DOS_LINE = re.compile(r"(?:(\d\d)-(\d\d)-(\d\d|\d{4})|(\d{4})-(\d\d)-(\d\d)) {1,8}(\d{1,2}):(\d\d)([AaPp][Mm])? +"
+                      r"(<[A-Z]+>|\d+) (.+)", re.ASCII | re.DOTALL)
+IBM_LINE = re.compile(r"\S+ +(\d{1,19}) +\d\d([/.-])\d\d\2\d\d +\d\d:\d\d:\d\d (\*[A-Z0-9]+) +(.+)",
+                      re.ASCII | re.DOTALL)
+TOTAL_LINE = re.compile(r"(total|totale|totaal|insgesamt|gesamt) \d+", re.ASCII | re.IGNORECASE)
 DIGITS = re.compile(r"\d{1,19}", re.ASCII)
 MLS_TIME = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)(\.\d{1,9})?", re.ASCII)
 
@@ -2600,12 +2622,13 @@ def iso_time(text: str) -> str:
 
 
 def parse_mlsd_line(line: str) -> Optional[Entry]:
-    """`fact=value;fact=value; name` (RFC 3659 section 7.2). The folder itself is `.`, its parent `..`; None
-    if the line tells no kind, or a file has no size."""
-    facts_text, separator, name = line.partition(" ")
-    if not separator or not name or not facts_text.endswith(";"):
-        return None
-    facts = {key.lower(): value for key, _, value in (fact.partition("=") for fact in facts_text.split(";"))}
+    """`fact=value;fact=value; name` (RFC 3659 section 7.2; drafts before it had no last semicolon). The folder
+    itself is `.`, its parent `..`; None if the line tells no kind, or a file has no size."""
+    facts_text, _, name = line.partition(" ")
+    pairs = [fact.partition("=") for fact in facts_text.split(";") if fact]
+    if not name or not all(equals for _, equals, _ in pairs) or (not facts_text.endswith(";") and ";" in name):
+        return None                     # the last: a space within a fact
+    facts = {key.lower(): value for key, _, value in pairs}
     kind, size = facts.get("type", "").lower(), facts.get("size", "")
     mtime = iso_time(facts.get("modify", ""))
     if kind == "file":
@@ -2631,61 +2654,206 @@ def latest_date(month: int, day: int, today: datetime.date) -> datetime.date:
     raise ValueError("no such day")
 
 
-def parse_list_line(line: str, today: datetime.date) -> Optional[Entry]:
-    """One line of LIST: Unix `ls -l` (with or without the group column) or DOS/IIS. None if it is neither.
-    The name is all that follows one space after the time, so spaces at either end of it are kept."""
+Readings = dict[str, Entry]     # what a line may mean, by the form that it would be of
+
+
+def parse_list_line(line: str, today: datetime.date, forms: Collection[str] = ()) -> Optional[Entry]:
+    """One line of LIST, in a listing whose other lines have these forms: Unix `ls -l` and its relatives,
+    DOS/IIS, IBM i. None if it is none of them, or if nothing decides between two. The name is all that follows
+    one space after the time, so spaces at either end of it are kept."""
+    return chosen(list_readings(line, today), forms)
+
+
+def chosen(readings: Readings, forms: Collection[str]) -> Optional[Entry]:
+    """`Jan 12 2026 10:15 a` has its time after the year, unless other lines show years without or times without
+    years; `Jan 12 2026  a` is padded by AIX, unless others with a year are not. After two spaces before the
+    year, as `ls` has them, both would be odd, and a name that begins like that as well."""
+    if len(readings) < 2:
+        return next(iter(readings.values()), None)
+    if "year" in forms or ("clock" in forms and "padded" not in readings and "padded?" not in readings):
+        return readings["year"]
+    return readings.get("year and clock") or readings.get("padded")
+
+
+def list_readings(line: str, today: datetime.date) -> Readings:
+    """All that a line of LIST may mean."""
+    if UNIX_MODE.match(line):
+        return _unix_readings(line, today)
     try:
-        return _parse_dos_line(line) if line[:1].isdigit() else _parse_unix_line(line, today)
+        return _dos_reading(line) or _ibm_reading(line)
     except (ValueError, OverflowError):                     # a date or a number that cannot be
-        return None
+        return {}
 
 
-def _parse_unix_line(line: str, today: datetime.date) -> Optional[Entry]:
-    tokens = [match for _, match in zip(range(12), TOKEN.finditer(line))]
-    if not tokens or tokens[0].start() or not UNIX_MODE.fullmatch(tokens[0].group()):
-        return None
-    # The columns between mode and size differ (no group, spaces in its name): the first month between two
-    # numbers is the date's.
-    for at in range(2, len(tokens) - 2):
-        size, month, day, clock = tokens[at - 1:at + 3]
-        number = MONTHS.get(month.group().title())
-        if number and DIGITS.fullmatch(size.group()) and DAY.fullmatch(day.group()):
-            break
-    else:
-        return None
-    hour_minute = CLOCK.fullmatch(clock.group())
-    if hour_minute:
-        moment = datetime.time(int(hour_minute[1]), int(hour_minute[2]))
-        date = latest_date(number, int(day.group()), today)
-        mtime = datetime.datetime.combine(date, moment).isoformat(timespec="minutes")
-    elif YEAR.fullmatch(clock.group()):
-        mtime = datetime.date(int(clock.group()), number, int(day.group())).isoformat()
-    else:
-        return None
-    name = line[clock.end() + 1:]
-    kind = UNIX_KINDS.get(line[0], "other")
+def _unix_readings(line: str, today: datetime.date) -> Readings:
+    """The columns between mode and size differ (no group, spaces in its name), and owners are called like
+    months: of two dates in a line the one after one owner and perhaps a group counts, if there is one such."""
+    start = line.index(" ")
+    found: list[tuple[bool, Readings]] = []
+    for pattern, read in ((UNIX_DATE, _month_dates), (ISO_DATE, _iso_dates)):
+        match = pattern.search(line, start)
+        while match:
+            columns = line[start:match.start()].split()
+            if columns and not any(map(PART_OF_A_DATE.match, columns)):
+                readings = {form: _unix_entry(line[0], match[1], name, mtime, yearless)
+                            for form, mtime, yearless, name in read(match, today)}
+                if readings:
+                    found.append((len(columns) in (2, 3), readings))
+            match = pattern.search(line, match.start() + 1)
+    if len(found) > 1:
+        found = [(usual, readings) for usual, readings in found if usual]
+    sole = found[0][1] if len(found) == 1 else {}
+    return sole if all(entry.name and entry.size <= LARGEST_FILE for entry in sole.values()) else {}
+
+
+def _unix_entry(letter: str, size: str, name: str, mtime: str, yearless: bool) -> Entry:
+    kind = UNIX_KINDS.get(letter, "other")
     if kind == "link":
         name = name.partition(" -> ")[0]
-    if not name or line[clock.end()] != " ":
-        return None
-    return Entry(name, kind, byte_count(size.group()) if kind == "file" else 0, mtime, bool(hour_minute))
+    return Entry(name, kind, int(size) if kind == "file" else 0, mtime, yearless)
 
 
-def _parse_dos_line(line: str) -> Optional[Entry]:
+Dates = Iterator[tuple[str, str, bool, str]]    # form, time, whether its year is guessed, name
+
+
+def _month_dates(match: re.Match[str], today: datetime.date) -> Dates:
+    """`Jan 12 10:15`, `12. Jan 10:15`, `Jan 12  2026`, `Jan 12 2026 10:15`."""
+    _, word, day, day_first, word_after, gap, clock, year, rest = match.groups()
+    month, number = month_number(word or word_after), int(day or day_first)
+    with contextlib.suppress(ValueError):                   # no such day or time
+        if month and clock:
+            yield "clock", _minute(latest_date(month, number, today), clock), True, rest[1:]
+        elif month:
+            shown = datetime.date(int(year), month, number)
+            doubt, after = "" if gap == " " else "?", CLOCK.match(rest)
+            yield "year", shown.isoformat(), False, rest[1:]
+            if after:
+                yield "year and clock" + doubt, _minute(shown, after[1]), False, rest[after.end():]
+            elif rest.startswith("  "):
+                yield "padded" + doubt, shown.isoformat(), False, rest[2:]
+
+
+def _iso_dates(match: re.Match[str], today: datetime.date) -> Dates:
+    """`ls --time-style=long-iso` and `full-iso`; the latter shows its zone, so its time is UTC."""
+    _, day, minute, second, fraction, zone, rest = match.groups(default="")
+    with contextlib.suppress(ValueError, OverflowError):
+        moment = datetime.datetime.fromisoformat(f"{day}T{minute}{second}")
+        if zone:
+            moment -= datetime.timedelta(minutes=int(zone[0] + zone[3:]), hours=int(zone[:3]))
+        shown = moment.isoformat(timespec="seconds" if second else "minutes") + fraction
+        yield "iso", shown if zone or not second else shown + "=", False, rest[1:]
+
+
+def _minute(date: datetime.date, clock: str) -> str:
+    hour, minute = map(int, clock.split(":"))
+    return datetime.datetime.combine(date, datetime.time(hour, minute)).isoformat(timespec="minutes")
+
+
+@functools.lru_cache(maxsize=256)
+def month_number(word: str) -> int:
+    """0 if the word is no month. Accents may be missing, or be bytes of another encoding."""
+    raw = word.encode("utf-8", "surrogateescape")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeError:
+        text = raw.decode("latin-1")
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return MONTHS.get(plain.lower().rstrip(".,"), 0)
+
+
+def _dos_reading(line: str) -> Readings:
     match = DOS_LINE.fullmatch(line)
     if not match:
-        return None
-    month, day, year_text, hour, minute, half, size, name = match.groups()
-    year = int(year_text) + (0 if len(year_text) == 4 else 1900 if year_text >= "70" else 2000)
+        return {}
+    month, day, short_year, iso_year, iso_month, iso_day, hour, minute, half, size, name = match.groups(default="")
+    year = int(iso_year or short_year)
+    if len(short_year) == 2:
+        year += 1900 if year >= 70 else 2000
     if half and not 1 <= int(hour) <= 12:
-        return None
+        return {}
     hours = int(hour) % 12 + 12 * (half.upper() == "PM") if half else int(hour)
-    mtime = datetime.datetime(year, int(month), int(day), hours, int(minute)).isoformat(timespec="minutes")
+    first, second = int(month or iso_month), int(day or iso_day)
+    day_first = not iso_year and first > 12                 # then no date of this listing can be trusted
+    if day_first:
+        first, second = second, first
+    moment = datetime.datetime(year, first, second, hours, int(minute))
+    mtime = "" if day_first else moment.isoformat(timespec="minutes")
     if size.isdigit():
-        return Entry(name, "file", byte_count(size), mtime)
-    # IIS pads <DIR> to the width of the size column: nine spaces before the one that ends the column.
-    name = name[9:] if name.startswith(" " * 9) else name.lstrip(" ")
-    return Entry(name, DOS_KINDS.get(size, "other"), 0, mtime) if name else None
+        entry = Entry(name, "file", byte_count(size), mtime)
+    else:       # IIS pads <DIR> to the width of the size column: nine spaces before the one that ends the column.
+        name = name[9:] if name.startswith(" " * 9) else name.lstrip(" ")
+        entry = Entry(name, DOS_KINDS.get(size, "other"), 0, mtime)
+    return {"day first" if day_first else "dos": entry} if entry.name else {}
+
+
+def _ibm_reading(line: str) -> Readings:
+    """IBM i. The order of its date's parts is a setting there: no time."""
+    match = IBM_LINE.fullmatch(line)
+    if not match:
+        return {}
+    size, _, kind_text, name = match.groups()
+    kind = IBM_KINDS.get(kind_text, "other")
+    return {"ibm i": Entry(name.rstrip("/"), kind, byte_count(size) if kind == "file" else 0, "")}
+
+
+def may_tell_of(lines: Iterable[str], name: str) -> bool:
+    """Whether one of some lines that nobody understands may be about this name."""
+    return any(line.rstrip(" /").endswith(name.rstrip(" ")) or f"{name} -> " in line for line in lines)
+
+
+class ListingReader:
+    """Takes the bytes of one MLSD or LIST, within bounds: its entries, and the lines that nobody understands."""
+
+    def __init__(self, mlsd: bool, encoding: str) -> None:
+        self.entries: Listing = []
+        self.unread: list[str] = []
+        self._mlsd, self._encoding = mlsd, encoding
+        self._today = datetime.datetime.now(datetime.timezone.utc).date()
+        self._tail, self._bytes, self._first = b"", 0, True
+        self._forms: set[str] = set()                       # of the lines with one reading
+        self._doubtful: list[tuple[str, Readings]] = []     # the lines with several
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes; none at its end."""
+        lines = (self._tail + data).split(b"\n")
+        self._tail = lines.pop() if data else b""
+        for raw in lines:
+            line = decode_name(raw[:-1] if raw.endswith(b"\r") else raw, self._encoding)
+            if line:
+                self._read(line)
+        self._bytes += len(data)
+        if len(self._tail) > MAX_LINE or self._bytes > MAX_LISTING or len(self.entries) > MAX_ENTRIES:
+            raise _Broken("a listing without an end")
+
+    def _read(self, line: str) -> None:
+        first, self._first = self._first, False
+        if self._mlsd:
+            self._add(line, parse_mlsd_line(line))
+        elif not (first and TOTAL_LINE.fullmatch(line)):
+            readings = list_readings(line, self._today)
+            if len(readings) > 1:
+                self._doubtful.append((line, readings))
+            else:
+                self._forms.update(readings)
+                self._add(line, chosen(readings, ()))
+
+    def _add(self, line: str, entry: Optional[Entry]) -> None:
+        if entry is None:
+            if len(self.unread) <= MOST_UNREAD:
+                self.unread.append(line)
+        elif entry.name not in (".", ".."):
+            self.entries.append(entry)
+
+    def listing(self, folder: str) -> Listing:
+        """All of it. Raises FileRefused if nobody understands any line."""
+        for line, readings in self._doubtful:
+            self._add(line, chosen(readings, self._forms))
+        if self.unread and not self.entries:
+            raise FileRefused(f"{folder or 'the login folder'}: its listing is not understood, e.g. "
+                              f"{self.unread[0][:200]!r}")
+        if "day first" in self._forms:
+            return [entry._replace(mtime="") for entry in self.entries]
+        return self.entries
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2871,6 +3039,9 @@ class FtpServer(FileServer):
             raise FileRefused(f"{path!r}: the server does not tell its login folder; use a full path")
         return f"{self._home.rstrip('/')}/{path}" if path else self._home
 
+    def absolute(self, path: str) -> str:
+        return normal_path(self._absolute(path))
+
     def _data(self, command: str, argument: Optional[str] = None) -> socket.socket:
         """A data connection on which the server has begun to answer. Raises _Refused, _Broken."""
         wire = command.encode("ascii")
@@ -2956,37 +3127,24 @@ class FtpServer(FileServer):
             if re.search("denied|permission", refused.reply, re.IGNORECASE):
                 raise FileRefused(f"{folder}: {refused.reply}") from None
             return []                                   # "no files found"; CWD has shown that it is there
-        entries = self._read_listing(conn)
+        reader = self._read_listing(conn)
         reply = self._finish(conn)
         if not reply.startswith("2"):
             raise _Broken(f"the listing was cut off: {reply}")
         if "failed to open directory" in reply:         # vsftpd: 226, although it could not read the folder
             raise FileRefused(f"{folder}: {reply}")
-        return entries
+        return reader.listing(folder)
 
-    def _read_listing(self, conn: socket.socket) -> Listing:
-        today = datetime.datetime.now(datetime.timezone.utc).date()
-        mlsd, entries, tail = self._use_mlsd, [], b""
-        while True:
+    def _read_listing(self, conn: socket.socket) -> ListingReader:
+        reader, count = ListingReader(self._use_mlsd, self.encoding), -1
+        self.unread = reader.unread
+        while count:
             try:
                 count = conn.recv_into(self._buffer)
             except OSError as error:
                 raise _Broken from error
-            lines = (tail + self._buffer[:count]).split(b"\n")
-            tail = lines.pop() if count else b""
-            for raw in lines:
-                line = decode_name(raw[:-1] if raw.endswith(b"\r") else raw, self.encoding)
-                if not line or (not mlsd and re.fullmatch(r"total \d+", line, re.ASCII)):
-                    continue
-                entry = parse_mlsd_line(line) if mlsd else parse_list_line(line, today)
-                if entry is None:
-                    self._unknown_line(line)
-                elif entry.name not in (".", ".."):
-                    entries.append(entry)
-            if len(tail) > MAX_LINE or len(entries) > MAX_ENTRIES:
-                raise _Broken("a listing without an end")
-            if not count:
-                return entries
+            reader.feed(bytes(self._buffer[:count]))
+        return reader
 
     def _peek(self, path: str) -> Optional[Entry]:
         """The entry of an absolute path by MLST, or by SIZE and MDTM; None if it is not there or cannot be
@@ -3178,8 +3336,8 @@ IN_FLIGHT = 8 << 20         # bytes asked for and not yet here; below SSH_WINDOW
 OPEN_FILES = 64             # at once in a pipeline
 MAX_MESSAGE = 4 << 20       # bytes of one SFTP message; more is not SFTP
 
-(INIT, VERSION, OPEN, CLOSE, READ, LSTAT, OPENDIR, READDIR, REMOVE, MKDIR, RENAME, STAT) = (
-    1, 2, 3, 4, 5, 7, 11, 12, 13, 14, 18, 17)
+(INIT, VERSION, OPEN, CLOSE, READ, LSTAT, OPENDIR, READDIR, REMOVE, MKDIR, REALPATH, STAT, RENAME) = (
+    1, 2, 3, 4, 5, 7, 11, 12, 13, 14, 16, 17, 18)
 (STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED, EXTENDED_REPLY) = (101, 102, 103, 104, 105, 200, 201)
 OPEN_TO_READ = b"\0\0\0\1" b"\0\0\0\0"      # flags, no attributes
 (OK, END_OF_FILE, NO_SUCH_FILE, FAILURE) = (0, 1, 2, 4)
@@ -3302,6 +3460,9 @@ class _Fields:
         self._at += length
         return text
 
+    def __len__(self) -> int:
+        return len(self._body)
+
     def entry(self, name: str, long_name: bytes = b"") -> Optional[Entry]:
         """Attributes (draft section 5) as an entry; None if they tell no kind, or no size of a file."""
         flags = self.number()
@@ -3316,8 +3477,8 @@ class _Fields:
             self.string(), self.string()
         if stat.S_IFMT(mode):
             kind = MODE_KINDS.get(stat.S_IFMT(mode), "other")
-        elif long_name:
-            kind = UNIX_KINDS.get(long_name[:1].decode("latin-1"), "other")
+        elif UNIX_MODE.match(long_name.decode("latin-1")):      # some put the bare name there
+            kind = UNIX_KINDS.get(chr(long_name[0]), "other")
         else:
             return None
         if kind == "file" and (size is None or size > LARGEST_FILE):
@@ -3331,6 +3492,8 @@ MODE_KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link"}
 
 @functools.lru_cache(maxsize=1024)      # files come in bursts: many of a listing share a second
 def _iso_seconds(seconds: int) -> str:
+    if seconds >= 2**31:                                # unsigned in the draft, but servers send times before 1970
+        seconds -= 2**32
     return (EPOCH + datetime.timedelta(seconds=seconds)).isoformat()
 
 
@@ -3715,6 +3878,15 @@ class SftpServer(FileServer):
         if code != OK:
             raise _refused(path, code, text)
 
+    def absolute(self, path: str) -> str:
+        with self._talking(f"looking at {path}"):
+            kind, fields = self._talk().call(REALPATH, self._name(path))
+            if kind == NAME and fields.number():
+                return normal_path(decode_name(bytes(fields.string()), self.encoding))
+            if not path.startswith("/"):
+                raise _refusal(path, kind, fields)
+            return normal_path(path)
+
     def _list(self, folder: str) -> Listing:
         session = self._talk()
         kind, fields = session.call(OPENDIR, self._name(folder))
@@ -3722,7 +3894,8 @@ class SftpServer(FileServer):
             raise _refusal(folder, kind, fields)
         handle = _string(bytes(fields.string()))
         entries: Listing = []
-        seen = 0
+        vague: list[str] = []           # names whose attributes tell no kind
+        seen = size = 0
         while True:
             kind, fields = session.call(READDIR, handle)
             if kind != NAME:
@@ -3732,8 +3905,8 @@ class SftpServer(FileServer):
             if count == 0:              # Synology's way to say that this was all
                 code = END_OF_FILE
                 break
-            seen += count
-            if seen > MAX_ENTRIES:
+            seen, size = seen + count, size + len(fields)
+            if seen > MAX_ENTRIES or size > MAX_LISTING:
                 raise _Broken("a listing without an end")
             for _ in range(count):
                 name = decode_name(bytes(fields.string()), self.encoding)
@@ -3742,13 +3915,32 @@ class SftpServer(FileServer):
                 if name in (".", ".."):
                     continue
                 if entry is None:
-                    self._unknown_line(name)
+                    vague.append(name)
                 else:
                     entries.append(entry)
         session.call(CLOSE, handle)
         if code != END_OF_FILE:
             raise FileRefused(f"{folder}: {text} (SFTP status {code})")
+        return self._with_vague(folder, entries, vague)
+
+    def _with_vague(self, folder: str, entries: Listing, names: Sequence[str]) -> Listing:
+        """With those that READDIR tells no kind of, as STAT has them."""
+        self.unread = []
+        for name in names:
+            told = self._stat_of(STAT, posixpath.join(folder, name)) if is_plain_name(name) else None
+            if told is not None:
+                entries.append(told)
+            elif len(self.unread) <= MOST_UNREAD:
+                self.unread.append(name)
+        if self.unread and not entries:
+            raise FileRefused(f"{folder or 'the login folder'}: the server tells no kind or size of "
+                              f"anything in it: {self.unread[0][:200]!r}")
         return entries
+
+    def _stat_of(self, command: int, path: str) -> Optional[Entry]:
+        """What LSTAT or STAT tells; None if that is no kind or size, or nothing."""
+        kind, fields = self._talk().call(command, self._name(path))
+        return fields.entry(split_path(path)[1]) if kind == ATTRS else None
 
     def _stat(self, path: str) -> Optional[Entry]:
         """The entry, links not followed; None if it is not there. Raises FileRefused if that cannot be
@@ -3825,9 +4017,13 @@ class SftpServer(FileServer):
                         raise FileRefused(str(error)) from None
 
     def _is_folder(self, path: str) -> bool:
-        kind, fields = self._talk().call(STAT, self._name(path))       # a link to a folder will do
-        entry = fields.entry(path) if kind == ATTRS else None
-        return entry is not None and entry.kind == "dir"
+        entry = self._stat_of(STAT, path)               # a link to a folder will do
+        if entry is not None:
+            return entry.kind == "dir"
+        kind, fields = self._talk().call(OPENDIR, self._name(path))     # there are servers whose STAT tells no kind
+        if kind == HANDLE:
+            self._talk().call(CLOSE, _string(bytes(fields.string())))
+        return kind == HANDLE
 
     def alive(self) -> bool:
         if self._session is None:
@@ -3851,6 +4047,35 @@ class Found(NamedTuple):
     path: str
     relative: str
     entry: Entry
+
+
+class Look(List[Found]):
+    """The files of one walk through the polled tree, and what it could not see. Folders are named by the start of the
+    paths in them, with the slash."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: Dict[str, str] = {}  # folders that could not be listed whole, and why
+        self.unread: Dict[str, List[str]] = {}  # lines that nobody understands, by folder
+        self.skipped: Dict[str, str] = {}  # links and folders that are left out, and why
+        self.folders: Set[str] = set()  # what was listed as a folder, below the polled one
+        self._size = 0
+
+    def add(self, found: Found) -> None:
+        self.append(found)
+        self._size += len(found.path)
+        if len(self) > MAX_ENTRIES or self._size > MAX_LISTING:
+            raise ServerDown(f"more than {MAX_ENTRIES} files or {MAX_LISTING} bytes of paths: poll fewer folders")
+
+    def lacks(self, path: str) -> bool:
+        """Whether it proves that a path which is not in it is not there: its folder was listed whole, or is not there
+        itself, and no line that nobody understands may tell of it."""
+        while path:
+            head, slash, name = path.rpartition("/")
+            if head + slash in self.refused or may_tell_of(self.unread.get(head + slash, ()), name):
+                return False
+            path = head
+        return True
 
 
 class Work(NamedTuple):
@@ -3925,9 +4150,127 @@ def _globs(patterns: Iterable[str]) -> Globs:
     return [("/" in pattern, re.compile(fnmatch.translate(pattern)).match) for pattern in patterns]
 
 
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
+def _is_temporary(name: str) -> bool:
+    return name.lower().endswith(TEMPORARY)
+
+
 def _matches(globs: Globs, relative: str) -> bool:
     name = relative.rpartition("/")[2]
     return any(match(relative if for_path else name) for for_path, match in globs)
+
+
+class Outline:
+    """What tells a folder that shows one above it once more, such as a link to `..` that is listed as a folder."""
+
+    def __init__(self, entries: Listing) -> None:
+        self.folders = {entry.name for entry in entries if entry.kind == "dir"}
+        self._entries = entries
+
+    def repeats(self, above: List[Outline]) -> bool:
+        """The same folders, and a common file; where there are no files at all, the same folders three times over. A
+        single folder without files may well contain one of its name: that ends by its depth."""
+        alike = [other for other in above if self.folders and other.folders == self.folders]
+        files = self._files() if alike else set()
+        return any(files & other._files() for other in alike) or (
+            not files and len(self.folders) > 1 and len(alike) > 1
+        )
+
+    def _files(self) -> Set[Tuple[str, int, str]]:
+        return {(entry.name, entry.size, entry.mtime) for entry in self._entries if entry.kind == "file"}
+
+
+class MoveTargets:
+    """The folders that `move:` names: wherever they are in the polled tree, they are not polled.
+
+    Compared in normal form from the root; without case where the server answers to a spelling that it does not list.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._base, self._recursive = config.target.path, config.recursive
+        self._names = [a[len("move:") :] for a in (config.after, config.after_error) if a.startswith("move:")]
+        self._bases: Set[str] = set()  # the polled folder as it is set, and as the server resolves it
+        self._fixed: Set[str] = set()  # absolute targets likewise
+        self._answers: Dict[str, bool] = {}  # whether the server answers to a spelling
+        self._unlisted: Dict[str, bool] = {}  # whether it does so although it does not list it
+
+    def from_folder(self, base: str, parts: Sequence[str], name: str) -> Set[str]:
+        """Where files of the folders on the way to base/parts, and of those beside it, are moved."""
+        ups, rest = 0, normal_path(name)
+        while rest == ".." or rest.startswith("../"):
+            ups, rest = ups + 1, rest[3:]
+        return {
+            normal_path(posixpath.join(base, *parts[:depth], *[".."] * up, rest))
+            for depth in range(len(parts) + 1) for up in range(ups + 1)
+        }  # fmt: skip
+
+    def lead_back(self, base: str) -> bool:
+        """Whether files would be moved into the polled folder (with `recursive`: from some folder of it)."""
+        places = {normal_path(posixpath.join(base, name)) for name in self._names} | self._fixed
+        for name in self._names if self._recursive else ():
+            if not name.startswith("/"):
+                places |= self.from_folder(base, [], name)
+        return normal_path(base) in places
+
+    def check(self, server: FileServer) -> None:
+        """Raises FileRefused if files would be moved into the polled folder."""
+        if not self._names or self._bases:
+            return
+        bases = {normal_path(self._base), server.absolute(self._base)}
+        for name in self._names:
+            if name.startswith("/"):
+                self._fixed |= {normal_path(name), server.absolute(name)}
+        odd = {other for other in self._fixed for base in bases if _differ_in_case(other, base)}
+        if any(map(self.lead_back, bases)) or any(self._is_unlisted(server, other) for other in odd):
+            raise FileRefused(f"{self._base}: after or after_error would move files into it again; nothing is claimed")
+        self._bases = bases
+
+    def include(self, server: FileServer, look: Look, relative: str) -> bool:
+        """Whether a folder of the tree is one of them."""
+        parts = relative.split("/")
+        for base in self._bases:
+            path = posixpath.join(base, relative)
+            targets = set(self._fixed)
+            for name in self._names:
+                targets |= self.from_folder(base, parts[:-1], name) if name[:1] != "/" else set()
+            odd = [target for target in targets if _differ_in_case(target, path)]
+            if path in targets or any(self._is_same(server, look, base, parts, target) for target in odd):
+                return True
+        return False
+
+    def _is_same(self, server: FileServer, look: Look, base: str, parts: List[str], target: str) -> bool:
+        """Whether the server knows the folder at base/parts by the spelling of this target, too."""
+        spelled = target.split("/")[-len(parts) :]
+        for depth in range(1, len(parts) + 1):
+            if spelled[:depth] != parts[:depth] and "/".join(spelled[:depth]) in look.folders:
+                return False  # another folder, then
+        there = target[: len(base)]
+        return (there == base or self._is_unlisted(server, there)) and self._is_answered(server, target)
+
+    def _is_unlisted(self, server: FileServer, path: str) -> bool:
+        """Whether the server answers to this spelling of the polled folder although it does not list it."""
+        folder, name = split_path(path)
+        if path not in self._unlisted:
+            self._unlisted[path] = False
+            with contextlib.suppress(FileGone, FileRefused):
+                listed = any(entry.name == name for entry in server.list(folder))
+                self._unlisted[path] = not listed and self._is_answered(server, path)
+        return self._unlisted[path]
+
+    def _is_answered(self, server: FileServer, path: str) -> bool:
+        if path not in self._answers:
+            try:
+                self._answers[path] = server.exists(path)
+            except FileRefused:
+                return True  # rather a folder less than one that is polled without end
+        return self._answers[path]
+
+
+def _differ_in_case(a: str, b: str) -> bool:
+    return a != b and a.casefold() == b.casefold()
 
 
 class Selector:
@@ -3942,51 +4285,87 @@ class Selector:
         patterns = config.patterns("pattern")
         self._patterns, self._exclude = _globs(patterns), _globs(config.patterns("exclude"))
         # Hidden and temporary names need a pattern of their own.
-        self._hidden = _globs(p for p in patterns if posixpath.basename(p).startswith("."))
-        self._temporary = _globs(p for p in patterns if p.lower().endswith(TEMPORARY))
+        self._hidden = _globs(p for p in patterns if _is_hidden(posixpath.basename(p)))
+        self._temporary = _globs(p for p in patterns if _is_temporary(p))
         self._seen: Dict[str, Tuple[int, str, float]] = {}
-        self._told: Set[str] = set()
+        self._told: Set[Tuple[str, str]] = set()
         self._base = config.target.path
-        self._targets = [a[len("move:") :].rstrip("/") for a in (config.after, config.after_error) if a[:5] == "move:"]
+        self._named = {part for p in patterns for part in p.split("/")[:-1]}
+        self._targets = MoveTargets(config)
 
-    def walk(self, server: FileServer, folder: Optional[str] = None, below: str = "") -> List[Found]:
-        """Lists the polled folder, with its subfolders if `recursive`; raises what the server raises."""
-        folder = self._base if folder is None else folder
-        found: List[Found] = []
+    def walk(self, server: FileServer) -> Look:
+        """Lists the polled folder, with its subfolders if `recursive`. Raises what listing that folder raises, and
+        FileRefused if files would be moved into it."""
+        look = Look()
+        self._targets.check(server)
+        self._visit(server, look, self._base, "", [])
+        return look
+
+    def _visit(self, server: FileServer, look: Look, folder: str, below: str, above: List[Outline]) -> None:
         entries = server.list(folder)
-        if server.unparsed_sample:
-            self._refuse(folder, server.unparsed_sample, "a line of the listing that is not understood")
-            server.unparsed_sample = ""
         prefix = "" if folder in (".", "") else posixpath.join(folder, "")
-        below = posixpath.join(below, "")
+        self._note_unread(look, folder, prefix, server.unread)
+        outline = Outline(entries)
+        if outline.repeats(above):
+            self._skip(look, folder, "it shows a folder above it once more, as a link to it does")
+            return
+        look.folders.update(below + name for name in outline.folders)
+        if len(look.folders) > MAX_FOLDERS:
+            raise ServerDown(f"more than {MAX_FOLDERS} folders below {self._base}: poll fewer")
         for entry in entries:
-            path = prefix + entry.name
+            path, relative = prefix + entry.name, below + entry.name
             if not is_plain_name(entry.name) or len(path) > LONGEST_PATH:
                 self._refuse(folder, entry.name[:LONGEST_PATH], "not a plain file name")
-                continue
-            relative = below + entry.name
-            if entry.kind == "file":
-                found.append(Found(path, relative, entry))
-            elif entry.kind == "dir" and self.config.recursive and self._descends(folder, path, relative):
-                try:
-                    found += self.walk(server, path, relative)
-                except FileGone:
-                    continue  # removed since the listing
-                except FileRefused as exc:
-                    self._refuse(folder, entry.name, str(exc))  # one closed folder does not stop the others
-        return found
+            elif entry.kind == "file":
+                look.add(Found(path, relative, entry))
+            elif entry.kind == "link":
+                self._skip(look, path, "a link; links are not followed")
+            elif entry.kind == "dir" and self.config.recursive:
+                why = self._stays_out(server, look, relative)
+                if why:
+                    look.skipped[path] = why
+                else:
+                    self._descend(server, look, path, relative, [*above, outline])
+
+    def _descend(self, server: FileServer, look: Look, path: str, relative: str, above: List[Outline]) -> None:
+        """Each folder for itself: one that is refused does not stop the others."""
+        try:
+            self._visit(server, look, path, relative + "/", above)
+        except (FileGone, FileRefused) as exc:
+            look.refused[path + "/"] = str(exc)
+            self._refuse(*split_path(path), str(exc))
+
+    def _stays_out(self, server: FileServer, look: Look, relative: str) -> str:
+        """Why a folder is not entered, if it is not."""
+        name = posixpath.basename(relative)
+        if _matches(self._exclude, relative):
+            return "excluded"
+        for kind, what in ((_is_hidden, "hidden"), (_is_temporary, "temporary")):
+            if kind(name) and not any(fnmatch.fnmatchcase(name, part) for part in self._named if kind(part)):
+                return f"{what}, and no pattern names it"
+        if self._targets.include(server, look, relative):
+            return "files are moved there"
+        return "more than 100 folders deep" if relative.count("/") > 100 else ""
+
+    def _note_unread(self, look: Look, folder: str, prefix: str, lines: List[str]) -> None:
+        if lines:
+            look.unread[prefix] = lines
+            self._refuse(folder, lines[0][:200], "a line of the listing that is not understood")
+        if len(lines) > MOST_UNREAD:
+            look.refused[prefix] = "too much of its listing is not understood"
 
     def _refuse(self, folder: str, name: str, why: str) -> None:
         self.refused += 1
-        if name not in self._told and len(self._told) < 1000:
-            self._told.add(name)
-            event("file_refused", logging.WARNING, folder=folder, name=repr(name), reason=why)
+        self._tell(logging.WARNING, folder, name, why)
 
-    def _descends(self, folder: str, path: str, relative: str) -> bool:
-        if relative.count("/") > 100 or _matches(self._exclude, relative):
-            return False
-        return all(path != (target if target.startswith("/") else posixpath.normpath(posixpath.join(folder, target)))
-                   for target in self._targets)  # fmt: skip
+    def _skip(self, look: Look, path: str, why: str) -> None:
+        look.skipped[path] = why
+        self._tell(logging.INFO, *split_path(path), why)
+
+    def _tell(self, level: int, folder: str, name: str, why: str) -> None:
+        if (folder, name) not in self._told and len(self._told) < 1000:
+            self._told.add((folder, name))
+            event("file_refused", level, folder=folder, name=repr(name), reason=why)
 
     def wants(self, found: Found) -> bool:
         """Whether the name is asked for."""
@@ -3995,9 +4374,9 @@ class Selector:
         if suffix and name.endswith(suffix):
             return False
         chosen = self._patterns
-        if name.startswith("."):
+        if _is_hidden(name):
             chosen = self._hidden
-        elif name.lower().endswith(TEMPORARY):
+        elif _is_temporary(name):
             chosen = self._temporary
         return _matches(chosen, found.relative) and not _matches(self._exclude, found.relative)
 
@@ -5499,7 +5878,7 @@ class Poller:
             raise self.pool.trouble
         self._forget(listing, busy)
 
-    def _list(self) -> List[Found]:
+    def _list(self) -> Look:
         if not self.member.may_work(self.lease):
             raise LeaseLost(self.lease.term)
         with self.pool.server() as server:
@@ -7195,6 +7574,8 @@ def command_dry_run(configs: Sequence[Config]) -> int:
             if found.path in taken:
                 why = "" if found.path in ready else f"if it is unchanged {config.settle:g} s later"
             print(f"{word}  {printable(found.path)}  {found.entry.size} B  {found.entry.mtime}  {why}".rstrip())
+        for path, why in sorted(listing.skipped.items()):
+            print(f"skip  {printable(path)}  {why}")
         limit = f", at most {config.max_files} in a poll" if 0 < config.max_files < len(taken) else ""
         print(f"{len(taken)} of {len(listing)} files would be handled{limit}; nothing was changed")
     return 0

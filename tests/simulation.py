@@ -791,6 +791,9 @@ class SimConnection(ftpcoord.FileServer):
 
     _list = _exists = _open  # type: ignore[assignment]
 
+    def absolute(self, path: str) -> str:
+        return path
+
     def connect(self) -> None:
         if not self.process.dead and not self.process.valid():
             WORLD.measure("connections without a lease", WORLD.measured.get("connections without a lease", 0) + 1)

@@ -97,7 +97,7 @@ def test_a_listing_tells_kinds_and_sizes(file_server: Files, server: FileServer)
     assert {(e.name, e.kind, e.size) for e in entries.values()} == {
         ("five.csv", "file", 5), ("empty", "file", 0), ("folder", "dir", 0)}
     assert [(e.name, e.size) for e in server.list(path_of(file_server, "folder"))] == [("inside", 1)]
-    assert server.unparsed == 0
+    assert server.unread == []
 
 
 def test_a_link_is_listed_as_a_link(file_server: Files, server: FileServer) -> None:
@@ -628,12 +628,12 @@ class Script:
             **{"url": url, "password": "hush-hush", "database": "sqlite:///unused.db", "timeout": 2, **changes}))
 
 
-def test_the_address_of_a_pasv_reply_is_ignored_and_unknown_lines_are_counted() -> None:
+def test_the_address_of_a_pasv_reply_is_ignored_and_unknown_lines_are_kept_apart() -> None:
     script = Script(LIST=["150 here", b"total 1\r\n-rw-r--r-- 1 0 0 5 Jan 12  2024 a\r\nsomething else\r\n",
                           "226 done"])
     server = script.open()
     assert server.list("/inbox") == [Entry("a", "file", 5, "2024-01-12")]
-    assert (server.unparsed, server.unparsed_sample) == (1, "'something else'")
+    assert server.unread == ["something else"]
 
 
 @pytest.mark.parametrize("reply", ["550 No files found", "450 No files found"])

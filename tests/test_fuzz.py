@@ -113,7 +113,8 @@ def test_it_makes_no_difference_in_which_pieces_a_listing_comes(lines: list[byte
         for pieces in (Drips(data), fuzz_listings.Pieces(data)):
             server, _ = fuzz_listings.ftp_server(b"")
             server._use_mlsd = mlsd
-            results.append((server._read_listing(fuzz_listings.as_socket(pieces)), server.unparsed))
+            reader = server._read_listing(fuzz_listings.as_socket(pieces))
+            results.append((reader.entries, reader.unread))
         assert results[0] == results[1]
 
 

@@ -115,14 +115,28 @@ class Folders:
     def __init__(self, **folders: list[Entry]) -> None:
         self.folders: dict[str, list[Entry]] = folders
         self.listed: list[str] = []
-        self.unparsed_sample = ""
+        self.unread: list[str] = []
         self.errors: dict[str, Exception] = {}
+        self.lines: dict[str, list[str]] = {}
+        self.caseless = False
 
     def list(self, folder: str) -> list[Entry]:
         self.listed.append(folder)
+        self.unread = self.lines.get(folder, [])
         if folder in self.errors:
             raise self.errors[folder]
         return self.folders[folder]
+
+    def absolute(self, path: str) -> str:
+        return path if path.startswith("/") else "/home/me/" + path
+
+    def exists(self, path: str) -> bool:
+        for known, entries in self.folders.items():
+            for entry in entries:
+                full = known.rstrip("/") + "/" + entry.name
+                if full == path or (self.caseless and full.casefold() == path.casefold()):
+                    return True
+        return False
 
 
 def a_file(name: str) -> Entry:
@@ -161,6 +175,29 @@ def test_a_recursive_walk_keeps_the_paths_below_the_polled_folder() -> None:
     assert walk(server, recursive=True) == ["x/b", "x/y/c", "a"]
 
 
+@pytest.mark.parametrize("base", ["/in", "/", "in", "."])
+def test_a_walk_knows_what_it_could_not_see(base: str) -> None:
+    prefix = {".": "", "/": "/"}.get(base, base + "/")
+    server = Folders(**{
+        base: [a_file("a"), a_folder("x"), a_folder("closed")], prefix + "x": [a_file("b")], prefix + "odd": [],
+    })  # fmt: skip
+    server.errors = {prefix + "closed": FileRefused("closed")}
+    server.lines = {base: ["???? c.csv", "???? link -> d"], prefix + "x": ["???? odd/"]}
+    url = f"ftp://me@h/{'~/' * (base[0] != '/')}{base.lstrip('/').strip('.')}"
+    look = Selector(config(url=url, recursive=True), time.monotonic).walk(server)  # type: ignore[arg-type]
+    absent = ("b", "x/a", "x/y/z", "gone/c.csv", "c.csvx", "x/c.csv", "lin", "x/od/a")
+    doubtful = ("c.csv", "csv", "link", "d", "closed/a", "closed/b/c", "c.csv/a", "x/odd", "x/odd/a")
+    assert [name for name in absent if not look.lacks(prefix + name)] == []
+    assert [name for name in doubtful if look.lacks(prefix + name)] == []
+    assert look.lacks("/elsewhere/c.csv") and look.lacks("elsewhere/c.csv"), "nobody looks there any more"
+
+
+def test_a_folder_of_whose_listing_too_much_is_not_understood_is_not_seen_whole() -> None:
+    server = Folders(**{"/in": [a_file("a")]})
+    server.lines = {"/in": ["????"] * 101}
+    assert not Selector(config(), time.monotonic).walk(server).lacks("/in/b")  # type: ignore[arg-type]
+
+
 def test_a_walk_below_the_login_folder_gives_relative_paths() -> None:
     server = Folders(**{".": [a_file("a"), a_folder("x")], "x": [a_file("b")]})
     selector = Selector(config(url="ftp://me@h/~/", recursive=True), time.monotonic)
@@ -176,6 +213,149 @@ def test_folders_that_files_are_moved_to_and_excluded_ones_are_not_listed() -> N
     server.folders["/in/bad"] = server.folders["/in/x/bad"] = []
     assert walk(server, **settings) == ["x/a"]
     assert server.listed == ["/in", "/in/bad", "/in/x", "/in/x/bad"]
+
+
+def tree(*paths: str) -> Folders:
+    """A server with these files below /in, and their folders."""
+    folders: dict[str, list[Entry]] = {}
+    for path in paths:
+        parts = path.strip("/").split("/")
+        for depth, name in enumerate(parts):
+            entries = folders.setdefault("/" + "/".join(parts[:depth]), [])
+            entry = a_file(name) if depth == len(parts) - 1 else a_folder(name)
+            if entry not in entries:
+                entries.append(entry)
+    return Folders(**folders)
+
+
+@pytest.mark.parametrize(("targets", "polled", "left"), [
+    ({"after": "move:done"}, ["a", "x/a", "x/arch/a"], ["done/a", "x/done/a", "x/done/y/a"]),
+    ({"after": "move:arch/done"}, ["arch/a", "x/arch/a", "done/a"], ["arch/done/a", "x/arch/done/a"]),
+    ({"after": "move:./arch//done/"}, ["arch/a"], ["arch/done/a"]),
+    ({"after": "move:/in//done"}, ["x/done/a"], ["done/a"]),
+    ({"after": "move:/x/../in/done"}, ["x/done/a"], ["done/a"]),
+    ({"after": "move:/in/x/done", "after_error": "move:bad"}, ["done/a"], ["x/done/a", "bad/a", "x/bad/a"]),
+    ({"after": "move:../done"}, ["x/a"], ["done/a", "x/done/a"]),
+    ({"after": "move:../../done"}, ["x/a"], ["done/a", "x/done/a"]),
+    ({"after": "move:/done"}, ["done/a", "x/done/a"], []),
+    ({"after": "move:done", "url": "ftp://me@h//in//"}, ["a"], ["done/a"]),
+    ({"after": "move:done", "url": "ftp://me@h/x/../in"}, ["a"], ["done/a"]),
+])
+def test_what_files_are_moved_to_is_not_polled_wherever_it_is(
+    targets: dict[str, str], polled: list[str], left: list[str]
+) -> None:
+    server = tree(*("/in/" + path for path in polled + left))
+    base = config(**targets).target.path
+    server.folders.update({base.rstrip("/") + path[3:]: entries for path, entries in server.folders.items()
+                           if path.startswith("/in")})  # fmt: skip
+    server.folders[base] = server.folders["/in"]
+    assert sorted(walk(server, recursive=True, **targets)) == sorted(polled)
+
+
+@pytest.mark.parametrize("target", ["/home/me/in/done", "../in/done", "/home/me/./in/done/"])
+def test_a_target_is_compared_with_the_login_folder_resolved(target: str) -> None:
+    server = Folders(in_=[a_file("a"), a_folder("done")])
+    server.folders["in"] = server.folders.pop("in_")
+    assert walk(server, url="ftp://me@h/~/in", recursive=True, after="move:" + target) == ["a"]
+
+
+@pytest.mark.parametrize("target", ["done", "/in/done", "/IN/done", "arch/done"])
+def test_a_target_is_compared_without_case_where_the_server_has_none(target: str) -> None:
+    server = tree("/in/a", "/in/DONE/a", "/in/ARCH/Done/a", "/in/done2/a")
+    server.caseless = True
+    left = {"ARCH/Done/a"} if target.startswith("/") else set()
+    kept = {"a", "done2/a"} | (left or ({"DONE/a"} if "arch" in target else set()))
+    assert set(walk(server, recursive=True, after="move:" + target)) == kept
+
+
+@pytest.mark.parametrize("target", ["done", "/in/done", "/IN/done"])
+def test_a_folder_that_differs_from_a_target_in_case_is_polled_where_case_counts(target: str) -> None:
+    assert walk(tree("/in/DONE/a"), recursive=True, after="move:" + target) == ["DONE/a"]
+    server = tree("/in/DONE/a", "/in/done/b", "/IN/done/c")
+    assert walk(server, recursive=True, after="move:" + target) == ["DONE/a"] + ["done/b"] * target.startswith("/IN")
+
+
+@pytest.mark.parametrize("settings", [
+    {"after": "move:/in"}, {"after": "move:/in/"}, {"after": "move:../in"}, {"after": "move:/x/../in"},
+    {"after": "move:."}, {"after_error": "move:done/.."}, {"after": "move:..", "recursive": True},
+    {"after": "move:../../in", "recursive": True}, {"after": "move:../in", "url": "ftp://me@h/~/in"},
+])  # fmt: skip
+def test_a_target_that_is_the_polled_folder_is_a_wrong_setting(settings: dict[str, Any]) -> None:
+    with pytest.raises(ftpcoord.ConfigError, match="after"):
+        config(**settings)
+
+
+def test_a_target_that_turns_out_to_be_the_polled_folder_is_said_and_nothing_is_polled() -> None:
+    server = Folders(**{"in": [a_file("a")], "/in": [a_file("a")], "/": [a_folder("in")]})
+    for url, target in (("ftp://me@h/~/in", "/home/me/in"), ("ftp://me@h/in", "/IN")):
+        server.caseless = True
+        with pytest.raises(FileRefused, match="after"):
+            walk(server, url=url, after="move:" + target)
+    server.caseless = False
+    assert walk(server, after="move:/IN") == ["a"]
+    server.folders["/"].append(a_folder("IN"))
+    assert walk(server, after="move:/IN") == ["a"]
+
+
+@pytest.mark.parametrize(("pattern", "polled"), [
+    ("*", ["a", "x/b"]), ("*,.*", [".c", "a", "x/b"]), (".ssh/*,*/.snap*/*", [".ssh/key", "x/.snapshot/b"]),
+    ("*.part/*,*", ["a", "up.part/d", "x/b"]),
+])
+def test_hidden_and_temporary_folders_are_entered_only_where_a_pattern_names_them(
+    pattern: str, polled: list[str]
+) -> None:
+    server = tree("/in/a", "/in/.c", "/in/.ssh/key", "/in/x/b", "/in/x/.snapshot/b", "/in/up.part/d", "/in/.Trash/a")
+    selector = Selector(config(recursive=True, pattern=pattern), time.monotonic)
+    look = selector.walk(server)  # type: ignore[arg-type]
+    assert sorted(found.relative for found in look if selector.wants(found)) == polled
+    assert "hidden" in look.skipped["/in/.Trash"]
+
+
+def test_links_are_left_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    server = Folders(**{"/in": [a_file("a"), Entry("l", "link", 0, NOON)]})
+    selector = Selector(config(), time.monotonic)
+    for _ in range(3):
+        look = selector.walk(server)  # type: ignore[arg-type]
+        assert [found.relative for found in look] == ["a"] and "link" in look.skipped["/in/l"]
+    assert len(caplog.records) == 1 and selector.refused == 0
+
+
+@pytest.mark.parametrize("files", [["a", "b"], []])
+def test_links_to_folders_above_that_are_listed_as_folders_are_not_descended(files: list[str]) -> None:
+    class Linked(Folders):
+        def list(self, folder: str) -> list[Entry]:
+            self.listed.append(folder)
+            up = folder.split("/")[-1] in ("up", "self")
+            return [a_folder("x"), a_folder("up"), a_folder("self"), *(a_file(name) for name in files)] if (
+                up or folder == "/in") else [a_file("c")]  # fmt: skip
+
+    server = Linked()
+    selector = Selector(config(recursive=True), time.monotonic)
+    look = selector.walk(server)  # type: ignore[arg-type]
+    assert {found.relative.rsplit("up/")[-1].rsplit("self/")[-1] for found in look} == {"x/c", *files}
+    assert len(server.listed) < 20
+    if files:
+        assert sorted(found.relative for found in look) == ["a", "b", "x/c"]
+        assert {"/in/up", "/in/self"} <= set(look.skipped)
+
+
+def test_folders_of_the_same_names_with_other_files_are_all_polled() -> None:
+    paths = ["in/a", "in/in/a", "in/in/in/b", "x/x/x/x/c"]
+    server = tree(*("/in/" + path for path in paths))
+    server.folders["/in/in/in"][0] = Entry("a", "file", 2, NOON)
+    assert sorted(walk(server, recursive=True)) == sorted(paths)
+
+
+@pytest.mark.parametrize("limit", ["MAX_ENTRIES", "MAX_FOLDERS", "MAX_LISTING"])
+def test_a_tree_without_end_is_an_error_and_not_a_full_memory(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless(Folders):
+        def list(self, folder: str) -> list[Entry]:
+            return [*(a_folder(f"{len(folder)}{letter}") for letter in "ab"), a_file("f" * len(folder))]
+
+    monkeypatch.setattr(ftpcoord, limit, 10_000)
+    with pytest.raises(ftpcoord.ServerDown, match="more than"):
+        walk(Endless(), recursive=True)
 
 
 def test_an_endless_tree_ends() -> None:
