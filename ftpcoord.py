@@ -145,6 +145,8 @@ STDERR_BYTES = 2000  # of a failed command's last words, kept in the ledger
 SECONDS_A_DAY = 86400.0
 MOST_PAUSE = 3600.0  # seconds; no file waits longer for its next try
 TRY_LATER = 75  # EX_TEMPFAIL of sysexits.h: a command's way to say "not now"
+SHORT_ERROR = 60  # characters that are left of an error that the ledger's column has no room for
+PLAIN = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")
 DELIVERED = "delivered; "  # before a row's error: this version has its name in download_dir already
 LONGEST_DELAY = 36525 * SECONDS_A_DAY  # databases know no dates after the year 9999
 ENDED = float("-inf")  # the deadline of a lease that was lost or released
@@ -248,7 +250,11 @@ class DatabaseBusy(DatabaseDown):
     """The database answered that a lock or a conflict stood in the way; the connection is still good."""
 
 
-class RowExists(DatabaseBusy):
+class RowRefused(DatabaseBusy):
+    """A value or a constraint stands in the way, and will the next time: in the ledger it is the row's own fault."""
+
+
+class RowExists(RowRefused):
     """The row to be inserted is there already."""
 
 
@@ -305,6 +311,10 @@ class LeaseLost(Error):
 
 class HandlerFailed(Error):
     """A command or a Python handler did not succeed with a file."""
+
+
+class LedgerRefused(Error):
+    """The ledger takes a file's row in no form; see RowRefused."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -988,6 +998,7 @@ class Change(NamedTuple):
     old: Optional[Row]
     new: Optional[Row]
     delay: Optional[float] = None
+    plain: int = 0  # how the texts are stored: 0 as they are, 1 in ASCII, 2 in ASCII and the error shortened
 
 
 class MemberRow(NamedTuple):
@@ -1140,6 +1151,17 @@ class Database(abc.ABC):
 
         Raises DatabaseDown, DatabaseBusy or DatabaseRefused. After all but DatabaseBusy the connection is given up.
         """
+        idle, began = self.connection is not None, boot_clock()
+        try:
+            return self._execute(sql, changes, values)
+        except DatabaseDown as exc:
+            # Servers drop connections that idle: what is safe to repeat goes on without a word. Time-outs are told.
+            quick = boot_clock() - began < self.timing.call_timeout / 4
+            if not idle or self.connection is not None or not quick or not self._repeatable(sql):
+                raise exc from None
+        return self._execute(sql, changes, values)
+
+    def _execute(self, sql: str, changes: Sequence[Change], values: Mapping[str, object]) -> List[Sequence[Any]]:
         try:
             if self.connection is None:
                 self._connect()
@@ -1148,10 +1170,16 @@ class Database(abc.ABC):
             self.close()
             raise
         except Exception as exc:
-            error = self._translate(exc)
+            wrong_text = isinstance(exc, UnicodeError)
+            error = RowRefused(f"database {self.where}: {reason(exc)}") if wrong_text else self._translate(exc)
             if not isinstance(error, DatabaseBusy):
                 self.close()
             raise error from None
+
+    def _repeatable(self, sql: str) -> bool:
+        """Whether a statement may be sent again although it may have been carried out."""
+        verbs = ("BEAT", "LOOK", "RENEW", "RELEASE", "LEAVE", "SWEEP")
+        return sql.lstrip().startswith("SELECT") or any(sql is getattr(self, verb, None) for verb in verbs)
 
     def _bind(self, sql: str, values: Mapping[str, object], changes: Sequence[Change] = ()) -> str:
         """The text to be sent. What was put in is not looked at again: a file may be named `:group`."""
@@ -1265,7 +1293,7 @@ class Database(abc.ABC):
             for file_id, path, size, mtime, state, term, attempts, failures, action, due, error in page:
                 yield Row(
                     _true_path(str(path), str(file_id)), int(size), str(mtime), str(state), int(term), int(attempts),
-                    int(failures), str(action), None if due is None else float(due), str(error),
+                    int(failures), _true_action(str(action)), None if due is None else float(due), str(error),
                 )  # fmt: skip
             if len(page) < 5000:
                 return
@@ -1297,7 +1325,10 @@ class Database(abc.ABC):
         ids = [sha256_text(_path(change)) for change in changes]
         names = ", ".join(self.literal(file_id) for file_id in ids)
         rows = self.execute(self.STANDING.replace("$ids", names), group=fence.group)
-        found = {str(row[0]): (*(str(v) for v in row[1:4]), *(int(v) for v in row[4:])) for row in rows}
+        found = {
+            str(row[0]): (str(row[1]), str(row[2]), _true_action(str(row[3])), *(int(v) for v in row[4:]))
+            for row in rows
+        }
         wanted = [
             c.new and (c.new.state, c.new.mtime, c.new.action, fence.term, c.new.attempts, c.new.failures, c.new.size)
             for c in changes
@@ -1341,7 +1372,11 @@ class Database(abc.ABC):
         """Records files as done that the ledger does not know."""
         for start in range(0, len(rows), BATCH_FILES):
             changes = [Change(None, row) for row in rows[start : start + BATCH_FILES]]
-            self.execute(self.ADOPT, changes, group=group, member=member)
+            try:
+                self.execute(self.ADOPT, changes, group=group, member=member)
+            except RowRefused:
+                changes = [change._replace(plain=2) for change in changes]
+                self.execute(self.ADOPT, changes, group=group, member=member)
 
     def retry(self, group: str, row: Row) -> None:
         """Puts a file back to be handled at the next poll, if it is still in the state that was read."""
@@ -1374,14 +1409,30 @@ def _true_path(path: str, file_id: str) -> str:
     return path
 
 
+def _true_action(action: str) -> str:
+    """An action out of its plain form; no other one begins with a percent sign."""
+    return urllib.parse.unquote(action[1:]) if action.startswith("%") else action
+
+
+def plain(text: str) -> str:
+    """A text as every character set has it: what is not printable ASCII, and the percent sign, as %XX of its UTF-8."""
+    return urllib.parse.quote(text.encode("utf-8", "surrogateescape"), safe=PLAIN)
+
+
 def _values(change: Change) -> Dict[str, object]:
     """A change as the columns of $rows; what a removal or a first claim does not have is left at nothing."""
     new = change.new or Row("", 0, "", "", 0, 0, 0)
     old = change.old or Row("", 0, "", "", 0, 0, 0)
     path = _path(change)
+    shown, action, error = printable(path), new.action, new.error
+    if change.plain:
+        shown, error = plain(path), error if error.isascii() else plain(printable(error))
+        action = action if action.isascii() else "%" + plain(action)
+    if change.plain > 1:
+        error = error[:SHORT_ERROR]
     return {
-        "file_id": sha256_text(path), "path": printable(path), "size": new.size, "mtime": new.mtime, "state": new.state,
-        "attempts": new.attempts, "failures": new.failures, "action": new.action, "error": new.error,
+        "file_id": sha256_text(path), "path": shown, "size": new.size, "mtime": new.mtime, "state": new.state,
+        "attempts": new.attempts, "failures": new.failures, "action": action, "error": error,
         "delay": None if change.delay is None else min(change.delay, LONGEST_DELAY), "old_size": old.size,
         "old_mtime": old.mtime, "old_state": old.state, "old_term": old.term, "old_attempts": old.attempts,
     }  # fmt: skip
@@ -1518,6 +1569,7 @@ class PostgreSQL(Database):
         "42703": "a table lacks a column; compare it with `ftpcoord.py schema postgresql`",
     }
     BUSY = ("55P03", "40001", "40P01", "57014")
+    ROW_FAULT = ("22", "23", "44", "54", "P0")  # classes: data, constraints, check options, limits, a trigger's refusal
 
     def _connect(self) -> None:
         native = import_driver("pg8000.native", "pg8000")
@@ -1571,6 +1623,8 @@ class PostgreSQL(Database):
             return DatabaseRefused(f"database {self.where}: {place}{self.REFUSED[code]} ({text})")
         if code in self.BUSY:
             return DatabaseBusy(f"database {self.where}: {text}")
+        if code[:2] in self.ROW_FAULT:
+            return RowRefused(f"database {self.where}: {text}")
         if "authentication failed" in text:  # pgbouncer, which has no code of its own for it
             return DatabaseRefused(f"database {self.where}: {place}the login was refused ({text})")
         if "refuses SSL" in text:
@@ -1712,6 +1766,9 @@ class MySQL(Database):
         1698: "the login was refused",
     }
     BUSY = (1205, 1213)
+    # Too long, out of range, not in the character set or the enumeration, too large for a packet, a trigger's refusal,
+    # a constraint or check option; the rest of its kind PyMySQL knows by class.
+    ROW_FAULT = (1118, 1153, 1264, 1265, 1267, 1292, 1300, 1364, 1366, 1369, 1406, 1644, 1690, 3819, 3854, 3988, 4025)
     READ_ONLY = (1290, 1792, 1836)
 
     def _connect(self) -> None:
@@ -1731,6 +1788,7 @@ class MySQL(Database):
                     database=endpoint.name, charset="utf8mb4", autocommit=True, connect_timeout=timeout,
                     read_timeout=timeout, write_timeout=timeout, program_name="ftpcoord",
                     init_command=f"SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES', "
+                    f"lock_wait_timeout = {max(1, int(self.timing.lock_timeout))}, "
                     f"innodb_lock_wait_timeout = {max(1, int(self.timing.lock_timeout))}", **options,
                 )  # fmt: skip
                 if str(self._run("SELECT @@global.read_only")[0][0]) in ("0", "OFF"):  # a number or, of late, a word
@@ -1772,6 +1830,8 @@ class MySQL(Database):
             return DatabaseBusy(f"database {self.where}: {text}")
         if code == 1062:
             return RowExists(f"database {self.where}: {text}")
+        if code in self.ROW_FAULT or type(exc).__name__ in ("DataError", "IntegrityError"):
+            return RowRefused(f"database {self.where}: {text}")
         if code in self.READ_ONLY:
             return DatabaseDown(f"database {self.where}: {place}has become read-only")
         if code == 2026 or isinstance(exc, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in text:
@@ -1959,6 +2019,8 @@ class SQLite(Database):
         text = reason(exc)
         if "locked" in text or "busy" in text:
             return DatabaseBusy(f"database {self.where}: {text}")
+        if type(exc).__name__ in ("DataError", "IntegrityError"):
+            return RowRefused(f"database {self.where}: {text}")
         if "unable to open" in text or "readonly" in text or "not a database" in text:
             return DatabaseRefused(f"database {self.where}: {text}; members need the file and its folder writable")
         return DatabaseDown(f"database {self.where}: {text}")
@@ -4504,11 +4566,17 @@ class MemoryRows:
 class Ledger:
     """The rows of one group during one term: read once, then kept; every write is fenced and compares the old row.
 
-    All methods may be called from several threads. They raise LeaseLost once the lease is over, and DatabaseDown.
+    All methods may be called from several threads. They raise LeaseLost once the lease is over; those that read,
+    DatabaseDown; those that write try again as long as the lease lasts, and tell it.
     """
 
-    def __init__(self, rows: Rows, group: str, member: str, lease: Lease, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, rows: Rows, group: str, member: str, lease: Lease, clock: Callable[[], float],
+        tell: Callable[[str], None] = lambda error: None,
+    ) -> None:  # fmt: skip
         self.lease = lease
+        self.refused: Dict[str, RowRefused] = {}  # why a path's last change was refused in every form
+        self._tell, self._told = tell, ""  # who hears why the ledger cannot be used; "" when it can be again
         self._store, self._group, self._clock = rows, group, clock
         self._fence = Fence(group, member, lease.term)
         self._lock = threading.Lock()
@@ -4518,14 +4586,14 @@ class Ledger:
 
     def load(self) -> None:
         """Reads all rows."""
-        with self._lock:
+        with self._lock, self._telling():
             self._rows = {row.path: self._dated(row) for row in self._store.rows(self._group)}
             self._outdated = False
             self._done = sum(row.state == "done" and not row.action for row in self._rows.values())
 
     def refresh(self) -> None:
         """Reads what an operator may have changed: two statements, however many files are known."""
-        with self._lock:
+        with self._lock, self._telling():
             self.lease.check()
             still_open = {row.path: self._dated(row) for row in self._store.rows(self._group, only_open=True)}
             were_open = [path for path, row in self._rows.items() if row.state != "done" or row.action]
@@ -4550,42 +4618,86 @@ class Ledger:
 
     def claim(self, works: Sequence[Work]) -> List[Optional[Row]]:
         """Claims files; None for one that somebody changed in the meantime: it waits for the next poll."""
-        changes = [
-            Change(
-                work.old,
-                Row(work.found.path, work.found.entry.size, work.found.entry.mtime, "claimed", self.lease.term,
-                    work.attempts + 1, work.failures, error=DELIVERED if work.delivered else ""),
-            )
-            for work in works
-        ]  # fmt: skip
+        changes = [Change(work.old, self.claimed(work)) for work in works]
         made = self.write(changes)
         return [change.new if ok else None for change, ok in zip(changes, made)]
 
+    def claimed(self, work: Work) -> Row:
+        """The row that a claim makes."""
+        entry, error = work.found.entry, DELIVERED if work.delivered else ""
+        return Row(work.path, entry.size, entry.mtime, "claimed", self.lease.term, work.attempts + 1, work.failures,
+                   error=error)  # fmt: skip
+
     def change(self, old: Row, new: Optional[Row], delay: Optional[float] = None) -> None:
-        """One step that only this term may make. Raises LeaseLost if the row is no longer this term's."""
+        """One step that only this term may make. Raises LedgerRefused, and LeaseLost if the row is not this term's."""
         if not self.write([Change(old, new, delay)])[0]:
+            if old.path in self.refused:
+                raise LedgerRefused(str(self.refused[old.path]))
             raise LeaseLost(self.lease.term)
 
     def write(self, changes: Sequence[Change]) -> List[bool]:
-        """Makes changes, trying again while the database is away, as long as the lease lasts."""
-        unknown = False
+        """Makes changes, trying again while the database is away, as long as the lease lasts.
+
+        Where a value is refused each is tried alone, and then with its texts in ASCII; what is refused all the same is
+        not made, and its path is in `refused`.
+        """
+        try:
+            return self._write(changes)
+        except RowRefused as exc:
+            if len(changes) > 1:  # some may have been carried out
+                return [self._write_alone(change, exc, unknown=True) for change in changes]
+            return [self._write_alone(changes[0]._replace(plain=1), exc)]
+
+    def _write_alone(self, change: Change, why: RowRefused, unknown: bool = False) -> bool:
+        for form in range(change.plain, 3):
+            try:
+                return self._write([change._replace(plain=form)], unknown)[0]
+            except RowRefused as exc:
+                why = exc
+        self.refused[_path(change)] = why
+        return False
+
+    def _write(self, changes: Sequence[Change], unknown: bool = False) -> List[bool]:
         while True:
+            began = boot_clock()
             try:
                 with self._lock:
                     self.lease.check()  # only now: a database that hangs keeps one caller after the other waiting
-                    made = self._store.write(self._fence, changes)
-                    if unknown and not all(made):  # an earlier try may have been carried out after all
-                        made = [a or b for a, b in zip(made, self._store.written(self._fence, changes))]
+                    with self._telling(quiet=not unknown):
+                        made = self._store.write(self._fence, changes)
+                        if unknown and not all(made):  # an earlier try may have been carried out after all
+                            made = [a or b for a, b in zip(made, self._store.written(self._fence, changes))]
                     for change, ok in zip(changes, made):
                         if ok:
                             self._remember(change)
                     self._outdated = self._outdated or not all(made)
                 return made
-            except DatabaseDown:
+            except RowRefused:
+                raise
+            except (DatabaseDown, DatabaseRefused):
+                if unknown or boot_clock() - began > 0.2:
+                    time.sleep(min(0.2, max(0.0, self.lease.remaining())))  # not held up by anything but the lease
                 unknown = True
-                time.sleep(min(0.2, max(0.0, self.lease.remaining())))  # not held up by anything but the lease
+
+    @contextlib.contextmanager
+    def _telling(self, quiet: bool = False) -> Iterator[None]:
+        """Tells what the database says. A first quick failure is not told if `quiet`: it is tried again at once."""
+        began = boot_clock()
+        try:
+            yield
+        except RowRefused:
+            raise
+        except (DatabaseDown, DatabaseRefused) as exc:
+            if not quiet or boot_clock() - began > 0.2:
+                self._told = f"the ledger cannot be used: {exc}"
+                self._tell(self._told)
+            raise
+        if self._told:
+            self._told = ""
+            self._tell("")
 
     def _remember(self, change: Change) -> None:
+        self.refused.pop(_path(change), None)
         if change.new is None:
             self._rows.pop(_path(change), None)
         else:
@@ -5125,6 +5237,7 @@ class Member:
         self._peers_at = float("-inf")
         self._checked_ids = False
         self._said_database_down = 0.0
+        self._saying = threading.Lock()
         self._backoff = Backoff(1.0, 60.0)
         self._standing_by: Optional[str] = None
 
@@ -5189,9 +5302,11 @@ class Member:
         if election.database_error is not None:
             self._say_database_down(str(election.database_error))
             return
-        if self.stats.database_answered() and self.ready.is_set():
-            event("database_up", group=election.group, member=election.member)
-        self._said_database_down = 0.0
+        was_down = self.stats.database_answered()
+        if not self.stats.ledger_error:
+            self._said_database_down = 0.0
+            if was_down and self.ready.is_set():
+                event("database_up", group=election.group, member=election.member)
         self._backoff.reset()
         if not self._checked_ids:
             database.check_ids(election.group, election.member)
@@ -5236,11 +5351,28 @@ class Member:
         event(name, level, group=self.config.coordination_group, member=self.config.member_id, **fields)
 
     def _say_database_down(self, error: str) -> None:
+        self.stats.database_error = error
+        self._say_down(error)
+
+    def ledger_answers(self, error: str = "") -> None:
+        """What stands in the way of the ledger's statements, "" if nothing does. Any thread may tell.
+
+        A locked table leaves the heartbeat alone: the lease is kept, as no other member could do better.
+        """
+        was, self.stats.ledger_error = self.stats.ledger_error, error
+        if error:
+            self.stats.progress()  # waiting for the database is no hang
+            self._say_down(error)
+        elif was and not self.stats.database_error:
+            event("database_up", group=self.config.coordination_group, member=self.config.member_id)
+
+    def _say_down(self, error: str) -> None:
         """At once, then once a minute."""
         now = boot_clock()
-        self.stats.database_error = error
-        if now - self._said_database_down >= 60 or self._said_database_down == 0.0:
-            self._said_database_down = now
+        with self._saying:
+            due = now - self._said_database_down >= 60 or self._said_database_down == 0.0
+            self._said_database_down = now if due else self._said_database_down
+        if due:
             event("database_down", logging.ERROR, group=self.config.coordination_group, error=error)
 
     def _notify(self) -> None:
@@ -5279,6 +5411,7 @@ class Member:
 
     def work_ended(self) -> None:
         """Nothing of the last lease is running any more."""
+        self.ledger_answers()
         with self._changed:
             self._working = None
             self._changed.notify_all()
@@ -5717,13 +5850,18 @@ class Breaker:
         """Whether a file may be claimed."""
         return not self._stats.not_now or path == self._trial
 
+    def rested(self, path: str) -> bool:
+        """Whether a file's own pause is over."""
+        rest = self._files.get(path)
+        return rest is None or rest.due <= boot_clock()
+
     def admit(self, works: Sequence[Work], busy: Callable[[str], bool]) -> List[Work]:
         """Those whose pause is over; while the breaker is open, at most one."""
         now = boot_clock()
         with self._lock:
             if self._stats.not_now and (now < self._due or busy(self._trial)):
                 return []
-            rested = [w for w in works if w.path not in self._files or self._files[w.path].due <= now]
+            rested = [work for work in works if self.rested(work.path)]
             if not self._stats.not_now or not rested:
                 return rested
             untried = [work for work in rested if work.path not in self._tried]
@@ -5752,7 +5890,8 @@ class Poller:
         self.config, self.member, self.lease = config, member, lease
         self.selector, self.route = selector, route
         self.stats = member.stats
-        self.ledger = Ledger(rows, config.coordination_group, config.member_id, lease, boot_clock)
+        group, told = config.coordination_group, member.ledger_answers
+        self.ledger = Ledger(rows, group, config.member_id, lease, boot_clock, told)
         self.pool = Pool(config)
         self.workplace = Workplace(config, lease.term)
         self.command = Command(config) if config.exec else None
@@ -5807,8 +5946,8 @@ class Poller:
                 self.ledger.load()
                 self.workplace.clean()
                 return
-            except DatabaseDown:
-                self.member.wait(self.lease, self.config.heartbeat_frequency)  # the heartbeat says that it is down
+            except (DatabaseDown, DatabaseRefused):
+                self.member.wait(self.lease, self.config.heartbeat_frequency)
             except LocalTrouble as exc:
                 event("local_trouble", logging.ERROR, term=self.lease.term, error=str(exc))
                 self.member.wait(self.lease, self._server_trouble.next())
@@ -5827,7 +5966,7 @@ class Poller:
             return self._server_down(exc, max(1.0, self.pool.refused_for()))
         except (ServerDown, FileGone, FileRefused) as exc:
             return self._server_down(exc, self._server_trouble.next())
-        except DatabaseDown:
+        except (DatabaseDown, DatabaseRefused):
             return self.config.heartbeat_frequency
 
     def _server_down(self, exc: Error, pause: float) -> float:
@@ -5849,7 +5988,8 @@ class Poller:
         with self._lock:
             busy = set(self._busy)
         for row in self.ledger.due_actions(busy):
-            self._enqueue(row)
+            if self._breaker.rested(row.path):
+                self._enqueue(row)
         choice = self.selector.choose(listing, self.ledger.get, busy)
         ready = choice.ready
         unsettled = 0
@@ -5989,10 +6129,11 @@ class Poller:
                     self._handle(item)
             except LeaseLost:
                 pass  # what was claimed stays claimed under this term: void for the next one
-            except DatabaseDown as exc:
-                event("file_failed", logging.ERROR, term=self.lease.term, error=str(exc))
             except Exception as exc:
-                logger.exception("worker_failed", extra={"fields": {"error": reason(exc)}})
+                if not isinstance(exc, Error):
+                    logger.exception("worker_failed", extra={"fields": {"error": reason(exc)}})
+                for work in works:
+                    self._stumble(work, exc)
             finally:
                 self._release_busy(works)
                 self.stats.progress()
@@ -6023,7 +6164,7 @@ class Poller:
         """claim -> fetch -> handler -> done -> after-action, each after a look at the lease."""
         if not self.member.may_work(self.lease) or not self._breaker.allows(work.path):
             return
-        row = self.ledger.claim([work])[0]
+        row = self._claim([work])[0]
         if row is None:
             return
         found = work.found
@@ -6045,6 +6186,30 @@ class Poller:
                 self.workplace.discard(temporary)
         self._done([row], time.monotonic() - started)
 
+    def _claim(self, works: Sequence[Work]) -> List[Optional[Row]]:
+        """Claims files; None for each that is not to be had."""
+        rows = self.ledger.claim(works)
+        for work, row in zip(works, rows):
+            if row is None and work.path in self.ledger.refused:
+                self._unstorable(work.old, self.ledger.claimed(work), self.ledger.refused[work.path])
+        return rows
+
+    def _unstorable(self, old: Optional[Row], new: Row, why: Exception) -> None:
+        """The ledger takes a row in no form: it is quarantined or, if that is refused, left for a growing pause."""
+        error = Error(f"the ledger refuses it as {new.state}: {why}")
+        row = new._replace(state="quarantined", action="", error=kept_error(new, error))
+        if self.ledger.write([Change(old, row)])[0]:
+            self._say("file_quarantined", row, row.error)
+        else:
+            self._stumble(new, error)
+
+    def _stumble(self, item: Union[Work, Row], exc: BaseException) -> None:
+        """What went wrong with a file and cannot be kept in the ledger: said, and left alone for a growing pause."""
+        pause = self._breaker.rest(item.path, NotNow(reason(exc)))[0]
+        event(
+            "file_failed", logging.ERROR, term=self.lease.term, path=item.path, retry_in=pause, error=reason(exc)
+        )  # fmt: skip
+
     def _settle(self, row: Row, exc: Exception, later: Optional[List[Row]] = None) -> None:
         """What becomes of a claimed file that was not handled: the one place that says whose fault an error is.
 
@@ -6053,7 +6218,13 @@ class Poller:
         if isinstance(exc, (LeaseLost, DatabaseDown)):
             raise exc
         self.lease.check()  # whatever failed after its end did so because it was cut
-        if isinstance(exc, OSError):
+        try:
+            self._consequence(row, exc, later)
+        except LedgerRefused as refused:
+            self._unstorable(row, row, refused)
+
+    def _consequence(self, row: Row, exc: Exception, later: Optional[List[Row]]) -> None:
+        if isinstance(exc, (OSError, UnicodeError)):
             exc = _local(exc, row.path)
         if isinstance(exc, FileGone):
             self._gone(row, exc)
@@ -6131,18 +6302,21 @@ class Poller:
         action = "" if self.config.after == "keep" else self.config.after
         finished = [row._replace(state="done", action=action, error="") for row in rows]
         made = self.ledger.write([Change(old, new) for old, new in zip(rows, finished)])
-        for row, ok in zip(finished, made):
+        for old, row, ok in zip(rows, finished, made):
+            if not ok and row.path in self.ledger.refused:
+                self._unstorable(old, row, self.ledger.refused[row.path])
+                continue
             if not ok:
                 raise LeaseLost(self.lease.term)
             self._breaker.done(row.path)
             self.stats.file("done", row.size)
             event("file_done", term=row.term, path=row.path, size=row.size, attempt=row.attempts, seconds=seconds)
+        acting = [row for row, ok in zip(finished, made) if ok and action]
         if later is not None:
-            later += finished if action else []
+            later += acting
             return
-        for row in finished:
-            if action:
-                self._act(row)
+        for row in acting:
+            self._act(row)
 
     def _failed(self, row: Row, exc: Exception, later: Optional[List[Row]] = None) -> None:
         """Counts a failure: back-off, or quarantine. `later` as for `_done`."""
@@ -6204,7 +6378,7 @@ class Poller:
         """A group in few commits: claims all, fetches them, and every 50 ms makes what has come a delivered part."""
         if not self.member.may_work(self.lease):
             return
-        claims = [(work, row) for work, row in zip(works, self.ledger.claim(works)) if row is not None]
+        claims = [(work, row) for work, row in zip(works, self._claim(works)) if row is not None]
         fetched: List[Copy] = []
         later: List[Row] = []
         copies = [self._copy_of(work, row, later) for work, row in claims]
@@ -6356,8 +6530,10 @@ def kept_error(row: Row, exc: BaseException) -> str:
     return (DELIVERED if row.error.startswith(DELIVERED) else "") + line
 
 
-def _local(exc: OSError, place: str) -> Error:
+def _local(exc: Union[OSError, UnicodeError], place: str) -> Error:
     """A local error: a name that this host cannot have is the file's trouble, the rest is the host's."""
+    if isinstance(exc, UnicodeError):
+        return HandlerFailed(f"{place}: this host's names are in {sys.getfilesystemencoding()}, which lacks this one")
     if exc.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
         return HandlerFailed(f"{place}: {reason(exc)}")
     return LocalTrouble(f"{place}: {reason(exc)}")
@@ -6589,6 +6765,7 @@ class Stats:
         self.timing = Timing(1, 30)
         self.member = ""
         self.started, self.beat_at = time.time(), boot_clock()
+        self.ledger_error = ""  # why the ledger cannot be used although the heartbeat is answered
         self.not_now = ""  # why the claims of the group wait; "" if they do not
         self.bytes = 0  # fetched
         self.files = {"done": 0, "failed": 0, "quarantined": 0}
@@ -6926,8 +7103,8 @@ def why_stuck(listener: Listener) -> str:
 def why_unready(listener: Listener) -> str:
     """Why this member cannot do what its role asks for; "" if it can."""
     stuck, stats = why_stuck(listener), listener.member.stats
-    if stuck or stats.database_error:
-        return stuck or f"database down: {stats.database_error}"
+    if stuck or stats.database_error or stats.ledger_error:
+        return stuck or f"database down: {stats.database_error or stats.ledger_error}"
     if role_of(listener.member) in ("starting", "stopping"):
         return role_of(listener.member)
     if stats.server_error:
@@ -6940,7 +7117,7 @@ def listener_status(listener: Listener, survey: Survey) -> Dict[str, Any]:
     """One listener's part of /status: what `status --json` tells, and what only the process knows."""
     config, member, stats, now = listener.config, listener.member, listener.member.stats, boot_clock()
     read, age = survey.get()
-    role, lease, error = role_of(member), member.lease, stats.database_error or survey.error
+    role, lease, error = role_of(member), member.lease, stats.database_error or stats.ledger_error or survey.error
     found = with_roles(read, age) if read is not None else unreadable(config, error or "it has not answered yet")
     if role == "active" and lease is not None:  # this member knows better than what was read a while ago
         found["active"], found["term"], found["holder"] = config.member_id, lease.term, config.member_id
@@ -7038,7 +7215,7 @@ def metrics(listeners: Sequence[Tuple[Listener, Survey]]) -> str:
         for end, number in stats.ends.items():
             count("leases_ended", "Leases of this member that ended.", number, how=end)
         gauge("database_up", "Whether the database answered the last heartbeat.",
-              int(not stats.database_error and stats.database_at is not None))  # fmt: skip
+              int(not stats.database_error and not stats.ledger_error and stats.database_at is not None))  # fmt: skip
         gauge("heartbeat_age_seconds", "Since the database last answered.",
               None if stats.database_at is None else now - stats.database_at)  # fmt: skip
         gauge("heartbeat_late_seconds", "By how much the last heartbeat left late.", stats.late)
@@ -7423,7 +7600,7 @@ class Notifier:
             return f"{len(members)} groups: {', '.join(told)}; {sum(m.stats.files['done'] for m in members)} files done"
         member, stats = members[0], members[0].stats
         role, lease, view = role_of(member), member.lease, view_of(member)
-        trouble = stats.database_error or stats.server_error
+        trouble = stats.database_error or stats.ledger_error or stats.server_error
         told = [f"{role} at term {lease.term}" if role == "active" and lease is not None else role]
         if role == "standby" and view is not None:
             told.append(f"active: {view.holder or 'nobody'}")

@@ -616,7 +616,7 @@ class SimDatabase(Tables):
         made: list[Any] = []
         if self.token != (member, term):
             return made
-        for old, new, delay in changes:
+        for old, new, delay, _ in changes:
             path = (new or old).path  # type: ignore[union-attr]
             file_id = ftpcoord.sha256_text(path)
             row = self.ledger.get(file_id)
@@ -925,7 +925,7 @@ class SimWorkplace:
     def clean(self) -> None:
         pass
 
-    def temporary(self, found: Any) -> Path:
+    def temporary(self, found: Any, private: bool = False) -> Path:
         WORLD.numbers += 1
         return Path(f"{WORLD.numbers}")
 

@@ -1,0 +1,162 @@
+"""A member tells the truth about its database: connections that idled, and a ledger that cannot be used."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+import servers
+from conftest import Database, Files, wait_for
+from members import PATIENCE, Crew, Member, ftpcoord, kinds, never
+
+
+def code(port: int, path: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        return connection.getresponse().status
+
+
+@contextlib.contextmanager
+def locked(database: Database) -> Iterator[None]:
+    """Somebody keeps file_ledger to himself: VACUUM FULL, LOCK TABLE, a transaction that was forgotten."""
+    with contextlib.closing(database.connect()) as connection:
+        cursor = connection.cursor()
+        if database.name == "postgresql":
+            connection.autocommit = False
+            cursor.execute("LOCK TABLE file_ledger IN ACCESS EXCLUSIVE MODE")
+        else:
+            cursor.execute("LOCK TABLES file_ledger WRITE")
+        yield
+        if database.name == "postgresql":
+            connection.rollback()
+        else:
+            cursor.execute("UNLOCK TABLES")
+
+
+@kinds("postgresql", "mysql", "mariadb")
+def test_a_locked_ledger_is_said_and_not_ready_at_once_and_the_lease_is_kept(
+    database: Database, files: Files, tmp_path: Path
+) -> None:
+    """Longer than `stall_timeout`, with a handler's file waiting to be done: nobody else could do better."""
+    port = servers.free_port()
+    with Crew(tmp_path, database, files, http=f"127.0.0.1:{port}", stall_timeout=1.5, workers=1) as crew:
+        member = crew.start("a")
+        member.wait("polled")
+        standby = crew.start("b", http=None)
+        standby.wait("standby")
+        wait_for(lambda: code(port, "/readyz") == 200)
+        crew.hold()
+        files.put("1.txt", b"x")
+        crew.begun(1)
+        with locked(database):
+            began = time.time()
+            crew.let_go()
+            down = member.wait("database_down", since=began)
+            assert "ledger" in down.fields["error"] and down.at - began < 5
+            wait_for(lambda: code(port, "/readyz") == 503, 1)
+            assert code(port, "/livez") == 200
+            never(lambda: member.events("lost") or member.events("handing_over"), 4, "it gave the lease up")
+            assert len(member.events("database_down")) == 1, "once a minute"
+            assert code(port, "/readyz") == 503 and code(port, "/livez") == 200
+        member.wait("database_up", since=began)
+        wait_for(lambda: code(port, "/readyz") == 200)
+        wait_for(lambda: crew.states() == {"1.txt": "done"})
+        assert crew.names() == ["1.txt"] and len(member.events("elected")) == 1 and not standby.events("elected")
+
+
+@kinds("postgresql", "mysql", "mariadb")
+def test_a_statement_that_waits_for_a_locked_table_is_given_up_by_the_server(database: Database) -> None:
+    """Or sessions would heap up there, and carry out later what was given up."""
+    config = ftpcoord.Config(database=database.url, coordination_group="g", member_id="a")
+    with contextlib.closing(ftpcoord.open_database(config)) as store:
+        store.apply_schema()
+        store.prepare()
+        store.first("g", "a", 1)
+        claim = ftpcoord.Row("/in/1", 1, "", "claimed", 1, 1, 0)
+        with locked(database), pytest.raises(ftpcoord.DatabaseBusy):
+            store.write(ftpcoord.Fence("g", "a", 1), [ftpcoord.Change(None, claim)])
+        never(lambda: list(store.rows("g")), 0.5, "it was carried out later")
+
+
+@kinds("postgresql")
+def test_a_privilege_that_is_taken_away_is_said_and_waited_for(
+    database: Database, files: Files, tmp_path: Path
+) -> None:
+    with Crew(tmp_path, database, files) as crew:
+        member = crew.start("a")
+        member.wait("polled")
+        database.execute("ALTER TABLE file_ledger RENAME TO elsewhere")
+        assert "table is missing" in member.wait("database_down").fields["error"]
+        files.put("1.txt", b"x")
+        time.sleep(1)
+        database.execute("ALTER TABLE elsewhere RENAME TO file_ledger")
+        member.wait("database_up")
+        crew.handled("1.txt")
+        assert len(member.events("elected")) == 1 and not member.events("lost")
+
+
+# ----------------------------------------------------------------------------- connections that idled
+
+VERBS: dict[str, Callable[[Any], object]] = {
+    "look": lambda store: store.look("g", "b").holder, "renew": lambda store: store.renew("g", "a", 1).held,
+    "rows": lambda store: list(store.rows("g")), "members": lambda store: store.members("g"),
+    "release": lambda store: store.release("g", "a", 1),
+}  # fmt: skip
+
+
+def drop(database: Database) -> None:
+    """The server ends all connections of the user, as its limit for idle ones does."""
+    if database.name == "postgresql":
+        ours = f"datname = '{database.database}' AND application_name = 'ftpcoord'"
+        database.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {ours}", admin=True)
+        return
+    sql = f"SELECT id FROM information_schema.processlist WHERE db = '{database.database}' AND user = 'app'"
+    for (number,) in database.execute(sql, admin=True):
+        database.execute(f"KILL {number}", admin=True)
+
+
+@kinds("postgresql", "mysql", "mariadb")
+def test_a_connection_that_the_server_dropped_is_made_anew_without_a_word(database: Database) -> None:
+    config = ftpcoord.Config(
+        database=database.url, coordination_group="g", member_id="a", heartbeat_frequency=0.5, liveness_check_interval=6
+    )
+    with contextlib.closing(ftpcoord.open_database(config)) as store:
+        store.apply_schema()
+        store.prepare()
+        store.first("g", "a", 1)
+        for name, verb in VERBS.items():
+            before, old = verb(store), store.connection
+            drop(database)
+            time.sleep(0.1)
+            assert verb(store) == before or name in ("members", "release"), name
+            assert store.connection is not old
+        drop(database)
+        claim = ftpcoord.Row("/in/1", 1, "", "claimed", 1, 1, 0)
+        time.sleep(0.1)
+        with pytest.raises(ftpcoord.DatabaseDown):  # it might have been carried out: the ledger looks
+            store.write(ftpcoord.Fence("g", "a", 1), [ftpcoord.Change(None, claim)])
+
+
+@kinds("postgresql", "mysql", "mariadb")
+def test_a_limit_for_idle_connections_disturbs_nobody(database: Database, files: Files, tmp_path: Path) -> None:
+    def polled(member: Member, more: int) -> None:
+        polls = member.polls() + more
+        wait_for(lambda: member.polls() >= polls, PATIENCE)
+
+    with Crew(tmp_path, database, files, polling_interval=0.5) as crew:
+        members = [crew.start(name) for name in "ab"]
+        active = crew.active()
+        for number in range(3):
+            polled(active, 1)
+            drop(database)
+            files.put(f"{number}.txt", b"x")
+        crew.handled("0.txt", "1.txt", "2.txt")
+        polled(active, 2)
+        for member in members:
+            assert not member.events("database_down") and not member.events("lost"), member.said()
