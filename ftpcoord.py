@@ -143,6 +143,8 @@ LONGEST_PATH = 4096  # characters; no file system has longer ones, and the ledge
 TEMPORARY = (".tmp", ".part", ".partial", ".filepart", ".writing", ".crdownload", "~")  # names uploaders write under
 STDERR_BYTES = 2000  # of a failed command's last words, kept in the ledger
 SECONDS_A_DAY = 86400.0
+MOST_QUESTIONS = 500  # about the versions of known files, in one poll
+QUESTION_SECONDS = 10.0  # that they may take
 MOST_PAUSE = 3600.0  # seconds; no file waits longer for its next try
 TRY_LATER = 75  # EX_TEMPFAIL of sysexits.h: a command's way to say "not now"
 SHORT_ERROR = 60  # characters that are left of an error that the ledger's column has no room for
@@ -274,16 +276,16 @@ class FileGone(Error):
     """The file or folder is not there (any more)."""
 
 
-class FileChanged(Error):
-    """The file is not the version that was listed."""
-
-
 class FileRefused(Error):
     """The server refuses this file or name; the connection is still good."""
 
 
 class NotNow(Error):
     """The file cannot be had at the moment: in use, or replaced since it was listed. Not counted as its failure."""
+
+
+class FileChanged(NotNow):
+    """The file is not the version that was listed."""
 
 
 class TryLater(NotNow):
@@ -2332,6 +2334,12 @@ READ_BUFFER = 256 * 1024    # bytes; larger ones were slower
 TLS_GOODBYE = 5.0           # seconds a server gets to answer the end of a TLS data connection; some never do
 
 
+MOST_AHEAD = datetime.timedelta(hours=15)        # no zone is farther from UTC
+UTC = datetime.timedelta(0)
+QUARTER = datetime.timedelta(minutes=15)        # zones are multiples of it
+EPOCH_SECONDS = re.compile(r"-?\d{1,11}", re.ASCII)
+
+
 class HostKeyRefused(ServerDown):
     """The SSH server's key is unknown, changed or revoked. Nothing was sent to it, no password either."""
 
@@ -2353,20 +2361,107 @@ class Entry(NamedTuple):
 
 class Job(NamedTuple):
     """A file to fetch: its listed size in bytes, and what takes its bytes (a view, valid during the call
-    only)."""
+    only). With `seen`, the entry listed, the version is looked at again after the last byte; `told` takes
+    the entry with the exact time, where the server tells that only if asked."""
 
     path: str
     size: int
     write: Callable[[memoryview], object]
+    seen: Optional[Entry] = None
+    told: Callable[[Entry], object] = bool
+
+
+class Habits:
+    """What the connections to one server have learnt of it."""
+
+    def __init__(self) -> None:
+        self.zones: set[datetime.timedelta] = set()     # what LIST is ahead of UTC; two: summer and winter
+        self.listing = self.question = 0.0              # seconds that the last of each took
+        self.spare_listing = True                       # one for a look where only LIST tells; renewed by each poll
 
 
 Listing = list[Entry]       # named because a FileServer has a method of the name list
 
 
-def same_version(a: Entry, b: Entry) -> bool:
-    """Same size, and same time at the coarser of the two precisions."""
-    shorter, first = min(len(a.mtime), len(b.mtime)), 5 if a.yearless or b.yearless else 0
-    return a.size == b.size and a.mtime[first:shorter] == b.mtime[first:shorter]
+class Told(Protocol):
+    """What tells two contents of one path apart: an Entry, or a Row of the ledger."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def mtime(self) -> str: ...
+
+
+def same_version(a: Told, b: Told, zones: Iterable[datetime.timedelta] = ()) -> Optional[bool]:
+    """Whether two looks at a path show one version: same size, and same time at the coarser precision and without a
+    year that one of them does not show. None: like cannot be compared with like, only the exact time tells.
+
+    `zones`: what lines of LIST are known to be ahead of UTC, beside nothing."""
+    if a.size != b.size or a.mtime == b.mtime:
+        return a.size == b.size
+    (line_a, exact_a), (line_b, exact_b) = times_of(a.mtime), times_of(b.mtime)
+    if not (line_a or exact_a) or not (line_b or exact_b):
+        return True                                     # no time was told: the size decides
+    if exact_a and exact_b:
+        shorter = min(len(exact_a), len(exact_b))
+        return exact_a[:shorter] == exact_b[:shorter]
+    yearless = getattr(a, "yearless", False) or getattr(b, "yearless", False)
+    if line_a and line_b and _same_line(line_a, line_b, yearless):
+        return True
+    exact, line = (exact_a, line_b) if exact_a and line_b else (exact_b, line_a)
+    if not exact:
+        return None
+    return any(_same_line(_moved(exact, zone), line, yearless) for zone in (UTC, *zones)) or None
+
+
+def times_of(mtime: str) -> tuple[str, str]:
+    """(what a line of LIST shows, the exact UTC time), each "" if it is not known, of the text that Entry and ledger
+    have: that of Entry, or both as `2026-01-12T10:15=1768212907`; a `~` at its end: that minute may not have been over
+    when the file was fetched."""
+    line, sign, seconds = mtime.rstrip("~").partition("=")
+    if EPOCH_SECONDS.fullmatch(seconds):
+        return line, _iso_seconds(int(seconds))
+    if sign or len(line) < len("2026-01-12T10:15:30"):
+        return line, ""
+    # A leap second (RFC 3659 section 2.3 allows it) is the one after it, as clocks that know none have it.
+    return "", _moved(line[:17] + "59", datetime.timedelta(seconds=1)) + line[19:] if line[17:19] == "60" else line
+
+
+def _same_line(a: str, b: str, yearless: bool) -> bool:
+    """Whoever shows the minute may have left out the year, unless both are of that form and do not."""
+    minute = len("2026-01-12T10:15")
+    first = 5 if yearless or (len(a) != len(b) and minute in (len(a), len(b))) else 0
+    shorter = min(len(a), len(b))
+    return a[first:shorter] == b[first:shorter]
+
+
+def _moved(exact: str, by: datetime.timedelta) -> str:
+    """An exact time later by so much; its fraction is cut off."""
+    with contextlib.suppress(OverflowError, ValueError):
+        return (datetime.datetime.fromisoformat(exact[:19]) + by).isoformat()
+    return exact
+
+
+def may_still_run(mtime: str) -> bool:
+    """Whether the minute that a line shows may not be over yet. Generous: clocks differ, a line has no zone and
+    perhaps no year, and a yes costs one question."""
+    seconds = epoch_seconds(mtime)
+    if seconds is None:
+        return True
+    age, day, year = time.time() - seconds, 86400.0, 365.25 * 86400
+    return age < day if times_of(mtime)[1] else abs((age + year / 2) % year - year / 2) < 3 * day
+
+
+def zone_between(line: str, exact: str) -> Optional[datetime.timedelta]:
+    """What a line of LIST with minutes is ahead of the exact time of the same file; None if that cannot be a zone
+    (a multiple of 15 minutes, within 14 hours or so): then one of the two times is not what it seems to be."""
+    utc = datetime.datetime.fromisoformat(exact[:16])
+    ahead = datetime.datetime.fromisoformat(line[:16]) - utc
+    if abs(ahead) > MOST_AHEAD:                         # a guessed year is most often one too early
+        with contextlib.suppress(ValueError):           # 29 February
+            ahead = datetime.datetime.fromisoformat(exact[:4] + line[4:16]) - utc
+    return ahead if abs(ahead) <= MOST_AHEAD and ahead % QUARTER == UTC else None
 
 
 def decode_name(raw: bytes, encoding: str) -> str:
@@ -2416,6 +2511,7 @@ class FileServer(abc.ABC):
         self.password = config.file_password() or ""
         self.timeout, self.encoding = float(config.timeout), config.encoding
         self.label = f"{config.target.scheme}://{self.host}:{self.port}"
+        self.habits = Habits()
         self.unread: list[str] = []     # lines of the last listing that nobody understands: MOST_UNREAD + 1 at most
         self._sockets: set[socket.socket] = set()
         self._guard = threading.Lock()  # over _sockets, and closing them: a closed number is soon another's
@@ -2427,8 +2523,11 @@ class FileServer(abc.ABC):
 
     def list(self, folder: str) -> Listing:
         """All entries but `.` and `..`. Raises FileGone (no such folder), FileRefused, ServerDown."""
+        started = time.monotonic()
         with self._talking(f"listing {folder or 'the login folder'}"):
-            return self._list(folder)
+            entries = self._list(folder)
+        self.habits.listing = time.monotonic() - started
+        return entries
 
     @abc.abstractmethod
     def _list(self, folder: str) -> Listing:
@@ -2453,6 +2552,10 @@ class FileServer(abc.ABC):
     def same(self, path: str, seen: Entry) -> Optional[bool]:
         """True: still that version. False: another one. None: not there."""
 
+    def exact(self, path: str, seen: Entry) -> Optional[Entry]:
+        """The entry as it is now, with its exact time beside that of its line; None if the server tells none."""
+        return None
+
     def exists(self, path: str) -> bool:
         """Whether the path names anything."""
         with self._talking(f"looking at {path}"):
@@ -2464,8 +2567,9 @@ class FileServer(abc.ABC):
 
     @abc.abstractmethod
     def fetch_many(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
-        """Fetch all; each with FileGone, FileChanged, FileRefused or None as it ends, in any order. Raises
-        ServerDown when the connection is lost. What a job's write() raises passes through and closes the
+        """Fetch all; each with FileGone, FileChanged, FileRefused or None as it ends, in any order: None once it
+        is known that it is still the version listed, or is gone since. Raises ServerDown when the connection is
+        lost (for a look alone a new one is made). What a job's write() raises passes through and closes the
         connection; leaving the loop early may close it."""
 
     @abc.abstractmethod
@@ -2485,11 +2589,11 @@ class FileServer(abc.ABC):
     def alive(self) -> bool:
         """One round trip on the present connection; never connects."""
 
-    def fetch(self, path: str, size: int, write: Callable[[memoryview], object]) -> None:
-        """Hand exactly `size` bytes to write(). Raises FileChanged, FileGone, FileRefused, ServerDown; some
-        bytes may have been written by then."""
+    def fetch(self, path: str, size: int, write: Callable[[memoryview], object], *version: Any) -> None:
+        """Fetch one Job. Raises FileChanged, FileGone, FileRefused, ServerDown; some bytes may have been written
+        by then."""
         problem: Optional[Error] = FileRefused(f"{path}: it was not even tried")
-        for _, error in self.fetch_many([Job(path, size, write)]):      # to its end, which keeps the connection
+        for _, error in self.fetch_many([Job(path, size, write, *version)]):    # to its end: keeps the connection
             problem = error
         if problem is not None:
             raise problem
@@ -2677,7 +2781,7 @@ def iso_time(text: str) -> str:
         return ""
     year, month, day, hour, minute, second, fraction = match.groups(default="")
     try:
-        datetime.datetime(int(year), int(month), int(day), int(hour), int(minute), min(int(second), 59))
+        datetime.datetime(int(year), int(month), int(day), int(hour), int(minute), int(second) - (second == "60"))
     except ValueError:
         return ""
     return f"{year}-{month}-{day}T{hour}:{minute}:{second}{fraction}"
@@ -2999,7 +3103,7 @@ class FtpServer(FileServer):
         self._tls_session: Optional[ssl.SSLSession] = None
         self._use_epsv = self._use_mlsd = True
         self._size_works = False                        # SIZE has answered on this connection
-        self._zone: Optional[datetime.timedelta] = None  # LIST's zone minus UTC, once known
+        self._use_mdtm = True
         self._buffer = memoryview(bytearray(READ_BUFFER))
 
     # -- connection
@@ -3232,34 +3336,38 @@ class FtpServer(FileServer):
             path = self._absolute(path)
             cheap = self._peek(path)
             if cheap is not None and cheap.kind == seen.kind:
-                told = cheap if self._use_mlsd else self._in_list_zone(cheap)
-                if told is not None and same_version(told, seen):
-                    return True
-            # Anything but a yes may be due to zones, rights or links: the listing is what `seen` came from.
+                same = same_version(seen, cheap, self.habits.zones)
+                if same or (same is False and "=" in seen.mtime):       # that time came from such a look
+                    return same
+            # Anything else may be due to zones, rights or links: the listing is what `seen` came from.
             now = self._find(path)
             if now is None:
                 return None
-            if cheap is not None and not self._use_mlsd:
-                self._learn_zone(now, cheap)
-            return now.kind == seen.kind and same_version(now, seen)
+            if cheap is not None:
+                self._joined(now, cheap)
+            return now.kind == seen.kind and bool(same_version(seen, now, self.habits.zones))
 
-    def _in_list_zone(self, told: Entry) -> Optional[Entry]:
-        """An entry with the UTC time of MDTM, as LIST would show it; None while that is not known."""
-        if self._zone is None or not told.mtime:
+    def exact(self, path: str, seen: Entry) -> Optional[Entry]:
+        with self._talking(f"looking at {path}"):
+            told = self._peek(self._absolute(path))
+            return told and self._joined(seen, told)
+
+    def _joined(self, seen: Entry, told: Entry) -> Optional[Entry]:
+        """What LIST shows and what MLST or MDTM tell of one file, in one entry. None if the two do not fit: servers
+        give other times there, so they count only while they differ by a zone, of which a place has two."""
+        line, exact = times_of(seen.mtime)[0], times_of(told.mtime)[1]
+        if not exact or not line:
+            return seen._replace(size=told.size, mtime=told.mtime) if exact else None
+        if len(line) > len("2026-01-12"):
+            zone = zone_between(line, exact)
+            if zone is None:
+                return None
+            if len(self.habits.zones | {zone}) > 2:
+                self.habits.zones.clear()
+            self.habits.zones.add(zone)
+        elif line not in (_moved(exact, days * MOST_AHEAD)[:10] for days in (-1, 0, 1)):
             return None
-        with contextlib.suppress(ValueError, OverflowError):
-            moment = datetime.datetime.fromisoformat(told.mtime[:19]) + self._zone
-            return told._replace(mtime=moment.isoformat(timespec="seconds"))
-        return None
-
-    def _learn_zone(self, listed: Entry, told: Entry) -> None:
-        """From two looks at one file. Zones are multiples of 15 minutes within 14 hours or so: anything else
-        means that the file changed in between. A wrong zone costs a listing per look, no more."""
-        if len(listed.mtime) == len("2026-01-12T10:15") and told.mtime and listed.size == told.size:
-            told_minute = datetime.datetime.fromisoformat(told.mtime[:16])
-            zone = datetime.datetime.fromisoformat(listed.mtime) - told_minute
-            if zone.total_seconds() % 900 == 0 and abs(zone.total_seconds()) <= 15 * 3600:
-                self._zone = zone
+        return seen._replace(size=told.size, mtime=f"{line}={epoch_seconds(exact):.0f}")
 
     def _exists(self, path: str) -> bool:
         path = self._absolute(path)
@@ -3270,16 +3378,115 @@ class FtpServer(FileServer):
         return self._find(path) is not None
 
     def fetch_many(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
+        fetched: list[tuple[Job, str]] = []
+        wrong: list[tuple[Job, FileChanged]] = []
+        together = self._listing_pays(jobs)
+        lost: Optional[ServerDown] = None
         for job in jobs:
             try:
                 with self._talking(f"fetching {job.path}"):
+                    before = self._time_before(job)
                     self._retrieve(job)
-            except ServerDown:
-                raise
+            except ServerDown as error:
+                lost = error
+                break
+            except FileChanged as error:
+                wrong.append((job, error))
             except Error as error:
                 yield job, error
             else:
-                yield job, None
+                fetched.append((job, before))
+                if not together:
+                    yield from self._looked_at(fetched, False)
+                    fetched = []
+        yield from self._looked_at(fetched, True)
+        for job, changed in wrong:
+            yield job, self._explained(job, changed)
+        if lost is not None:
+            raise lost
+
+    # -- the second look
+
+    def _listing_pays(self, jobs: Sequence[Job]) -> bool:
+        """Whether one listing for all proves the versions, and costs less than a question for each."""
+        if not self._use_mlsd and any(job.seen and may_still_run(job.seen.mtime) for job in jobs):
+            return False
+        if "MLST" not in self._features and not self._use_mdtm:
+            spare, self.habits.spare_listing = self.habits.spare_listing, False
+            return spare
+        return len(jobs) * self.habits.question > self.habits.listing > 0
+
+    def _time_before(self, job: Job) -> str:
+        """The exact time before the fetch, where the line's minute may still run: it would not show a change."""
+        if job.seen is None or self._use_mlsd or times_of(job.seen.mtime)[1] or not may_still_run(job.seen.mtime):
+            return ""
+        told = self._told(job)
+        return told.mtime if told else ""
+
+    def _told(self, job: Job) -> Optional[Entry]:
+        """One question: the entry by MLST, or the time by MDTM; None if that does not tell the time."""
+        path, started = self._absolute(job.path), time.monotonic()
+        if "MLST" in self._features:
+            told = self._peek(path)
+        elif self._use_mdtm:
+            reply = self._ask("MDTM", path)
+            self._use_mdtm = not reply.startswith(("500", "502"))
+            told = Entry("", "file", job.size, iso_time(reply[4:].strip()) if reply.startswith("213") else "")
+        else:
+            return None
+        self.habits.question = time.monotonic() - started
+        return told if told and told.mtime else None
+
+    def _looked_at(self, fetched: Sequence[tuple[Job, str]], together: bool) -> Iterator[tuple[Job, Optional[Error]]]:
+        """The outcome of each file that was fetched whole, on a new connection if this one is lost."""
+        left = {job.path: (job, before) for job, before in fetched}
+        while left:
+            connected = self._ftp is not None
+            try:
+                listed = self._listed(left) if together else {}
+                for job, before in tuple(left.values()):
+                    now, error = listed.get(job.path), None
+                    if job.seen is not None and not (now and now.kind == "file" and same_version(job.seen, now)):
+                        with self._talking(f"looking at {job.path}"):
+                            error = self._look(job, job.seen, before, now)
+                    del left[job.path]
+                    yield job, error
+            except ServerDown:
+                if not connected or self._aborted:
+                    raise
+
+    def _listed(self, paths: Iterable[str]) -> dict[str, Entry]:
+        """The entries of the folders of these paths."""
+        entries: dict[str, Entry] = {}
+        for folder in {split_path(path)[0] for path in paths}:
+            with contextlib.suppress(FileGone, FileRefused):
+                entries.update((posixpath.join(folder, entry.name), entry) for entry in self.list(folder))
+        return entries
+
+    def _look(self, job: Job, seen: Entry, before: str, now: Optional[Entry]) -> Optional[Error]:
+        """FileChanged if a file fetched whole is another version than the one listed; gone since is none. Where only
+        LIST tells, the size decides, and one listing a poll. `now`: what a listing has shown since."""
+        told = self._told(job)
+        same = told and same_version(seen, told, self.habits.zones)
+        if told and ((same is False and "=" in seen.mtime)
+                     or (before and not same_version(told._replace(mtime=before), told))):
+            return FileChanged(f"{job.path}: written to while it was fetched")
+        if not same:
+            if now is None and (told or self.habits.spare_listing):
+                self.habits.spare_listing = self.habits.spare_listing and told is not None
+                now = self._find(self._absolute(job.path))
+            if now and (now.kind != "file" or not same_version(seen, now)):
+                return FileChanged(f"{job.path}: another version than the one listed")
+        joined = told and self._joined(seen, told)
+        if joined:
+            job.told(joined)
+        return None
+
+    def _explained(self, job: Job, error: FileChanged) -> Error:
+        """Why the size was not the one listed: it is another version, or the server does not keep to its word."""
+        if job.seen is not None and self.same(job.path, job.seen):
+            return FileRefused(f"{error}, which is what it still lists")
+        return error
 
     def _retrieve(self, job: Job) -> None:
         try:
@@ -3398,8 +3605,8 @@ IN_FLIGHT = 8 << 20         # bytes asked for and not yet here; below SSH_WINDOW
 OPEN_FILES = 64             # at once in a pipeline
 MAX_MESSAGE = 4 << 20       # bytes of one SFTP message; more is not SFTP
 
-(INIT, VERSION, OPEN, CLOSE, READ, LSTAT, OPENDIR, READDIR, REMOVE, MKDIR, REALPATH, STAT, RENAME) = (
-    1, 2, 3, 4, 5, 7, 11, 12, 13, 14, 16, 17, 18)
+(INIT, VERSION, OPEN, CLOSE, READ, LSTAT, FSTAT, OPENDIR, READDIR, REMOVE, MKDIR, REALPATH, STAT, RENAME) = (
+    1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 14, 16, 17, 18)
 (STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED, EXTENDED_REPLY) = (101, 102, 103, 104, 105, 200, 201)
 OPEN_TO_READ = b"\0\0\0\1" b"\0\0\0\0"      # flags, no attributes
 (OK, END_OF_FILE, NO_SUCH_FILE, FAILURE) = (0, 1, 2, 4)
@@ -3666,14 +3873,22 @@ def _refused(path: str, code: int, text: str) -> Error:
 class _Download:
     """One file of a pipeline."""
 
-    __slots__ = ("asked", "end_seen", "ended", "handle", "job", "parked", "written")
+    __slots__ = ("asked", "end_seen", "ended", "handle", "job", "look", "looked", "now", "parked", "problem", "written")
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.handle: Optional[bytes] = None
         self.asked = self.written = 0                   # bytes
         self.parked: dict[int, bytes] = {}              # pieces that came before their turn, by offset
-        self.end_seen = self.ended = False              # ended: complete, or given up
+        self.end_seen = self.ended = False              # ended: complete and looked at, or given up
+        self.look = 0                                   # the request for the version as it is after the last READ
+        self.looked = False                             # FSTAT was answered
+        self.now: Optional[Entry] = None                # what it told
+        self.problem: Optional[FileChanged] = None      # the size is not the one listed; the look says why
+
+    @property
+    def complete(self) -> bool:
+        return self.end_seen and self.written == self.job.size
 
 
 class SftpPipeline:
@@ -3690,6 +3905,7 @@ class SftpPipeline:
         self._open, self._limit = 0, OPEN_FILES
         self._in_flight = 0
         self._again: list[Job] = []                     # the server may have had too many open files for them
+        self.fetched: set[_Download] = set()            # whole, and not looked at yet
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
         todo = iter(jobs)
@@ -3721,17 +3937,29 @@ class SftpPipeline:
             self._in_flight -= length
             if download is None or download.ended:      # of CLOSE, or of a file that has been given up
                 continue
+            if number != download.look if offset < 0 else download.problem is not None:
+                continue                                # of a look that came too early, or of no use any more
             problem: Optional[Error] = None
             if download.handle is None and kind == STATUS and self._limit > 1 and fields.peek() == FAILURE:
                 self._open -= 1
                 self._again.append(download.job)
                 continue
             try:
-                self._take(download, kind, fields, offset, length)
+                if offset < 0:
+                    self._judge(download, -offset, kind, fields)
+                else:
+                    self._take(download, kind, fields, offset, length)
+            except FileChanged as error:
+                if download.job.seen is None or offset < 0:
+                    problem, download.ended = error, True
+                else:
+                    download.problem = error
+                    self._ask_about(download, LSTAT)
             except Error as error:
                 problem, download.ended = error, True
             if download.ended:
                 self._open -= 1
+                self.fetched.discard(download)
                 if download.handle is not None:
                     self._waiting[self._session.send(CLOSE, _string(download.handle))] = (None, 0, 0)
                 yield download.job, problem
@@ -3740,13 +3968,48 @@ class SftpPipeline:
         while self._hungry and self._in_flight < IN_FLIGHT:
             download = self._hungry[0]
             length = min(self._session.largest_read, download.job.size + 1 - download.asked)
-            if download.ended or length <= 0:
+            if download.ended or download.problem or length <= 0:
                 self._hungry.popleft()
                 continue
             if download.asked - download.written >= IN_FLIGHT:
                 return                                  # much is parked: wait for the piece that is late
             self._read(download, download.asked, length)
             download.asked += length
+            if length > download.job.size and download.job.seen is not None:
+                self._ask_about(download, FSTAT)        # in the one flight that such a file takes
+
+    def _ask_about(self, download: _Download, kind: int) -> None:
+        """Asks for the version: by FSTAT, or by LSTAT where FSTAT does not prove it."""
+        what = download.handle if kind == FSTAT else encode_name(download.job.path, self._encoding)
+        download.look = self._session.send(kind, _string(what or b""))
+        self._waiting[download.look] = (download, -kind, 0)
+
+    def _judge(self, download: _Download, asked: int, kind: int, fields: _Fields) -> None:
+        """The version as FSTAT or LSTAT tell it. May set `ended`."""
+        job, problem = download.job, download.problem
+        now = fields.entry(split_path(job.path)[1], b"-rw-------") if kind == ATTRS else None
+        same = now is not None and now.kind == "file" and job.seen is not None and same_version(job.seen, now)
+        if asked == FSTAT:
+            download.looked, download.now = True, now
+            if download.complete:
+                self._complete(download)
+            return
+        gone = kind != ATTRS and _status(kind, fields)[0] == NO_SUCH_FILE
+        if problem and (same or gone):
+            raise FileGone(str(problem)) if gone else FileRefused(f"{problem}, which is what it still lists")
+        # Some servers give a file once, and refuse to be asked about it: then the size decides.
+        if not same and not gone and (problem or now or download.now):
+            raise problem or FileChanged(f"{job.path}: another version than the one listed")
+        download.ended = True
+
+    def _complete(self, download: _Download) -> None:
+        """All is written: looks whether it is the version listed."""
+        seen, now = download.job.seen, download.now
+        self.fetched.add(download)
+        if seen is None or (now is not None and now.kind == "file" and same_version(seen, now)):
+            download.ended = True
+        elif not download.look or download.looked:
+            self._ask_about(download, LSTAT if download.looked else FSTAT)
 
     def _read(self, download: _Download, offset: int, length: int) -> None:
         assert download.handle is not None
@@ -3781,13 +4044,15 @@ class SftpPipeline:
             download.end_seen = True
         elif len(data) < length:                        # a server may give less: ask for the rest
             self._read(download, end, length - len(data))
+            download.look, download.looked, download.now = 0, False, None       # that look came before the end
         if offset == download.written:
             self._write(download, data)
             while download.written in download.parked:
                 self._write(download, memoryview(download.parked.pop(download.written)))
         elif data:
             download.parked[offset] = bytes(data)
-        download.ended = download.end_seen and download.written == size
+        if download.complete:
+            self._complete(download)
 
     @staticmethod
     def _write(download: _Download, data: memoryview) -> None:
@@ -4034,12 +4299,18 @@ class SftpServer(FileServer):
         return not isinstance(_refusal(path, kind, fields), FileGone) and self._find(path) is not None
 
     def fetch_many(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
-        complete = False
+        complete, pipeline = False, None
         try:
             with self._talking("fetching"):
-                for job, error in SftpPipeline(self._talk(), self.encoding).run(jobs):
+                pipeline = SftpPipeline(self._talk(), self.encoding)
+                for job, error in pipeline.run(jobs):
                     yield job, error and self._masked(error)
             complete = True
+        except ServerDown:
+            for job in [download.job for download in (pipeline.fetched if pipeline else ())]:
+                changed = job.seen is not None and self.same(job.path, job.seen) is False    # on a new connection
+                yield job, FileChanged(f"{job.path}: another version than the one listed") if changed else None
+            raise
         finally:
             if not complete:            # answers are under way that nobody waits for any more
                 self.close()
@@ -4153,11 +4424,11 @@ class Work(NamedTuple):
     @property
     def attempts(self) -> int:
         """How often this version was claimed before."""
-        return self.old.attempts if self.old and is_version(self.old, self.found.entry) else 0
+        return self.old.attempts if self.old and same_version(self.old, self.found.entry) else 0
 
     @property
     def failures(self) -> int:
-        return self.old.failures if self.old and is_version(self.old, self.found.entry) else 0
+        return self.old.failures if self.old and same_version(self.old, self.found.entry) else 0
 
     @property
     def delivered(self) -> bool:
@@ -4173,25 +4444,43 @@ class Choice(NamedTuple):
     waiting: int  # failed files whose back-off has not passed
 
 
-def is_version(row: Row, entry: Entry) -> bool:
-    """Whether a listed file is the version that a row is about."""
-    return row.size == entry.size and (row.mtime == entry.mtime or same_time(row.mtime, entry.mtime))
-
-
-def same_time(a: str, b: str) -> bool:
-    """Two listed times are the same if they agree at the coarser precision: LIST shows days after half a year."""
-    shorter = min(len(a), len(b))
-    return a[:shorter] == b[:shorter]
+def is_older(a: Entry, b: Entry) -> bool:
+    """Whether one listed file is older than another, as far as their times show it."""
+    times = [(line[: min(len(line), len(other))], other[: min(len(line), len(other))])
+             for line, other in zip(times_of(a.mtime), times_of(b.mtime))]  # fmt: skip
+    return any(time_a < time_b for time_a, time_b in times)
 
 
 def epoch_seconds(mtime: str) -> Optional[float]:
     """A listed time as UTC epoch seconds, None if there is none. LIST has no zone: it is taken as UTC."""
-    if not mtime:
-        return None
+    line, exact = times_of(mtime)
+    seconds, point, fraction = (exact or line).partition(".")
     try:
-        return datetime.datetime.fromisoformat(mtime).replace(tzinfo=datetime.timezone.utc).timestamp()
+        moment = datetime.datetime.fromisoformat(seconds).replace(tzinfo=datetime.timezone.utc)
+        return moment.timestamp() + float(f"0{point}{fraction}")
     except ValueError:
         return None
+
+
+def move_of_display(row: Row, entry: Entry) -> Optional[datetime.timedelta]:
+    """By what a line that the ledger has without its exact time differs from what is listed now, if that can be due
+    to another zone, or to UTC told in its place."""
+    line, now = times_of(row.mtime)[0], "".join(times_of(entry.mtime))
+    return zone_between(line, now) if len(line) == len("2026-01-12T10:15") <= len(now) else None
+
+
+def moves_of_display(unclear: Sequence[Tuple[Row, Entry]]) -> Set[datetime.timedelta]:
+    """The moves that more than one file shows whose times are not of these days (whoever writes a file anew gives it
+    the time of writing), and a good part of all such files."""
+    moves: Dict[datetime.timedelta, Set[str]] = {}
+    witnesses: Set[str] = set()
+    for row, entry in unclear:
+        if not times_of(row.mtime)[1] and not may_still_run(row.mtime) and not may_still_run(entry.mtime):
+            witnesses.add(row.mtime)
+            move = move_of_display(row, entry)
+            if move is not None:
+                moves.setdefault(move, set()).add(row.mtime)
+    return {move for move, files in moves.items() if len(files) > 1 and 4 * len(files) >= len(witnesses)}
 
 
 NOT_IN_A_NAME = re.compile(r"[/\0\r\n]")
@@ -4349,7 +4638,7 @@ class Selector:
         # Hidden and temporary names need a pattern of their own.
         self._hidden = _globs(p for p in patterns if _is_hidden(posixpath.basename(p)))
         self._temporary = _globs(p for p in patterns if _is_temporary(p))
-        self._seen: Dict[str, Tuple[int, str, float]] = {}
+        self._seen: Dict[str, Tuple[Entry, float]] = {}
         self._told: Set[Tuple[str, str]] = set()
         self._base = config.target.path
         self._named = {part for p in patterns for part in p.split("/")[:-1]}
@@ -4446,7 +4735,7 @@ class Selector:
         """Divides a listing. `known` gives a path's row in the ledger, `busy` are the paths in work."""
         now, wall = self.clock(), time.time()
         config = self.config
-        names = {found.path for found in listing} if config.ready_suffix else set()
+        companions = {found.path: found.entry for found in listing} if config.ready_suffix else {}
         seen, self._seen = self._seen, {}
         ready: List[Work] = []
         unsettled: List[Work] = []
@@ -4454,17 +4743,17 @@ class Selector:
         for found in listing:
             path, entry = found.path, found.entry
             row = known(path)
-            if row is not None and row.state == "done" and is_version(row, entry):
+            known_version = row is not None and bool(same_version(row, entry))
+            if row is not None and row.state == "done" and known_version:
                 continue
             if path in busy or not self.wants(found):
                 continue
-            if config.ready_suffix and path + config.ready_suffix not in names:
+            if config.ready_suffix and not self.is_ready(found, companions):
                 continue
             if config.max_age is not None:
                 mtime = epoch_seconds(entry.mtime)
                 if mtime is not None and wall - mtime > config.max_age:
                     continue
-            known_version = row is not None and is_version(row, entry)
             if row is not None and known_version:
                 if row.state == "quarantined":
                     continue
@@ -4472,13 +4761,24 @@ class Selector:
                     waiting += 1
                     continue
             before = seen.get(path)
-            since = before[2] if before and before[0] == entry.size and same_time(before[1], entry.mtime) else now
-            self._seen[path] = (entry.size, entry.mtime, since)
+            since = before[1] if before and same_version(before[0], entry) else now
+            self._seen[path] = (entry, since)
             if now - since < config.min_age:
                 continue
             settled = known_version or now - since >= config.settle
             (ready if settled else unsettled).append(Work(found, row))
         return Choice(self.order(ready), self.order(unsettled), waiting)
+
+    def is_ready(self, found: Found, companions: Mapping[str, Entry]) -> bool:
+        """Whether the file's companion is there, and not from before it: then it belongs to an earlier version."""
+        companion_path = found.path + self.config.ready_suffix
+        companion = companions.get(companion_path)
+        if companion is None:
+            return False
+        if is_older(companion, found.entry):
+            self._tell(logging.WARNING, *split_path(companion_path), "older than its file: it makes nothing ready")
+            return False
+        return True
 
     def settled(self, works: Sequence[Work], listing: Sequence[Found]) -> List[Work]:
         """Those that a second listing, `settle` seconds later, shows unchanged."""
@@ -5633,6 +5933,7 @@ class Pool:
         self._refused_until = 0.0
         self._refusals = Backoff(60.0, 3600.0)
         self._connecting = threading.Lock()
+        self.habits = Habits()
 
     @contextlib.contextmanager
     def server(self) -> Iterator[FileServer]:
@@ -5716,6 +6017,7 @@ class Pool:
             server = new_server(self._config)
         except ConfigError as exc:  # a key or certificate file that is gone: may be back at the next try
             raise ServerDown(str(exc)) from None
+        server.habits = self.habits
         with self._lock:
             if self._aborted:
                 raise ServerDown("the connections were cut")
@@ -5897,6 +6199,9 @@ class Poller:
         self.command = Command(config) if config.exec else None
         self.waiting = 0  # failed files whose back-off has not passed, at the last poll
         self.stuck = False  # a Python handler is still running although everything was to end
+        self._exact: Dict[str, str] = {}  # of files in work: the text with the exact time that LIST does not show
+        self._doubts: Dict[str, Tuple[float, float]] = {}  # asked again: since when, and when next
+        self._markers: Dict[str, Entry] = {}  # of files in work: the companion as it was at the claim
         self._lister: Optional[FileServer] = None
         self._more = False  # the last poll left something that the next one may take
         self._queue: queue.Queue[Union[Work, Row, None]] = queue.Queue()  # a Row: its after-action is due
@@ -5984,16 +6289,19 @@ class Poller:
         started = time.monotonic()
         self.ledger.refresh()
         self.pool.restore(LIMIT_SECONDS)
+        self.pool.habits.spare_listing = True
         listing = self._list()
         with self._lock:
             busy = set(self._busy)
+        unclear = self._recognize(listing, busy)
         for row in self.ledger.due_actions(busy):
             if self._breaker.rested(row.path):
                 self._enqueue(row)
-        choice = self.selector.choose(listing, self.ledger.get, busy)
+        choice = self.selector.choose(listing, self.ledger.get, busy | unclear)
         ready = choice.ready
         unsettled = 0
         self.stats.progress(self.config.settle)
+        again = listing
         if choice.unsettled and self.member.wait(self.lease, self.config.settle):
             again = self._list()
             settled = self.selector.settled(choice.unsettled, again)
@@ -6005,7 +6313,11 @@ class Poller:
         self.waiting = choice.waiting + wanted - len(ready)
         if self.config.max_files:
             ready = ready[: self.config.max_files]
-        self._more = bool(ready or unsettled)
+        if self.config.ready_suffix:
+            companions = {found.path: found.entry for found in again}
+            at_claim = {work.path: companions.get(work.path + self.config.ready_suffix) for work in ready}
+            self._markers.update((path, entry) for path, entry in at_claim.items() if entry is not None)
+        self._more = bool(ready or unsettled or unclear)
         with self._filling:
             for work in ready:
                 self._enqueue(work)
@@ -6017,6 +6329,73 @@ class Poller:
         if self.pool.trouble is not None:
             raise self.pool.trouble
         self._forget(listing, busy)
+
+    def _recognize(self, listing: List[Found], busy: Set[str]) -> Set[str]:
+        """Finds out where only the display of a time has moved, and where a line may hide a new version: gives these
+        files of the listing the time that the ledger has, or the exact one. The paths left for the next poll."""
+        now = boot_clock()
+        unclear: List[Tuple[int, Row]] = []
+        for at, (path, _, entry) in enumerate(listing):
+            row = self.ledger.get(path)
+            if row is None or row.mtime == entry.mtime or row.size != entry.size or path in busy:
+                continue
+            same = same_version(row, entry)
+            if same is None or (same and row.mtime.endswith("~") and self._doubts.get(path, (now, now))[1] <= now):
+                unclear.append((at, row))
+        moves = moves_of_display([(row, listing[at].entry) for at, row in unclear])
+        changes: List[Change] = []
+        exact: List[Tuple[int, Row]] = []
+        for at, row in unclear:
+            if times_of(row.mtime)[1]:
+                exact.append((at, row))
+            elif move_of_display(row, listing[at].entry) in moves:
+                self._keep_as(listing, at, row, listing[at].entry.mtime, changes)
+        left = self._ask(listing, exact, changes) if exact else set()
+        for start in range(0, len(changes), BATCH_FILES):
+            self.ledger.write(changes[start : start + BATCH_FILES])
+        return left
+
+    def _keep_as(self, listing: List[Found], at: int, row: Row, mtime: str, changes: List[Change]) -> None:
+        """A listed file is the version of a row: both have its time in the same form from now on."""
+        if row.state == "claimed":  # of a term that is over; its time is that of the next claim
+            mtime = row.mtime
+        elif mtime != row.mtime:
+            delay = None if row.due is None else max(0.0, row.due - boot_clock())
+            changes.append(Change(row, row._replace(mtime=mtime), delay))
+        listing[at] = listing[at]._replace(entry=listing[at].entry._replace(mtime=mtime))
+
+    def _ask(self, listing: List[Found], unclear: Sequence[Tuple[int, Row]], changes: List[Change]) -> Set[str]:
+        """Asks for exact times where the zones that are known do not explain a line. What one poll has no time for is
+        left for the next one."""
+        left: Set[str] = set()
+        questions, until = MOST_QUESTIONS, time.monotonic() + QUESTION_SECONDS
+        with self.pool.server() as server:
+            self._lister = server
+            try:
+                for at, row in unclear:
+                    entry, now = listing[at].entry, boot_clock()
+                    if not row.mtime.endswith("~") and same_version(row, entry, self.pool.habits.zones):
+                        self._keep_as(listing, at, row, row.mtime, changes)
+                        continue
+                    if questions == 0 or time.monotonic() > until:
+                        left.add(row.path)
+                        continue
+                    if not self.member.may_work(self.lease):
+                        raise LeaseLost(self.lease.term)
+                    questions -= 1
+                    told = server.exact(row.path, entry)
+                    self.stats.progress()
+                    since = self._doubts.get(row.path, (now, now))[0]
+                    self._doubts[row.path] = (since, now + max(1.0, now - since))
+                    if told is not None and same_version(row, told):
+                        age = time.time() - (epoch_seconds(told.mtime) or 0.0)
+                        doubt = row.mtime.endswith("~") and now - since < 60 and age < 900
+                        self._keep_as(listing, at, row, told.mtime + "~" * doubt, changes)
+                    elif told is not None:
+                        listing[at] = listing[at]._replace(entry=told)
+            finally:
+                self._lister = None
+        return left
 
     def _list(self) -> Look:
         if not self.member.may_work(self.lease):
@@ -6047,6 +6426,8 @@ class Poller:
         if gone:
             self.ledger.write([Change(row, None) for row in gone])
         self._breaker.forget(listed)
+        for path in [path for path in self._markers if path not in listed and self.ledger.get(path) is None]:
+            del self._markers[path]
         self.ledger.forget_unlisted(listed, self.config.ledger_retention * SECONDS_A_DAY)
 
     # -- workers ------------------------------------------------------------------------------------------------------
@@ -6112,7 +6493,9 @@ class Poller:
 
     def _release_busy(self, works: Iterable[Union[Work, Row]]) -> None:
         with self._lock:
-            self._busy.difference_update([work.path for work in works])
+            for work in works:
+                self._busy.discard(work.path)
+                self._exact.pop(work.path, None)
 
     def _work(self) -> None:
         while True:
@@ -6176,7 +6559,8 @@ class Poller:
             self.lease.check()
             local = temporary if work.delivered else self._finish(temporary, found)
             row = row._replace(error=DELIVERED if self.config.download_dir else "")
-            file = File(found.path, row.size, epoch_seconds(row.mtime), row.attempts, self.lease, local)
+            mtime = epoch_seconds(self._exact.get(row.path, row.mtime))
+            file = File(found.path, row.size, mtime, row.attempts, self.lease, local)
             self._run_handler(file)
         except Exception as exc:
             self._settle(row, exc)
@@ -6248,12 +6632,21 @@ class Poller:
             with create_file(temporary) as out:
                 with self.pool.server() as server:
                     self.lease.check()
-                    server.fetch(found.path, found.entry.size, self._writer(out))
+                    server.fetch(*self._job(found, out))
                 if self.config.download_dir:
                     os.fsync(out.fileno())
         except OSError as exc:
             raise _local(exc, str(temporary)) from None
         self.stats.fetched(found.entry.size)
+
+    def _job(self, found: Found, out: io.RawIOBase) -> Job:
+        self._exact.pop(found.path, None)
+
+        def told(entry: Entry) -> None:
+            if "=" in entry.mtime:
+                self._exact[found.path] = entry.mtime + "~" * may_still_run(entry.mtime)
+
+        return Job(found.path, found.entry.size, self._writer(out), found.entry, told)
 
     def _writer(self, out: io.RawIOBase) -> Callable[[memoryview], object]:
         """What takes the bytes of a file. They are progress: a large file may take longer than `stall_timeout`."""
@@ -6300,7 +6693,10 @@ class Poller:
         A thread that holds a connection has that put into `later`: waiting for a second one could last for ever.
         """
         action = "" if self.config.after == "keep" else self.config.after
-        finished = [row._replace(state="done", action=action, error="") for row in rows]
+        finished = [
+            row._replace(state="done", action=action, error="", mtime=self._exact.get(row.path, row.mtime))
+            for row in rows
+        ]  # fmt: skip
         made = self.ledger.write([Change(old, new) for old, new in zip(rows, finished)])
         for old, row, ok in zip(rows, finished, made):
             if not ok and row.path in self.ledger.refused:
@@ -6324,7 +6720,8 @@ class Poller:
         error = kept_error(row, exc)
         if failures >= self.config.max_attempts and self.config.ledger:
             action = "" if self.config.after_error == "keep" else self.config.after_error
-            new = row._replace(state="quarantined", failures=failures, error=error, action=action)
+            mtime = self._exact.get(row.path, row.mtime)
+            new = row._replace(state="quarantined", failures=failures, error=error, action=action, mtime=mtime)
             self.ledger.change(row, new)
             self._say("file_quarantined", row, error)
             if action and later is not None:
@@ -6387,7 +6784,7 @@ class Poller:
         try:
             with self.pool.server() as server:
                 self.lease.check()
-                jobs = [Job(path, copy.row.size, self._writer(copy.out)) for path, copy in opened.items()]
+                jobs = [self._job(copy.found, copy.out) for copy in opened.values()]
                 for job, problem in server.fetch_many(jobs):
                     copy = opened[job.path]
                     if problem is None:
@@ -6486,21 +6883,25 @@ class Poller:
             self._say("file_failed", row, error, delay)
 
     def _act_on(self, server: FileServer, row: Row) -> None:
-        seen = Entry(posixpath.basename(row.path), "file", row.size, row.mtime)
-        same = server.same(row.path, seen)
+        """Looks at the file and its companion, and removes none if one of them is newer than at the claim. The
+        companion goes first, and also when the file is gone: else it would make the next version ready too early."""
+        same = server.same(row.path, Entry(posixpath.basename(row.path), "file", row.size, row.mtime))
+        marker, at_claim = row.path + self.config.ready_suffix, self._markers.get(row.path)
+        there, replaced = False, False
+        if self.config.ready_suffix and same is not False:
+            shown = server.same(marker, at_claim) if at_claim else server.exists(marker)
+            there, replaced = bool(shown), shown is False and at_claim is not None
         self.lease.check()
-        if same:
-            self._remove(server, row.path, row.action)
-            marker = row.path + self.config.ready_suffix
-            if self.config.ready_suffix and server.exists(marker):
-                self.lease.check()
-                self._remove(server, marker, row.action)
-        elif same is False:
-            event("file_kept", term=self.lease.term, path=row.path, reason="a new version arrived meanwhile")
-        if row.state == "done" and same is not False:
-            self.ledger.change(row, None)
-        else:
-            self.ledger.change(row, row._replace(action=""))
+        if same is False or replaced:
+            what = "the file" if same is False else "its companion"
+            event("file_kept", term=self.lease.term, path=row.path, reason=f"a new version of {what} arrived meanwhile")
+            drop = row.state == "done" and same is False  # so that the new version is handled
+            self.ledger.change(row, None if drop else row._replace(action=""))
+            return
+        for path in [marker] * there + [row.path] * bool(same):
+            self._remove(server, path, row.action)
+            self.lease.check()
+        self.ledger.change(row, None if row.state == "done" else row._replace(action=""))
 
     def _remove(self, server: FileServer, path: str, action: str) -> None:
         if action == "delete":
@@ -7745,9 +8146,10 @@ def command_dry_run(configs: Sequence[Config]) -> int:
         choice = selector.choose(listing, rows.get, set())
         ready = {work.path for work in choice.ready}
         taken = ready | {work.path for work in choice.unsettled}
+        listed = {found.path: found.entry for found in listing}
         for found in sorted(listing):
             word = "take" if found.path in taken else "skip"
-            why = why_skipped(selector, found, rows.get(found.path), {other.path for other in listing})
+            why = why_skipped(selector, found, rows.get(found.path), listed)
             if found.path in taken:
                 why = "" if found.path in ready else f"if it is unchanged {config.settle:g} s later"
             print(f"{word}  {printable(found.path)}  {found.entry.size} B  {found.entry.mtime}  {why}".rstrip())
@@ -7758,18 +8160,19 @@ def command_dry_run(configs: Sequence[Config]) -> int:
     return 0
 
 
-def why_skipped(selector: Selector, found: Found, row: Optional[Row], listed: Set[str]) -> str:
+def why_skipped(selector: Selector, found: Found, row: Optional[Row], listed: Mapping[str, Entry]) -> str:
     """Why Selector.choose left a file."""
     config, entry = selector.config, found.entry
-    if row is not None and is_version(row, entry) and row.state == "done":
+    if row is not None and same_version(row, entry) and row.state == "done":
         return "done before"
     if not selector.wants(found):
         return "its name is not asked for (pattern, exclude, hidden or temporary)"
-    if config.ready_suffix and found.path + config.ready_suffix not in listed:
-        return f"its marker {config.ready_suffix} is not there"
-    if row is not None and is_version(row, entry) and row.state == "quarantined":
+    if config.ready_suffix and not selector.is_ready(found, listed):
+        older = found.path + config.ready_suffix in listed
+        return f"its marker {config.ready_suffix} is " + ("older than the file" if older else "not there")
+    if row is not None and same_version(row, entry) and row.state == "quarantined":
         return f"quarantined: {printable(row.error)}"
-    if row is not None and is_version(row, entry) and row.due is not None and row.due > 0:
+    if row is not None and same_version(row, entry) and row.due is not None and row.due > 0:
         return f"failed, tried again in {duration(row.due)}: {printable(row.error)}"
     mtime = epoch_seconds(entry.mtime)
     if config.max_age is not None and mtime is not None and time.time() - mtime > config.max_age:

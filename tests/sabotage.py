@@ -196,8 +196,8 @@ SABOTAGES = (
     ),
     Sabotage(
         "what is done is handled again",
-        'row.state == "done" and is_version(',
-        'row.state == "" and is_version(',
+        'row.state == "done" and known_version',
+        'row.state == "" and known_version',
         "which was done",
         fix=["files=True"],
     ),

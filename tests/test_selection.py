@@ -47,7 +47,7 @@ from ftpcoord import (
     numbered,
     printable,
     publish,
-    same_time,
+    same_version,
 )
 
 NONE: frozenset[str] = frozenset()
@@ -544,9 +544,10 @@ times = st.sampled_from(
 
 
 @given(times, times)
-def test_being_the_same_time_goes_both_ways(a: str, b: str) -> None:
-    assert same_time(a, b) == same_time(b, a)
-    assert same_time(a, a)
+def test_being_the_same_version_goes_both_ways(a: str, b: str) -> None:
+    one, other = found(mtime=a).entry, found(mtime=b).entry
+    assert same_version(one, other) == same_version(other, one)
+    assert same_version(one, one)
 
 
 @pytest.mark.parametrize(
