@@ -4299,18 +4299,22 @@ class SftpServer(FileServer):
         return not isinstance(_refusal(path, kind, fields), FileGone) and self._find(path) is not None
 
     def fetch_many(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
-        complete, pipeline = False, None
+        complete, pipeline, ended = False, None, 0
         try:
             with self._talking("fetching"):
                 pipeline = SftpPipeline(self._talk(), self.encoding)
                 for job, error in pipeline.run(jobs):
+                    ended += 1
                     yield job, error and self._masked(error)
             complete = True
         except ServerDown:
-            for job in [download.job for download in (pipeline.fetched if pipeline else ())]:
+            fetched = [download.job for download in (pipeline.fetched if pipeline else ())]
+            for job in fetched:
                 changed = job.seen is not None and self.same(job.path, job.seen) is False    # on a new connection
                 yield job, FileChanged(f"{job.path}: another version than the one listed") if changed else None
-            raise
+            complete = ended + len(fetched) == len(jobs)
+            if not complete:
+                raise
         finally:
             if not complete:            # answers are under way that nobody waits for any more
                 self.close()

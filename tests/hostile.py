@@ -393,7 +393,7 @@ def content(data: bytes, end: str = "226 done") -> Action:
 
 
 class SftpHost(Host):
-    """An SFTP server, version 3, that answers OPENDIR, READDIR, LSTAT, STAT, OPEN, READ, CLOSE, REMOVE, RENAME, MKDIR.
+    """An SFTP server, version 3, that answers OPENDIR, READDIR, LSTAT, FSTAT, STAT, OPEN, READ, CLOSE, REMOVE, RENAME, MKDIR.
 
     Actions are for these names.  An action gets the session and the path (READ: the path of the open file); it
     answers by session.status(), session.answer(), session.raw() or leaves by raising `session.Gone`.
@@ -453,7 +453,7 @@ class SftpSession:
     """One channel."""
 
     Gone = _Gone
-    VERBS = {3: "OPEN", 4: "CLOSE", 5: "READ", 7: "LSTAT", 11: "OPENDIR", 12: "READDIR", 13: "REMOVE", 14: "MKDIR",
+    VERBS = {3: "OPEN", 4: "CLOSE", 5: "READ", 7: "LSTAT", 8: "FSTAT", 11: "OPENDIR", 12: "READDIR", 13: "REMOVE", 14: "MKDIR",
              17: "STAT", 18: "RENAME"}  # fmt: skip
 
     def __init__(self, host: SftpHost, channel: Any) -> None:
@@ -524,9 +524,9 @@ class SftpSession:
             self.names([(b".", struct.pack(">II", 4, 0o040755)), *found, *host.entries])
         elif verb == "CLOSE":
             self.status(0)
-        elif verb in ("LSTAT", "STAT", "OPEN", "REMOVE") and not exists:
+        elif verb in ("LSTAT", "FSTAT", "STAT", "OPEN", "REMOVE") and not exists:
             self.status(2)
-        elif verb in ("LSTAT", "STAT"):
+        elif verb in ("LSTAT", "FSTAT", "STAT"):
             self.answer(105, self.attributes("/in" if argument == "." else argument))
         elif verb == "OPEN":
             self.answer(102, _string(argument.encode("latin-1")))

@@ -1,0 +1,304 @@
+"""What a version of a file is: how it is told apart, tied to its content, and recognized again whoever lists it."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import hostile
+import pytest
+from conftest import wait_for
+from hostile import PATIENCE, FtpHost, Host, SftpHost, Site, reply
+
+import ftpcoord
+from ftpcoord import Entry, Row, parse_list_line, parse_mlsd_line, same_version
+
+HOUR = datetime.timedelta(hours=1)
+
+
+def entry(mtime: str, yearless: bool = False) -> Entry:
+    return Entry("x", "file", 5, mtime, yearless)
+
+
+EXACT, MINUTE, DAY = "2026-01-12T10:15:07", "2026-01-12T10:15", "2026-01-12"
+BOTH = "2026-01-12T10:15=1768212907"  # that minute, and the exact time of it, by a server in UTC
+
+
+@pytest.mark.parametrize(("stored", "listed", "zones", "same"), [
+    # exact times: SFTP, MLSD, MLST, MDTM
+    (EXACT, EXACT, [], True), (EXACT, "2026-01-12T10:15:08", [], False), (EXACT, "2026-01-12T11:15:07", [HOUR], False),
+    (EXACT, "2026-01-12T10:15:07.5", [], True), ("2026-01-12T10:15:07.25", "2026-01-12T10:15:07.5", [], False),
+    ("2026-12-31T23:59:60", "2027-01-01T00:00:00", [], True), ("2026-12-31T23:59:60", "2026-12-31T23:59:59", [], False),
+    # lines, of the same or of another precision; without a year
+    (MINUTE, MINUTE, [], True), (MINUTE, DAY, [], True), (DAY, MINUTE, [], True), (MINUTE, "2026-01-13", [], None),
+    (MINUTE, "2026-01-12T11:15", [], None), (MINUTE, "2026-01-12T11:15", [HOUR], None),
+    (MINUTE, ("2025-01-12T10:15", True), [], True), (MINUTE, ("2025-01-12T10:16", True), [], None),
+    (MINUTE, "2025-01-12T10:15", [], None), (MINUTE, "2025-01-12", [], True), (DAY, "2025-01-12", [], None),
+    ("2026-01-12T10:15:07=", "2026-01-12T10:15:07=", [], True), ("2026-01-12T10:15:07=", MINUTE, [], True),
+    ("2026-01-12T10:15:07=", "2026-01-12T10:15:08=", [], None), ("2026-01-12T10:15:07=", DAY, [], True),
+    # a line and an exact time: only a zone that is known ties them
+    (MINUTE, EXACT, [], True), (EXACT, MINUTE, [], True), (EXACT, DAY, [], True), (DAY, EXACT, [], True),
+    ("2026-01-12T11:15", EXACT, [], None), ("2026-01-12T11:15", EXACT, [HOUR], True),
+    (EXACT, "2026-01-12T11:15", [2 * HOUR], None), (EXACT, "2026-01-12T11:15", [2 * HOUR, HOUR], True),
+    ("2026-01-12T23:30:00", "2026-01-13", [HOUR], True), ("2026-01-12T23:30:00", "2026-01-13", [], None),
+    ("2026-12-31T23:30:00", ("2026-01-01T00:30", True), [HOUR], True),
+    # both are known: the line, when it is shown again, else the exact time
+    (BOTH, MINUTE, [], True), (BOTH, DAY, [], True), (BOTH, EXACT, [], True), (BOTH, "2026-01-12T10:15:08", [], False),
+    (BOTH, "2026-01-12T10:15=1768212908", [], False), (BOTH, "2026-01-12T11:15=1768212907", [], True),
+    (BOTH, "2026-01-12T11:15", [], None), (BOTH, "2026-01-12T11:15", [HOUR], True), (BOTH + "~", MINUTE, [], True),
+    # no time at all, or none that anybody can read: the size decides
+    ("", "", [], True), ("", EXACT, [], True), (MINUTE, "", [], True),
+])  # fmt: skip
+def test_times_are_compared_as_finely_as_both_show_them(
+    stored: str, listed: Any, zones: list[datetime.timedelta], same: Optional[bool]
+) -> None:
+    now = entry(*listed) if isinstance(listed, tuple) else entry(listed)
+    row = Row("/in/x", 5, stored, "done", 1, 1, 0)
+    assert same_version(row, now, zones) is same
+    assert same_version(now, row, zones) is same
+    assert same_version(row, now._replace(size=6), zones) is False
+
+
+def test_a_ledger_of_a_member_of_version_1_0_0_compares_the_beginning_which_is_what_it_knows() -> None:
+    assert BOTH.startswith(MINUTE) and len(BOTH + "~") <= 32 and len("2026-01-12T10:15:07=1768212907~") <= 32
+
+
+def test_the_clock_of_a_member_changes_no_version() -> None:
+    line = "-rw-r--r-- 1 0 0 5 Jul 21 10:00 x"
+    days = [datetime.date(2026, 7, day) for day in (18, 20, 22)]
+    listed = [found for found in (parse_list_line(line, day) for day in days) if found]
+    assert {found.mtime[:4] for found in listed} == {"2025", "2026"}
+    assert all(same_version(a, b) for a in listed for b in listed)
+
+
+def test_a_leap_second_is_a_time(tmp_path: Path) -> None:
+    found = parse_mlsd_line("type=file;size=5;modify=20161231235960; x")
+    assert found and ftpcoord.epoch_seconds(found.mtime) == 1483228800.0 and same_version(found, found)
+    assert ftpcoord.epoch_seconds(ftpcoord.iso_time("20161231235960.5")) == 1483228800.5
+    assert ftpcoord.iso_time("20161231235961") == ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The content is tied to the version
+# ---------------------------------------------------------------------------------------------------------------------
+
+OLD, NEW = b"old " * 25_000, b"new " * 25_000
+KINDS = pytest.mark.parametrize("kind", ["sftp", "mlsd", "mdtm", "list"])
+DELIVERIES = pytest.mark.parametrize("delivery", ["folder", "handler"])
+
+
+def a_host(kind: str, files: Optional[dict[str, bytes]] = None) -> Host:
+    """By SFTP, MLSD and MLST, LIST and MDTM, or LIST alone."""
+    if kind == "sftp":
+        return SftpHost(files or {})
+    host = FtpHost(files or {}, mlsd=kind == "mlsd")
+    if kind == "list":
+        host.on("MDTM", reply("502 no"), times=None)
+        host.on("SIZE", reply("502 no"), times=None)
+    return host
+
+
+def on_fetch(host: Host, happens: Callable[[], None]) -> None:
+    """Before the first fetch."""
+    if isinstance(host, SftpHost):
+        def open_(session: Any, path: str) -> None:
+            happens()
+            session.behave("OPEN", path, b"")
+
+        host.on("OPEN", open_)
+    else:
+        def retr(session: Any, argument: str) -> None:
+            happens()
+            session.on_retr(argument)
+
+        host.on("RETR", retr)
+
+
+@KINDS
+@DELIVERIES
+def test_a_file_replaced_between_listing_and_fetch_is_handled_once_as_the_new_version(
+    tmp_path: Path, kind: str, delivery: str
+) -> None:
+    with a_host(kind, {"a": OLD}) as host:
+        on_fetch(host, lambda: host.put("a", NEW, 7200))
+        with Site(tmp_path, host.settings, delivery) as site:
+            site.arrive({"a": NEW})
+            row = site.state("a", "done")
+            site.polls()
+            assert (row["attempts"], row["failures"]) == (1, 0)
+            assert len(site.all("file_done")) == 1 and not site.all("file_failed")
+
+
+@pytest.mark.parametrize("seconds", [7200, 20])
+@pytest.mark.parametrize("kind", ["mlsd", "mdtm"])
+@DELIVERIES
+def test_a_file_overwritten_while_it_is_fetched_is_never_delivered_torn(
+    tmp_path: Path, kind: str, delivery: str, seconds: int
+) -> None:
+    """Also within the minute, which a line of LIST does not show: MDTM is asked before and after."""
+    with a_host(kind) as host:
+        began = datetime.datetime.now(datetime.timezone.utc).replace(second=5, microsecond=0, tzinfo=None)
+        host.files["a"], host.times["a"] = OLD, began
+
+        def overwrite(session: Any, argument: str) -> None:
+            session.say("150 here")
+            with session.data() as connection:
+                connection.sendall(OLD[:50_000])
+                host.files["a"], host.times["a"] = NEW, began + datetime.timedelta(seconds=seconds)
+                connection.sendall(NEW[50_000:])
+            session.say("226 done")
+
+        host.on("RETR", overwrite)
+        with Site(tmp_path, host.settings, delivery) as site:
+            site.arrive({"a": NEW})
+            assert site.state("a", "done")["failures"] == 0
+
+
+@pytest.mark.parametrize("kind", ["sftp", "mlsd", "mdtm"])
+@DELIVERIES
+def test_a_file_that_is_gone_after_a_whole_fetch_was_had(tmp_path: Path, kind: str, delivery: str) -> None:
+    """Some servers give a file once."""
+    with a_host(kind, {"a": OLD}) as host:
+        taken = host.files["a"]
+
+        def once(session: Any, argument: str) -> None:
+            host.files.pop("a", None)
+            session.status(2) if kind == "sftp" else session.send(taken)
+
+        host.on("FSTAT" if kind == "sftp" else "RETR", once)
+        if kind == "mdtm":
+            host.on("MDTM", reply("550 gone"), times=None)
+        with Site(tmp_path, host.settings, delivery) as site:
+            site.arrive({"a": OLD})
+            assert site.wait("file_done", path="/in/a")["attempt"] == 1 and not site.all("file_failed")
+
+
+@pytest.mark.parametrize("kind", ["sftp", "mlsd", "mdtm"])
+@DELIVERIES
+def test_a_connection_that_is_lost_between_fetch_and_look_is_replaced_for_the_look_alone(
+    tmp_path: Path, kind: str, delivery: str
+) -> None:
+    with a_host(kind, {"a": OLD}) as host:
+        host.on({"sftp": "FSTAT", "mlsd": "MLST", "mdtm": "MDTM"}[kind], hostile.leave)
+        with Site(tmp_path, host.settings, delivery) as site:
+            site.arrive({"a": OLD})
+            assert site.wait("file_done")["attempt"] == 1
+            assert len(host.said("RETR") + host.said("OPEN")) == 1 and not site.all("file_failed")
+
+
+@pytest.mark.parametrize("answer", ["unsupported", "another time"])
+def test_where_fstat_does_not_prove_the_version_lstat_decides(tmp_path: Path, answer: str) -> None:
+    with SftpHost({"a": OLD}) as host:
+        host.on("FSTAT", hostile.status(8) if answer == "unsupported" else
+                lambda session, path: session.answer(105, hostile.attributes(len(OLD), 7)), times=None)  # fmt: skip
+        with Site(tmp_path, host.settings) as site:
+            site.arrive({"a": OLD})
+            assert len(host.said("OPEN")) == 1 and site.wait("file_done")["attempt"] == 1
+
+
+def test_the_look_after_the_fetch_rides_in_the_same_flight(tmp_path: Path) -> None:
+    with SftpHost({"a": b"small"}) as host:
+        with Site(tmp_path, host.settings) as site:
+            site.arrive({"a": b"small"})
+        order = [command.split(" ")[0] for command in host.commands]
+        assert order[order.index("OPEN") :][:3] == ["OPEN", "READ", "FSTAT"] and "LSTAT" not in order
+
+
+def test_a_version_that_changes_at_each_fetch_is_said_from_the_third_time_and_never_counted(tmp_path: Path) -> None:
+    with a_host("mlsd", {"a": OLD}) as host:
+        def replaced(session: Any, argument: str) -> None:
+            host.put("a", NEW, seconds=len(host.commands))
+            session.on_retr(argument)
+
+        host.on("RETR", replaced, times=None)
+        with Site(tmp_path, host.settings, max_attempts=2) as site:
+            said = site.wait("not_now")
+            assert "another version" in said["error"] and len(host.said("RETR")) >= 3
+            assert site.row("a")["failures"] == 0  # type: ignore[index]
+            host.behave()
+            site.arrive({"a": NEW})
+            assert not site.all("file_failed") and not site.all("file_quarantined")
+
+
+@pytest.mark.parametrize("after", ["delete", "move:done", "keep"])
+@pytest.mark.parametrize("kind", ["sftp", "mlsd", "mdtm"])
+def test_a_version_that_arrives_while_the_last_one_is_handled_is_handled_too_also_within_the_same_minute(
+    tmp_path: Path, kind: str, after: str
+) -> None:
+    with a_host(kind) as host:
+        began = datetime.datetime.now(datetime.timezone.utc).replace(second=5, microsecond=0, tzinfo=None)
+        host.files["a"], host.times["a"] = OLD, began
+
+        class Slow(Site):
+            def receive(self, file: ftpcoord.File) -> None:
+                super().receive(file)
+                if len(self.handled) == 1:
+                    host.files["a"], host.times["a"] = NEW, began + datetime.timedelta(seconds=20)
+
+        with Slow(tmp_path, host.settings, "handler", after=after) as site:
+            wait_for(lambda: len(site.handled) == 2, PATIENCE, "\n".join(site.log[-20:]))
+            assert [(content, attempt) for _, content, attempt in site.handled] == [(OLD, 1), (NEW, 1)]
+            site.polls()
+            assert len(site.handled) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A display that moves is no new version
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def some(count: int, host: Host) -> dict[str, bytes]:
+    """Files of the last days, each with a time of its own."""
+    now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0, tzinfo=None)
+    for number in range(count):
+        host.files[f"{number}"] = b"%05d" % number
+        host.times[f"{number}"] = now - datetime.timedelta(days=5 + number, minutes=7 * number)
+    return dict(host.files)
+
+
+@DELIVERIES
+@pytest.mark.parametrize("count", [1, 30])
+def test_a_server_whose_zone_is_changed_has_no_new_versions_and_is_asked_once(
+    tmp_path: Path, count: int, delivery: str
+) -> None:
+    with a_host("mdtm") as host:
+        assert isinstance(host, FtpHost)
+        files = some(count, host)
+        with Site(tmp_path, host.settings, delivery) as site:
+            site.arrive(files)
+            for name in files:
+                site.state(name, "done")
+            if delivery == "handler":
+                assert site.row("0")["mtime"].endswith(f"={int(host.times['0'].timestamp())}")  # type: ignore[index]
+            for zone in (60, -300, 0):
+                host.zone = zone
+                asked = len(host.said("MDTM"))
+                site.polls(3)
+                assert len(site.all("file_done")) == count
+                assert len(host.said("MDTM")) - asked <= 2
+
+
+@pytest.mark.parametrize("kind", ["mdtm", "list"])
+def test_one_move_settles_all_rows_that_an_older_version_wrote(tmp_path: Path, kind: str) -> None:
+    with a_host(kind) as host:
+        assert isinstance(host, FtpHost)
+        files = some(200, host)
+        host.zone = 120
+        adopted(tmp_path, host)
+        host.zone = 60
+        new = {"new": b"new"}
+        host.files.update(new)
+        host.times["new"] = host.times["0"]
+        with Site(tmp_path, host.settings) as site:
+            site.arrive(new)
+            site.polls()
+            assert len(site.all("file_done")) == 1 and len(host.said("MDTM")) <= 4
+            assert site.row("7")["state"] == "done" and len(files) == 200  # type: ignore[index]
+
+
+def adopted(folder: Path, host: Host) -> None:
+    """The ledger as of a member that has handled all that is there, without exact times."""
+    config = ftpcoord.Config(**host.settings, database=f"sqlite:///{folder / 'coordination.db'}", exec="true")
+    ftpcoord.command_adopt([config], argparse.Namespace())
