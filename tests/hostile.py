@@ -393,7 +393,7 @@ def content(data: bytes, end: str = "226 done") -> Action:
 
 
 class SftpHost(Host):
-    """An SFTP server, version 3, that answers OPENDIR, READDIR, LSTAT, FSTAT, STAT, OPEN, READ, CLOSE, REMOVE, RENAME, MKDIR.
+    """An SFTP server, version 3, that answers the requests named in SftpSession.VERBS.
 
     Actions are for these names.  An action gets the session and the path (READ: the path of the open file); it
     answers by session.status(), session.answer(), session.raw() or leaves by raising `session.Gone`.
@@ -453,8 +453,8 @@ class SftpSession:
     """One channel."""
 
     Gone = _Gone
-    VERBS = {3: "OPEN", 4: "CLOSE", 5: "READ", 7: "LSTAT", 8: "FSTAT", 11: "OPENDIR", 12: "READDIR", 13: "REMOVE", 14: "MKDIR",
-             17: "STAT", 18: "RENAME"}  # fmt: skip
+    VERBS = {3: "OPEN", 4: "CLOSE", 5: "READ", 7: "LSTAT", 8: "FSTAT", 11: "OPENDIR", 12: "READDIR", 13: "REMOVE",
+             14: "MKDIR", 17: "STAT", 18: "RENAME"}  # fmt: skip
 
     def __init__(self, host: SftpHost, channel: Any) -> None:
         self.host, self.channel = host, channel
