@@ -132,7 +132,6 @@ __all__ = [
 
 ID_PATTERN = re.compile(r"[!-~]{1,128}\Z")  # the tables' VARCHAR(128); printable ASCII has one form in every collation
 STEP_DOWN = "step-down:"  # health_check.task_id of a request to hand over: step-down:<term>
-RELEASED_AGE = 365 * 86400.0  # seconds; no living member's heartbeat is that old, so no clock step imitates a release
 BATCH_FILES = 64  # claims and completions committed together where delivery is the folder alone ...
 BATCH_SECONDS = 0.05  # ... and how long one may wait for company
 BATCH_BYTES = 1 << 20  # a group is full when it has so many bytes to fetch: the first must not wait for the last
@@ -947,8 +946,9 @@ def boot_clock() -> float:
 #     share sessions break.
 #   - A renewal always moves the stamp, also when the clock was set back: so a stamp that stands still is a dead one.
 #
-# In the statements $now is the present time in the heartbeat column's precision and $tick that column's smallest step;
-# a heartbeat of 1970-01-01 00:00:01 is one that its member gave up.
+# In the statements $now is the present time in the heartbeat column's precision, $tick that column's smallest step, and
+# $released, 1970-01-01 00:00:01, the heartbeat of a lease that was given up. No age tells one: clocks are set by years.
+# A heartbeat of NULL, in a foreign column that allows it, has no age; it is one that does not move.
 # A row of the ledger that was written in the future (the clock was set back) is due at once, not when that has come.
 
 
@@ -958,10 +958,11 @@ class View(NamedTuple):
     holder: Optional[str]  # None: the group has no token row
     term: int
     mine: bool  # the holder's id is the observer's own, as the database compares ids
-    stamp: Optional[str]  # the holder's last_heartbeat as text; None: it has no health row
+    stamp: Optional[str]  # the holder's last_heartbeat as text, "" for NULL; None: it has no health row
     age: Optional[float]  # seconds, by the database's clock
     now: float  # the database's clock, epoch seconds
     took: float  # seconds from sending to receiving, by the observer's clock
+    released: bool = False  # the holder gave its lease up
 
 
 class Renewal(NamedTuple):
@@ -1004,11 +1005,12 @@ class Change(NamedTuple):
 
 
 class MemberRow(NamedTuple):
-    """A member's health row, for status."""
+    """A member's health row."""
 
     member_id: str
-    age: float
+    age: float  # LONGEST_DELAY where the heartbeat is NULL
     released: bool
+    stamp: str = ""  # last_heartbeat as text, "" for NULL
 
 
 class Store(Protocol):
@@ -1023,8 +1025,9 @@ class Store(Protocol):
     def take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> Optional[int]:
         """Takes over what `seen` shows, with a heartbeat; the term won, or None.
 
-        `why` is what must still hold when the rows are locked: "stale" (older than `stale_after` seconds), "still"
-        (the stamp is the one seen), "absent" (no health row) or "own" (nothing: the caller won the present term).
+        `why` is what must still hold when the rows are locked: "still" or "released" (the stamp is the one seen),
+        "stale" (and older than `stale_after` seconds), "absent" (no health row) or "own" (nothing: the caller won the
+        present term).
         """
 
     def renew(self, group: str, member: str, term: int) -> Renewal:
@@ -1034,13 +1037,16 @@ class Store(Protocol):
         """Makes the active member's heartbeat a released one, under the same condition."""
 
     def leave(self, group: str, member: str) -> None:
-        """Removes a standby's health row, unless its id holds the token."""
+        """Removes a standby's health row, unless its id holds the token, or none is there: then it is a trace."""
 
     def sweep(self, group: str, member: str) -> None:
         """Removes the others' health rows of yesterday and before: ids of pods change, rows would grow for ever."""
 
     def last_term(self, group: str) -> int:
         """The highest term that the ledger knows, 0 without one."""
+
+    def members(self, group: str) -> List[MemberRow]:
+        """The health rows of the group; requests to step down are none."""
 
 
 class Database(abc.ABC):
@@ -1062,15 +1068,16 @@ class Database(abc.ABC):
     BETWEEN_ROWS: ClassVar[str] = " UNION ALL "
     SECONDS_UNTIL: ClassVar[str]
     AGE: ClassVar[str]
+    STAMP: ClassVar[str] = "h.last_heartbeat"
 
     LEAVE = """
         DELETE FROM health_check WHERE group_id = :group AND task_id = :member
-           AND NOT EXISTS (SELECT 1 FROM token_holder WHERE group_id = :group AND task_id = :member)"""
+           AND EXISTS (SELECT 1 FROM token_holder WHERE group_id = :group AND task_id <> :member)"""
     TOKEN = "SELECT group_id, task_id, term FROM token_holder WHERE group_id = :group"
     OWN_ROW = "SELECT task_id, group_id FROM health_check WHERE group_id = :group AND task_id = :member"
     MEMBERS = """
-        SELECT task_id, $age, CASE WHEN last_heartbeat = '1970-01-01 00:00:01' THEN 1 ELSE 0 END
-          FROM health_check WHERE group_id = :group ORDER BY task_id"""
+        SELECT task_id, $age, CASE WHEN last_heartbeat = $released THEN 1 ELSE 0 END, $stamp
+          FROM health_check h WHERE group_id = :group ORDER BY task_id"""
     SWEEP = """
         DELETE FROM health_check WHERE group_id = :group AND task_id <> :member AND $age > 86400
            AND NOT EXISTS (
@@ -1102,6 +1109,7 @@ class Database(abc.ABC):
         self.timing = timing
         self.ledger = config.ledger
         self.now = self.tick = ""
+        self.released = "'1970-01-01 00:00:01'"
         self.connection: Any = None
         self.where = without_password(config.database)
 
@@ -1128,7 +1136,7 @@ class Database(abc.ABC):
 
     @abc.abstractmethod
     def _set_precision(self, digits: int, column_type: str) -> None:
-        """Chooses $now and $tick."""
+        """Chooses $now, $tick and $released."""
 
     def literal(self, value: object) -> str:
         """A value as SQL text. Strings hold no NUL, and backslashes are plain (standard SQL)."""
@@ -1140,7 +1148,9 @@ class Database(abc.ABC):
 
     def clone(self) -> Database:
         """Another connection to the same database."""
-        return type(self)(self.config, self.timing)
+        other = type(self)(self.config, self.timing)
+        other.now, other.tick, other.released = self.now, self.tick, self.released
+        return other
 
     def close(self) -> None:
         connection, self.connection = self.connection, None
@@ -1187,7 +1197,8 @@ class Database(abc.ABC):
         """The text to be sent. What was put in is not looked at again: a file may be named `:group`."""
         sql = sql.replace("$since", self.AGE.replace("last_heartbeat", "updated_at"))
         sql = sql.replace("$age", self.AGE).replace("$until", self.SECONDS_UNTIL)
-        sql = sql.replace("$now", self.now).replace("$tick", self.tick)
+        sql = sql.replace("$now", self.now).replace("$tick", self.tick).replace("$released", self.released)
+        sql = sql.replace("$stamp", f"CASE WHEN h.task_id IS NOT NULL THEN COALESCE({self.STAMP}, '') END")
         rows = self._table(changes) if changes else ""
         return re.sub(r"\$rows|(?<![:\w]):([a-z_]+)", lambda m: self.literal(values[m[1]]) if m[1] else rows, sql)
 
@@ -1239,7 +1250,7 @@ class Database(abc.ABC):
     def look(self, group: str, member: str) -> View:
         sent = boot_clock()
         row = self._look(group, member)
-        holder, term, mine, stamp, age, now = row
+        holder, term, mine, stamp, age, now, released = row
         view = View(
             None if holder is None else str(holder),
             int(term or 0),
@@ -1248,6 +1259,7 @@ class Database(abc.ABC):
             None if age is None else float(age),
             float(now),
             boot_clock() - sent,
+            bool(released),
         )
         if view.mine and view.holder != member:
             self.check_ids(group, member)
@@ -1266,8 +1278,8 @@ class Database(abc.ABC):
         values: Dict[str, Any] = {"group": group, "member": member, "holder": seen.holder, "old_term": seen.term}
         if why in ("absent", "own"):
             return self.execute(self.TAKE_ABSENT, own=int(why == "own"), **values)
-        stamp = seen.stamp if why == "still" else None
-        return self.execute(self.TAKE, stale_after=stale_after, stamp=stamp, **values)
+        aged = int(why == "stale")
+        return self.execute(self.TAKE, stale_after=stale_after, aged=aged, stamp=seen.stamp or None, **values)
 
     def renew(self, group: str, member: str, term: int) -> Renewal:
         rows = self.execute(self.RENEW, group=group, member=member, term=term, request=f"{STEP_DOWN}{term}")
@@ -1340,9 +1352,11 @@ class Database(abc.ABC):
     # -- the operator's verbs -----------------------------------------------------------------------------------------
 
     def members(self, group: str) -> List[MemberRow]:
-        """The health rows of the group; requests to step down are none."""
         rows = self.execute(self.MEMBERS, group=group)
-        return [MemberRow(str(m), float(a), bool(r)) for m, a, r in rows if not str(m).startswith(STEP_DOWN)]
+        return [
+            MemberRow(str(member), LONGEST_DELAY if age is None else float(age), bool(released), str(stamp))
+            for member, age, released, stamp in rows if not str(member).startswith(STEP_DOWN)
+        ]  # fmt: skip
 
     def token(self, group: str) -> Tuple[Optional[str], int]:
         """The holder and its term."""
@@ -1445,7 +1459,8 @@ class PostgreSQL(Database):
 
     name = "postgresql"
     least_timeout = 0.25
-    AGE = "EXTRACT(EPOCH FROM $now - last_heartbeat)::float8"
+    AGE = "CASE WHEN isfinite(last_heartbeat) THEN EXTRACT(EPOCH FROM $now - last_heartbeat)::float8 END"
+    STAMP = "h.last_heartbeat::text"
     SECONDS_UNTIL = """CASE WHEN updated_at <= CURRENT_TIMESTAMP AT TIME ZONE 'UTC'
         THEN EXTRACT(EPOCH FROM next_attempt_at - (CURRENT_TIMESTAMP AT TIME ZONE 'UTC'))::float8 END"""
 
@@ -1457,8 +1472,8 @@ class PostgreSQL(Database):
              WHERE NOT EXISTS (SELECT 1 FROM token_holder WHERE group_id = :group AND task_id = :member)
                 ON CONFLICT (task_id, group_id) DO UPDATE
                SET last_heartbeat = GREATEST(h.last_heartbeat, EXCLUDED.last_heartbeat))
-        SELECT t.task_id, t.term, t.task_id = :member, h.last_heartbeat::text, $age,
-               EXTRACT(EPOCH FROM CURRENT_TIMESTAMP)::float8
+        SELECT t.task_id, t.term, t.task_id = :member, $stamp, $age,
+               EXTRACT(EPOCH FROM CURRENT_TIMESTAMP)::float8, h.last_heartbeat = $released
           FROM (SELECT 1) AS one LEFT JOIN token_holder t ON t.group_id = :group
           LEFT JOIN health_check h ON h.group_id = t.group_id AND h.task_id = t.task_id"""
     FIRST = """
@@ -1475,8 +1490,9 @@ class PostgreSQL(Database):
              WHERE group_id = :group AND task_id = :holder AND term = :old_term FOR UPDATE),
         dead AS (
             SELECT h.group_id FROM health_check h JOIN token ON h.group_id = token.group_id
-             WHERE h.task_id = :holder AND (h.last_heartbeat < $now - interval '1 second' * :stale_after
-                OR h.last_heartbeat = :stamp) FOR UPDATE OF h),
+             WHERE h.task_id = :holder
+               AND (h.last_heartbeat = :stamp OR :stamp IS NULL AND h.last_heartbeat IS NULL)
+               AND (0 = :aged OR h.last_heartbeat < $now - interval '1 second' * :stale_after) FOR UPDATE OF h),
         won AS (
             UPDATE token_holder t SET task_id = :member, term = t.term + 1 FROM dead
              WHERE t.group_id = dead.group_id RETURNING t.term),
@@ -1499,14 +1515,15 @@ class PostgreSQL(Database):
             SELECT group_id FROM token_holder
              WHERE group_id = :group AND task_id = :member AND term = :term FOR UPDATE)
         UPDATE health_check h
-           SET last_heartbeat = CASE WHEN h.last_heartbeat > $now THEN h.last_heartbeat + $tick ELSE $now END
+           SET last_heartbeat = CASE WHEN h.last_heartbeat > $now AND isfinite(h.last_heartbeat)
+                                     THEN h.last_heartbeat + $tick ELSE $now END
           FROM mine WHERE h.group_id = mine.group_id AND h.task_id = :member
         RETURNING EXISTS (SELECT 1 FROM health_check WHERE group_id = :group AND task_id = :request)"""
     RELEASE = """
         WITH mine AS (
             SELECT group_id FROM token_holder
              WHERE group_id = :group AND task_id = :member AND term = :term FOR UPDATE)
-        UPDATE health_check h SET last_heartbeat = '1970-01-01 00:00:01'
+        UPDATE health_check h SET last_heartbeat = $released
           FROM mine WHERE h.group_id = mine.group_id AND h.task_id = :member"""
 
     # A VALUES list is planned in a fifth of the time that as many SELECTs take. CHANGE and FORGET must find their rows
@@ -1659,7 +1676,9 @@ class PostgreSQL(Database):
         )
 
     def _set_precision(self, digits: int, column_type: str) -> None:
-        now = "CURRENT_TIMESTAMP" if "with time zone" in column_type else "(CURRENT_TIMESTAMP AT TIME ZONE 'UTC')"
+        zoned = "with time zone" in column_type
+        now = "CURRENT_TIMESTAMP" if zoned else "(CURRENT_TIMESTAMP AT TIME ZONE 'UTC')"
+        self.released = "'1970-01-01 00:00:01+00'" if zoned else "'1970-01-01 00:00:01'"
         self.now = now if digits >= 3 else f"date_trunc('second', {now})"
         self.tick = "interval '1 millisecond'" if digits >= 3 else "interval '1 second'"
 
@@ -1674,6 +1693,7 @@ class MySQL(Database):
     name = "mysql"
     least_timeout = 1.2  # innodb_lock_wait_timeout is a whole number of seconds, and the server gives up first
     AGE = "TIMESTAMPDIFF(MICROSECOND, last_heartbeat, $now) / 1000000.0"
+    STAMP = "CAST(h.last_heartbeat AS CHAR)"
     SECONDS_UNTIL = """CASE WHEN updated_at <= UTC_TIMESTAMP(6)
         THEN TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), next_attempt_at) / 1000000.0 END"""
 
@@ -1681,10 +1701,10 @@ class MySQL(Database):
         INSERT INTO health_check (task_id, group_id, last_heartbeat)
         SELECT :member, :group, $now FROM (SELECT 1 AS one) o
          WHERE NOT EXISTS (SELECT 1 FROM token_holder WHERE group_id = :group AND task_id = :member)
-            ON DUPLICATE KEY UPDATE last_heartbeat = GREATEST(health_check.last_heartbeat, $now)"""
+            ON DUPLICATE KEY UPDATE last_heartbeat = GREATEST(COALESCE(health_check.last_heartbeat, $now), $now)"""
     LOOK = """
-        SELECT t.task_id, t.term, t.task_id = :member, CAST(h.last_heartbeat AS CHAR),
-               $age, TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1000000.0
+        SELECT t.task_id, t.term, t.task_id = :member, $stamp, $age,
+               TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1000000.0, h.last_heartbeat = $released
           FROM (SELECT 1 AS one) o LEFT JOIN token_holder t ON t.group_id = :group
           LEFT JOIN health_check h ON h.group_id = t.group_id AND h.task_id = t.task_id"""
     # The claims win the token alone; SEAT and then RENEW, which needs it still to be so, make the lease. A member that
@@ -1695,7 +1715,8 @@ class MySQL(Database):
            SET t.term = LAST_INSERT_ID(t.term + 1), t.task_id = :member,
                h.last_heartbeat = h.last_heartbeat -- changes nothing, but makes the row a locked one
          WHERE t.group_id = :group AND t.task_id = :holder AND t.term = :old_term
-           AND (h.last_heartbeat < $now - INTERVAL :stale_us MICROSECOND OR h.last_heartbeat = :stamp)"""
+           AND (h.last_heartbeat = :stamp OR :stamp IS NULL AND h.last_heartbeat IS NULL)
+           AND (0 = :aged OR h.last_heartbeat < $now - INTERVAL :stale_after * 1000000 MICROSECOND)"""
     TAKE_ABSENT = """
         UPDATE token_holder SET term = LAST_INSERT_ID(term + 1), task_id = :member
          WHERE group_id = :group AND task_id = :holder AND term = :old_term
@@ -1715,7 +1736,7 @@ class MySQL(Database):
          WHERE t.group_id = :group AND t.task_id = :member AND t.term = :term"""
     RELEASE = """
         UPDATE token_holder t STRAIGHT_JOIN health_check h ON h.group_id = t.group_id AND h.task_id = t.task_id
-           SET t.term = t.term, h.last_heartbeat = '1970-01-01 00:00:01'
+           SET t.term = t.term, h.last_heartbeat = $released
          WHERE t.group_id = :group AND t.task_id = :member AND t.term = :term"""
 
     ROW = """
@@ -1862,13 +1883,6 @@ class MySQL(Database):
         term = _one(self._take(group, member, seen, stale_after, why))
         return None if term is None else self._seat(group, member, term)
 
-    def _take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> List[Sequence[Any]]:
-        values: Dict[str, Any] = {"group": group, "member": member, "holder": seen.holder, "old_term": seen.term}
-        if why in ("absent", "own"):
-            return self.execute(self.TAKE_ABSENT, own=int(why == "own"), **values)
-        stamp = seen.stamp if why == "still" else None
-        return self.execute(self.TAKE, stale_us=int(stale_after * 1e6), stamp=stamp, **values)
-
     def _seat(self, group: str, member: str, term: int) -> Optional[int]:
         self.execute(self.SEAT, group=group, member=member, term=term)
         return term if self.renew(group, member, term).held else None
@@ -1915,10 +1929,10 @@ class SQLite(Database):
         SELECT :member, :group, $now
          WHERE NOT EXISTS (SELECT 1 FROM token_holder WHERE group_id = :group AND task_id = :member)
             ON CONFLICT (task_id, group_id) DO UPDATE
-           SET last_heartbeat = max(last_heartbeat, excluded.last_heartbeat)"""
+           SET last_heartbeat = max(COALESCE(last_heartbeat, ''), excluded.last_heartbeat)"""
     LOOK = """
-        SELECT t.task_id, t.term, t.task_id = :member, h.last_heartbeat, $age,
-               (julianday('now') - julianday('1970-01-01')) * 86400.0
+        SELECT t.task_id, t.term, t.task_id = :member, $stamp, $age,
+               (julianday('now') - julianday('1970-01-01')) * 86400.0, h.last_heartbeat = $released
           FROM (SELECT 1) LEFT JOIN token_holder t ON t.group_id = :group
           LEFT JOIN health_check h ON h.group_id = t.group_id AND h.task_id = t.task_id"""
     FIRST = """
@@ -1928,8 +1942,9 @@ class SQLite(Database):
         UPDATE token_holder SET task_id = :member, term = term + 1
          WHERE group_id = :group AND task_id = :holder AND term = :old_term AND EXISTS (
                SELECT 1 FROM health_check h WHERE h.group_id = :group AND h.task_id = :holder
-                  AND (h.last_heartbeat < strftime('%Y-%m-%d %H:%M:%f', 'now', '-' || :stale_after || ' seconds')
-                   OR h.last_heartbeat = :stamp)) RETURNING term"""
+                  AND (h.last_heartbeat = :stamp OR :stamp IS NULL AND h.last_heartbeat IS NULL) AND (0 = :aged
+                   OR h.last_heartbeat < strftime('%Y-%m-%d %H:%M:%f', 'now', '-' || :stale_after || ' seconds'))
+               ) RETURNING term"""
     TAKE_ABSENT = """
         UPDATE token_holder SET task_id = :member, term = term + 1
          WHERE group_id = :group AND task_id = :holder AND term = :old_term
@@ -1945,7 +1960,7 @@ class SQLite(Database):
                SELECT 1 FROM token_holder WHERE group_id = :group AND task_id = :member AND term = :term)
         RETURNING (SELECT COUNT(*) FROM health_check r WHERE r.group_id = :group AND r.task_id = :request)"""
     RELEASE = """
-        UPDATE health_check SET last_heartbeat = '1970-01-01 00:00:01'
+        UPDATE health_check SET last_heartbeat = $released
          WHERE group_id = :group AND task_id = :member AND EXISTS (
                SELECT 1 FROM token_holder WHERE group_id = :group AND task_id = :member AND term = :term)"""
 
@@ -2160,8 +2175,12 @@ class Election:
         )
         self._own_term: Optional[int] = None  # the last term that this process itself won and did not release
         self._seen_term = 0
+        self._found: Optional[Dict[str, MemberRow]] = None  # the health rows before the own first beat ...
+        self._found_at = 0.0  # ... and when that was
+        self._missing: Optional[Dict[str, MemberRow]] = None  # and when the token was first seen missing
         self._stand_from = float("-inf")  # after a release or an outage others go first
         self._still: Tuple[object, float] = (None, 0.0)  # what the holder looked like, and since when
+        self._trusted = False  # whether the database's clock goes on as the own one does
         self._swept = float("-inf")
         self._duplicate_term = 0
 
@@ -2260,7 +2279,9 @@ class Election:
     # -- standby ------------------------------------------------------------------------------------------------------
 
     def _stand_by(self, now: float, willing: bool) -> float:
-        # 1. Beat and look.
+        # 1. Beat and look. What stood there before the first beat tells of earlier lives.
+        if self._found is None:
+            self._found, self._found_at = self._members(), now
         view = self.store.look(self.group, self.member)
         # From `now` on, not from when the store began: the process may have been stopped in between.
         view = self.view = view._replace(took=max(view.took, self._clock() - now))
@@ -2273,15 +2294,14 @@ class Election:
         term: Optional[int] = None
         if why is not None and willing:
             if why == "vacant":
-                self._seen_term = max(self._seen_term, self.store.last_term(self.group))
-                term = self.store.first(self.group, self.member, self._seen_term + 1)
+                term = self._first(now, view)
             else:
                 term = self.store.take(self.group, self.member, view, self.timing.stale_after, why)
         if term is None:
             # 4. A little early by chance, so that members do not march in step.
             return self.timing.heartbeat * (1 - 0.1 * self._chance())
         self._own_term = self._seen_term = term
-        self.takeover_reason = "released" if why == "stale" and (view.age or 0) > RELEASED_AGE else str(why)
+        self.takeover_reason = str(why)
         # 5. The lease counts from before the look was sent; the heartbeat was written after that.
         self.lease = Lease(term, now + self.timing.stale_after - self.timing.margin, self._clock)
         self._tell("elected", term=term, reason=self.takeover_reason, before=view.holder)
@@ -2290,30 +2310,73 @@ class Election:
     def _free(self, now: float, view: View) -> Optional[str]:
         """Why the lease may be taken, or None."""
         received = now + view.took
-        trusted = self._watch.trusts(now, view)
+        self._trusted = self._watch.trusts(now, view)
         picture = (view.holder, view.term, view.stamp)
         if picture != self._still[0]:
             self._still = (picture, received)
-        stood_still = now - self._still[1] >= self.timing.still_after
+        stood_still = self._stood_still(now)
+        if view.holder is not None:
+            self._missing = None
         # Nobody but this process ever held the term that it won: no need to wait for itself.
         if view.holder is not None and view.mine and view.term == self._own_term:
             return "own"
         if received < self._stand_from:
             return None
         if view.holder is None:
-            # A token row that vanished may have taken a living member's lease with it.
-            return "vacant" if self._seen_term == 0 or stood_still else None
-        if view.age is not None and (view.age > RELEASED_AGE or (trusted and view.age > self.timing.stale_after)):
+            return "vacant"
+        if view.released:
+            return "released"
+        if view.age is not None and self._trusted and view.age > self.timing.stale_after:
             return "stale"
         if stood_still:
             return "absent" if view.stamp is None else "still"
         return None
 
+    def _stood_still(self, now: float) -> bool:
+        return now - self._still[1] >= self.timing.still_after
+
+    def _members(self) -> Dict[str, MemberRow]:
+        return {row.member_id: row for row in self.store.members(self.group)}
+
+    def _first(self, now: float, view: View) -> Optional[int]:
+        """The first claim of a group without token row, which never had one, or lost it with a lease still running."""
+        rows = self._members()
+        missing = self._missing = self._missing or rows
+        found = self._found or {}
+        # 1. Traces of a lease: a term seen, a health row. The own first beat is none, as long as no other process of
+        #    this id can have been elected since.
+        recent = 2 * self.timing.heartbeat + self.timing.call_timeout
+        own = self.member if self._clock() - self._found_at <= recent else None
+        traces = [member for member in {**found, **missing} if member != own or member in found]
+        held = self._seen_term > 0 or any(self._may_hold(member, rows.get(member), found, missing) for member in traces)
+        if held and not self._stood_still(now):
+            return None
+        # 2. Above every term that was ever won: where the last ones left no number, time has gone by at least as fast.
+        last = max(self._seen_term, self.store.last_term(self.group))
+        if last or traces:
+            ages = [0.0, *(row.age for row in (*rows.values(), *found.values()))]
+            last = max(last, int(view.now - min(ages)))
+        return self.store.first(self.group, self.member, last + 1)
+
+    def _may_hold(
+        self, member: str, row: Optional[MemberRow], found: Mapping[str, MemberRow], missing: Mapping[str, MemberRow]
+    ) -> bool:
+        """Whether a member, whose health row is now `row`, may hold a lease of a token that has vanished."""
+        if member == self.member:
+            row = found.get(member, row)  # as it was, not as this process made it
+        elif member not in found and row is not None and row.stamp not in ("", missing[member].stamp):
+            return False  # it began after this process, and beats as a standby
+        if row is None or row.stamp == "":
+            return True
+        return not row.released and (
+            row.age <= self.timing.stale_after or not (self._trusted or member == self.member)
+        )
+
     def _notice_duplicate(self, view: View) -> None:
         """The own id on a term that this process did not win: no heartbeat is written for it."""
         if view.mine and view.term != self._own_term and view.term != self._duplicate_term:
             self._duplicate_term = view.term
-            if view.age is None or view.age <= RELEASED_AGE:
+            if not view.released:
                 self._tell("duplicate_member", term=view.term, hint="duplicate member id or previous run; waiting")
 
 
@@ -5504,7 +5567,6 @@ class Pulse:
             half = len(self._members) // 2
             leaving, self._members = self._members[half:], self._members[:half]
         other = Pulse(self.database.clone())
-        other.database.now, other.database.tick = self.database.now, self.database.tick
         for member in leaving:
             other.add(member)
 
@@ -7198,7 +7260,7 @@ class Stats:
         self._server_said = 0.0
         self._handlers: Set[Tuple[float, int]] = set()
         self._holder: Optional[Tuple[str, int]] = None
-        self._holder_age = 0.0
+        self._holder_age, self._holder_released = 0.0, False
         self._alive_at: Optional[float] = None  # when the holder was last known to be alive, by boot_clock
 
     # -- the election -------------------------------------------------------------------------------------------------
@@ -7221,11 +7283,11 @@ class Stats:
         now, seen = boot_clock(), (view.holder or "", view.term)
         if self._holder is not None and seen != self._holder and view.holder is not None:
             self.other_since = time.time()
-            why = "released" if self._holder_age > RELEASED_AGE else "stale"
+            why = "released" if self._holder_released else "stale"
             why = "handed over" if self._holder_age <= self.timing.stale_after else why
             gap = None if self._alive_at is None else now - self._alive_at
             self.takeovers.append(Takeover(self.other_since, "other", seen[0], seen[1], why, gap))
-        self._holder, self._holder_age = seen, view.age or 0.0
+        self._holder, self._holder_age, self._holder_released = seen, view.age or 0.0, view.released
         if view.age is not None and view.age <= self.timing.stale_after:
             self._alive_at = now - max(0.0, view.age)
 

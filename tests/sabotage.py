@@ -87,19 +87,59 @@ SABOTAGES = (
     ),
     Sabotage(
         "a vacant group is claimed with term 1",
-        "self._seen_term + 1)",
+        "last + 1)",
         "1)",
         "test_election.py::test_a_first_term_is_higher_than_any_that_the_ledger_knows",
     ),
     Sabotage(
         "a vanished token is claimed at once",
-        "self._seen_term == 0 or stood_still",
-        "True",
-        "test_election.py::test_a_token_row_that_vanished_is_not_claimed_before_a_lease_can_have_ended",
+        "if held and not self._stood_still(now):",
+        "if False:",
+        TWO,
+        fix=["files=False", "tokens=True"],
+    ),
+    Sabotage(
+        "a new member is not held up by what it finds without a token",
+        "held = self._seen_term > 0 or any(",
+        "held = self._seen_term > 0 and any(",
+        "test_election.py::test_a_member_that_starts_after_the_token_row_vanished_waits_for_the_lease_that_may_be_left",
+    ),
+    Sabotage(
+        "the own id found without a token is no trace",
+        "        found = self._found or {}\n",
+        "        found = dict(self._found or {})\n        found.pop(self.member, None)\n",
+        "test_election.py::test_a_member_that_starts_after_the_token_row_vanished_waits_for_the_lease_that_may_be_left",
+    ),
+    Sabotage(
+        "terms begin anew when the token row was deleted",
+        "            last = max(last, int(view.now - min(ages)))\n",
+        "",
+        "the token got term|was elected with term",
+        fix=["files=False", "tokens=True"],
+    ),
+    Sabotage(
+        "a heartbeat of NULL holds the token for ever",
+        'return "absent" if view.stamp is None else "still"',
+        'return "absent" if not view.stamp else "still"',
+        "no active member|nobody else active",
+        fix=["files=False"],
+    ),
+    Sabotage(
+        "PostgreSQL: a takeover does not know NULL",
+        " OR :stamp IS NULL AND h.last_heartbeat IS NULL)\n               AND (0 = :aged",
+        ")\n               AND (0 = :aged",
+        "test_dialects.py::test_a_heartbeat_of_null_has_no_age_and_is_one_that_does_not_move[own-postgresql]",
     ),
     # -- clocks
     Sabotage(
-        "the database's clock is trusted at once", "(trusted and view.age >", "(view.age >", TWO, fix=["steps=True"]
+        "the database's clock is trusted at once", "self._trusted and view.age >", "view.age >", TWO, fix=["steps=True"]
+    ),
+    Sabotage(
+        "a release is known by its age",
+        "if view.released:",
+        "if view.released or (view.age or 0) > 365 * 86400:",
+        TWO,
+        fix=["steps=True"],
     ),
     Sabotage(
         "steps of the clock are forgotten at the next look",
@@ -214,7 +254,7 @@ SABOTAGES = (
         "AND term = :old_term FOR UPDATE),",
         "AND term = :old_term),",
         "test_interleavings.py::test_a_takeover_waits_for_a_renewal_and_then_loses[READ COMMITTED-postgresql]",
-        also=("OR h.last_heartbeat = :stamp) FOR UPDATE OF h),", "OR h.last_heartbeat = :stamp)),"),
+        also=("* :stale_after) FOR UPDATE OF h),", "* :stale_after)),"),
     ),
     Sabotage(
         "PostgreSQL: a renewal does not lock the token",
@@ -271,10 +311,11 @@ SABOTAGES = (
         "test_dialects.py::test_a_takeover_needs_holder_and_term_to_be_as_seen[own-sqlite-stale]",
     ),
     Sabotage(
-        "SQLite: a takeover does not look at the age again",
-        "(h.last_heartbeat < strftime(",
-        "(1 = 1 OR h.last_heartbeat < strftime(",
+        "SQLite: a takeover does not look at the stamp again",
+        "(h.last_heartbeat = :stamp OR",
+        "(1 = 1 OR h.last_heartbeat = :stamp OR",
         "test_dialects.py::test_a_holder_that_renewed_after_the_look_is_not_replaced[own-sqlite]",
+        below="class SQLite",
     ),
     Sabotage(
         "SQLite: a renewal leaves a stamp of the future alone",

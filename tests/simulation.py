@@ -63,6 +63,7 @@ greenlet: Any = importlib.import_module("greenlet")
 
 EPOCH = 1_700_000_000.0  # the database's clock at the start
 RELEASED_STAMP = 1.0  # 1970-01-01 00:00:01
+YEARS = 3 * 365.25 * 86400.0  # the step of a clock that began without its battery
 GROUP = "group"
 Wait = tuple["Task", int]  # a task, and which of its waits
 
@@ -448,7 +449,7 @@ class Tables:
 
     def __init__(self) -> None:
         self.token: Optional[tuple[str, int]] = None
-        self.health: dict[str, float] = {}
+        self.health: dict[str, Optional[float]] = {}  # None: NULL, in a foreign column that allows it
         self.ledger: dict[str, ftpcoord.Row] = {}
         self.updated: dict[str, float] = {}  # updated_at of the ledger's rows
 
@@ -478,6 +479,7 @@ class SimDatabase(Tables):
         self.done: set[tuple[str, int]] = set()  # versions that were ever committed as done ...
         self.quarantined: set[tuple[str, int]] = set()  # ... or as quarantined
         self.highest_term = 0
+        self.won_at = 0.0
         self.winners: dict[int, Any] = {}
 
     def clock(self) -> float:
@@ -499,7 +501,7 @@ class SimDatabase(Tables):
         token = self._read(snapshot).token
         if token is None or token[0] != member:
             now = self.column(clock)
-            self.health[member] = max(self.health.get(member, now), now)
+            self.health[member] = max(self.health.get(member) or now, now)
         return []
 
     def look(self, clock: float, snapshot: Tables, group: str, member: str) -> list[Any]:
@@ -507,10 +509,16 @@ class SimDatabase(Tables):
             self.beat(clock, snapshot, group, member)
         token = snapshot.token
         if token is None:
-            return [(None, None, None, None, None, clock)]
+            return [(None, None, None, None, None, clock, None)]
+        there = token[0] in snapshot.health
         stamp = snapshot.health.get(token[0])
         age = None if stamp is None else self.column(clock) - stamp
-        return [(token[0], token[1], token[0] == member, None if stamp is None else repr(stamp), age, clock)]
+        shown = self._shown(stamp) if there else None
+        return [(token[0], token[1], token[0] == member, shown, age, clock, stamp == RELEASED_STAMP)]
+
+    @staticmethod
+    def _shown(stamp: Optional[float]) -> str:
+        return "" if stamp is None else repr(stamp)
 
     def first(self, clock: float, snapshot: Tables, group: str, member: str, term: int) -> list[Any]:
         if self.token is not None:
@@ -525,13 +533,14 @@ class SimDatabase(Tables):
 
     def take(
         self, clock: float, snapshot: Tables, group: str, member: str, holder: str, old_term: int,
-        stamp: Optional[str], stale_after: float = 0.0, stale_us: int = 0,
+        stamp: Optional[str], stale_after: float, aged: int,
     ) -> list[Any]:  # fmt: skip
-        heartbeat = self.health.get(holder)
-        if self.token != (holder, old_term) or heartbeat is None:
+        if self.token != (holder, old_term) or holder not in self.health:
             return []
-        stale = stale_us / 1e6 if self.kind == "mysql" else stale_after
-        if not (heartbeat < self.column(clock) - stale or (stamp is not None and repr(heartbeat) == stamp)):
+        heartbeat = self.health[holder]
+        if self._shown(heartbeat) != (stamp or ""):
+            return []
+        if aged and not (heartbeat is not None and heartbeat < self.column(clock) - stale_after):
             return []
         return self._won(clock, member, old_term + 1)
 
@@ -549,7 +558,7 @@ class SimDatabase(Tables):
         return [(term,)]
 
     def _win(self, member: str, term: int) -> None:
-        self.token = (member, term)
+        self.token, self.won_at = (member, term), WORLD.now
         WORLD.term_written(term)
 
     def seat(self, clock: float, snapshot: Tables, group: str, member: str, term: int) -> list[Any]:
@@ -558,11 +567,10 @@ class SimDatabase(Tables):
         return []
 
     def renew(self, clock: float, snapshot: Tables, group: str, member: str, term: int, request: str) -> list[Any]:
-        heartbeat = self.health.get(member)
-        if self.token != (member, term) or heartbeat is None:
+        if self.token != (member, term) or member not in self.health:
             return []
-        now = self.column(clock)
-        self.health[member] = heartbeat + self.tick if heartbeat > now else now
+        heartbeat, now = self.health[member], self.column(clock)
+        self.health[member] = heartbeat + self.tick if heartbeat is not None and heartbeat > now else now
         asked = request in self._read(snapshot).health
         return [(2 * term + asked,)] if self.kind == "mysql" else [(asked,)]
 
@@ -574,14 +582,14 @@ class SimDatabase(Tables):
 
     def leave(self, clock: float, snapshot: Tables, group: str, member: str) -> list[Any]:
         token = self._read(snapshot).token
-        if token is None or token[0] != member:
+        if token is not None and token[0] != member:
             self.health.pop(member, None)
         return []
 
     def sweep(self, clock: float, snapshot: Tables, group: str, member: str) -> list[Any]:
         token = self._read(snapshot).token
         for other, stamp in list(self.health.items()):
-            if other != member and clock - stamp > 86400 and (token is None or token[0] != other):
+            if stamp is not None and other != member and clock - stamp > 86400 and (not token or token[0] != other):
                 del self.health[other]
         return []
 
@@ -590,7 +598,10 @@ class SimDatabase(Tables):
 
     def members(self, clock: float, snapshot: Tables, group: str) -> list[Any]:
         rows = sorted(snapshot.health.items())
-        return [(member, clock - stamp, int(stamp == RELEASED_STAMP)) for member, stamp in rows]
+        return [
+            (member, None if stamp is None else self.column(clock) - stamp, int(stamp == RELEASED_STAMP),
+             self._shown(stamp)) for member, stamp in rows
+        ]  # fmt: skip
 
     # -- the ledger's statements --------------------------------------------------------------------------------------
     # Rows are kept by file_id; `due` is of the database's clock.
@@ -981,6 +992,9 @@ class World:
         self.files_wanted = draw("files", (True, False, False, False))
         self.loses_commits = draw("loses_commits", (False,) * 7 + (True,))
         self.steps_wanted = draw("steps", (True, True, False))
+        self.claiming = 2 * (self.timing.heartbeat + self.timing.call_timeout) / (1 - self.spread)
+        self.first_until = 0.0  # when the last first claim is carried out
+        self.tokens_vanish = draw("tokens", (True, False))
         members = draw("members", (2, 3, 3, 4))
         self.ids = [f"m{number}" for number in range(members)]
         if draw("duplicates", (True, False, False)) and not self.loses_commits:
@@ -1169,9 +1183,7 @@ class World:
         if lost:
             self.push(call.deadline, self.wake, call.task, call.serial, call)
         else:
-            self.push(self.now + delay, self.arrive, call)
-            if self.now + delay > call.deadline:
-                self.push(call.deadline, self.wake, call.task, call.serial, call)
+            self._later(call, self.now + delay, self.arrive)
         if self.tracing:
             self.trace(process, f"sends {verb.__name__} {values or ''}")
         if process.at_work and verb.__name__ == "release":
@@ -1221,6 +1233,8 @@ class World:
         self._later(call, now + wait, self.execute)
 
     def _later(self, call: Call, when: float, function: Callable[[Call], None]) -> None:
+        if call.verb.__name__ == "first":
+            self.first_until = max(self.first_until, when)
         self.push(when, function, call)
         if when > call.deadline:
             self.push(call.deadline, self.wake, call.task, call.serial, call)
@@ -1238,7 +1252,7 @@ class World:
             result = exc
         if self.tracing:
             late = f", stamped {call.stamp - database.clock():+.3f}" if call.snapshot else ""
-            state = f"{database.token} { ({k: round(v - EPOCH, 3) for k, v in database.health.items()}) }"
+            state = f"{database.token} { ({k: v and round(v - EPOCH, 3) for k, v in database.health.items()}) }"
             self.trace(call.process, f"    carried out {call.verb.__name__}{late} -> {result}   {state}")
         if call.process.stumble:
             self.stumbled(call.process, call.verb.__name__)
@@ -1293,7 +1307,7 @@ class World:
 
     OF_PROCESSES = ("pause", "crash", "stop", "cut", "slow", "rate", "stumble")
     KINDS = (*OF_PROCESSES, "pause", "cut", "crash", "stumble", "stumble", "stumble", "outage", "freeze", "stall",
-             "lock", "step", "step", "vanish",
+             "lock", "step", "step", "vanish", "null", "token",
              "step_down", "commits", "commits", "server")  # fmt: skip
 
     def _pause(self, process: Process) -> None:
@@ -1357,9 +1371,12 @@ class World:
             return
         timing, rng = self.timing, self.rng
         size = rng.choice(
-            (timing.margin / 2.01, 0.9, timing.margin, timing.stale_after, 2 * timing.liveness, 3600.0, 2 * 86400.0)
+            (timing.margin / 2.01, 0.9, timing.margin, timing.stale_after, 2 * timing.liveness, 3600.0, 2 * 86400.0,
+             YEARS)
         ) * rng.choice((1.0, rng.random()))  # fmt: skip
         if rng.random() < 0.5:
+            if database.token is None:  # with a trace from the future gone meanwhile, no term would be known
+                return
             self.trace(None, f"the database's clock is set back by {size:.3f} s")
             database.offset -= size
             # Two steps that cancel each other out between two looks cannot be seen.
@@ -1373,8 +1390,21 @@ class World:
 
     def _vanish(self, database: SimDatabase) -> None:
         """An operator deletes somebody's health row."""
-        if database.health:
+        if database.health and database.token is not None:
             del database.health[self.rng.choice(sorted(database.health))]
+
+    def _null(self, database: SimDatabase) -> None:
+        """A foreign writer sets somebody's heartbeat to NULL, in a column that allows it."""
+        if database.health:
+            database.health[self.rng.choice(sorted(database.health))] = None
+
+    def _token(self, database: SimDatabase) -> None:
+        """An operator deletes the token row, but leaves a trace of the group, and a clock later than every term.
+        Not while a first claim from before the last election may be under way: it would be a late packet's claim."""
+        traces = [member for member in database.health if not member.startswith(ftpcoord.STEP_DOWN)]
+        claimed = max(database.won_at + self.claiming, self.first_until)
+        if self.tokens_vanish and traces and database.highest_term < database.clock() and self.now > claimed:
+            database.token = None
 
     def _step_down(self, database: SimDatabase) -> None:
         if database.token is not None:
@@ -1656,7 +1686,7 @@ class World:
                 active.cut, active.cut_until = "lost", self.now + 4 * timing.liveness
             bound, name = timing.liveness, "replaced after death, in L"
             token = self.database.token
-            if token is not None and self.database.health.get(token[0], 0.0) > self.database.clock():
+            if token is not None and (self.database.health.get(token[0]) or 0.0) > self.database.clock():
                 # The clock was set back: found standing still, by the observer's clock, not stale.
                 bound = max(bound, self.slack(timing.still_after + 2 * timing.heartbeat))
                 name = "replaced after death although the clock was set back, in L"

@@ -48,7 +48,9 @@ def reach_all_verbs(tables: Tables, a: ftpcoord.Database, b: ftpcoord.Database) 
     assert 50 < found.due <= 60
     assert b.take("g", "b", view, b.timing.stale_after, "stale") is None
     a.release("g", "a", 1)
-    assert b.take("g", "b", b.look("g", "b"), b.timing.stale_after, "stale") == 2
+    view = b.look("g", "b")
+    assert view.released
+    assert b.take("g", "b", view, b.timing.stale_after, "released") == 2
     assert a.write(fence, [Change(row("/in/c"), row("/in/c"))]) == [False]
     assert {m.member_id: m.released for m in a.members("g")} == {"a": True, "b": False}
     b.sweep("g", "b")
@@ -102,6 +104,24 @@ def test_a_heartbeat_column_with_time_zone_serves_as_well(tables: Tables) -> Non
     database.execute("UPDATE health_check SET last_heartbeat = now() + interval '1 hour' WHERE task_id = 'a'")
     view = b.look("g", "b")
     assert b.take("g", "b", view, 4, "stale") is None
+    assert b.take("g", "b", view, 4, "still") == 2
+    b.release("g", "b", 2)
+    assert a.look("g", "a").released
+    assert [row.released for row in a.members("g")] == [False, True]
+
+
+@POSTGRES
+def test_a_heartbeat_of_infinity_is_one_that_does_not_move_until_it_is_renewed(tables: Tables) -> None:
+    tables.apply()
+    a, b = tables.open(), tables.open()
+    assert a.first("g", "a", 1) == 1
+    tables.database.execute("UPDATE health_check SET last_heartbeat = 'infinity'")
+    view = b.look("g", "b")
+    assert (view.stamp, view.age) == ("infinity", None)
+    assert [row.age > 86400 for row in b.members("g")] == [True, False]
+    assert a.renew("g", "a", 1).held
+    assert b.take("g", "b", view, 4, "still") is None
+    tables.database.execute("UPDATE health_check SET last_heartbeat = 'infinity'")
     assert b.take("g", "b", view, 4, "still") == 2
 
 

@@ -247,6 +247,23 @@ def test_losing_a_vacant_group_keeps_the_connection(shared: Tables, store: ftpco
     assert store.connection is connection
 
 
+def nullable(tables: Tables) -> None:
+    """The foreign column allows NULL."""
+    name = tables.database.name
+    if name == "sqlite":
+        tables.database.execute("DROP TABLE IF EXISTS h; ")
+        tables.database.execute("CREATE TABLE h (task_id VARCHAR(128), group_id VARCHAR(128), last_heartbeat TIMESTAMP,"
+                                " PRIMARY KEY (task_id, group_id))")  # fmt: skip
+        for statement in ("INSERT INTO h SELECT * FROM health_check", "DROP TABLE health_check",
+                          "ALTER TABLE h RENAME TO health_check"):  # fmt: skip
+            tables.database.execute(statement)
+    elif name == "postgresql":
+        tables.database.execute("ALTER TABLE health_check ALTER COLUMN last_heartbeat DROP NOT NULL")
+    else:
+        kind = "DATETIME" if tables.quantum == 1 else "DATETIME(6)"
+        tables.database.execute(f"ALTER TABLE health_check MODIFY last_heartbeat {kind} NULL")
+
+
 # -- take -------------------------------------------------------------------------------------------------------------
 
 
@@ -272,8 +289,11 @@ def test_staleness_begins_after_s_and_not_before(shared: Tables, store: ftpcoord
     view = holding(shared, store)
     stale_after = store.timing.stale_after
     shared.set_heartbeat("a", stale_after - 0.9)
+    view = store.look("g", "b")
     assert store.take("g", "b", view, stale_after, "stale") is None
     shared.set_heartbeat("a", stale_after + shared.quantum + 0.01)
+    assert store.take("g", "b", view, stale_after, "stale") is None, "not the stamp that was seen"
+    view = store.look("g", "b")
     assert store.take("g", "b", view, stale_after, "stale") == 2
 
 
@@ -441,10 +461,9 @@ def test_a_released_lease_is_taken_at_once_under_the_next_term(shared: Tables, s
     store.release("g", "a", 3)
     assert shared.token() == ("a", 3), "the token row stays: terms must not restart"
     view = store.look("g", "b")
-    assert view.age is not None
-    assert view.age > ftpcoord.RELEASED_AGE
+    assert view.released
     assert [(m.member_id, m.released) for m in store.members("g")] == [("a", True), ("b", False), ("standby", False)]
-    assert store.take("g", "b", view, store.timing.stale_after, "stale") == 4
+    assert store.take("g", "b", view, store.timing.stale_after, "released") == 4
 
 
 def test_only_the_holder_releases_and_only_its_own_term(shared: Tables, store: ftpcoord.Database) -> None:
@@ -459,8 +478,56 @@ def test_only_the_holder_releases_and_only_its_own_term(shared: Tables, store: f
 def test_a_member_that_released_can_win_again(shared: Tables, store: ftpcoord.Database) -> None:
     holding(shared, store)
     store.release("g", "a", 1)
-    assert store.take("g", "a", store.look("g", "a"), 4, "stale") == 2
+    assert store.take("g", "a", store.look("g", "a"), 4, "released") == 2
     assert not shared.released("a")
+
+
+def test_a_release_is_its_exact_stamp_and_no_other_old_one(shared: Tables, store: ftpcoord.Database) -> None:
+    holding(shared, store)
+    for stamp in ("1970-01-01 00:00:02", "1971-01-01 00:00:00"):
+        shared.database.execute(f"UPDATE health_check SET last_heartbeat = '{stamp}' WHERE task_id = 'a'")
+        assert not store.look("g", "b").released
+        assert not next(row for row in store.members("g") if row.member_id == "a").released
+
+
+def test_a_takeover_of_a_released_lease_needs_it_to_be_released_still(
+    shared: Tables, store: ftpcoord.Database
+) -> None:
+    holding(shared, store)
+    store.release("g", "a", 1)
+    view = store.look("g", "b")
+    shared.set_heartbeat("a", 3600)
+    assert store.take("g", "b", view, 4, "released") is None
+
+
+def test_a_heartbeat_of_null_has_no_age_and_is_one_that_does_not_move(
+    shared: Tables, store: ftpcoord.Database
+) -> None:
+    holding(shared, store)
+    nullable(shared)
+    shared.database.execute("UPDATE health_check SET last_heartbeat = NULL")
+    view = store.look("g", "b")
+    assert (view.holder, view.stamp, view.age, view.released) == ("a", "", None, False)
+    rows = {row.member_id: row for row in store.members("g")}
+    assert rows["a"].stamp == ""
+    assert rows["a"].age > 86400
+    assert rows["b"].stamp, "the own beat replaces a NULL"
+    assert store.take("g", "b", view, 4, "absent") is None, "there is a row"
+    assert store.take("g", "b", view, 4, "stale") is None
+    assert store.take("g", "b", view, 4, "still") == 2
+    assert store.renew("g", "b", 2).held
+
+
+def test_a_renewal_replaces_a_heartbeat_of_null_and_is_not_taken_for_it(
+    shared: Tables, store: ftpcoord.Database
+) -> None:
+    holding(shared, store)
+    nullable(shared)
+    shared.database.execute("UPDATE health_check SET last_heartbeat = NULL")
+    view = store.look("g", "b")
+    assert store.renew("g", "a", 1).held
+    assert store.take("g", "b", view, 4, "still") is None
+    assert store.look("g", "b").age is not None
 
 
 def test_a_leaving_standby_removes_its_row_but_never_the_holders(shared: Tables, store: ftpcoord.Database) -> None:
@@ -529,7 +596,7 @@ def test_any_valid_id_serves_as_group_and_as_member(tables: Tables) -> None:
         assert view.holder == odd
         assert store.write(Fence(odd, odd, 1), [Change(None, row("/in/x"))]) == [True], odd
         store.release(odd, odd, 1)
-        assert store.take(odd, "b", view, 4, "stale") == 2, odd
+        assert store.take(odd, "b", store.look(odd, "b"), 4, "released") == 2, odd
 
 
 # -- the ledger -------------------------------------------------------------------------------------------------------

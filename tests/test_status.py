@@ -560,7 +560,7 @@ def test_a_dry_run_makes_no_sqlite_file_and_tells_of_a_back_off(crew: Crew) -> N
 
 
 def view(holder: Optional[str], term: int, age: Optional[float]) -> Any:
-    return ftpcoord.View(holder, term, False, "stamp", age, time.time(), 0.001)
+    return ftpcoord.View(holder, term, False, "stamp", age, time.time(), 0.001, released=age == 1e9)
 
 
 def test_takeovers_seen_by_a_standby_have_their_reason() -> None:
@@ -569,7 +569,7 @@ def test_takeovers_seen_by_a_standby_have_their_reason() -> None:
     for holder, term, age in [
         ("a", 1, 0.5), ("a", 1, 0.6), ("b", 2, 0.1),  # alive at the last look
         ("b", 2, 40.0), ("c", 3, 0.1),  # stale
-        ("c", 3, ftpcoord.RELEASED_AGE * 2), ("d", 4, 0.1),
+        ("c", 3, 1e9), ("d", 4, 0.1),
     ]:  # fmt: skip
         stats.looked(view(holder, term, age))
     assert [(t.member, t.term, t.reason) for t in stats.takeovers] == [
