@@ -76,6 +76,7 @@ import posixpath
 import queue
 import random
 import re
+import selectors
 import shlex
 import shutil
 import signal
@@ -267,6 +268,10 @@ class ServerDown(Error):
     """The file server cannot be reached or broke off. Retried for ever by `run`."""
 
 
+class ServerFull(ServerDown):
+    """The file server has no connection left for us. A limit, no wrong password."""
+
+
 class LoginRefused(ServerDown):
     """The file server refused the login. Retried slowly, so as not to lock the account."""
 
@@ -285,6 +290,10 @@ class NotNow(Error):
 
 class FileChanged(NotNow):
     """The file is not the version that was listed."""
+
+
+class FileBusy(NotNow):
+    """The server says that the file is in use."""
 
 
 class TryLater(NotNow):
@@ -447,6 +456,7 @@ class Config:
     client_cert: str = ""
     client_key: str = ""
     tls_verify: bool = True
+    tls_close: str = setting("strict", choices=("strict", "lax"))
     encoding: str = "utf-8"
     timeout: float = setting(30.0, least=0.1)
     database: str = ""
@@ -630,7 +640,7 @@ class Config:
 
         for name in ("key", "key_passphrase", "host_key"):
             only_for(name, "sftp")
-        for name in ("client_cert", "client_key"):
+        for name in ("client_cert", "client_key", "tls_close"):
             only_for(name, "ftpes", "ftps")
         if self.client_key and not self.client_cert:
             raise ConfigError("client_key: needs client_cert")
@@ -2395,6 +2405,8 @@ MAX_LINE = 8192             # bytes of one line of a reply or a listing
 MAX_REPLY_LINES = 1000      # of one multi-line FTP reply
 READ_BUFFER = 256 * 1024    # bytes; larger ones were slower
 TLS_GOODBYE = 5.0           # seconds a server gets to answer the end of a TLS data connection; some never do
+EPSV_PATIENCE = 5.0         # seconds for the first data connection, as long as PASV may be the better way
+NAMES_SERVE = 10.0          # seconds for which the listing of a folder answers what is in it
 
 
 MOST_AHEAD = datetime.timedelta(hours=15)        # no zone is farther from UTC
@@ -2440,6 +2452,7 @@ class Habits:
     def __init__(self) -> None:
         self.zones: set[datetime.timedelta] = set()     # what LIST is ahead of UTC; two: summer and winter
         self.listing = self.question = 0.0              # seconds that the last of each took
+        self.names = Names()
         self.spare_listing = True                       # one for a look where only LIST tells; renewed by each poll
 
 
@@ -2652,6 +2665,10 @@ class FileServer(abc.ABC):
     def alive(self) -> bool:
         """One round trip on the present connection; never connects."""
 
+    def quiet(self) -> bool:
+        """Whether nothing came unasked, such as a goodbye. No round trip."""
+        return True
+
     def fetch(self, path: str, size: int, write: Callable[[memoryview], object], *version: Any) -> None:
         """Fetch one Job. Raises FileChanged, FileGone, FileRefused, ServerDown; some bytes may have been written
         by then."""
@@ -2735,13 +2752,14 @@ class FileServer(abc.ABC):
             return sock
         raise failure
 
-    def _connected(self, family: int, address: tuple[Any, ...]) -> socket.socket:
+    def _connected(self, family: int, address: tuple[Any, ...], timeout: Optional[float] = None) -> socket.socket:
         """A connected socket with `timeout`, known to abort() from before it connects."""
         sock = socket.socket(family, socket.SOCK_STREAM)
         self._adopt(sock)
         try:
-            sock.settimeout(self.timeout)
+            sock.settimeout(timeout or self.timeout)
             sock.connect(address)
+            sock.settimeout(self.timeout)
             return sock
         except OSError:
             self._discard(sock)
@@ -3089,12 +3107,103 @@ class ListingReader:
 # FTP and FTPS (RFC 959, 2228, 2428, 3659, 4217)
 # ---------------------------------------------------------------------------------------------------------------------
 
+NO_COMMAND = ("500", "502", "504")      # the command is not known, whatever it was asked about
+# No text says that something is not there; these only tell refusals from one another.
+TOO_MANY = re.compile(r"(?!.*(attempt|fail|versuch|tentativ|intento))"      # on logins that were wrong
+                      r".*(too many|maximum|limit|exceed|zu viele|trop de|demasiad|troppe|te veel|muitas)",
+                      re.IGNORECASE | re.DOTALL)
+IN_USE = re.compile(r"\bin use\b|\bbusy\b|\blocked\b|being (used|written|uploaded)|sharing violation|another process|"
+                    r"anderen Prozess|autre processus|otro proceso|altro processo|outro processo", re.IGNORECASE)
+NO_FILES = re.compile(r"\bno (such |matching )?(files?|entries|data ?sets?|members)\b|not found|\bempty\b|cannot find",
+                      re.IGNORECASE)
+RIGHTS = re.compile(r"denied|permi|access|authori[sz]|forbid|verweigert|zugriff|berechtig|refus|interdit|deneg|negad|"
+                    r"negat|toegang|rechten|nekad|odm[oó]w|upraw|\u0434\u043e\u0441\u0442\u0443\u043f|\u043f\u0440\u0430\u0432|"
+                    r"\u6743|\u6b0a|\u62d2|\uad8c\ud55c", re.IGNORECASE)
+
+
+def verdict(reply: str) -> str:
+    """What a reply is worth, by its code (RFC 959 section 4.2): `found`; `no`, which may mean gone or refused and
+    proves neither; `busy`; `unknown` (the command is); `limit`; `login`; `broken` (the connection, or the data
+    connection)."""
+    code = reply[:3]
+    if code in ("421", "530") and TOO_MANY.match(reply):
+        return "limit"
+    if code in ("221", "421", "425", "426") or code.startswith("52"):
+        return "broken"
+    if code[0] in "123":
+        return "found"
+    if code == "530":
+        return "login"
+    if code in NO_COMMAND:
+        return "unknown"
+    return "busy" if code == "450" or IN_USE.search(reply) else "no"
+
+
+def login_folder(reply: str) -> Optional[str]:
+    """The folder that PWD tells: in quotes, which are doubled in it (RFC 959 appendix II), or else the one word that
+    can be a path; None if that is not sure."""
+    line = reply.partition("\n")[0]
+    quoted_path = re.search(r'"((?:[^"]|"")+)"', line)
+    if quoted_path:
+        return quoted_path[1].replace('""', '"')
+    bare = re.fullmatch(r"2\d\d +(/\S*|\S+\[\S*\])( is .*)?", line.rstrip())
+    return bare[1] if bare else None
+
+
+class Names:
+    """Names in folders, as all connections of a pool know them: listings a few seconds old, and what was made since."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._listed: dict[str, tuple[float, set[str], Sequence[str]]] = {}     # when that was over
+        self._made: dict[str, float] = {}                       # paths, and when; infinite: under way
+        self.unanswered: set[str] = set()                       # commands that got no answer at all
+
+    def get(self, folder: str, age: float) -> Optional[tuple[set[str], Sequence[str]]]:
+        """The names in a folder, and the lines about it that nobody understands, at most so many seconds old."""
+        with self._lock:
+            moment, names, unread = self._listed.get(folder, (0.0, set(), ()))
+            return (names, unread) if time.monotonic() < moment + age else None
+
+    def keep(self, folder: str, names: set[str], unread: Sequence[str], begun: float) -> None:
+        with self._lock:
+            made = [split_path(path) for path, moment in self._made.items() if begun < moment < float("inf")]
+            names.update(name for place, name in made if place == folder)
+            now = time.monotonic()
+            self._listed = {place: known for place, known in self._listed.items() if known[0] + NAMES_SERVE > now}
+            self._listed[folder] = now, names, unread
+
+    @contextlib.contextmanager
+    def making(self, path: str) -> Iterator[None]:
+        """Around what gives a file this path. Raises TargetExists where another connection is about to."""
+        folder, name = split_path(path)
+        with self._lock:
+            if self._made.get(path) == float("inf"):
+                raise TargetExists(f"{path} is just being made")
+            if len(self._made) > 1000:
+                old = time.monotonic() - 600
+                self._made = {path: moment for path, moment in self._made.items() if moment > old}
+            self._made[path] = float("inf")
+        try:
+            yield
+        except BaseException as error:
+            with self._lock:
+                del self._made[path]
+                if not isinstance(error, TargetExists):     # it may have been made after all
+                    self._listed.pop(folder, None)
+            raise
+        with self._lock:
+            self._made[path] = time.monotonic()
+            if folder in self._listed:
+                self._listed[folder][1].add(name)
+
+
 class _Refused(Exception):
     """The reply that refused a command."""
 
     def __init__(self, reply: str) -> None:
         super().__init__(reply)
-        self.reply, self.code = reply, reply[:3]
+        self.reply = reply
 
 
 class FtpControl:
@@ -3146,11 +3255,57 @@ class FtpControl:
                 raise _Broken from socket.timeout()
             self._inbox += piece
 
+    def quiet(self) -> bool:
+        """Whether nothing came unasked: no `421 idle too long`, no end of the connection. Costs no round trip."""
+        try:
+            self.sock.settimeout(0)
+            try:
+                self._inbox += self.sock.recv(4096) or b"\n"
+            finally:
+                self.sock.settimeout(self.timeout)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            pass
+        except OSError:
+            return False
+        return not self._inbox
+
+    def speaks_before(self, other: socket.socket) -> bool:
+        """Waits until this connection or the other one has something to read: whether it is this one."""
+        if self._inbox or (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending()):
+            return True
+        with selectors.DefaultSelector() as selector:
+            for sock in (self.sock, other):
+                selector.register(sock, selectors.EVENT_READ)
+            ready = [key.fileobj for key, _ in selector.select(self.timeout)]
+        if not ready:
+            raise socket.timeout()
+        return self.sock in ready
+
     def upgrade(self, wrap: Callable[[socket.socket], socket.socket]) -> None:
         """Go on under TLS. What an attacker put in before the handshake must not count as said under it."""
         if self._inbox:
             raise _Broken("text in the clear after AUTH TLS")
         self.sock = wrap(self.sock)
+
+
+class FtpData:
+    """A data connection, to be read to its end."""
+
+    def __init__(self, sock: socket.socket, silent: bool = False) -> None:
+        self.sock, self.silent = sock, silent           # silent: it ended without a handshake and without a byte
+        self.cut = False                                # the end was not the one that TLS protects
+
+    def read(self, buffer: memoryview) -> int:
+        """Bytes put into the buffer, 0 at the end. Raises _Broken."""
+        if self.silent:
+            return 0
+        try:
+            return self.sock.recv_into(buffer)
+        except OSError as error:
+            if isinstance(error, ssl.SSLEOFError) or getattr(error, "reason", "") == "UNEXPECTED_EOF_WHILE_READING":
+                self.cut = True
+                return 0
+            raise _Broken from error
 
 
 class FtpServer(FileServer):
@@ -3164,9 +3319,15 @@ class FtpServer(FileServer):
         self._features: dict[str, str] = {}
         self._home: Optional[str] = None
         self._tls_session: Optional[ssl.SSLSession] = None
+        self._strict = config.tls_close == "strict"
         self._use_epsv = self._use_mlsd = True
-        self._size_works = False                        # SIZE has answered on this connection
         self._use_mdtm = True
+        self._passive_works = False                     # a data connection was made
+        self._asked = False                             # the command that needs a data connection was sent
+        self._yes: dict[str, str] = {}                  # commands that said yes to a file, and its folder
+        self._no: dict[str, str] = {}                   # what they say of a name that cannot be there
+        self._useless: set[str] = set()                 # commands that this connection does not know
+        self._last_no = ""
         self._buffer = memoryview(bytearray(READ_BUFFER))
 
     # -- connection
@@ -3174,6 +3335,7 @@ class FtpServer(FileServer):
     def _open(self) -> None:
         context = self._context
         self._tls_session = None                        # never of another control connection
+        self._yes, self._no, self._useless = {}, {}, set(self.habits.names.unanswered)
         ftp = FtpControl(self._dial(), self.timeout)
         if self.scheme == "ftps":
             ftp.upgrade(self._encrypt)
@@ -3197,16 +3359,15 @@ class FtpServer(FileServer):
                     raise ServerDown(f"{self.label}: {command} refused: {reply}")
         reply = self._ask("FEAT")
         self._features = {} if not reply.startswith("211") else {
-            line.strip().split(" ")[0].upper(): line for line in reply.split("\n")[1:-1] if line.strip()}
+            line.split(" ")[0].upper(): line for line in body_lines(reply) if line}
         self._use_mlsd = "MLST" in self._features or "MLSD" in self._features
         if "UTF8" in self._features and self.encoding.lower().replace("-", "") == "utf8":
             self._ask("OPTS UTF8 ON")                   # some need it, others refuse it and send UTF-8 anyway
         if not self._ask("TYPE I").startswith("2"):
             raise ServerDown(f"{self.label}: the server refuses binary transfers (TYPE I)")
         reply = self._ask("PWD")
-        self._home = None
-        if reply.startswith("257"):
-            self._home = decode_name(ftplib.parse257(reply).encode("latin-1"), self.encoding)
+        home = login_folder(reply) if reply.startswith("2") else None
+        self._home = None if home is None else decode_name(home.encode("latin-1"), self.encoding)
 
     def _log_in(self) -> None:
         user = self.user or "anonymous"
@@ -3217,15 +3378,21 @@ class FtpServer(FileServer):
         if reply.startswith("331"):
             reply = self._ask("PASS", password, login=True)
         if not reply.startswith("2"):
-            raise LoginRefused(f"{self.label}: login as {user} refused: {self._without_password(reply)}")
+            for_now = reply.startswith("4") and not reply.startswith("430")     # 430: wrong name or password
+            kind = ServerFull if for_now or TOO_MANY.match(reply) else LoginRefused
+            raise kind(f"{self.label}: login as {user} refused: {self._without_password(reply)}")
 
-    def _encrypt(self, sock: socket.socket) -> ssl.SSLSocket:
+    def _wrap(self, sock: socket.socket) -> ssl.SSLSocket:
         assert self._context is not None
         with self._guard:                               # wrap_socket() empties the old object
             self._sockets.discard(sock)
         wrapped = self._context.wrap_socket(sock, server_hostname=self.host, session=self._tls_session,
-                                            do_handshake_on_connect=False)
+                                            do_handshake_on_connect=False, suppress_ragged_eofs=False)
         self._adopt(wrapped)
+        return wrapped
+
+    def _encrypt(self, sock: socket.socket) -> ssl.SSLSocket:
+        wrapped = self._wrap(sock)
         wrapped.do_handshake()
         return wrapped
 
@@ -3251,11 +3418,13 @@ class FtpServer(FileServer):
         return self._checked(ftp.reply(), login)
 
     def _checked(self, reply: str, login: bool = False) -> str:
-        if reply.startswith("421"):
+        kind = verdict(reply)
+        if reply[:3] in ("221", "421"):                 # the server's goodbye, whatever was asked
             raise _Broken(reply)
-        if reply.startswith("530") and not login:
+        if kind in ("limit", "login") and not login:
             self.close()
-            raise LoginRefused(f"{self.label}: {self._without_password(reply)}")
+            refusal = ServerFull if kind == "limit" else LoginRefused
+            raise refusal(f"{self.label}: {self._without_password(reply)}")
         return reply
 
     def _absolute(self, path: str) -> str:
@@ -3266,46 +3435,102 @@ class FtpServer(FileServer):
         self._control()
         if self._home is None:
             raise FileRefused(f"{path!r}: the server does not tell its login folder; use a full path")
-        return f"{self._home.rstrip('/')}/{path}" if path else self._home
+        return self._home if path in ("", ".") else f"{self._home.rstrip('/')}/{path}"
 
     def absolute(self, path: str) -> str:
         return normal_path(self._absolute(path))
 
-    def _data(self, command: str, argument: Optional[str] = None) -> socket.socket:
+    def _data(self, command: str, argument: Optional[str] = None) -> FtpData:
         """A data connection on which the server has begun to answer. Raises _Refused, _Broken."""
+        self._asked = False
         wire = command.encode("ascii")
         if argument is not None:                        # refused before a connection is made for it
             wire += b" " + encode_name(argument, self.encoding)
         ftp = self._control()
-        peer = ftp.peer
+        conn = None
+        try:
+            if self._passive_works:                     # the command travels while the connection is made
+                port = self._passive_port(ftp)
+                self._send(ftp, wire)
+                conn = self._data_socket(ftp, port)
+            else:
+                conn = self._first_data_socket(ftp)
+                self._send(ftp, wire)
+            return self._begun(ftp, conn)
+        except (OSError, ValueError) as error:          # ValueError: a socket that abort() has closed
+            if conn is None and self._asked and not (isinstance(error, socket.timeout) and ftp.quiet()):
+                self._answered(ftp)     # a server that refuses the command closes its port: the reply tells why
+            raise _Broken from error
+
+    def _send(self, ftp: FtpControl, wire: bytes) -> None:
+        self._asked = True
+        ftp.send(wire)
+
+    def _data_socket(self, ftp: FtpControl, port: int, timeout: Optional[float] = None) -> socket.socket:
+        # The control connection's address: the one in a PASV reply may be behind a NAT, or a trap.
+        return self._connected(ftp.sock.family, (ftp.peer[0], port, *ftp.peer[2:]), timeout)
+
+    def _first_data_socket(self, ftp: FtpControl) -> socket.socket:
+        """Made before the command is sent, so that PASV can still be tried where EPSV leads nowhere: firewalls open
+        ports only for the one that they can read."""
         port = self._passive_port(ftp)
         try:
-            # The control connection's address: the one in a PASV reply may be behind a NAT, or a trap.
-            # Asked for before the handshake, which takes a round trip in which the command can travel.
-            ftp.send(wire)
-            conn = self._connected(ftp.sock.family, (peer[0], port, *peer[2:]))
+            conn = self._data_socket(ftp, port, min(EPSV_PATIENCE, self.timeout) if self._use_epsv else None)
+        except OSError:
+            if not self._use_epsv:
+                raise
+            self._use_epsv = False
+            return self._first_data_socket(ftp)
+        self._passive_works = True
+        return conn
+
+    def _answered(self, ftp: FtpControl) -> None:
+        """Waits for the reply that begins a transfer. Raises _Refused."""
+        reply = self._checked(ftp.reply())
+        if reply.startswith("2"):                       # some servers answer the passive command twice
             reply = self._checked(ftp.reply())
-            if reply.startswith("2"):                   # some servers answer the passive command twice
-                reply = self._checked(ftp.reply())
-            if not reply.startswith("1"):
-                self._discard(conn)
-                raise _Refused(reply)
-            if self._context is not None:
-                if self._tls_session is None and isinstance(ftp.sock, ssl.SSLSocket):
-                    # Servers demand that the session is resumed. Read late (TLS 1.3 sends it after the
-                    # handshake) and once (the getter copies the whole session each time).
-                    self._tls_session = ftp.sock.session
-                conn = self._encrypt(conn)
-            return conn
-        except OSError as error:
-            raise _Broken from error
+        if not reply.startswith("1"):
+            raise _Refused(reply)
+
+    def _begun(self, ftp: FtpControl, conn: socket.socket) -> FtpData:
+        """Servers make the TLS handshake after their 150, before it, or not at all where there is nothing to send."""
+        try:
+            if self._context is None:
+                self._answered(ftp)
+                return FtpData(conn)
+            if self._tls_session is None and isinstance(ftp.sock, ssl.SSLSocket):
+                # Servers demand that the session is resumed. Read late (TLS 1.3 sends it after the handshake) and
+                # once (the getter copies the whole session each time).
+                self._tls_session = ftp.sock.session
+            conn = wrapped = self._wrap(conn)
+            wrapped.settimeout(0)
+            with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                wrapped.do_handshake()
+            wrapped.settimeout(self.timeout)
+            answered = ftp.speaks_before(wrapped)
+            if answered:
+                self._answered(ftp)
+            try:
+                silent = not socket.socket.recv(wrapped, 1, socket.MSG_PEEK)
+            except OSError:
+                if not answered:
+                    self._answered(ftp)
+                raise
+            if not silent:
+                wrapped.do_handshake()
+            if not answered:
+                self._answered(ftp)
+            return FtpData(wrapped, silent)
+        except BaseException:
+            self._discard(conn)
+            raise
 
     def _passive_port(self, ftp: FtpControl) -> int:
         """EPSV (RFC 2428), which no middlebox rewrites, else PASV."""
         try:
             if self._use_epsv:
                 reply = self._ask("EPSV")
-                if reply.startswith("229"):
+                with contextlib.suppress(ftplib.Error, ValueError):
                     return self._port(ftplib.parse229(reply, ftp.peer)[1])
                 self._use_epsv = False
             reply = self._ask("PASV")
@@ -3321,9 +3546,10 @@ class FtpServer(FileServer):
             raise ValueError(f"no port for the data connection: {number}")
         return number
 
-    def _finish(self, conn: socket.socket) -> str:
+    def _finish(self, data: FtpData) -> str:
         """Close a data connection that has been read to its end; the reply that follows."""
-        if isinstance(conn, ssl.SSLSocket):
+        conn = data.sock
+        if isinstance(conn, ssl.SSLSocket) and not data.silent and not data.cut:
             with contextlib.suppress(OSError, ValueError):      # servers that leave without a goodbye
                 conn.settimeout(min(TLS_GOODBYE, self.timeout))
                 conn.unwrap()
@@ -3331,47 +3557,67 @@ class FtpServer(FileServer):
         return self._checked(self._control().reply())
 
     def _problem(self, path: str, refused: _Refused) -> Error:
-        """Why a command about a path was refused. 425, 426 and 52x are about the connection: _Broken."""
-        if refused.code in ("425", "426") or refused.code.startswith("52"):
+        """Why a command about a path was refused. _Broken if it was for the connection's sake."""
+        kind, text = verdict(refused.reply), f"{path}: {refused.reply}"
+        if kind == "broken":
             raise _Broken(refused.reply)
-        if refused.code.startswith("55") and not self._exists(path):
-            return FileGone(f"{path}: {refused.reply}")
-        return FileRefused(f"{path}: {refused.reply}")
+        if kind in ("no", "busy") and self._is_gone(path, NAMES_SERVE):
+            return FileGone(text)
+        return FileBusy(text) if kind == "busy" else FileRefused(text)
+
+    def _is_gone(self, path: str, age: float = 0.0) -> bool:
+        try:
+            return not self._exists(path, age)
+        except FileRefused:                             # the folder cannot be listed: nobody knows
+            return False
 
     # -- what a FileServer does
 
     def _list(self, folder: str) -> Listing:
         # CWD, then no argument: servers take names with a leading dash or with * for options and patterns.
-        reply = self._ask("CWD", self._absolute(folder))
+        path = self._absolute(folder)
+        reply = self._ask("CWD", path)
         if not reply.startswith("2"):
-            raise FileGone(f"{folder}: {reply}")
-        try:
-            conn = self._data("MLSD" if self._use_mlsd else "LIST")
-        except _Refused as refused:
-            if self._use_mlsd and refused.code in ("500", "501", "502", "504"):
-                self._use_mlsd = False
-                return self._list(folder)
-            if refused.code not in ("450", "550"):
-                raise _Broken(refused.reply) from None
-            if re.search("denied|permission", refused.reply, re.IGNORECASE):
-                raise FileRefused(f"{folder}: {refused.reply}") from None
-            return []                                   # "no files found"; CWD has shown that it is there
-        reader = self._read_listing(conn)
-        reply = self._finish(conn)
+            raise (FileGone if self._is_gone(path) else FileRefused)(f"{folder}: {reply}")
+        refusals = []
+        for command in ("MLSD", "LIST") if self._use_mlsd else ("LIST",):
+            try:
+                entries = self._listing(command, folder)
+            except _Refused as refused:
+                if verdict(refused.reply) == "broken":
+                    raise _Broken(refused.reply) from None
+                refusals.append(refused.reply)
+                continue
+            if refusals and "MLSD" not in self._yes:
+                self._use_mlsd = False                  # named by FEAT, and not to be had
+            self._yes[command] = path
+            return entries
+        said = [reply for reply in refusals if verdict(reply) != "unknown"]
+        if said and NO_FILES.search(said[-1]) and not RIGHTS.search(self._text(said[-1])):
+            return []                                   # some servers say so of an empty folder; CWD has shown it
+        raise FileRefused(f"{folder}: {'; '.join(refusals)}")
+
+    def _listing(self, command: str, folder: str) -> Listing:
+        """The listing of the working folder, whole. Raises _Refused, _Broken."""
+        data = self._data(command)
+        reader = self._read_listing(data, command == "MLSD")
+        reply = self._finish(data)
         if not reply.startswith("2"):
-            raise _Broken(f"the listing was cut off: {reply}")
+            if reader.entries or verdict(reply) == "broken":
+                raise _Broken(f"the listing was cut off: {reply}")
+            raise _Refused(reply)
+        if data.cut and self._strict:
+            raise _Broken("the listing may be cut off: its connection ended without the close_notify of TLS (RFC 8446 "
+                          "section 6.1); tls_close = lax takes it from a server that never sends one")
         if "failed to open directory" in reply:         # vsftpd: 226, although it could not read the folder
-            raise FileRefused(f"{folder}: {reply}")
+            raise _Refused(reply)
         return reader.listing(folder)
 
-    def _read_listing(self, conn: socket.socket) -> ListingReader:
-        reader, count = ListingReader(self._use_mlsd, self.encoding), -1
+    def _read_listing(self, data: FtpData, mlsd: bool) -> ListingReader:
+        reader, count = ListingReader(mlsd, self.encoding), -1
         self.unread = reader.unread
         while count:
-            try:
-                count = conn.recv_into(self._buffer)
-            except OSError as error:
-                raise _Broken from error
+            count = data.read(self._buffer)
             reader.feed(bytes(self._buffer[:count]))
         return reader
 
@@ -3379,20 +3625,76 @@ class FtpServer(FileServer):
         """The entry of an absolute path by MLST, or by SIZE and MDTM; None if it is not there or cannot be
         told."""
         name = split_path(path)[1]
-        if "MLST" in self._features:
-            reply = self._ask("MLST", path)
-            lines = reply.split("\n")
-            if reply.startswith("250") and len(lines) == 3:
-                entry = parse_mlsd_line(decode_name(lines[1].encode("latin-1").lstrip(b" "), self.encoding))
-                return entry and entry._replace(name=name)
+        for line in body_lines(self._question("MLST", path)):
+            entry = parse_mlsd_line(decode_name(line.encode("latin-1"), self.encoding))
+            if entry is not None:
+                return entry._replace(name=name)
+        if "MLST" in self._yes:
             return None
-        reply = self._ask("SIZE", path)
-        size = reply[4:].strip()
-        if not reply.startswith("213") or not DIGITS.fullmatch(size):
+        size = self._question("SIZE", path)[4:].strip()
+        if not DIGITS.fullmatch(size):
             return None
-        self._size_works = True
         reply = self._ask("MDTM", path)
         return Entry(name, "file", int(size), iso_time(reply[4:].strip()) if reply.startswith("213") else "")
+
+    def _question(self, command: str, path: str) -> str:
+        """The yes of MLST or SIZE about an absolute path; "" for anything else. A server that does not know or never
+        answers such a question is not asked again."""
+        self._last_no = ""
+        if command in self._useless or (command == "MLST" and "MLST" not in self._features):
+            return ""
+        try:
+            reply = self._ask(command, path)
+        except _Broken as error:
+            if not isinstance(error.__cause__, socket.timeout):
+                raise
+            self.habits.names.unanswered.add(command)
+            self.connect()
+            return ""
+        if reply.startswith("250" if command == "MLST" else "213"):
+            entries = [parse_mlsd_line(line) for line in body_lines(reply)]
+            if command == "SIZE" or any(entry and entry.kind == "file" for entry in entries):
+                self._yes[command] = split_path(path)[0]
+            return reply
+        if verdict(reply) == "unknown":
+            self._useless.add(command)
+        self._last_no = reply
+        return ""
+
+    def _says_no(self, command: str, path: str) -> bool:
+        """Whether the command's last no about this path means that it is not there. The command must have said yes to
+        a file on this connection, and say the same of a name that cannot be there; what speaks of rights, does not."""
+        folder = self._yes.get(command)
+        if folder is None or command in self._useless or RIGHTS.search(self._text(self._last_no)):
+            return False
+        said = self._without_name(self._last_no, path)
+        if command not in self._no:
+            made_up = f"{folder.rstrip('/')}/ftpcoord-{os.urandom(8).hex()}"
+            self._no[command] = self._without_name(self._ask(command, made_up), made_up)
+        return said == self._no[command]
+
+    def _without_name(self, reply: str, path: str) -> str:
+        name = re.escape(encode_name(split_path(path)[1], self.encoding).decode("latin-1"))
+        return re.sub(rf"\S*(?<!\w){name}(?!\w)\S*", "", reply[:1000])
+
+    def _text(self, reply: str) -> str:
+        return decode_name(reply.encode("latin-1"), self.encoding)
+
+    def _is_listed(self, path: str, age: float) -> bool:
+        """Whether the name is in the whole listing of its folder, at most so many seconds old."""
+        folder, name = split_path(path)
+        known = self.habits.names.get(folder, age)
+        if known is None:
+            begun = time.monotonic()
+            try:
+                known = {entry.name for entry in self._list(folder)}, self.unread
+            except FileGone:
+                return False
+            self.habits.names.keep(folder, *known, begun)
+        names, unread = known
+        if name not in names and may_tell_of(unread, name):
+            raise FileRefused(f"{path}: the line of the listing that may tell of it is not understood")
+        return name in names
 
     def same(self, path: str, seen: Entry) -> Optional[bool]:
         with self._talking(f"looking at {path}"):
@@ -3432,13 +3734,20 @@ class FtpServer(FileServer):
             return None
         return seen._replace(size=told.size, mtime=f"{line}={epoch_seconds(exact):.0f}")
 
-    def _exists(self, path: str) -> bool:
+    def _exists(self, path: str, age: float = 0.0) -> bool:
         path = self._absolute(path)
-        if self._peek(path) is not None or self._ask("CWD", path).startswith("2"):
+        if not all(split_path(path)):                   # a root, of whatever kind
             return True
-        if self._size_works or "MLST" in self._features:
-            return False                                # the look works here: its no is one
-        return self._find(path) is not None
+        if self._question("MLST", path):
+            return True
+        if self._says_no("MLST", path):
+            return False
+        if self._question("SIZE", path):
+            return True
+        no_file = self._says_no("SIZE", path)
+        if self._ask("CWD", path).startswith("2"):
+            return True
+        return not no_file and self._is_listed(path, age)
 
     def fetch_many(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
         fetched: list[tuple[Job, str]] = []
@@ -3552,16 +3861,20 @@ class FtpServer(FileServer):
         return error
 
     def _retrieve(self, job: Job) -> None:
+        path = self._absolute(job.path)
         try:
-            conn = self._data("RETR", self._absolute(job.path))
+            try:
+                data = self._data("RETR", path)
+            except _Broken as error:
+                if self._asked or isinstance(error.__cause__, socket.timeout):
+                    raise
+                self.connect()                          # the server hung up before anything was asked: it may do so
+                data = self._data("RETR", path)
         except _Refused as refused:
             raise self._problem(job.path, refused) from None
         got, filled, buffer, last = 0, 0, self._buffer, time.monotonic()
         while True:
-            try:
-                count = conn.recv_into(buffer[filled:])
-            except OSError as error:
-                raise _Broken from error
+            count = data.read(buffer[filled:])
             got += count
             filled += count
             if got > job.size:
@@ -3576,14 +3889,16 @@ class FtpServer(FileServer):
             if not count:
                 break
         try:
-            reply = self._finish(conn)
+            reply = self._finish(data)
         except _Broken:
             if got != job.size or self._aborted:
                 raise
             self.close()        # all bytes are here, only the reply is not: a NAT forgot the idle connection
             return
-        if not reply.startswith("2"):
+        if verdict(reply) == "broken":
             raise _Broken(f"the transfer was cut off: {reply}")
+        if not reply.startswith("2"):
+            raise self._problem(job.path, _Refused(reply))
         if got != job.size:
             raise FileChanged(f"{job.path}: {got} bytes instead of the {job.size} listed")
 
@@ -3594,12 +3909,12 @@ class FtpServer(FileServer):
                 raise self._problem(path, _Refused(reply))
 
     def rename(self, path: str, target: str) -> None:
-        with self._talking(f"renaming {path}"):
+        with self._talking(f"renaming {path}"), self.habits.names.making(self._absolute(target)):
             source, wanted = self._absolute(path), self._absolute(target)
             encode_name(wanted, self.encoding)          # refuse it before RNFR
-            if not self._size_works and "MLST" not in self._features:
-                self._peek(source)                      # shows that SIZE works, which saves a listing
-            if self._exists(wanted):
+            if not self._yes.keys() & {"MLST", "SIZE"}:
+                self._peek(source)                      # shows which question is answered, and saves a listing
+            if self._exists(wanted, NAMES_SERVE):
                 raise TargetExists(f"{target} exists")
             reply = self._ask("RNFR", source)
             if not reply.startswith("3"):
@@ -3630,9 +3945,20 @@ class FtpServer(FileServer):
             return False
         try:
             with self._talking("NOOP"):
-                return self._ask("NOOP").startswith("2")
+                if self.quiet():
+                    return self._ask("NOOP").startswith("2")
+                self.close()
+                return False
         except ServerDown:
             return False
+
+    def quiet(self) -> bool:
+        return self._ftp is None or self._ftp.quiet()
+
+
+def body_lines(reply: str) -> list[str]:
+    """The lines of a reply without their codes: servers put one before each line, or all into one line."""
+    return [re.sub(r"^\d\d\d[ -]|^ +", "", line).lstrip(" ") for line in reply.split("\n")]
 
 
 def _tls_context(config: Config) -> ssl.SSLContext:
@@ -5995,7 +6321,7 @@ class Pool:
         self._aborted = False
         self._withheld: List[float] = []  # slots that the server has no connection for, and since when
         self.trouble: Optional[ServerDown] = None  # why there was no connection at all, the last time one was wanted
-        self._refused: Optional[LoginRefused] = None
+        self._refused: Optional[ServerDown] = None
         self._refused_until = 0.0
         self._refusals = Backoff(60.0, 3600.0)
         self._connecting = threading.Lock()
@@ -6053,21 +6379,26 @@ class Pool:
                     break
                 server, since = self._idle.pop()
             # A connection that idled may have been dropped by the server or by a NAT.
-            if time.monotonic() - since < 5 or server.alive():
+            if server.quiet() and (time.monotonic() - since < 5 or server.alive()):
                 return server
             self._drop(server)
         with self._connecting:  # one refused login at a time, however many files wait: accounts get locked
             return self._log_in()
 
     def _log_in(self) -> FileServer:
-        if self.refused_for() > 0 and self._refused is not None:
+        with self._lock:
+            others = bool(self._all)
+        if self.refused_for() > 0 and self._refused is not None and (others or isinstance(self._refused, LoginRefused)):
             raise self._refused
         server = self._new()
         try:
             server.connect()
         except LoginRefused as exc:
-            self._refused, self._refused_until = exc, time.monotonic() + self._refusals.next()
             self._drop(server)
+            if others:  # the login is good, as another connection shows: what was refused is one more
+                self._refused, self._refused_until = ServerFull(str(exc)), time.monotonic() + 60.0
+                raise self._refused from None
+            self._refused, self._refused_until = exc, time.monotonic() + self._refusals.next()
             raise
         except ConfigError as exc:
             self._drop(server)
@@ -6075,6 +6406,7 @@ class Pool:
         except BaseException:
             self._drop(server)
             raise
+        self._refused = None
         self._refusals.reset()
         return server
 

@@ -147,9 +147,9 @@ def give_up() -> None:
 
 def listing(data: bytes) -> None:
     server, _ = ftp_server(b"")
-    server._use_mlsd = data[:1] > b"\x7f"
     with contextlib.suppress(ftpcoord._Broken):
-        for entry in server._read_listing(as_socket(Pieces(data[1:]))).entries:
+        connection = ftpcoord.FtpData(as_socket(Pieces(data[1:])))
+        for entry in server._read_listing(connection, data[:1] > b"\x7f").entries:
             assert "\n" not in entry.name
             check_printable(entry.name)
 

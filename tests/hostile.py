@@ -164,12 +164,18 @@ class FtpHost(Host):
         FtpSession(self, sock).run()
 
     def listing(self, folder: str) -> bytes:
-        lines = []
+        lines = [self.folder_line(path) for path in sorted(self.folders) if posixpath.dirname(path) == folder]
+        lines += [self.folder_line("/in")] if folder == "/" else []
         for name, content in list(self.files.items()):
             place, _, base = name.rpartition("/")
             if posixpath.normpath(f"/in/{place}") == folder:
                 lines.append(self._line(base, content, self.times.get(name, BEGAN)))
         return b"".join(line + b"\r\n" for line in lines + (self.lines if folder == "/in" else []))
+
+    def folder_line(self, path: str) -> bytes:
+        name = posixpath.basename(path)
+        text = f"type=dir; {name}" if self.mlsd else f"drwxr-xr-x    2 0        0            4096 Jan 12  2024 {name}"
+        return text.encode("latin-1")
 
     def _line(self, name: str, content: bytes, when: datetime.datetime) -> bytes:
         if self.mlsd:
@@ -273,6 +279,11 @@ class FtpSession:
         self.passive = socket.create_server(("127.0.0.1", 0))
         self.say(f"229 (|||{self.passive.getsockname()[1]}|)")
 
+    def on_pasv(self, argument: str) -> None:
+        self.passive = socket.create_server(("127.0.0.1", 0))
+        port = self.passive.getsockname()[1]
+        self.say(f"227 here (127,0,0,1,{port >> 8},{port & 255})")
+
     def on_mlsd(self, argument: str) -> None:
         self.send(self.host.listing(self.folder))
 
@@ -288,7 +299,9 @@ class FtpSession:
     def on_mlst(self, argument: str) -> None:
         name = self.name(argument)
         content = self.host.files.get(name)
-        if content is None:
+        if argument in self.host.folders or argument == "/in":
+            self.say(f"250-it is\r\n type=dir; {argument}\r\n250 end")
+        elif content is None:
             self.say("550 no such file")
         else:
             line = self.host._line(argument, content, self.host.times.get(name, BEGAN)).decode("latin-1")
@@ -672,6 +685,12 @@ class Hasty(ftpcoord.Backoff):
 
     def __init__(self, first: float, most: float) -> None:
         super().__init__(first / 300, most / 300)
+
+
+def unused_port() -> int:
+    """A port of this host on which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
 
 
 def bytes_of(size: int) -> bytes:

@@ -1,0 +1,442 @@
+"""What an FTP server's answer is worth: a behaviour of the server, and what must come of it.
+
+A yes is believed. A no is one only if the same question has been answered by a yes before and the text is that for a
+name that cannot be there; otherwise a whole listing of the folder decides. A listing is whole, or it is none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+import hostile
+import pytest
+from conftest import wait_for
+from hostile import PATIENCE, FtpHost, FtpSession, Site, reply
+
+import ftpcoord
+from ftpcoord import FileServer
+
+
+@contextlib.contextmanager
+def connected(host: FtpHost, **changes: Any) -> Iterator[FileServer]:
+    config = ftpcoord.Config(**{**host.settings, "database": "sqlite:///unused.db", **changes})
+    with contextlib.closing(ftpcoord.open_server(config)) as server:
+        yield server
+
+
+def names(server: FileServer, folder: str = "/in") -> list[str]:
+    return sorted(entry.name for entry in server.list(folder))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Replies
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("said", "worth"), [
+    ("150 here", "found"), ("226 done", "found"), ("350 go on", "found"),
+    ("550 No such file", "no"), ("550 Zugriff verweigert", "no"), ("553 no", "no"), ("451 local error", "no"),
+    ("501 syntax", "no"), ("500 what", "unknown"), ("502 no", "unknown"), ("504 no", "unknown"),
+    ("450 File busy", "busy"), ("450 not taken", "busy"),
+    ("550 The process cannot access the file because it is being used by another process.", "busy"),
+    ("550 da sie von einem anderen Prozess verwendet wird", "busy"), ("550 file is locked", "busy"),
+    ("530 Please login", "login"), ("530 Too many connections of this user", "limit"), ("421 Too many users", "limit"),
+    ("530 Sorry, the maximum number of clients (4) are already connected", "limit"),
+    ("421 Timeout", "broken"), ("221 timed out", "broken"), ("425 no data", "broken"), ("426 cut", "broken"),
+    ("522 reuse the session", "broken"),
+])  # fmt: skip
+def test_a_reply_is_worth_what_its_code_says(said: str, worth: str) -> None:
+    assert ftpcoord.verdict(said) == worth
+
+
+@pytest.mark.parametrize(("said", "folder"), [
+    ('257 "/home/me" is current', "/home/me"), ('257 "/a ""b"" c"', '/a "b" c'), ('257 Now in "/x".', "/x"),
+    ("257 /home/me", "/home/me"), ("257 /home/me is the current directory", "/home/me"),
+    ("257 \"'USER1.'\" is working directory", "'USER1.'"), ("257 SYS$LOGIN:[ME] is here", "SYS$LOGIN:[ME]"),
+    ("257 ok", None), ("257 current directory", None), ('257 ""', None), ("257 /two words", None),
+])  # fmt: skip
+def test_the_login_folder_is_read_from_quotes_or_from_the_one_word_that_can_be_a_path(
+    said: str, folder: Optional[str]
+) -> None:
+    assert ftpcoord.login_folder(said) == folder
+
+
+def test_a_login_folder_that_is_not_told_is_an_error_and_never_the_root() -> None:
+    with FtpHost(files={"a": b"1"}) as host:
+        host.on("PWD", reply("257 ok"), times=None)
+        with connected(host, url=host.settings["url"].replace("/in", "/~/")) as server:
+            with pytest.raises(ftpcoord.FileRefused, match="use a full path"):
+                server.list(".")
+            assert not host.said("CWD")
+
+
+def test_the_login_folder_itself_is_entered_by_its_own_name() -> None:
+    with FtpHost(files={"a": b"1"}) as host:
+        host.on("PWD", reply("257 /in is here"))
+        with connected(host) as server:
+            assert names(server, ".") == ["a"] and host.said("CWD") == ["CWD /in"]
+
+
+def test_after_a_reconnect_on_which_the_login_folder_is_not_told_relative_paths_go_nowhere() -> None:
+    with FtpHost(files={"a": b"1"}) as host:
+        host.on("PWD", reply('257 "/in"'))
+        host.on("PWD", reply("550 no"), times=None)
+        with connected(host) as server:
+            assert names(server, "") == ["a"]
+            server.close()
+            with pytest.raises(ftpcoord.FileRefused):
+                server.list("")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whether something is there
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def framed(form: str) -> hostile.Action:
+    """MLST, each in another frame around the same facts."""
+
+    def act(session: FtpSession, argument: str) -> None:
+        content = session.host.files.get(session.name(argument))
+        if content is None:
+            session.say("550 no such file")
+        else:
+            session.say(form.format(f"type=file;size={len(content)};modify=20240112101530; {argument}"))
+
+    return act
+
+
+def denied_in_done(text: str) -> hostile.Action:
+    def act(session: FtpSession, argument: str) -> None:
+        session.say(text) if "/done" in argument else session.on_mlst(argument)
+
+    return act
+
+
+MLST: dict[str, hostile.Action] = {
+    "as it should be": FtpSession.on_mlst,
+    "refused": reply("550 no"),
+    "refused as if nothing were there": reply("550 No such file or directory"),
+    "refused for want of rights": reply("550 Permission denied"),
+    "refused in German": reply("550 Zugriff verweigert"),
+    "unknown": reply("500 what"),
+    "not implemented": reply("502 no"),
+    "a syntax error": reply("501 no"),
+    "never answered": hostile.silence,
+    "in one line": framed("250 {}"),
+    "with its code in each line": framed("250-it is\r\n250-{}\r\n250 end"),
+    "with an empty line": framed("250-it is\r\n\r\n {}\r\n\r\n250 end"),
+    "without a blank": framed("250-it is\r\n{}\r\n250 end"),
+    "a yes without facts": lambda session, argument: (
+        session.say("250 yes") if session.name(argument) in session.host.files else session.say("550 no")),
+    "a yes to everything": reply("250-it is\r\n type=file;size=1; x\r\n250 end"),
+    "denied in the other folder": denied_in_done("550 Permission denied"),
+    "denied there in German": denied_in_done("550 Zugriff verweigert"),
+    "denied there in Finnish": denied_in_done("550 Ei oikeuksia"),
+    "busy there": denied_in_done("450 later"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mlst", MLST)
+@pytest.mark.parametrize("size", [True, False], ids=["SIZE", "no SIZE"])
+def test_a_question_that_is_answered_badly_replaces_nothing_and_loses_nothing(mlst: str, size: bool) -> None:
+    files = {"a": b"1", "b": b"2", "c": b"3", "done/a": b"yesterday's"}
+    with FtpHost(files=files) as host:
+        host.folders.add("/in/done")
+        host.on("MLST", MLST[mlst], times=None)
+        if not size:
+            host.on("SIZE", reply("502 no"), times=None)
+        with connected(host) as server:
+            with pytest.raises(ftpcoord.TargetExists):
+                server.rename("/in/a", "/in/done/a")
+            assert host.files["done/a"] == b"yesterday's" and host.files["a"] == b"1"
+            host.on("RETR", reply("550 no"))
+            with pytest.raises(ftpcoord.FileRefused):
+                server.fetch("/in/b", 1, bytes)
+            host.on("DELE", reply("550 no"))
+            with pytest.raises(ftpcoord.FileRefused):
+                server.delete("/in/b")
+            assert server.exists("/in/b") and server.exists("/in/done/a")
+            if mlst == "a yes to everything":
+                return  # a yes is believed: there is no name to move to
+            server.rename("/in/b", "/in/done/b")
+            assert host.files["done/b"] == b"2"
+            with pytest.raises(ftpcoord.TargetExists):
+                server.rename("/in/c", "/in/done/b")
+            assert host.files["done/b"] == b"2"
+            with pytest.raises(ftpcoord.FileGone):
+                server.fetch("/in/nothing", 1, bytes)
+            assert not server.exists("/in/nothing")
+
+
+def test_a_marker_that_came_after_the_last_listing_is_there() -> None:
+    """What was listed a moment ago serves for names to move to, and for nothing that is about to be believed gone."""
+    with FtpHost(files={"a": b"1"}, mlsd=False) as host:
+        host.on("SIZE", reply("502 no"), times=None)
+        with connected(host) as server:
+            assert not server.exists("/in/a.ok")
+            host.put("a.ok", b"")
+            assert server.exists("/in/a.ok")
+
+
+def test_one_listing_of_the_target_folder_serves_many_moves_and_own_new_names_are_in_it() -> None:
+    with FtpHost(files={**{f"{number}": b"x" for number in range(30)}, "done/3": b"old"}, mlsd=False) as host:
+        host.folders.add("/in/done")
+        host.on("SIZE", reply("502 no"), times=None)
+        with connected(host) as server:
+            for number in range(30):
+                if number == 3:
+                    with pytest.raises(ftpcoord.TargetExists):
+                        server.rename("/in/3", "/in/done/3")
+                else:
+                    server.rename(f"/in/{number}", f"/in/done/{number}")
+            assert len(host.said("LIST")) <= 2
+            host.put("again", b"new")
+            with pytest.raises(ftpcoord.TargetExists):
+                server.rename("/in/again", "/in/done/7")
+
+
+def test_no_folder_is_asked_for_where_the_question_was_answered_by_a_proven_no() -> None:
+    with FtpHost(files={f"{number}": b"x" for number in range(5)}) as host:
+        host.folders.add("/in/done")
+        with connected(host) as server:
+            for number in range(5):
+                server.rename(f"/in/{number}", f"/in/done/{number}")
+        assert not host.said("CWD") and not host.said("MLSD")
+
+
+def test_two_connections_that_move_to_one_name_at_once_replace_nothing(tmp_path: Path) -> None:
+    with FtpHost(files={"x/a": b"1", "y/a": b"2"}) as host:
+        host.folders |= {"/in/x", "/in/y", "/in/done"}
+        waiting: list[FtpSession] = []
+
+        def hesitate(session: FtpSession, argument: str) -> None:
+            waiting.append(session)
+            wait_for(lambda: len(waiting) > 1 or host.over.wait(0.3), PATIENCE)
+            session.on_rnfr(argument)
+
+        host.on("RNFR", hesitate, times=2)
+        with Site(tmp_path, host.settings, recursive=True, after="move:/in/done", workers=2):
+            wait_for(lambda: {"x/a", "y/a"}.isdisjoint(host.files), PATIENCE)
+        assert sorted(content for name, content in host.files.items() if name.startswith("done/")) == [b"1", b"2"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Listings
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("said", ["550 no", "550 Zugriff verweigert", "450 later", "550 Permission denied",
+                                  "500 what", "501 no", "502 no", "504 no", "451 error"])  # fmt: skip
+def test_where_mlsd_is_refused_list_is_tried_and_what_it_shows_is_there(said: str) -> None:
+    with FtpHost(files={"a": b"1"}) as host:
+        host.on("MLSD", reply(said), times=None)
+        host.on("LIST", lambda session, argument: session.send(
+            b"-rw-r--r--    1 0        0               1 Jan 12  2024 a\r\n"), times=None)  # fmt: skip
+        with connected(host) as server:
+            assert names(server) == names(server) == ["a"]
+            assert len(host.said("MLSD")) == 1, "not again on this connection"
+
+
+@pytest.mark.parametrize("said", ["550 no", "550 Zugriff verweigert", "550 Accès refusé", "450 later", "451 error",
+                                  "550 Permission denied", "550 No files found or access denied"])  # fmt: skip
+@pytest.mark.parametrize("mlsd", [True, False], ids=["MLSD", "LIST"])
+def test_a_folder_that_cannot_be_listed_is_refused_and_not_empty(said: str, mlsd: bool) -> None:
+    with FtpHost(files={"a": b"1"}, mlsd=mlsd) as host:
+        host.on("MLSD", reply(said), times=None)
+        host.on("LIST", reply(said), times=None)
+        with connected(host) as server:
+            with pytest.raises(ftpcoord.FileRefused):
+                server.list("/in")
+            assert server.alive()
+
+
+@pytest.mark.parametrize("said", ["226 done", "550 No files found", "450 No files found", "550 no such file",
+                                  "550 *: file not found", "450 No data sets found"])  # fmt: skip
+def test_an_empty_folder_is_empty_by_a_yes_or_by_a_known_text(said: str) -> None:
+    with FtpHost(mlsd=False) as host:
+        if not said.startswith("2"):
+            host.on("LIST", reply(said))
+        with connected(host) as server:
+            assert names(server) == []
+
+
+@pytest.mark.parametrize("said", ["550 no", "550 Permission denied", "450 later", "550 No such file or directory"])
+def test_a_folder_that_cannot_be_entered_is_gone_only_if_its_parents_listing_lacks_it(said: str) -> None:
+    with FtpHost() as host:
+        host.folders.add("/in/sub")
+        host.on("CWD", lambda session, path: (
+            session.say(said) if path == "/in/sub" else session.on_cwd(path)), times=None)  # fmt: skip
+        host.on("MLST", reply("550 no"), times=None)
+        with connected(host) as server:
+            with pytest.raises(ftpcoord.FileRefused):
+                server.list("/in/sub")
+            host.folders.clear()
+            with pytest.raises(ftpcoord.FileGone):
+                server.list("/in/sub")
+
+
+def test_a_listing_that_begins_and_is_then_refused_is_a_refusal() -> None:
+    with FtpHost(files={"a": b"1"}, mlsd=False) as host:
+        host.on("LIST", hostile.content(b"", "550 Zugriff verweigert"))
+        with connected(host) as server:
+            with pytest.raises(ftpcoord.FileRefused):
+                server.list("/in")
+            assert names(server) == ["a"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data connections
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def dead_port(session: FtpSession, argument: str) -> None:
+    session.on_epsv("") if argument else None
+    session.say(f"229 (|||{hostile.unused_port()}|)")
+
+
+@pytest.mark.parametrize("epsv", [dead_port, reply("229 what"), reply("229 (|||99999|)"), reply("229 (|||0|)"),
+                                  reply("500 no"), reply("200 ok")],
+                         ids=["dead port", "no port", "99999", "0", "500", "200"])  # fmt: skip
+def test_where_epsv_leads_nowhere_pasv_is_tried(epsv: hostile.Action) -> None:
+    with FtpHost(files={"a": b"12345"}) as host:
+        host.on("EPSV", epsv, times=None)
+        with connected(host) as server:
+            assert names(server) == ["a"]
+            content = bytearray()
+            server.fetch("/in/a", 5, content.extend)
+            assert content == b"12345"
+            assert len(host.said("EPSV")) == 1 and host.sessions == 1
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
+def test_a_server_that_closes_its_port_and_refuses_is_heard(first: bool) -> None:
+    """Its reply is the reason, not the connection that it did not take."""
+    with FtpHost(files={"a": b"1", "b": b"2"}) as host:
+        def refuse(session: FtpSession, argument: str) -> None:
+            if session.passive:
+                session.passive.close()
+            session.say("550 no rights")
+
+        def late(session: FtpSession, argument: str) -> None:
+            session.on_epsv(argument)
+            if session.passive:
+                session.passive.close()  # before the client can connect
+
+        with connected(host) as server:
+            if not first:
+                server.fetch("/in/b", 1, bytes)
+                host.on("EPSV", late)
+            host.on("RETR", refuse)
+            with pytest.raises(ftpcoord.FileRefused, match="no rights"):
+                server.fetch("/in/a", 1, bytes)
+            server.fetch("/in/a", 1, bytes)
+            assert host.sessions == 1
+
+
+@pytest.mark.parametrize(("end", "kind"), [
+    ("550 Permission denied", ftpcoord.FileRefused), ("451 read error", ftpcoord.FileRefused),
+    ("450 later", ftpcoord.FileBusy), ("550 used by another process", ftpcoord.FileBusy),
+    ("426 cut", ftpcoord.ServerDown), ("425 no", ftpcoord.ServerDown), ("421 bye", ftpcoord.ServerDown),
+])  # fmt: skip
+def test_a_transfer_that_begins_and_is_then_refused_is_refused_for_its_file(end: str, kind: type[Exception]) -> None:
+    with FtpHost(files={"a": b"1"}) as host:
+        host.on("RETR", hostile.content(b"", end))
+        with connected(host) as server, pytest.raises(kind):
+            server.fetch("/in/a", 1, bytes)
+
+
+@pytest.mark.parametrize("delivery", ["folder", "handler"])
+@pytest.mark.parametrize("said", ["450 busy", "550 The file is being used by another process."])
+def test_a_file_in_use_is_not_now_and_is_not_counted(tmp_path: Path, said: str, delivery: str) -> None:
+    with FtpHost(files={"a": b"1"}) as host:
+        host.on("RETR", reply(said), times=5)
+        with Site(tmp_path, host.settings, delivery, max_attempts=2, retry_delay=0.01) as site:
+            site.arrive({"a": b"1"})
+            assert site.state("a", "done")["failures"] == 0 and not site.all("file_failed")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Connections that end, and that are limited
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def then_leave(session: FtpSession, argument: str) -> None:
+    session.on_retr(argument)
+    raise hostile._Gone
+
+
+@pytest.mark.parametrize("delivery", ["folder", "handler"])
+def test_a_server_that_hangs_up_after_each_file_gives_them_all_at_once_and_first_time(
+    tmp_path: Path, delivery: str
+) -> None:
+    files = {f"{number:02}": b"x" * number for number in range(40)}
+    with FtpHost(files=dict(files)) as host:
+        host.on("RETR", then_leave, times=None)
+        with Site(tmp_path, host.settings, delivery, retry_delay=30) as site:
+            site.arrive(files)
+            assert not site.all("file_failed") and not site.all("server_down")
+            assert {done["attempt"] for done in site.all("file_done")} == {1}
+
+
+@pytest.mark.parametrize("goodbye", ["221 timed out", "421 idle too long", ""])
+@pytest.mark.parametrize("idle", [0.0, 60.0], ids=["just used", "long idle"])
+def test_a_connection_that_has_ended_while_it_idled_is_replaced_without_a_word(
+    tmp_path: Path, goodbye: str, idle: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Farewell(FtpSession):
+        def on_mlsd(self, argument: str) -> None:
+            super().on_mlsd(argument)
+            if goodbye:
+                self.say(goodbye)
+            raise hostile._Gone
+
+    with FtpHost(files={"a": b"1"}) as host:
+        monkeypatch.setattr(host, "session", lambda sock: Farewell(host, sock).run())
+        if idle:
+            began = time.monotonic
+            monkeypatch.setattr(ftpcoord.Pool, "_put", lambda pool, server: pool._idle.append(
+                (server, began() - idle)))  # fmt: skip
+        with Site(tmp_path, host.settings) as site:
+            site.arrive({"a": b"1"})
+            site.polls(3)
+            assert not site.all("server_down") and not site.all("file_failed")
+
+
+@pytest.mark.parametrize("said", [
+    "530 Too many connections from this host", "530 Sorry, the maximum number of clients is reached",
+    "421 Too many users", "530 Zu viele Verbindungen", "450 later", "430 Session limit reached",
+])  # fmt: skip
+def test_too_many_connections_is_a_limit_and_no_refused_login(
+    tmp_path: Path, said: str
+) -> None:
+    with FtpHost(files={"a": b"1"}) as host:
+        host.on("PASS", reply(said), times=2)
+        with Site(tmp_path, host.settings) as site:
+            assert site.wait("server_down")["retry_in"] <= 1
+            site.arrive({"a": b"1"})
+
+
+def test_a_login_refused_in_any_words_while_another_is_in_is_a_limit(tmp_path: Path) -> None:
+    """The other one shows that the password is good. When that one has ended, a login is tried at once."""
+    files = {f"{number:02}": b"x" for number in range(20)}
+    with FtpHost(files=dict(files)) as host:
+        host.on("PASS", lambda session, argument: (
+            session.say("530 nein") if host.open_sessions > 1 else session.on_pass(argument)), times=None)  # fmt: skip
+        host.on("RETR", FtpSession.on_retr, times=5)
+        host.on("RETR", then_leave)
+        with Site(tmp_path, host.settings, "handler", workers=3, polling_interval=0.2) as site:
+            site.arrive(files)
+            assert len(host.said("PASS")) <= 8
+            assert all(down["retry_in"] < 30 for down in site.all("server_down"))
+
+
+def test_too_many_wrong_logins_are_no_limit_on_connections() -> None:
+    with FtpHost() as host:
+        host.on("PASS", reply("530 Maximum number of login attempts exceeded"))
+        with pytest.raises(ftpcoord.LoginRefused), connected(host):
+            pass
