@@ -678,6 +678,13 @@ class Config:
             raise ConfigError(f"exec: cannot be split into words ({exc})") from None
         if not words:
             raise ConfigError("exec: is empty")
+        told = word_told_to_run(words)
+        if told:
+            raise ConfigError(
+                f"exec: {quoted(told)} is what an interpreter is told to run, and a file's name in it would be code; "
+                'write "$FTPCOORD_FILE", "$FTPCOORD_NAME" or "$FTPCOORD_PATH" there, or pass an argument: '
+                """sh -c 'import "$1"' sh {file}"""
+            )
         return words
 
     def http_address(self) -> Tuple[str, int]:
@@ -690,6 +697,78 @@ class Config:
     def patterns(self, name: str) -> List[str]:
         """`pattern` or `exclude` as a list of globs."""
         return [part.strip() for part in str(getattr(self, name)).split(",") if part.strip()]
+
+
+PLACEHOLDER = re.compile(r"\{(file|name|path)\}")
+# What runs text: its names, the options whose argument is such text, others with an argument, an option after which
+# all but the next word is data, and which of the other words are text: the first (unless an option brought it), or all.
+INTERPRETERS = [
+    (r"(da|a|r?ba|mk|pdk|k|z|t?c|fi|ya)?sh", "", "oO", "", "first"),
+    (r"i?python|pypy|jython", "c", "WXQ", r"-\w*m", "first"),
+    (r"perl|ruby", "eE", "IrC", "", "first"),
+    (r"node|nodejs|bun", "", "rC", r"-(pe?|ep?)", "first"),
+    (r"php", "rBREf", "dcz", "", "first"),
+    (r"lua|luajit|julia|rscript|groovy|scala|gnuplot|tclsh|wish|expect|octave", "eEc", "l", "", "first"),
+    (r"[gmn]?awk|g?sed", "ef", "vFl", "", "first"),
+    (r"psql|duckdb|mysql|mariadb|osascript|su|runuser|script|flock|sg", "ce", "hpdUPDfv", "", ""),
+    (r"env", "S", "uC", "", ""),
+    (r"eval|cmd|.*\.(bat|cmd)|ssh|autossh|rsh|remsh|watch|parallel|tmux|screen|g?make|matlab|sqlite", "", "", "", "all"),
+    (r"powershell|pwsh", "", "", r"(?i)-f(i|il|ile)?", "all"),
+]
+LONG_OPTION = re.compile(
+    r"--(?:(eval|print|source|expression|file|command|session-command|execute|split-string)|init-file|rcfile|require|"
+    r"import|loader|check-hash-based-pycs)(?:=(.*))?",
+    re.DOTALL,
+)
+STARTERS = re.compile(
+    r"env|sudo|doas|su|su-exec|gosu|runuser|sg|nice|ionice|chrt|taskset|numactl|prlimit|timeout|nohup|setsid|setpriv|"
+    r"stdbuf|time|unshare|nsenter|chroot|ip|exec|command|busybox|toybox|xargs|find|flock|script|strace|tini|dumb-init|"
+    r"sshpass|firejail|bwrap|systemd-run|systemd-inhibit|docker|podman|kubectl|oc|machinectl|deno|npx|uv|cmd|start|call"
+)
+
+
+def word_told_to_run(words: Sequence[str]) -> str:
+    """The word of a command that has a placeholder and is what an interpreter runs, "" if there is none (CWE-78).
+
+    The interpreter may stand behind what starts it: sudo, env, timeout ...
+    """
+    if PLACEHOLDER.search(words[0]):
+        return words[0]
+    names = [re.sub(r"[-.\d]*(\.exe)?\Z", "", re.split(r"[/\\]", word)[-1].lower()) for word in words]
+    for number, name in enumerate(names):
+        if number and not STARTERS.fullmatch(names[0]) and not words[min(number + 1, len(words) - 1)].startswith("-"):
+            continue  # an argument that happens to be called like an interpreter
+        for pattern, *grammar in INTERPRETERS:
+            told = _told_to_run(iter(words[number + 1 :]), *grammar) if re.fullmatch(pattern, name) else ""
+            if told:
+                return told
+    return ""
+
+
+def _told_to_run(words: Iterator[str], text: str, taking: str, ends: str, others: str) -> str:
+    brought = False
+    for word in words:
+        if ends and re.fullmatch(ends, word):
+            return next(filter(PLACEHOLDER.search, itertools.islice(words, 1)), "")
+        option = LONG_OPTION.fullmatch(word) or re.match(f"[-+][^-=MmiF]*?([{text}{taking}-])(.*)", word, re.DOTALL)
+        runs = bool(option and option[1] and (len(option[1]) > 1 or option[1] in text))
+        if others == "all":
+            told = word
+        elif option and option[1] != "-":
+            told = option[2] or next(words, "")
+            brought |= runs and text != ""
+            told = told if runs or word.startswith("--") else ""
+        elif word == "--" and not others:
+            return ""
+        elif word.startswith(("-", "+")) and word not in ("-", "+"):
+            told = "" if word.startswith("--") or not others else word
+        elif others == "first":
+            return word if PLACEHOLDER.search(word) and not brought else ""
+        else:
+            continue
+        if PLACEHOLDER.search(told):
+            return told
+    return ""
 
 
 def _typed(name: str, value: Any, field: Any) -> Any:

@@ -423,3 +423,141 @@ def test_whatever_the_environment_holds_the_answer_is_settings_or_a_config_error
     assert set(found.public()) == set(DEFAULTS.public())
     assert found.endpoint.name
     assert not found.url or found.target.host
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands
+# ---------------------------------------------------------------------------------------------------------------------
+
+TOLD_TO_RUN = r'''
+sh -c 'import {file}'
+bash -lc "import {name}"
+/bin/bash -euo pipefail -c 'x {path}'
+bash -c -e 'cmd {file}' x
+bash --rcfile x -c 'c {file}'
+bash -O extglob -c 'c {file}'
+bash -O extglob +x -c 'c {file}'
+dash -c {file}
+python -c 'print("{name}")'
+python3.11 -Ic 'open("{file}")'
+python3 -W ignore -c 'open("{file}")'
+python3 --check-hash-based-pycs default -c 'open("{file}")'
+/usr/bin/python3 -c'open("{file}")'
+perl -e 'open "{file}"'
+perl -MStorable -e 'x {file}'
+perl -lane 'x {file}' y
+perl -F, -i.bak -pe 's/x/{name}/' /f
+ruby -rcsv -e 'x {file}'
+node -e 'x("{file}")'
+node --eval 'x("{file}")'
+node --eval='x("{file}")'
+node -pe 'x("{file}")'
+php -r 'x("{file}");'
+lua -e 'x("{file}")'
+awk '/x/ {print "{name}"}' /f
+awk -F, -v a=b 'BEGIN {system("x {file}")}'
+gawk -e 'BEGIN {system("x {file}")}'
+sed 's/x/{name}/' /f
+sed -n -e 's/x/{name}/e' /f
+sed -i.bak 's/x/{name}/' /f
+sed --expression='s/x/{name}/' /f
+cmd /c 'import {file}'
+cmd.exe /c import {file}
+import.bat {file}
+powershell -Command "import {file}"
+powershell.exe -NoProfile -ExecutionPolicy Bypass -Command "import {file}"
+pwsh -c 'x {file}'
+env sh -c 'x {file}'
+env FOO=bar BAR=baz bash -c 'x {file}'
+/usr/bin/env -i sh -c 'x {file}'
+env -S 'sh -c "x {file}"'
+env --split-string='import {file}'
+sudo -u app sh -c 'x {file}'
+nice -n 5 bash -c 'x {file}'
+timeout 10 sh -c 'x {file}'
+timeout -k 5 10 nice sudo -n env A=b sh -c 'x {file}'
+ssh host 'cmd {file}'
+ssh -i /k -p 22 me@host import {file}
+ssh host cat {file}
+su -c 'import {file}' app
+su app -c 'import {file}'
+docker exec c sh -c 'x {file}'
+kubectl exec pod -- sh -c 'x {file}'
+mywrapper sh -c 'x {file}'
+busybox sh -c 'x {file}'
+script -qc 'x {file}' /dev/null
+eval x {file}
+parallel import {file}
+make import FILE={file}
+xargs sh -c 'x {file}'
+psql -c "copy t from '{file}'"
+mysql db -e "load data infile '{file}'"
+sqlite3 db "insert into t values ('{name}')"
+{file}
+sh {file}
+python3 {file}
+tclsh -c 'x {file}'
+flock /l -c 'x {file}'
+find /x -exec sh -c 'x {file}' ;
+setpriv --pdeathsig KILL sh -c 'x {file}'
+stdbuf -oL sh -c 'x {file}'
+osascript -e 'x {file}'
+deno eval 'x {file}'
+fish -c 'x {file}'
+zsh -fc 'x {file}'
+sh -xc 'echo $1 {name}' sh {file}
+Rscript -e 'read.csv("{file}")'
+'''
+
+DATA = r'''
+/usr/local/bin/import {file}
+sh -c 'import "$1"' sh {file}
+sh -c 'import "$FTPCOORD_FILE"'
+bash -euo pipefail -c 'import "$1" "$2"' sh {file} {name}
+sh /opt/import.sh {file}
+bash -e /opt/import.sh --name={name} {file}
+python3 /opt/load.py -c {file}
+python3 -u /opt/load.py -e {file} --eval {name}
+python -m importer -c {file}
+python3 -c 'import sys; print(sys.argv)' {file} x{name}
+perl -ne 'print' {file}
+perl /opt/x.pl -e {file}
+node --max-old-space-size=4096 app.js {file}
+node app.js -e {file}
+awk -F, '{print $1}' {file}
+awk -v name={name} -f /opt/p.awk {file}
+awk -vname={name} '{print name}' {file}
+sed -n 's/x/y/p' {file}
+sed -e s/x/y/ {file}
+env FOO={name} import {file}
+env import {file}
+sudo -u app /opt/import {file}
+nice -n 5 timeout 10 import -c {file}
+powershell -NoProfile -File x.ps1 {file}
+psql -v f={file} -f load.sql
+psql --set=f={file} -f load.sql
+mail -s 'New file {name}' ops@example
+curl -T {file} https://x/{name}
+deploy --via ssh {file}
+tool --lang python {file}
+cp {file} /srv/{name}
+docker run --rm -v {file}:/in importer /in
+php /opt/x.php {file}
+jq . {file}
+flock /lock import {file}
+scp {file} host:/in/
+tar -xzf {file}
+gpg --batch --decrypt {file}
+java -jar x.jar {file}
+'''
+
+
+@pytest.mark.parametrize("command", TOLD_TO_RUN.strip().splitlines())
+def test_a_placeholder_in_what_an_interpreter_is_told_to_run_is_refused_and_the_variable_is_named(command: str) -> None:
+    with pytest.raises(ConfigError, match=r'exec: .*"\$FTPCOORD_FILE"'):
+        config(exec=command)
+
+
+@pytest.mark.parametrize("command", DATA.strip().splitlines())
+def test_a_placeholder_that_is_an_argument_is_accepted(command: str) -> None:
+    assert config(exec=command).command()
