@@ -118,6 +118,11 @@ from typing import (
     cast,
 )
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
@@ -137,6 +142,8 @@ BATCH_FILES = 64  # claims and completions committed together where delivery is 
 BATCH_SECONDS = 0.05  # ... and how long one may wait for company
 BATCH_BYTES = 1 << 20  # a group is full when it has so many bytes to fetch: the first must not wait for the last
 COPY_BYTES = 256 * 1024
+FILE_MODE = 0o640  # of delivered files, less what the umask takes
+MOST_TOLD = 1000  # names of one kind that a warning is given for
 MOST_NUMBERED = 1000  # names tried for one moved file; a server that says of each that it exists must not hold us
 KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL for a command
 LONGEST_PATH = 4096  # characters; no file system has longer ones, and the ledger's column has an end
@@ -472,6 +479,7 @@ class Config:
     exclude: str = ""
     recursive: bool = False
     min_age: float = setting(0.0, least=0.0)
+    max_size: Optional[int] = setting(None, form="bytes")
     max_age: Optional[float] = setting(None, least=0.0)
     settle: float = setting(5.0, least=0.0)
     ready_suffix: str = ""
@@ -480,6 +488,7 @@ class Config:
     workers: int = setting(4, least=1)
     exec: str = ""
     download_dir: str = ""
+    file_mode: str = setting(f"{FILE_MODE:04o}", form="mode")
     handler: str = ""
     after: str = "keep"
     after_error: str = "keep"
@@ -712,7 +721,7 @@ INTERPRETERS = [
     (r"[gmn]?awk|g?sed", "ef", "vFl", "", "first"),
     (r"psql|duckdb|mysql|mariadb|osascript|su|runuser|script|flock|sg", "ce", "hpdUPDfv", "", ""),
     (r"env", "S", "uC", "", ""),
-    (r"eval|cmd|.*\.(bat|cmd)|ssh|autossh|rsh|remsh|watch|parallel|tmux|screen|g?make|matlab|sqlite", "", "", "", "all"),
+    (r"eval|cmd|.*\.(bat|cmd)|(auto)?ssh|rsh|remsh|watch|parallel|tmux|screen|g?make|matlab|sqlite", "", "", "", "all"),
     (r"powershell|pwsh", "", "", r"(?i)-f(i|il|ile)?", "all"),
 ]
 LONG_OPTION = re.compile(
@@ -777,8 +786,10 @@ def _typed(name: str, value: Any, field: Any) -> Any:
     if value is None:
         return field.default
     try:
-        if kind == "bool":
-            typed: Any = _boolean(value)
+        if field.metadata.get("form"):
+            typed: Any = FORMS[field.metadata["form"]][0](value)
+        elif kind == "bool":
+            typed = _boolean(value)
         elif kind == "int":
             typed = int(str(value).strip())
         elif kind == "float":
@@ -792,7 +803,8 @@ def _typed(name: str, value: Any, field: Any) -> Any:
     except ValueError:
         kinds = {"bool": "yes or no", "int": "a whole number", "float": "a number of seconds", "str": "text"}
         shown = "this value" if name in FILE_SETTINGS else quoted(value)
-        raise ConfigError(f"{name}: must be {kinds[kind]}, not {shown}") from None
+        wanted = FORMS[field.metadata["form"]][1] if "form" in field.metadata else kinds[kind]
+        raise ConfigError(f"{name}: must be {wanted}, not {shown}") from None
     least, choices = field.metadata.get("least"), field.metadata.get("choices")
     if least is not None and typed < least:
         raise ConfigError(f"{name}: must be at least {least:g}, not {typed:g}")
@@ -816,6 +828,26 @@ def _boolean(value: Any) -> bool:
     if text in ("no", "off", "false", "0"):
         return False
     raise ValueError
+
+
+def _byte_size(value: Any) -> int:
+    match = re.fullmatch(r"([0-9]{1,18})\s*([KMG]?)", str(value).strip().upper())
+    if not match or not int(match[1]):
+        raise ValueError
+    return int(match[1]) << 10 * " KMG".index(match[2] or " ")
+
+
+def _file_mode(value: Any) -> str:
+    mode = value if isinstance(value, int) else int(str(value).strip(), 8)
+    if not 0 <= mode <= 0o777 or not mode & 0o400:
+        raise ValueError
+    return f"{mode:04o}"
+
+
+FORMS: Dict[str, Tuple[Callable[[Any], object], str]] = {
+    "bytes": (_byte_size, "a number of bytes, or of K, M or G of 1024"),
+    "mode": (_file_mode, "permissions in octal that let the owner read, like 0640"),
+}
 
 
 def _ini_line(exc: configparser.Error) -> object:
@@ -2103,6 +2135,8 @@ class SQLite(Database):
 
         if sqlite3.sqlite_version_info < (3, 35):
             raise DatabaseRefused(f"database {self.where}: needs SQLite 3.35, this is {sqlite3.sqlite_version}")
+        with contextlib.suppress(OSError):  # it is there, or sqlite3 says why it cannot be
+            create_file(Path(self.config.endpoint.name)).close()
         self.connection = sqlite3.connect(
             self.config.endpoint.name, timeout=self.timing.lock_timeout, isolation_level=None, check_same_thread=False
         )
@@ -5112,6 +5146,7 @@ class Selector:
         self._temporary = _globs(p for p in patterns if _is_temporary(p))
         self._seen: Dict[str, Tuple[Entry, float]] = {}
         self._told: Set[Tuple[str, str]] = set()
+        self._too_large: Set[Tuple[str, int]] = set()  # said already
         self._base = config.target.path
         self._named = {part for p in patterns for part in p.split("/")[:-1]}
         self._targets = MoveTargets(config)
@@ -5190,6 +5225,11 @@ class Selector:
             self._told.add((folder, name))
             event("file_refused", level, folder=folder, name=repr(name), reason=why)
 
+    def below(self, path: str) -> bool:
+        """Whether a path is one of a file below the polled folder."""
+        prefix = "" if self._base in (".", "") else posixpath.join(self._base, "")
+        return path.startswith(prefix) and all(map(is_plain_name, path[len(prefix) :].split("/")))
+
     def wants(self, found: Found) -> bool:
         """Whether the name is asked for."""
         name = found.entry.name
@@ -5226,6 +5266,11 @@ class Selector:
                 mtime = epoch_seconds(entry.mtime)
                 if mtime is not None and wall - mtime > config.max_age:
                     continue
+            if config.max_size is not None and entry.size > config.max_size:
+                if (path, entry.size) not in self._too_large and len(self._too_large) < MOST_TOLD:
+                    self._too_large.add((path, entry.size))
+                    event("file_refused", logging.WARNING, path=path, size=entry.size, reason="larger than max_size")
+                continue
             if row is not None and known_version:
                 if row.state == "quarantined":
                     continue
@@ -5570,12 +5615,18 @@ _numbers = itertools.count(1)
 Handler = Callable[[File], object]
 
 
-def create_file(path: Path) -> io.RawIOBase:
-    """A new file for writing: never an existing one, never through a link; its mode follows the umask.
+def create_file(path: Path, mode: int = FILE_MODE, folder: Optional[int] = None) -> io.RawIOBase:
+    """A new file for writing: never an existing one, never through a link; of this mode, less what the umask takes.
 
-    Unbuffered, for small files are many and large ones come in large pieces; see `write_all`."""
+    Unbuffered, for small files are many and large ones come in large pieces; see `write_all`. Here and below `folder`
+    is the path's folder, held open: whoever puts another one in its place leads nobody astray (CWE-367)."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    return io.FileIO(os.open(path, flags, 0o666), "wb")
+    return io.FileIO(os.open(_at(path, folder), flags, mode, dir_fd=folder), "wb")
+
+
+def _at(path: Path, folder: Optional[int]) -> str:
+    """What names a path in a call that takes `dir_fd`."""
+    return str(path) if folder is None else path.name
 
 
 def write_all(out: io.RawIOBase, data: memoryview) -> None:
@@ -5591,7 +5642,7 @@ def publish(temporary: Path, target: Path) -> Path:
     return named
 
 
-def give_name(temporary: Path, target: Path) -> Path:
+def give_name(temporary: Path, target: Path, folder: Optional[int] = None) -> Path:
     """Gives a finished file its name, replacing nothing; gives the name it got.
 
     What is there already with the same content counts as this very file; another one makes the name a numbered one.
@@ -5599,39 +5650,44 @@ def give_name(temporary: Path, target: Path) -> Path:
     for number in itertools.count():
         wanted = target if number == 0 else target.with_name(numbered(target.name, number))
         try:
-            _rename_without_replacing(temporary, wanted)
+            _rename_without_replacing(_at(temporary, folder), _at(wanted, folder), folder)
         except FileExistsError:
-            if not _same_content(temporary, wanted):
+            if not _same_content(_at(temporary, folder), _at(wanted, folder), folder):
                 continue
-            temporary.unlink()
+            os.unlink(_at(temporary, folder), dir_fd=folder)
         return wanted
     raise AssertionError("unreachable")
 
 
-def _rename_without_replacing(source: Path, target: Path) -> None:
+def _rename_without_replacing(source: str, target: str, folder: Optional[int]) -> None:
     if os.name != "posix":
         os.rename(source, target)  # refuses an existing target there
         return
     try:
-        os.link(source, target, follow_symlinks=False)
+        os.link(source, target, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
     except FileExistsError:
         raise
     except OSError as exc:
         if exc.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
             raise
         # A file system without hard links: only this member writes here, so looking first is good enough.
-        if os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
-        os.rename(source, target)
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(target, dir_fd=folder)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
+        os.rename(source, target, src_dir_fd=folder, dst_dir_fd=folder)
     else:
-        source.unlink()
+        os.unlink(source, dir_fd=folder)
 
 
-def _same_content(a: Path, b: Path) -> bool:
-    info = os.lstat(b)
-    if not stat.S_ISREG(info.st_mode) or info.st_size != os.lstat(a).st_size:
+def _same_content(a: str, b: str, folder: Optional[int]) -> bool:
+    info = os.lstat(b, dir_fd=folder)
+    if not stat.S_ISREG(info.st_mode) or info.st_size != os.lstat(a, dir_fd=folder).st_size:
         return False
-    with open(a, "rb") as left, open(b, "rb") as right:
+
+    def opened(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), dir_fd=folder)
+
+    with open(a, "rb", opener=opened) as left, open(b, "rb", opener=opened) as right:
         while True:
             one, other = left.read(COPY_BYTES), right.read(COPY_BYTES)
             if one != other:
@@ -5647,14 +5703,15 @@ def begin_sync(file: io.RawIOBase) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path, held: Optional[int] = None) -> None:
     """Makes the names in a folder durable, where the system can."""
     if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(folder, os.O_RDONLY) if held is None else held
         try:
             os.fsync(handle)
         finally:
-            os.close(handle)
+            if held is None:
+                os.close(handle)
 
 
 def numbered(name: str, number: int) -> str:
@@ -5663,20 +5720,51 @@ def numbered(name: str, number: int) -> str:
     return f"{stem}.{number}.{suffix}" if dot and stem else f"{name}.{number}"
 
 
+PRIVATE, PRIVATE_MODE = "ftpcoord-copies-", 0o600  # how the folders of private copies begin; the copies' permissions
+OPENAT = fcntl is not None and os.open in os.supports_dir_fd
+
+
+def open_folder(name: Union[str, Path], folder: Optional[int] = None) -> int:
+    """A folder, held open; never through a link."""
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+
+
+def remove_dead_copies() -> None:
+    """Removes the private copies of this user's processes that are dead: they no longer hold their folder's lock.
+
+    A pid would say nothing: processes in other containers may share the place. (Not on Windows.)
+    """
+    places = Path(tempfile.gettempdir()).glob(PRIVATE + "*") if OPENAT else ()
+    for place in places:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            handle = open_folder(place)
+            stack.callback(os.close, handle)
+            if os.fstat(handle).st_uid == os.geteuid():
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(place)
+                event("copies_removed", folder=str(place), reason="the process that made them is dead")
+
+
 class Workplace:
-    """Where fetched copies are made: in `download_dir`, whose finished files stay, or in a private temporary folder."""
+    """Where fetched copies are made: in `download_dir`, whose finished files stay, or in a private temporary folder.
+
+    Each step looks at the folders anew: others may remove them, or put a link in their place.
+    """
 
     def __init__(self, config: Config, term: int) -> None:
         # Absolute, so that a file called `-rf` never is a command's option.
         self._folder = Path(config.download_dir).expanduser().absolute() if config.download_dir else None
+        self._config = config
         self._mark = f".ftpcoord-{sha256_text(config.coordination_group)[:8]}-"
         self._term = term
         self._private: Optional[Path] = None
-        self._made: Set[Path] = set()
+        self._held: Optional[int] = None  # the private folder, open and locked
+        self._durable: Set[Tuple[int, int]] = set()  # subfolders, by device and number
         self._lock = threading.Lock()
 
     def clean(self) -> None:
-        """Removes what earlier terms left unfinished in `download_dir`. Raises LocalTrouble."""
+        """Removes what dead processes, and in `download_dir` earlier terms, left. Raises LocalTrouble."""
+        remove_dead_copies()
         if self._folder is None:
             return
         mine = f"{self._mark}{self._term}-"
@@ -5687,53 +5775,108 @@ class Workplace:
                 folders[:] = [f for f in folders if not os.path.islink(os.path.join(place, f))]
                 for name in names:
                     if name.startswith(self._mark) and name.endswith(".part") and not name.startswith(mine):
-                        os.unlink(os.path.join(place, name))
+                        with self._inside(Path(place)) as folder:
+                            os.unlink(_at(Path(place, name), folder), dir_fd=folder)
         except OSError as exc:
             raise LocalTrouble(f"download_dir {self._folder}: {reason(exc)}") from None
 
     def temporary(self, found: Found, private: bool = False) -> Path:
         """A path for a copy in the making; its name carries the term, unless it is `private` and so never delivered."""
         number = next(_numbers)
-        if self._folder is not None and not private:
-            return self._subfolder(found) / f"{self._mark}{self._term}-{os.getpid()}-{number}.part"
-        with self._lock:
-            if self._private is None:
-                self._private = Path(tempfile.mkdtemp(prefix="ftpcoord-"))
-        place = self._private / str(number)
-        place.mkdir(mode=0o700)
-        return place / found.entry.name
+        if self._folder is None or private:
+            path = self._private_folder() / str(number) / found.entry.name
+        else:
+            place = self._folder.joinpath(*filter(None, posixpath.dirname(found.relative).split("/")))
+            path = place / f"{self._mark}{self._term}-{os.getpid()}-{number}.part"
+        with self._inside(path.parent, make=True):
+            return path
 
-    def _subfolder(self, found: Found) -> Path:
-        assert self._folder is not None
-        place = self._folder
-        for part in posixpath.dirname(found.relative).split("/"):
-            if not part:
-                continue
-            place = place / part
-            with self._lock:
-                if place in self._made:
-                    continue
-                with contextlib.suppress(FileExistsError):
-                    place.mkdir()
-                if not stat.S_ISDIR(os.lstat(place).st_mode):
-                    raise HandlerFailed(f"{place} is a link or a file: nothing is written through it")
-                self._made.add(place)
-        return place
+    def _private_folder(self) -> Path:
+        """Locked as long as this process lives; made anew when somebody who tidies up has removed it."""
+        with self._lock:
+            while self._private is None or not self._is_held(self._private):
+                self.close()
+                self._private = Path(tempfile.mkdtemp(prefix=PRIVATE))
+                with contextlib.suppress(BlockingIOError, FileNotFoundError):  # taken for a dead process's: once more
+                    self._held = open_folder(self._private) if OPENAT else None
+                    if self._held is not None:
+                        fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return self._private
+
+    def _is_held(self, place: Path) -> bool:
+        try:
+            return self._held is None or os.path.samestat(os.lstat(place), os.fstat(self._held))
+        except OSError:
+            return False
+
+    @contextlib.contextmanager
+    def _inside(self, place: Path, make: bool = False) -> Iterator[Optional[int]]:
+        """A folder of copies held open, below the first one without any link; by its path where there is no openat."""
+        path = cast(Path, self._private if self._private in place.parents else self._folder)
+        parts = place.relative_to(path).parts
+        handle = os.open(path, os.O_RDONLY) if OPENAT else None
+        try:
+            for part in parts:
+                path = path / part
+                handle = self._enter(path, handle, make)
+            yield handle
+        finally:
+            if handle is not None:
+                os.close(handle)
+
+    def _enter(self, path: Path, parent: Optional[int], make: bool) -> Optional[int]:
+        """From a folder, which is closed, into one in it. A new one is made durable before anything is in it."""
+        name, mode = _at(path, parent), self._mode(path)
+        if make:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700 | mode | (mode & 0o444) >> 2, dir_fd=parent)
+        if not stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode):
+            raise HandlerFailed(f"{path} is a link or a file: nothing is written through it")
+        if parent is None:
+            return None
+        handle = open_folder(name, parent)
+        info = os.fstat(handle)
+        if self._private not in path.parents and (info.st_dev, info.st_ino) not in self._durable:
+            os.fsync(parent)
+            self._durable.add((info.st_dev, info.st_ino))
+        os.close(parent)
+        return handle
+
+    def create(self, temporary: Path) -> io.RawIOBase:
+        """The copy as a new file."""
+        mode = self._mode(temporary)
+        with self._inside(temporary.parent) as folder:
+            out = create_file(temporary, mode, folder)
+        if mode not in (FILE_MODE, PRIVATE_MODE) and hasattr(os, "fchmod"):  # asked for: the umask takes none of it
+            os.fchmod(out.fileno(), mode)
+        return out
+
+    def _mode(self, path: Path) -> int:
+        return PRIVATE_MODE if self._private in path.parents else int(self._config.file_mode, 8)
 
     def finish(self, temporary: Path, found: Found) -> Path:
         """The finished copy's path: published in `download_dir`, or the temporary one itself."""
         if self._folder is None:
             return temporary
-        return publish(temporary, temporary.with_name(found.entry.name))
+        named = self.name(temporary, found)
+        self.sync(named.parent)
+        return named
 
     def name(self, temporary: Path, found: Found) -> Path:
-        """Like `finish` in `download_dir`, but the name is durable only after the folder's fsync."""
-        return give_name(temporary, temporary.with_name(found.entry.name))
+        """Like `finish` in `download_dir`, but the name is durable only after `sync`."""
+        with self._inside(temporary.parent) as folder:
+            return give_name(temporary, temporary.with_name(found.entry.name), folder)
+
+    def sync(self, place: Path) -> None:
+        """Makes the names in a folder durable."""
+        with self._inside(place) as folder:
+            sync_folder(place, folder)
 
     def discard(self, temporary: Path) -> None:
         """Removes an unfinished copy, or a private one that has been handled."""
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        with contextlib.suppress(OSError, HandlerFailed):
+            with self._inside(temporary.parent) as folder:
+                os.unlink(_at(temporary, folder), dir_fd=folder)
         if self._private in temporary.parents:
             with contextlib.suppress(OSError):
                 temporary.parent.rmdir()
@@ -5741,6 +5884,9 @@ class Workplace:
     def close(self) -> None:
         if self._private is not None:
             shutil.rmtree(self._private, ignore_errors=True)
+        if self._held is not None:
+            os.close(self._held)
+        self._private = self._held = None
 
 
 class Command:
@@ -7102,11 +7248,11 @@ class Poller:
         try:
             return self.workplace.temporary(found, private)
         except OSError as exc:
-            raise _local(exc, found.path) from None
+            raise _local(exc, f"the place of the copy, {exc.filename or tempfile.gettempdir()}") from None
 
     def _fetch(self, found: Found, temporary: Path) -> None:
         try:
-            with create_file(temporary) as out:
+            with self.workplace.create(temporary) as out:
                 with self.pool.server() as server:
                     self.lease.check()
                     server.fetch(*self._job(found, out))
@@ -7297,7 +7443,7 @@ class Poller:
     def _copy_of(self, work: Work, row: Row, later: List[Row]) -> Optional[Copy]:
         try:
             temporary = self._place(work.found)
-            return Copy(work.found, row, temporary, create_file(temporary))
+            return Copy(work.found, row, temporary, self.workplace.create(temporary))
         except Exception as exc:
             self._settle(row, exc, later)
             return None
@@ -7321,11 +7467,11 @@ class Poller:
         landed: List[Row] = []
         for folder, rows in named.items():
             try:
-                sync_folder(folder)
+                self.workplace.sync(folder)
                 landed += rows
-            except OSError as exc:
+            except (OSError, HandlerFailed) as exc:
                 for row in rows:
-                    self._put_back(row, _local(exc, str(folder)))
+                    self._put_back(row, exc if isinstance(exc, Error) else _local(exc, str(folder)))
         if landed:
             self.stats.fetched(sum(row.size for row in landed))
             self._done(landed, time.monotonic() - started, later)
@@ -7344,7 +7490,17 @@ class Poller:
             self._act(row)
 
     def _act(self, row: Row) -> None:
-        """Deletes or moves a file that is done or quarantined, if it still is the version that was handled."""
+        """Deletes or moves a file that is done or quarantined, if it still is the version that was handled.
+
+        Whoever may write to the ledger must not reach other files of the server by it, nor do else with these.
+        """
+        wanted = row.action in (self.config.after, self.config.after_error)
+        if not wanted or not self.selector.below(row.path):
+            why = "its path is not below url" if wanted else f"{row.action} is neither after nor after_error"
+            reason_why = f"the action in the ledger is dropped: {why}"
+            event("file_kept", logging.WARNING, term=self.lease.term, path=row.path, reason=reason_why)
+            self.ledger.change(row, row._replace(action=""))
+            return
         try:
             with self.pool.server() as server:
                 self._act_on(server, row)
@@ -8654,6 +8810,8 @@ def why_skipped(selector: Selector, found: Found, row: Optional[Row], listed: Ma
     mtime = epoch_seconds(entry.mtime)
     if config.max_age is not None and mtime is not None and time.time() - mtime > config.max_age:
         return "older than max_age"
+    if config.max_size is not None and entry.size > config.max_size:
+        return "larger than max_size"
     return "just seen for the first time (min_age)"
 
 

@@ -940,6 +940,9 @@ class SimWorkplace:
         WORLD.numbers += 1
         return Path(f"{WORLD.numbers}")
 
+    def create(self, temporary: Path) -> SimFile:
+        return SimFile(temporary)
+
     def finish(self, temporary: Path, found: Any) -> Path:
         return temporary
 
@@ -1748,7 +1751,7 @@ def installed(tracing: bool) -> Iterator[None]:
     instead: dict[str, Any] = {
         "time": SimTime, "threading": SimThreading, "queue": SimQueueModule, "boot_clock": SimTime.monotonic,
         "Election": SimElection, "open_database": open_database, "new_server": SimConnection,
-        "Workplace": SimWorkplace, "create_file": SimFile,
+        "Workplace": SimWorkplace,
     }  # fmt: skip
     if tracing:
         instead["event"] = traced_event

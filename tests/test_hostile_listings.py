@@ -240,8 +240,8 @@ class FullDisk:
         self._create = ftpcoord.create_file
         monkeypatch.setattr(ftpcoord, "create_file", self.create)
 
-    def create(self, path: Path) -> Any:
-        made = self._create(path)
+    def create(self, *arguments: Any) -> Any:
+        made = self._create(*arguments)
         if not self.full:
             return made
         made.close()
@@ -284,8 +284,8 @@ def test_a_disk_that_takes_less_than_it_is_given_gets_all_of_it(
 ) -> None:
     create = ftpcoord.create_file
 
-    def halved(path: Path) -> HalfWrites:
-        with create(path):
+    def halved(path: Path, *more: Any) -> HalfWrites:
+        with create(path, *more):
             return HalfWrites(str(path), "wb")
 
     monkeypatch.setattr(ftpcoord, "create_file", halved)
