@@ -7763,7 +7763,9 @@ SURVEY_SECONDS = 2.0  # a status page reads the database at most so often, ...
 SURVEY_SHARE = 20  # ... and at most for a twentieth of the time: counting a large ledger takes a while
 SURVEY_WAIT = 1.0  # a request waits so long for the database, then shows what was read before
 HTTP_SECONDS = 5.0  # the longest that one request may take, from its first byte to our last
-HTTP_REQUESTS = 16  # answered at once; further ones are turned away
+HTTP_REQUESTS = 16  # connections at once; for a further one another one is cut
+PROBES = ("/livez", "/readyz", "/active")  # answered from what this process knows, without the database
+FOR_ANY_HOST = ("/livez", "/readyz", "/metrics")  # a probe says the address of the pod, or whatever it likes
 HTTP_BYTES = 8192  # the longest request
 CALL_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 WORK_BOUNDS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
@@ -8467,12 +8469,16 @@ class StatusServer:
     """Answers GET and HEAD: / for people, /status and /metrics for programs, /livez, /readyz and /active for probes.
 
     Small on purpose: a request is one read of at most HTTP_BYTES, an answer closes the connection, each has
-    HTTP_SECONDS in all. Nothing here waits for a heartbeat or keeps one waiting. Raises Error if the port is taken.
+    HTTP_SECONDS in all. Nothing here waits for a heartbeat or keeps one waiting. When too many are connected, one of
+    the peer with the most is cut, so that nobody can keep probes away. Raises Error if the port is taken.
     """
 
     def __init__(self, address: Tuple[str, int], listeners: Sequence[Listener]) -> None:
         self._listeners = [(listener, Survey(listener.config)) for listener in listeners]
-        self._slots = threading.Semaphore(HTTP_REQUESTS)
+        self._peers: Dict[socket.socket, str] = {}  # of the present connections, the oldest first
+        self._lock = threading.Lock()
+        self._pages = threading.Semaphore(HTTP_REQUESTS)  # answers that may wait for the database
+        self._names = {"localhost", address[0].lower()}
         try:
             family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
             self._socket = socket.create_server(address, family=family)
@@ -8490,18 +8496,28 @@ class StatusServer:
     def _serve(self) -> None:
         while self._socket.fileno() >= 0:
             try:
-                connection = self._socket.accept()[0]
+                connection, peer = self._socket.accept()
             except OSError:  # closed, or no descriptor is left
                 time.sleep(0.05)
                 continue
-            if not self._slots.acquire(blocking=False):
-                connection.close()
-                continue
+            with self._lock:
+                if len(self._peers) >= HTTP_REQUESTS:
+                    self._cut_one()
+                self._peers[connection] = peer[0]
             try:
                 threading.Thread(target=self._talk, args=(connection,), name="ftpcoord-http", daemon=True).start()
             except RuntimeError:  # no thread is left
-                self._slots.release()
+                self._peers.pop(connection, None)
                 connection.close()
+
+    def _cut_one(self) -> None:
+        """The oldest connection of the peer that has the most."""
+        peers = list(self._peers.values())
+        most = max(map(peers.count, peers))
+        oldest = next(connection for connection, peer in self._peers.items() if peers.count(peer) == most)
+        del self._peers[oldest]
+        with contextlib.suppress(OSError):
+            oldest.shutdown(socket.SHUT_RDWR)
 
     def _talk(self, connection: socket.socket) -> None:
         until = time.monotonic() + HTTP_SECONDS
@@ -8523,10 +8539,14 @@ class StatusServer:
                 while time.monotonic() < until and connection.recv(HTTP_BYTES):
                     pass
         finally:
-            self._slots.release()
+            with self._lock:
+                self._peers.pop(connection, None)
 
     def _answer(self, request: bytes) -> bytes:
-        words = request.partition(b"\n")[0].decode("latin-1").split()
+        first, *fields = request.decode("latin-1").split("\n")
+        words = first.split()
+        path = "".join(words[1:2]).partition("?")[0]
+        hosts = [value.strip() for key, _, value in (f.partition(":") for f in fields) if key.strip().lower() == "host"]
         kind, body, extra = "text/plain", "", ""
         try:
             if len(request) > HTTP_BYTES:
@@ -8535,8 +8555,19 @@ class StatusServer:
                 status, body = "400 Bad Request", "not an HTTP/1 request\n"
             elif words[0] not in ("GET", "HEAD"):
                 status, body, extra = "405 Method Not Allowed", "GET and HEAD only\n", "Allow: GET, HEAD\r\n"
-            else:
+            elif len(hosts) > 1:
+                status, body = "400 Bad Request", "more than one Host\n"
+            elif path not in FOR_ANY_HOST and not self._is_ours("".join(hosts)):
+                status, body = "421 Misdirected Request", "this Host is no name of ours: use the address\n"
+            elif path in PROBES:
                 status, kind, body = self._route(words[1])
+            elif not self._pages.acquire(blocking=False):
+                status, body = "503 Service Unavailable", "too many ask at once\n"
+            else:
+                try:
+                    status, kind, body = self._route(words[1])
+                finally:
+                    self._pages.release()
         except Exception as exc:
             logger.exception("http_failed", extra={"fields": {"error": reason(exc)}})
             status, body = "500 Internal Server Error", "an error of ours; the log tells it\n"
@@ -8547,6 +8578,16 @@ class StatusServer:
             "Cross-Origin-Resource-Policy: same-origin\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
         )
         return head.encode("latin-1") + (b"" if words[:1] == ["HEAD"] else content)
+
+    def _is_ours(self, host: str) -> bool:
+        """Whether a Host is none, an address or a name of this host; others may be a web page's that had its own name
+        resolved to our address to read us through a browser (DNS rebinding)."""
+        name = re.sub(r":\d*\Z", "", host).strip("[]").rstrip(".").lower()
+        with contextlib.suppress(ValueError):
+            return bool(ipaddress.ip_address(name.partition("%")[0]))
+        if name and name not in self._names:
+            self._names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+        return not name or name in self._names
 
     def _route(self, target: str) -> Tuple[str, str, str]:
         """Status, type and body. ?group=NAME: of that group alone."""
