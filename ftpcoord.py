@@ -509,6 +509,7 @@ class Config:
     def __init__(self, /, **settings: Any) -> None:  # the slash: FTPCOORD_SELF is a wrong setting, not a crash
         fields = {field.name: field for field in dataclasses.fields(Config) if field.name != "files"}
         self.files = {}
+        self.source = ""  # the file with these settings, if it holds a secret
         for name, field in fields.items():
             setattr(self, name, field.default)
         for name, value in settings.items():
@@ -548,7 +549,7 @@ class Config:
         """An INI file: a section for each listener, [DEFAULT] shared by all, no interpolation."""
         parser = configparser.ConfigParser(interpolation=None, strict=True)
         try:
-            with open(path, encoding="utf-8") as stream:
+            with open(path, encoding="utf-8-sig") as stream:
                 parser.read_file(stream)
         except (OSError, UnicodeError) as exc:
             raise ConfigError(f"{path}: cannot be read ({reason(exc)})") from None
@@ -560,6 +561,8 @@ class Config:
         for section in parser.sections():
             try:
                 configs.append(cls(**{k: v for k, v in parser.items(section) if v != ""}))
+                if configs[-1].holds_secret():
+                    configs[-1].source = path
             except ConfigError as exc:
                 raise ConfigError(f"{path} [{section}] {exc}") from None
         return configs
@@ -572,7 +575,7 @@ class Config:
         if path is None:
             return str(getattr(self, name))
         try:
-            return Path(path).expanduser().read_text(encoding="utf-8").rstrip("\r\n")
+            return Path(path).expanduser().read_text(encoding="utf-8-sig").rstrip("\r\n")
         except (OSError, UnicodeError) as exc:
             raise ConfigError(f"{name}_file: {path} cannot be read ({reason(exc)})") from None
 
@@ -591,6 +594,13 @@ class Config:
 
     def database_login(self) -> str:
         return self.secret("database_password") or _parse_database(self.secret("database"))[1]
+
+    def holds_secret(self) -> bool:
+        """Whether a secret stands in the settings themselves."""
+        urls = [] if not self.url else [(self.url, _parse_url(self.url)[1], "url")]
+        urls.append((self.database, _parse_database(self.database)[1], "database"))
+        inline = any(getattr(self, name) for name in SECRETS)
+        return inline or any(password and name not in self.files for _, password, name in urls)
 
     def public(self) -> Dict[str, object]:
         """All settings, secrets masked: for the status page and for people."""
@@ -867,9 +877,13 @@ def _parse_url(url: str) -> Tuple[Target, str]:
         raise ConfigError(f"url: must begin with {', '.join(s + '://' for s in SCHEMES)}, not {parts.scheme or '?'}://")
     if not parts.hostname:
         raise ConfigError(f"url: names no host; it must look like {parts.scheme}://user@host/path")
+    if not re.fullmatch(r"[\w.-]+|[0-9a-fA-F:.]+(%[\w.-]+)?", parts.hostname):
+        raise ConfigError("url: names one host, a name or an address; write %40 for @ and %2F for / in a password")
+    if re.search(r"[\0-\x1f\x7f\\]", url):
+        raise ConfigError("url: has a backslash or a control character; write %5C and the like")
     if parts.query or parts.fragment:
         raise ConfigError("url: has ? or # in it; write %3F or %23 if they belong to a name or a password")
-    if "@" in parts.path and "@" not in parts.netloc:  # ftp://user:12/34@host/: a part of a password, not a folder
+    if "@" in parts.path and (parts.password is not None or "@" not in parts.netloc):  # ftp://user:12/34@host/
         raise ConfigError("url: has @ after a slash; write %2F for / in a password and %40 for @ in a path")
     path = urllib.parse.unquote(parts.path, "utf-8", "surrogateescape")
     if re.search(r"[\0\r\n]", path):
@@ -2902,7 +2916,12 @@ class FileServer(abc.ABC):
         return type(error)(self._without_password(text)) if self.password and self.password in text else error
 
     def _without_password(self, text: str) -> str:
-        return text.replace(self.password, "***") if self.password else text
+        if len(self.password) >= 6:
+            return text.replace(self.password, "***")
+        # A short one is a part of many words, and masking these would tell it: only where it stands alone.
+        before, after = (r"\w" if end.isalnum() else r"(?!)" for end in (self.password[:1], self.password[-1:]))
+        alone = f"(?<!{before}){re.escape(self.password)}(?!{after})"
+        return re.sub(alone, "***", text) if self.password else text
 
     @contextlib.contextmanager
     def _talking(self, doing: str) -> Iterator[None]:
@@ -4563,6 +4582,11 @@ class SftpPipeline:
             download.written += len(data)
 
 
+def fingerprint(key: bytes) -> str:
+    """A host key's, as ssh-keygen -lf prints it."""
+    return "SHA256:" + base64.b64encode(hashlib.sha256(key).digest()).decode().rstrip("=")
+
+
 class SftpServer(FileServer):
     """sftp:// - the host's key is checked before anything secret is sent; no agent, no key but the
     configured."""
@@ -4647,9 +4671,9 @@ class SftpServer(FileServer):
             options.key_types = usable
 
     def _check_host_key(self, key: bytes, known: set[bytes], revoked: set[bytes]) -> None:
-        fingerprint = "SHA256:" + base64.b64encode(hashlib.sha256(key).digest()).decode().rstrip("=")
+        shown = fingerprint(key)
         pins = [pin.strip().rstrip("=") for pin in self._host_key.split(",") if pin.strip()]
-        if fingerprint in pins or (key in known and key not in revoked):
+        if shown in pins or (key in known and key not in revoked):
             return
         if pins:
             problem = "is not the one in host_key"
@@ -4660,8 +4684,8 @@ class SftpServer(FileServer):
         else:
             problem = f"is not in {self._known_hosts}"
         raise HostKeyRefused(
-            f"{self.label}: the server's key {fingerprint} {problem}; nothing was sent. If its owner "
-            f"confirms it, set host_key={fingerprint}, or add the line that "
+            f"{self.label}: the server's key {shown} {problem}; nothing was sent. If its owner "
+            f"confirms it, set host_key={shown}, or add the line that "
             f"`ssh-keyscan -p {self.port} {self.host}` prints to known_hosts")
 
     def _log_in(self, transport: Any, key: Any) -> None:
@@ -6023,11 +6047,21 @@ def signal_group(process: subprocess.Popen[bytes], number: int) -> None:
             process.terminate()
 
 
-def load_handler(name: str) -> Handler:
-    """`module:function` of the working folder or sys.path."""
+def in_folder(place: str, folder: str) -> bool:
+    """Whether a place is a folder or lies in it."""
+    real, top = os.path.realpath(place), os.path.realpath(os.path.expanduser(folder))
+    return real == top or real.startswith(os.path.join(top, ""))
+
+
+def load_handler(name: str, download_dir: str = "") -> Handler:
+    """`module:function` of sys.path, and then of the working folder unless files are delivered there.
+
+    What is there stands behind Python's own modules, and what was uploaded is imported by nobody (CWE-427).
+    """
     module_name, _, attribute = name.partition(":")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    here = os.getcwd()
+    if not {"", here} & set(sys.path) and not (download_dir and in_folder(here, download_dir)):
+        sys.path.append(here)
     try:
         found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
@@ -7573,6 +7607,60 @@ def _local(exc: Union[OSError, UnicodeError], place: str) -> Error:
     return LocalTrouble(f"{place}: {reason(exc)}")
 
 
+def check_delivery(config: Config, handled: bool) -> None:
+    """Raises ConfigError unless there is a way for files to go, and a safe one."""
+    if not handled and not config.exec and not config.download_dir:
+        raise ConfigError("exec, download_dir or handler: one of them is required, or nothing is done with a file")
+    for place in sys.path if config.download_dir else ():
+        if in_folder(place, config.download_dir):
+            raise ConfigError(
+                f"download_dir: Python looks for modules in {place or 'the working folder'}, so that an uploaded file "
+                "would be run; deliver to a folder that is not on its path"
+            )
+
+
+def weaknesses(config: Config) -> Iterator[Tuple[str, str]]:
+    """Settings that are weaker than they have to be, and what that means."""
+    scheme = config.target.scheme if config.url else ""
+    if scheme == "ftp":
+        yield "url", f"{without_password(config.url)}: ftp:// shows login, names and contents to everybody on the way"
+    if scheme in ("ftpes", "ftps") and not config.tls_verify:
+        yield "tls_verify", f"{without_password(config.url)}: without it anybody on the way can be this server"
+    if scheme == "sftp" and config.host_key:
+        with contextlib.suppress(OSError):
+            lines = Path(config.known_hosts).expanduser().read_text(encoding="utf-8", errors="surrogateescape")
+            known, revoked = known_host_keys(lines, config.target.host, config.target.port)
+            pins = config.host_key.replace("=", "")
+            pinned, refused = ([key for key in keys if fingerprint(key) in pins] for keys in (known, revoked))
+            if refused or (known and not pinned):
+                yield "host_key", f"accepts a key of {config.target.host} that {config.known_hosts} would refuse"
+    secret = {f"{name}_file": path for name, path in config.files.items()}
+    secret.update(key=config.key, client_key=config.client_key or config.client_cert, config=config.source)
+    if config.endpoint.dialect == "sqlite":
+        secret["database"] = config.endpoint.name
+    for name, path in secret.items():
+        with contextlib.suppress(OSError):
+            if path and os.name == "posix" and os.stat(os.path.expanduser(path)).st_mode & 0o006:
+                yield name, f"{path} can be read or written by every user of this host: chmod o-rwx"
+    if config.download_dir and os.name == "posix":
+        umask = os.umask(0o077)
+        os.umask(umask)
+        lost = 0o666 & ~umask & ~int(config.file_mode, 8)
+        if lost:
+            yield "file_mode", f"{config.file_mode}: delivered files lack {lost:03o}, which the umask would give them"
+
+
+_warned: Set[Tuple[str, str]] = set()
+
+
+def warn_of_weaknesses(config: Config) -> None:
+    """One line for each, never repeated by this process."""
+    for found in weaknesses(config):
+        if found not in _warned:
+            _warned.add(found)
+            event("settings_warning", logging.WARNING, setting=found[0], reason=found[1])
+
+
 Route = Callable[[str], Optional[Handler]]
 
 
@@ -7592,7 +7680,7 @@ class Listener:
         self._once = False
         self._thread: Optional[threading.Thread] = None
         if self.config.handler:
-            self._routes.append(("*", load_handler(self.config.handler)))
+            self._routes.append(("*", load_handler(self.config.handler, self.config.download_dir)))
 
     def on_file(self, pattern: str = "*") -> Callable[[Handler], Handler]:
         """Registers a handler for names that match a glob; the first match counts, others are left untouched."""
@@ -7609,8 +7697,7 @@ class Listener:
     def start(self, pulse: Optional[Pulse] = None, once: bool = False) -> None:
         """Begins in threads of its own and returns."""
         config = self.config
-        if not self._routes and not config.exec and not config.download_dir:
-            raise ConfigError("exec, download_dir or handler: one of them is required, or nothing is done with a file")
+        check_delivery(config, bool(self._routes))
         if self._routes and config.exec:
             raise ConfigError("exec: a file goes to the command or to a Python handler; remove one")
         if config.target.scheme == "sftp":
@@ -7620,6 +7707,7 @@ class Listener:
             new_server(config)  # reads the certificate files
         self._once = once
         event("starting", group=config.coordination_group, member=config.member_id, version=__version__)
+        warn_of_weaknesses(config)
         self._thread = threading.Thread(target=self._run, name="ftpcoord-poller", daemon=True)
         self.member.start(pulse)
         self._thread.start()
@@ -8701,9 +8789,18 @@ def load_configs(source: str) -> List[Config]:
     return [Config.from_env(os.environ)] if source == "env" else Config.from_file(source)
 
 
+def give_memory_back() -> None:
+    """Python compiles a script at each start; what that took glibc would keep."""
+    with contextlib.suppress(Exception):
+        import ctypes
+
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def command_run(configs: Sequence[Config], options: argparse.Namespace) -> int:
     if options.dry_run:
         return command_dry_run(configs)
+    give_memory_back()
     start_logging(configs[0].log_level, configs[0].log_format, sys.stdout)
     return run_listeners([Listener(config) for config in configs], options.once)
 
@@ -8712,8 +8809,9 @@ def command_check(configs: Sequence[Config], options: argparse.Namespace) -> int
     """Tries settings, database, tables, file server and one listing once; changes nothing."""
     for config in configs:
         print(f"settings: group {config.coordination_group}, member {config.member_id}")
+        check_delivery(config, bool(config.handler))
         if config.handler:
-            load_handler(config.handler)
+            load_handler(config.handler, config.download_dir)
         if config.exec and shutil.which(config.command()[0]) is None:
             raise ConfigError(f"exec: {config.command()[0]} is not a command here")
         if config.download_dir and not Path(config.download_dir).expanduser().is_dir():
@@ -8981,7 +9079,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         printing = options.command == "schema" and not options.apply
-        return cast(int, options.function([] if printing else load_configs(options.config), options))
+        code = cast(int, options.function([] if printing else load_configs(options.config), options))
+        if options.command != "run" or options.dry_run:
+            sys.stdout.flush()
+        return code
     except ConfigError as exc:
         print(f"ftpcoord: {printable(str(exc))}", file=sys.stderr)
         return 2
@@ -8992,14 +9093,46 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         print(f"ftpcoord: {printable(' '.join(str(exc).split()))}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        sys.stderr.close()
+        sys.stdout = io.StringIO()  # nobody reads on, and what is left is not tried again at exit
         return 1
     except KeyboardInterrupt:
         return 1
 
 
-if __name__ == "__main__":
+# As the script `python -c`: this file as a module, found where a script's modules are, and never in the working folder.
+AS_MODULE = """
+import sys
+if sys.path[0] == "": sys.path[0] = sys.argv[1].rpartition("/")[0]
+import importlib.util
+spec = importlib.util.spec_from_file_location("ftpcoord", sys.argv.pop(1))
+module = sys.modules["ftpcoord"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+module.program()
+"""
+
+
+def program() -> None:
+    """The process of a command; does not return."""
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # a handler that never ends must not keep the process: others wait for it to be gone
+
+
+def as_module() -> None:
+    """Starts a service again as a module, in the same process, where the command line is plain enough for that.
+
+    Python keeps what it took to compile a script, 15 MiB here, until the script ends; that of a module it gives back.
+    """
+    words = list(getattr(sys, "orig_argv", ()))
+    flags, rest = words[1 : -len(sys.argv)], words[-len(sys.argv) :]
+    service = not {"--once", "--dry-run"} & set(rest) and parse_arguments(None).command == "run"
+    if os.name == "posix" and rest == sys.argv and service and all(re.match(r"-[a-zA-Z]", flag) for flag in flags):
+        with contextlib.suppress(OSError):
+            os.execv(sys.executable, [words[0], *flags, "-c", AS_MODULE, os.path.realpath(__file__), *rest[1:]])
+
+
+if __name__ == "__main__":
+    sys.modules["ftpcoord"] = sys.modules["__main__"]  # what a handler imports is this, not another one
+    as_module()
+    program()

@@ -108,7 +108,8 @@ def test_wrong_settings_are_one_line_that_names_the_setting_and_exit_code_2(crew
 
 
 def test_nothing_to_do_with_a_file_is_an_error(crew: Crew) -> None:
-    refused(crew.run(exec=None), 2, "exec", "download_dir", "handler")
+    for command in ("run", "check"):
+        refused(crew.run(command, exec=None), 2, "exec", "download_dir", "handler")
 
 
 def test_a_member_that_forgets_the_database_does_not_start(crew: Crew) -> None:
@@ -283,6 +284,33 @@ def test_version_and_help(crew: Crew) -> None:
     for word in ("run", "check", "status", "schema", "files", "retry", "adopt", "step-down", "--config"):
         assert word in done.stdout
     assert done.returncode == 0
+
+
+def test_whoever_stops_reading_gets_no_more_and_nothing_else_is_said(crew: Crew) -> None:
+    """`run --dry-run | head -1`"""
+    for number in range(3000):
+        crew.files.put(f"{number:0100}.txt", b"")
+    command = [sys.executable, str(MODULE), "run", "--dry-run"]
+    with subprocess.Popen(command, env=crew.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="there is no /proc")
+def test_an_idle_standby_as_a_script_needs_little_memory_and_keeps_its_process(
+    postgresql: Database, files: Files, tmp_path: Path
+) -> None:
+    with Crew(tmp_path, postgresql, files) as crew:
+        crew.start("a").wait("elected")
+        standby = crew.start("b")
+        standby.wait("standby")
+        (line,) = [text for text in Path(f"/proc/{standby.pid}/status").read_text().splitlines() if "VmRSS" in text]
+        print(line)
+        assert int(line.split()[1]) < 36 * 1024, "KiB"
+        assert str(MODULE) in Path(f"/proc/{standby.pid}/cmdline").read_text()
+        assert standby.stop() == 0
 
 
 def test_check_changes_nothing(crew: Crew) -> None:

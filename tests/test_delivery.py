@@ -262,3 +262,47 @@ def test_an_action_that_is_due_from_before_is_done_if_the_settings_are_the_same(
     crew.database.execute("UPDATE file_ledger SET action = 'move:done'")
     crew.start("b", after="move:done")
     wait_for((crew.files.root / "done/1.txt").exists, PATIENCE)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is imported
+# ---------------------------------------------------------------------------------------------------------------------
+
+PLANTED = "import pathlib\npathlib.Path('executed').touch()\n"
+ORDERS = """
+import html, ftpcoord
+def take(file):
+    assert isinstance(file, ftpcoord.File) and html.escape("<") == "&lt;"
+    file.save("out")
+"""
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["run", "--once"]])
+def test_a_module_in_the_working_folder_never_stands_for_one_of_pythons(crew: Crew, arguments: list[str]) -> None:
+    """Files are often uploaded there."""
+    (crew.folder / "out").mkdir()
+    (crew.folder / "orders.py").write_text(ORDERS)
+    for name in ("html", "ctypes", "sqlite3", "xml", "importlib", "encodings", "queue", "pyftpdlib"):
+        (crew.folder / f"{name}.py").write_text(PLANTED)
+    crew.files.put("1.txt", b"x")
+    crew.start("a", *arguments, exec=None, handler="orders:take").wait("file_done")
+    assert (crew.folder / "out/1.txt").exists() and not (crew.folder / "executed").exists()
+
+
+def test_a_handler_is_not_looked_for_where_files_are_delivered(crew: Crew) -> None:
+    (crew.folder / "orders.py").write_text(ORDERS)
+    for place in (".", "..", crew.folder):
+        done = crew.run(exec=None, handler="orders:take", download_dir=place)
+        assert done.returncode == 2 and "orders" in done.stderr, done.stderr
+
+
+def test_files_are_not_delivered_to_where_python_looks_for_modules(crew: Crew) -> None:
+    (crew.folder / "lib/in").mkdir(parents=True)
+    (crew.folder / "link").symlink_to("lib")
+    for place in ("lib", "link", "."):
+        environment = {**crew.environment(exec=None, download_dir=place), "PYTHONPATH": str(crew.folder / "lib")}
+        for command in ("run", "check"):
+            done = crew.run(command, environment=environment)
+            assert done.returncode == 2 and "download_dir: Python looks for modules" in done.stderr, done.stderr
+    environment["FTPCOORD_DOWNLOAD_DIR"] = "lib/in"
+    assert crew.run("check", environment=environment).returncode == 0

@@ -120,7 +120,7 @@ class Client:
             assert b" 400 " in self.read(first + b"\r\n\r\n").partition(b"\r\n")[0], first
 
     def asks_for_other_things(self) -> None:
-        targets = [b"/../../etc/passwd", b"/%2e%2e/", b"//evil.example/", b"http://evil.example/", b"/\x00", b"*", b"\xff",
+        targets = [b"/../../etc/passwd", b"/%2e%2e/", b"//evil.example/", b"http://evil.example/", b"/\x00", b"*",
                    b"/?group=%00", b"/?group=<script>", b"/?refresh=" + b"9" * 5000, b"/?" + b"a=1&" * 500]  # fmt: skip
         for target in targets:
             answer = self.read(b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
