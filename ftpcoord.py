@@ -7641,7 +7641,7 @@ def weaknesses(config: Config) -> Iterator[Tuple[str, str]]:
     for name, path in secret.items():
         with contextlib.suppress(OSError):
             if path and os.name == "posix" and os.stat(os.path.expanduser(path)).st_mode & 0o006:
-                yield name, f"{path} can be read or written by every user of this host: chmod o-rwx"
+                yield name, "the file can be read or written by every user of this host: chmod o-rwx"
     if config.download_dir and os.name == "posix":
         umask = os.umask(0o077)
         os.umask(umask)
@@ -8790,7 +8790,7 @@ def load_configs(source: str) -> List[Config]:
 
 
 def give_memory_back() -> None:
-    """Python compiles a script at each start; what that took glibc would keep."""
+    """What reading and compiling modules took, glibc would keep."""
     with contextlib.suppress(Exception):
         import ctypes
 
@@ -8800,7 +8800,9 @@ def give_memory_back() -> None:
 def command_run(configs: Sequence[Config], options: argparse.Namespace) -> int:
     if options.dry_run:
         return command_dry_run(configs)
-    give_memory_back()
+    later = threading.Timer(3.0, give_memory_back)  # when the drivers are there, too
+    later.daemon = True
+    later.start()
     start_logging(configs[0].log_level, configs[0].log_format, sys.stdout)
     return run_listeners([Listener(config) for config in configs], options.once)
 
