@@ -143,7 +143,6 @@ BATCH_SECONDS = 0.05  # ... and how long one may wait for company
 BATCH_BYTES = 1 << 20  # a group is full when it has so many bytes to fetch: the first must not wait for the last
 COPY_BYTES = 256 * 1024
 FILE_MODE = 0o640  # of delivered files, less what the umask takes
-MOST_TOLD = 1000  # names of one kind that a warning is given for
 MOST_NUMBERED = 1000  # names tried for one moved file; a server that says of each that it exists must not hold us
 KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL for a command
 LONGEST_PATH = 4096  # characters; no file system has longer ones, and the ledger's column has an end
@@ -5170,7 +5169,6 @@ class Selector:
         self._temporary = _globs(p for p in patterns if _is_temporary(p))
         self._seen: Dict[str, Tuple[Entry, float]] = {}
         self._told: Set[Tuple[str, str]] = set()
-        self._too_large: Set[Tuple[str, int]] = set()  # said already
         self._base = config.target.path
         self._named = {part for p in patterns for part in p.split("/")[:-1]}
         self._targets = MoveTargets(config)
@@ -5245,8 +5243,8 @@ class Selector:
         self._tell(logging.INFO, *split_path(path), why)
 
     def _tell(self, level: int, folder: str, name: str, why: str) -> None:
-        if (folder, name) not in self._told and len(self._told) < 1000:
-            self._told.add((folder, name))
+        if (folder, name + why) not in self._told and len(self._told) < 1000:
+            self._told.add((folder, name + why))
             event("file_refused", level, folder=folder, name=repr(name), reason=why)
 
     def below(self, path: str) -> bool:
@@ -5291,9 +5289,7 @@ class Selector:
                 if mtime is not None and wall - mtime > config.max_age:
                     continue
             if config.max_size is not None and entry.size > config.max_size:
-                if (path, entry.size) not in self._too_large and len(self._too_large) < MOST_TOLD:
-                    self._too_large.add((path, entry.size))
-                    event("file_refused", logging.WARNING, path=path, size=entry.size, reason="larger than max_size")
+                self._tell(logging.WARNING, *split_path(path), f"larger than max_size: {entry.size} bytes")
                 continue
             if row is not None and known_version:
                 if row.state == "quarantined":

@@ -148,8 +148,8 @@ def test_a_standby_tells_who_took_over_from_whom(crew: Crew) -> None:
 
 
 def test_metrics_pass_prometheus_parser_and_follow_its_naming_guide(crew: Crew) -> None:
-    crew.settings.update(max_attempts=1, exec=f"{sys.executable} -c 'import sys; sys.exit(\"bad\" in sys.argv[1])' {{name}}",
-                         coordination_group='a"b\\c')  # fmt: skip
+    command = f"{sys.executable} -c 'import sys; sys.exit(\"bad\" in sys.argv[1])' {{name}}"
+    crew.settings.update(max_attempts=1, exec=command, coordination_group='a"b\\c')
     crew.files.put("good.csv", b"x" * 100)
     crew.files.put("bad.csv", b"x" * 10)
     a = Watched(crew, "a")
