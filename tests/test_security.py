@@ -364,7 +364,7 @@ def test_what_a_server_says_reaches_the_terminal_as_plain_text(
         host.on("GREETING", reply("500-\x1b]0;owned\x07\r\n500 \x1b[2J\x9b31m\u00e2\u0080\u00ae"))
         for name in [name for name in os.environ if name.startswith("FTPCOORD_")]:
             monkeypatch.delenv(name)
-        for name, value in settings_for(host, tmp_path).items():
+        for name, value in settings_for(host, tmp_path, exec="true").items():
             monkeypatch.setenv(f"FTPCOORD_{name.upper()}", str(value))
         assert ftpcoord.main(["check"]) == 1
     said = capsys.readouterr()
