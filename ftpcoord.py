@@ -3067,20 +3067,20 @@ def _unix_readings(line: str, today: datetime.date) -> Readings:
     """The columns between mode and size differ (no group, spaces in its name), and owners are called like
     months: of two dates in a line the one after one owner and perhaps a group counts, if there is one such."""
     start = line.index(" ")
-    found: list[tuple[bool, Readings]] = []
+    found: list[Readings] = []
     for pattern, read in ((UNIX_DATE, _month_dates), (ISO_DATE, _iso_dates)):
-        match = pattern.search(line, start)
+        match = None if found else pattern.search(line, start)
         while match:
             columns = line[start:match.start()].split()
             if columns and not any(map(PART_OF_A_DATE.match, columns)):
                 readings = {form: _unix_entry(line[0], match[1], name, mtime, yearless)
                             for form, mtime, yearless, name in read(match, today)}
-                if readings:
-                    found.append((len(columns) in (2, 3), readings))
+                if readings and len(columns) in (2, 3):
+                    found = [readings]
+                    break
+                found += [readings] if readings else []
             match = pattern.search(line, match.start() + 1)
-    if len(found) > 1:
-        found = [(usual, readings) for usual, readings in found if usual]
-    sole = found[0][1] if len(found) == 1 else {}
+    sole = found[0] if len(found) == 1 else {}
     return sole if all(entry.name and entry.size <= LARGEST_FILE for entry in sole.values()) else {}
 
 
@@ -4124,6 +4124,23 @@ LARGEST_READ = 261_120      # what OpenSSH allows, and is asked for (limits@open
 IN_FLIGHT = 8 << 20         # bytes asked for and not yet here; below SSH_WINDOW, so that answers never block
 OPEN_FILES = 64             # at once in a pipeline
 MAX_MESSAGE = 4 << 20       # bytes of one SFTP message; more is not SFTP
+LARGEST_PACKET = SSH_PACKET + 4096      # of SSH, with padding and MAC: we allow no more, and none is larger before
+MOST_GREETING = 65_536      # bytes before the SSH handshake
+MOST_STDERR = 1 << 20       # bytes of what nobody reads
+
+# What may be agreed on, the best first, whichever paramiko is installed: no SHA-1, no MD5, no CBC. Checked against what
+# RFC 9142 and RFC 8332 say MUST NOT or SHOULD NOT be used.
+SSH_ALGORITHMS = {
+    "kex": ("mlkem768x25519-sha256", "curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256",
+            "ecdh-sha2-nistp384", "ecdh-sha2-nistp521", "diffie-hellman-group16-sha512",
+            "diffie-hellman-group-exchange-sha256", "diffie-hellman-group14-sha256"),
+    "key_types": ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "rsa-sha2-512",
+                  "rsa-sha2-256"),
+    "ciphers": ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr"),
+    "digests": ("hmac-sha2-256", "hmac-sha2-512", "hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com"),
+}
+OFFERED = {"kex": "kex_algo_list", "key_types": "server_key_algo_list", "ciphers": "server_encrypt_algo_list",
+           "digests": "server_mac_algo_list"}   # the same in paramiko's reading of a KEXINIT
 
 (INIT, VERSION, OPEN, CLOSE, READ, LSTAT, FSTAT, OPENDIR, READDIR, REMOVE, MKDIR, REALPATH, STAT, RENAME) = (
     1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 14, 16, 17, 18)
@@ -4141,6 +4158,38 @@ def _paramiko() -> Any:
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.CRITICAL)
     return paramiko
+
+
+def _bounded_transport(paramiko: Any, sock: socket.socket) -> Any:
+    """A Transport that takes no packet and no greeting beyond what is sensible: paramiko reads a packet of any length
+    into memory before it knows who sent it. Keeps what the server offers."""
+
+    class Transport(paramiko.Transport):  # type: ignore[misc]
+        offer: Mapping[str, Any] = {}
+
+        def _really_parse_kex_init(self, *arguments: Any, **more: Any) -> Any:
+            self.offer = super()._really_parse_kex_init(*arguments, **more)
+            return self.offer
+
+    transport = Transport(sock, disabled_algorithms={"pubkeys": ["ssh-rsa", "ssh-dss"]})     # SHA-1
+    packets = transport.packetizer
+    read_all, read_some, greeting = packets.read_all, packets._read_timeout, 0
+
+    def bounded(count: int, check_rekey: bool = False) -> Any:
+        if count > LARGEST_PACKET:
+            raise paramiko.SSHException(f"an SSH packet of {count} bytes")
+        return read_all(count, check_rekey)
+
+    def counted(timeout: float) -> Any:
+        nonlocal greeting
+        piece = read_some(timeout)
+        greeting += len(piece)
+        if greeting > MOST_GREETING:
+            raise paramiko.SSHException("a greeting without an end")
+        return piece
+
+    packets.read_all, packets._read_timeout = bounded, counted
+    return transport
 
 
 def known_host_keys(text: str, host: str, port: int) -> tuple[set[bytes], set[bytes]]:
@@ -4175,12 +4224,17 @@ def _host_matches(field: str, wanted: str) -> bool:
     return found
 
 
+SMALL_PIECE = 1024          # bytes
+TOO_MUCH = "the server sends more than it was allowed to"
+
+
 class FastPipe:
     """Stands in for paramiko's BufferedPipe as a channel's in_buffer, which moves its whole content at each
-    read: more than half of the time of a large download. Here pieces are handed out as they came."""
+    read: more than half of the time of a large download. Here pieces are handed out as they came. More than `most`
+    bytes that nobody has read end the connection: paramiko does not hold a server to the window it was given."""
 
-    def __init__(self, timeout_error: Callable[[], Exception]) -> None:
-        self._timeout_error = timeout_error
+    def __init__(self, timeout_error: Callable[[], Exception], most: int) -> None:
+        self._timeout_error, self._most = timeout_error, most
         self._ready = threading.Condition()
         self._pieces: deque[bytes] = deque()
         self._length = 0
@@ -4188,14 +4242,22 @@ class FastPipe:
 
     def feed(self, data: bytes) -> None:
         with self._ready:
-            self._pieces.append(data)
             self._length += len(data)
+            if self._length > self._most:
+                self._ready.notify_all()
+                raise OSError(errno.EPROTO, TOO_MUCH)
+            if self._pieces and len(self._pieces[-1]) + len(data) <= SMALL_PIECE:   # each costs more than its bytes
+                self._pieces[-1] += data
+            elif data:
+                self._pieces.append(data)
             self._ready.notify()
 
     def read(self, nbytes: int, timeout: Optional[float] = None) -> bytes:
         with self._ready:
             if not self._ready.wait_for(lambda: self._length or self._closed, timeout):
                 raise self._timeout_error()
+            if self._length > self._most:
+                raise OSError(errno.EPROTO, TOO_MUCH)
             pieces, room = [], nbytes
             while self._pieces and len(self._pieces[0]) <= room:
                 pieces.append(self._pieces.popleft())
@@ -4605,27 +4667,27 @@ class SftpServer(FileServer):
         paramiko = self._paramiko
         key = self._private_key() if self._key_file else None
         known, revoked = self._trusted_keys()
-        self._transport = transport = paramiko.Transport(self._dial())
+        self._transport = transport = _bounded_transport(paramiko, self._dial())
         # connect() bounds all this by a timer of its own, which says what it was: paramiko's must not come before it.
         patience = self.timeout + 5.0
         transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = patience
         options = transport.get_security_options()
-        options.ciphers = sorted(options.ciphers, key=lambda name: "gcm" not in name)   # the fastest first
+        for kind, names in SSH_ALGORITHMS.items():
+            setattr(options, kind, [name for name in names if name in getattr(options, kind)])
         self._ask_for_known_types(options, known)
         try:
             transport.start_client(timeout=patience)
             server_key = transport.get_remote_server_key()      # raises if the time was up
         except paramiko.ssh_exception.IncompatiblePeer as error:
-            raise ServerDown(
-                f"{self.label}: no algorithm in common ({error}); if known_hosts has another kind of key, "
-                f"add what `ssh-keyscan -p {self.port} {self.host}` prints; if the server knows SHA-1 only, "
-                "update it, or here: pip install 'paramiko<5'") from None
+            raise ServerDown(f"{self.label}: {self._nothing_in_common(options, transport.offer) or error}") from None
         self._check_host_key(server_key.asbytes(), known, revoked)
         self._log_in(transport, key)
         channel = transport.open_session(SSH_WINDOW, SSH_PACKET, timeout=patience)
         channel.settimeout(self.timeout)
         if hasattr(channel, "in_buffer"):
-            channel.in_buffer = FastPipe(importlib.import_module("paramiko.buffered_pipe").PipeTimeout)
+            timeout_error = importlib.import_module("paramiko.buffered_pipe").PipeTimeout
+            channel.in_buffer = FastPipe(timeout_error, SSH_WINDOW)
+            channel.in_stderr_buffer = FastPipe(timeout_error, MOST_STDERR)
         channel.invoke_subsystem("sftp")                # no limit but the watchdog of connect()
         session = SftpSession(channel, (OSError, EOFError, paramiko.SSHException))
         session.start()
@@ -4669,6 +4731,18 @@ class SftpServer(FileServer):
         if usable:
             options.key_types = usable
 
+    def _nothing_in_common(self, options: Any, offer: Mapping[str, Any]) -> str:
+        """What to do about a server that offers nothing which is taken here; "" if that is not the trouble."""
+        for kind, name in OFFERED.items():
+            taken, offered = getattr(options, kind), offer.get(name, ())
+            if offered and not set(taken) & set(offered):
+                advice = "have the server's owner enable one of those"
+                if kind == "key_types":
+                    advice += f", or add to known_hosts what `ssh-keyscan -p {self.port} {self.host}` prints"
+                return (f"no algorithm in common ({kind}): the server offers {', '.join(offered)[:300]}; "
+                        f"taken are {', '.join(taken)}; {advice}")
+        return ""
+
     def _check_host_key(self, key: bytes, known: set[bytes], revoked: set[bytes]) -> None:
         shown = fingerprint(key)
         pins = [pin.strip().rstrip("=") for pin in self._host_key.split(",") if pin.strip()]
@@ -4690,20 +4764,49 @@ class SftpServer(FileServer):
     def _log_in(self, transport: Any, key: Any) -> None:
         if key is None and not self.password:
             raise LoginRefused(f"{self.label}: neither password nor key is set")
-        try:
-            if key is not None:
-                transport.auth_publickey(self.user, key)
-            if not transport.is_authenticated() and self.password:      # also as a second factor
-                transport.auth_password(self.user, self.password)       # falls back to keyboard-interactive
-        except self._paramiko.BadAuthenticationType as error:
-            raise LoginRefused(f"{self.label}: login as {self.user}: the server wants "
-                               f"{' or '.join(error.allowed_types)}") from None
-        except self._paramiko.AuthenticationException as error:
-            # Servers that allow few tries hang up (sshd's MaxAuthTries); asked at once again they lock the account.
-            raise LoginRefused(f"{self.label}: login as {self.user} refused: {error}") from None
+        proofs: dict[str, Callable[[], object]] = {}
+        if key is not None:
+            proofs["the key"] = lambda: transport.auth_publickey(self.user, key)
+        if self.password:                                       # if the key is refused, or as a second factor
+            proofs["the password"] = lambda: self._give_password(transport)
+        refusals = []
+        for what, prove in proofs.items():
+            if transport.is_active() and not transport.is_authenticated():
+                refusals.append(f"{what}: {self._refusal(prove)}")
+        # Servers that allow few tries hang up (sshd's MaxAuthTries); asked at once again they lock the account.
         if not transport.is_authenticated():
-            raise LoginRefused(f"{self.label}: login as {self.user}: the server wants a further proof; "
-                               "set both key and password")
+            raise LoginRefused(f"{self.label}: login as {self.user} refused: {'; '.join(refusals)}")
+
+    def _refusal(self, prove: Callable[[], object]) -> str:
+        """Why a proof was not enough."""
+        try:
+            prove()
+        except self._paramiko.BadAuthenticationType as error:
+            return f"the server wants {' or '.join(error.allowed_types)}"
+        except self._paramiko.AuthenticationException as error:
+            return str(error)
+        except self._paramiko.SSHException as error:
+            if "info request" not in str(error):                # so paramiko calls a question that it does not expect
+                raise
+            return "the server wants it to be changed (it has expired?)"
+        return "taken, but the server wants a further proof; set both key and password"
+
+    def _give_password(self, transport: Any) -> None:
+        try:
+            transport.auth_password(self.user, self.password, fallback=False)
+        except self._paramiko.BadAuthenticationType as error:
+            if "keyboard-interactive" not in error.allowed_types:
+                raise
+            given: list[str] = []
+
+            def answer(title: str, instructions: str, prompts: Sequence[tuple[str, bool]]) -> list[str]:
+                if len(given) + len(prompts) > 1:               # such as for a new one
+                    raise self._paramiko.AuthenticationException(
+                        f"the server asks for more than a password: {prompts[0][0][:200]!r}") from None
+                given.extend(self.password for _ in prompts)
+                return [self.password for _ in prompts]
+
+            transport.auth_interactive(self.user, answer)
 
     def close(self) -> None:
         transport, self._transport, self._session = self._transport, None, None

@@ -29,6 +29,7 @@ from typing import Any, Optional, Union
 
 import paramiko
 import paramiko.common
+import paramiko.server
 from conftest import wait_for
 
 import ftpcoord
@@ -420,6 +421,10 @@ class SftpHost(Host):
             SftpHost._key = paramiko.ECDSAKey.generate()
         self.pin = "SHA256:" + base64.b64encode(hashlib.sha256(self._key.asbytes()).digest()).decode().rstrip("=")
         self.entries: list[tuple[bytes, bytes]] = []  # further (name, attributes) of the listing
+        self.long_names = False  # the bare name stands where `ls -l` has its line
+        self.logins = "password"  # what may be tried
+        self.prompts = ["Password: "]  # of keyboard-interactive, each in a message of its own
+        self.offers: dict[str, tuple[str, ...]] = {}  # algorithms, by paramiko's name for the list
         super().__init__(files)
 
     @property
@@ -429,6 +434,8 @@ class SftpHost(Host):
     def session(self, sock: socket.socket) -> None:
         transport = paramiko.Transport(sock)
         transport.add_server_key(self._key)
+        for name, offered in self.offers.items():
+            setattr(transport, "_preferred_" + name, offered)
         host = self
 
         class Login(paramiko.ServerInterface):
@@ -439,7 +446,26 @@ class SftpHost(Host):
                     action(transport, "")
                     return int(paramiko.common.AUTH_FAILED)
                 right = password == host.password
+                right = right and "password" in host.logins
                 return int(paramiko.common.AUTH_SUCCESSFUL if right else paramiko.common.AUTH_FAILED)
+
+            def get_allowed_auths(self, username: str) -> str:
+                return host.logins
+
+            def check_auth_publickey(self, username: str, key: Any) -> int:
+                host.commands.append("KEY")
+                return int(paramiko.common.AUTH_FAILED)
+
+            def check_auth_interactive(self, username: str, submethods: str) -> Any:
+                self.left, self.right = list(host.prompts), True
+                return paramiko.server.InteractiveQuery("", "", self.left.pop(0))
+
+            def check_auth_interactive_response(self, responses: list[str]) -> Any:
+                host.commands.append("ANSWER")
+                self.right = self.right and responses == [host.password]
+                if self.left:
+                    return paramiko.server.InteractiveQuery("", "", self.left.pop(0))
+                return int(paramiko.common.AUTH_SUCCESSFUL if self.right else paramiko.common.AUTH_FAILED)
 
             def check_channel_request(self, kind: str, number: int) -> int:
                 return int(paramiko.common.OPEN_SUCCEEDED)
@@ -484,7 +510,7 @@ class SftpSession:
         self.answer(101, struct.pack(">I", code) + _string(text) + _string(b""))
 
     def names(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
-        packed = [_string(name) + _string(b"") + attributes for name, attributes in entries]
+        packed = [_string(name) + _string(name if self.host.long_names else b"") + attributes for name, attributes in entries]
         self.answer(104, struct.pack(">I", len(packed)) + b"".join(packed))
 
     def attributes(self, path: str) -> bytes:
