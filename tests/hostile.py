@@ -510,7 +510,8 @@ class SftpSession:
         self.answer(101, struct.pack(">I", code) + _string(text) + _string(b""))
 
     def names(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
-        packed = [_string(name) + _string(name if self.host.long_names else b"") + attributes for name, attributes in entries]
+        long_names = self.host.long_names
+        packed = [_string(name) + _string(name if long_names else b"") + told for name, told in entries]
         self.answer(104, struct.pack(">I", len(packed)) + b"".join(packed))
 
     def attributes(self, path: str) -> bytes:
