@@ -2521,7 +2521,7 @@ class Election:
 # ---------------------------------------------------------------------------------------------------------------------
 
 DEFAULT_PORTS = {"ftp": 21, "ftpes": 21, "ftps": 990, "sftp": 22}
-MAX_ENTRIES = 1_000_000     # of one poll: a server that never ends its listings must not fill the memory
+MAX_ENTRIES = 2_000_000     # of one poll: a server that never ends its listings must not fill the memory
 MAX_LISTING = 256 << 20     # bytes of one listing, and of the paths of one poll
 MAX_FOLDERS = 100_000       # of one poll
 MOST_UNREAD = 100           # lines of a listing that are kept though nobody understands them
@@ -4875,14 +4875,17 @@ class SftpServer(FileServer):
                     entries.append(entry)
         session.call(CLOSE, handle)
         if code != END_OF_FILE:
-            raise FileRefused(f"{folder}: {text} (SFTP status {code})")
+            raise _refused(folder, code, text)
         return self._with_vague(folder, entries, vague)
 
     def _with_vague(self, folder: str, entries: Listing, names: Sequence[str]) -> Listing:
         """With those that READDIR tells no kind of, as STAT has them."""
         self.unread = []
         for name in names:
-            told = self._stat_of(STAT, posixpath.join(folder, name)) if is_plain_name(name) else None
+            told = None
+            if is_plain_name(name):
+                kind, fields = self._talk().call(STAT, self._name(posixpath.join(folder, name)))
+                told = fields.entry(name) if kind == ATTRS else None
             if told is not None:
                 entries.append(told)
             elif len(self.unread) <= MOST_UNREAD:
@@ -4891,11 +4894,6 @@ class SftpServer(FileServer):
             raise FileRefused(f"{folder or 'the login folder'}: the server tells no kind or size of "
                               f"anything in it: {self.unread[0][:200]!r}")
         return entries
-
-    def _stat_of(self, command: int, path: str) -> Optional[Entry]:
-        """What LSTAT or STAT tells; None if that is no kind or size, or nothing."""
-        kind, fields = self._talk().call(command, self._name(path))
-        return fields.entry(split_path(path)[1]) if kind == ATTRS else None
 
     def _stat(self, path: str) -> Optional[Entry]:
         """The entry, links not followed; None if it is not there. Raises FileRefused if that cannot be
@@ -4982,13 +4980,18 @@ class SftpServer(FileServer):
                         raise FileRefused(str(error)) from None
 
     def _is_folder(self, path: str) -> bool:
-        entry = self._stat_of(STAT, path)               # a link to a folder will do
-        if entry is not None:
-            return entry.kind == "dir"
-        kind, fields = self._talk().call(OPENDIR, self._name(path))     # there are servers whose STAT tells no kind
-        if kind == HANDLE:
-            self._talk().call(CLOSE, _string(bytes(fields.string())))
-        return kind == HANDLE
+        session = self._talk()
+        kind, fields = session.call(STAT, self._name(path))     # a link to a folder will do
+        entry = fields.entry(path) if kind == ATTRS else None
+        if kind != ATTRS or entry is not None:
+            return entry is not None and entry.kind == "dir"
+        kind, fields = session.call(OPENDIR, self._name(path))  # there are servers whose STAT tells no kind
+        if kind != HANDLE:
+            return False
+        handle = _string(bytes(fields.string()))
+        kind, fields = session.call(READDIR, handle)            # and such that open whatever they are told to
+        session.call(CLOSE, handle)
+        return kind == NAME or _status(kind, fields)[0] == END_OF_FILE
 
     def alive(self) -> bool:
         if self._session is None:
