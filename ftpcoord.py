@@ -42,7 +42,9 @@ Not guaranteed, because no program of this kind can
   - A hypervisor that stops the guest's clocks during a pause. Handlers should be idempotent in (path, size, mtime).
   - An upload that stalls longer than `settle`. Let uploaders rename, or use `ready_suffix`.
   - A new version uploaded between the last look and the delete.
-  - A command that outlives its stopped (SIGSTOP) parent, until the parent runs again or dies.
+  - A command that outlives its stopped (SIGSTOP) parent, until the parent runs again or dies; and children of a
+    command that left its process group (setsid) or run as another user (sudo): only a cgroup ends them.
+  - What a proxy or the file server had already taken when the connection was reset.
   - With `ledger = off`: promise 3, attempts and quarantine.
 """
 
@@ -50,6 +52,7 @@ from __future__ import annotations
 
 import abc
 import argparse
+import atexit
 import base64
 import binascii
 import bisect
@@ -148,6 +151,8 @@ KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL for a command
 LONGEST_PATH = 4096  # characters; no file system has longer ones, and the ledger's column has an end
 TEMPORARY = (".tmp", ".part", ".partial", ".filepart", ".writing", ".crdownload", "~")  # names uploaders write under
 STDERR_BYTES = 2000  # of a failed command's last words, kept in the ledger
+LEAST_RATE = 10.0  # bytes a second: a third of what a modem of 300 bit/s carries; a transfer below it stands still
+LONGEST_LINE = 4096  # bytes of a command's output that are passed on as one line
 SECONDS_A_DAY = 86400.0
 MOST_QUESTIONS = 500  # about the versions of known files, in one poll
 QUESTION_SECONDS = 10.0  # that they may take
@@ -157,6 +162,7 @@ SHORT_ERROR = 60  # characters that are left of an error that the ledger's colum
 PLAIN = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")
 DELIVERED = "delivered; "  # before a row's error: this version has its name in download_dir already
 LONGEST_DELAY = 36525 * SECONDS_A_DAY  # databases know no dates after the year 9999
+LAST_WORDS = 2.0  # seconds for what is still to be written when the process ends
 ENDED = float("-inf")  # the deadline of a lease that was lost or released
 
 SCHEMA = """\
@@ -340,11 +346,97 @@ class LedgerRefused(Error):
 logger = logging.getLogger("ftpcoord")
 
 
+class Outbox:
+    """Lines on their way out, so that nobody waits for a stream that blocks, or for a script's own log handler.
+
+    While a thread of ours lives, one more thread writes them, in order. Where `room` lines wait, further ones are
+    dropped, debug and info where half as many do; their number is told when there is room again.
+    """
+
+    def __init__(self, name: str, room: int) -> None:
+        self.name, self.room = name, room
+        self.always = False  # by the other thread, whether a thread of ours lives or not
+        self._waiting: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._dropped = 0
+        self._lock = threading.Lock()
+        self._thread: Optional[threading.Thread] = None
+
+    def full(self, level: int = logging.INFO) -> bool:
+        return self._waiting.qsize() >= (self.room if level > logging.INFO else self.room // 2)
+
+    def put(self, write: Callable[[], object], level: int = logging.INFO) -> bool:
+        """Calls `write`: at once, then True, or later by the other thread."""
+        if self._waiting.empty() and not self._busy():
+            write()
+            return True
+        if self.full(level):
+            with self._lock:
+                self._dropped += 1
+        else:
+            self._waiting.put(write)
+            self._start()
+        return False
+
+    def flush(self, seconds: float = LAST_WORDS) -> bool:
+        """Waits for all that was put before, so long; whether it is written."""
+        written = threading.Event()
+        self._waiting.put(written.set)
+        self._start()
+        return written.wait(seconds)
+
+    def _busy(self) -> bool:
+        return self.always or any(thread.name.startswith("ftpcoord-") for thread in threading.enumerate())
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is not None and self._thread.is_alive():
+                return
+            first, self._thread = self._thread is None, threading.Thread(
+                target=self._write, args=(True,), name=f"outbox-{self.name}", daemon=True
+            )
+            try:
+                self._thread.start()
+                if first:
+                    atexit.register(self.flush)
+                return
+            except RuntimeError:  # no thread is left: late is better than never
+                pass
+        self._write(False)
+
+    def _write(self, wait: bool) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                write = self._waiting.get(wait)
+                with contextlib.suppress(BaseException):  # of a script's log handler, or a stream that is gone
+                    write()
+                if self._dropped and not self.full():
+                    with self._lock:
+                        dropped, self._dropped = self._dropped, 0
+                    event("log_dropped", logging.WARNING, stream=self.name, lines=dropped)
+
+
+log, said = Outbox("log", 10_000), Outbox("stderr", 1000)
+
+
+def flush_log(seconds: float = LAST_WORDS) -> bool:
+    """Waits until the events so far have reached the log's handlers; whether they have."""
+    return log.flush(seconds)
+
+
 def event(what: str, level: int = logging.INFO, **fields: object) -> None:
-    """Logs one event. Names of events are part of the interface; fields may grow."""
+    """Logs one event, an exception `exc` with its traceback. Names of events are part of the interface."""
     if logger.isEnabledFor(level):  # not logger.log(), which looks for the caller's line: always the next one
+        exc = fields.pop("exc", None)
         more = {"fields": {k: v for k, v in fields.items() if v is not None}}
-        logger.handle(logger.makeRecord(logger.name, level, __file__, 0, what, (), None, extra=more))
+        traceback = (type(exc), exc, exc.__traceback__) if isinstance(exc, BaseException) else None
+        record = logger.makeRecord(logger.name, level, __file__, 0, what, (), traceback, extra=more)
+        log.put(functools.partial(logger.handle, record), level)
+
+
+def say(text: str) -> None:
+    """A last word on standard error."""
+    if not said.put(functools.partial(print, text, file=sys.stderr, flush=True), logging.ERROR):
+        said.flush()
 
 
 LONE_SURROGATES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
@@ -403,9 +495,26 @@ def utc_text(seconds: float) -> str:
     return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
+class LineHandler(logging.Handler):
+    """Writes lines to a stream. One that is gone is no reason to fill another one with tracebacks."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record) + "\n"
+            with contextlib.suppress(OSError):
+                self._stream.write(line)
+                self._stream.flush()
+        except Exception:
+            self.handleError(record)
+
+
 def start_logging(level: str, form: str, stream: TextIO) -> None:
     """Sends the events to a stream; called by the command line, never on import."""
-    handler = logging.StreamHandler(stream)
+    handler = LineHandler(stream)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logger.handlers[:] = [handler]
     logger.setLevel(level.upper())
@@ -945,7 +1054,9 @@ def reason(exc: BaseException) -> str:
     """An exception in one line of plain text, never empty."""
     if isinstance(exc, OSError) and exc.strerror:
         return str(exc.strerror)
-    text = " ".join(str(exc).split())
+    text = ""
+    with contextlib.suppress(Exception):  # a script's own exception may have no text
+        text = " ".join(str(exc).split())
     return text or type(exc).__name__
 
 
@@ -2700,6 +2811,22 @@ class _Broken(Exception):
     """The conversation with the server cannot go on; the cause is chained. Never leaves this section."""
 
 
+class GuardedSocket(socket.socket):
+    """Closed under a lock by whoever closes it: its number stays its own while `abort` replaces what is behind it."""
+
+    guard: threading.RLock
+
+    def close(self) -> None:
+        with self.guard:
+            super().close()
+
+
+def set_linger(sock: socket.socket, orderly: bool) -> None:
+    """Orderly: what is unsent is still delivered after a close; else it is dropped and the peer sees a reset."""
+    form = "hh" if os.name == "nt" else "ii"
+    socket.socket.setsockopt(sock, socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(form, not orderly, 0))
+
+
 class FileServer(abc.ABC):
     """A connection to one file server. One thread uses it at a time; only abort() may come from another one.
 
@@ -2715,9 +2842,11 @@ class FileServer(abc.ABC):
         self.label = f"{config.target.scheme}://{self.host}:{self.port}"
         self.habits = Habits()
         self.unread: list[str] = []     # lines of the last listing that nobody understands: MOST_UNREAD + 1 at most
+        self.unanswered = float("-inf")  # when a command that changes something was sent whose reply has not come
+        self._patience = min(self.timeout, config.liveness_check_interval / 2)  # for what is sent to be acknowledged
         self._sockets: set[socket.socket] = set()
-        self._guard = threading.Lock()  # over _sockets, and closing them: a closed number is soon another's
-        self._aborted = False
+        self._guard = threading.RLock()  # over _sockets, and closing them: a closed number is soon another's
+        self._aborted = self._expired = False
 
     @abc.abstractmethod
     def _open(self) -> None:
@@ -2807,34 +2936,36 @@ class FileServer(abc.ABC):
     def connect(self) -> None:
         """Connect within `timeout` seconds. Raises ServerDown, LoginRefused, HostKeyRefused."""
         self.close()
-        expired = threading.Event()
+        self._expired = False
 
         def expire() -> None:
-            expired.set()
+            self._expired = True
             self._shut_down()
 
         watchdog = threading.Timer(self.timeout, expire)
         watchdog.daemon = True
-        watchdog.start()
         try:
+            watchdog.start()
             self._open()
         except ConfigError:
             self.close()
             raise
         except Exception as error:
-            if isinstance(error, Error) and not self._aborted and not expired.is_set():
+            if isinstance(error, Error) and not self._aborted and not self._expired:
                 self.close()
                 raise self._masked(error) from None
-            raise self._lost("connecting", socket.timeout() if expired.is_set() else error) from error
+            raise self._lost("connecting", socket.timeout() if self._expired else error) from error
         finally:
             watchdog.cancel()
-        if expired.is_set():
+        if self._expired:
             raise self._lost("connecting", socket.timeout())
 
-    def close(self) -> None:
-        """Drop the connection without a goodbye; harmless if there is none."""
+    def close(self, orderly: bool = True) -> None:
+        """Drop the connection without a goodbye; harmless if there is none. Not orderly: what is unsent stays so."""
         with self._guard:
             for sock in self._sockets:
+                with contextlib.suppress(OSError):
+                    set_linger(sock, orderly)
                 sock.close()
             self._sockets.clear()
 
@@ -2843,15 +2974,33 @@ class FileServer(abc.ABC):
         self._aborted = True
         self._shut_down()
 
-    def _shut_down(self) -> None:
+    def _shut_down(self, orderly: bool = False) -> None:
+        """Wake who waits. Not orderly: nothing more is delivered, even if the connection's user hangs elsewhere."""
         with self._guard:
             for sock in self._sockets:
                 with contextlib.suppress(OSError):      # SSLSocket.shutdown() would go on in plain text
+                    set_linger(sock, orderly)
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
+                if not orderly and os.name == "posix":
+                    # Shut, the kernel would go on to send what is queued; closed, the number would soon be another's.
+                    with contextlib.suppress(OSError, ValueError):
+                        ended, other = socket.socketpair()
+                        other.close()
+                        os.dup2(ended.fileno(), sock.fileno(), inheritable=False)
+                        ended.close()
+
+    @contextlib.contextmanager
+    def _effect(self, changes: bool = True) -> Iterator[None]:
+        """Around a command and its reply; without one `unanswered` stays at the moment of a command that changes."""
+        before = self.unanswered
+        if changes:
+            self.unanswered = boot_clock()
+        yield
+        self.unanswered = before
 
     def _adopt(self, sock: socket.socket) -> None:
         with self._guard:
-            if self._aborted:
+            if self._aborted or self._expired:
                 sock.close()
                 raise ServerDown(f"{self.label}: aborted")
             self._sockets.add(sock)
@@ -2864,7 +3013,7 @@ class FileServer(abc.ABC):
     def _dial(self) -> socket.socket:
         """A socket that is connected to the server, with dead peers detected. Raises OSError."""
         failure: OSError = OSError(f"{self.host} has no address")
-        for family, _, _, _, address in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM):
+        for family, _, _, _, address in self._addresses():
             try:
                 sock = self._connected(family, address)
             except OSError as error:
@@ -2872,15 +3021,37 @@ class FileServer(abc.ABC):
                 continue
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+            for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3),
+                                  ("TCP_USER_TIMEOUT", int(1000 * self._patience))):
                 if hasattr(socket, option):             # not on every system
                     sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+            set_linger(sock, False)     # so that nothing is delivered after this process either, however it dies
             return sock
         raise failure
 
+    def _addresses(self) -> Sequence[tuple[Any, ...]]:
+        """Of the host. Asked for in a thread, which is left behind at a cut: nothing ends getaddrinfo()."""
+        found: list[tuple[Any, ...]] = []
+        failure: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                found.extend(socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
+            except Exception as error:
+                failure.append(error)
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        while thread.is_alive() and not self._aborted and not self._expired:
+            thread.join(0.05)
+        for error in failure:
+            raise error
+        return found
+
     def _connected(self, family: int, address: tuple[Any, ...], timeout: Optional[float] = None) -> socket.socket:
         """A connected socket with `timeout`, known to abort() from before it connects."""
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock = GuardedSocket(family, socket.SOCK_STREAM)
+        sock.guard = self._guard
         self._adopt(sock)
         try:
             sock.settimeout(timeout or self.timeout)
@@ -2893,7 +3064,7 @@ class FileServer(abc.ABC):
 
     def _lost(self, doing: str, error: BaseException) -> ServerDown:
         """Close, and the ServerDown to raise."""
-        self.close()
+        self.close(orderly=False)
         while isinstance(error, _Broken) and error.__cause__ is not None:
             error = error.__cause__
         if self._aborted:
@@ -2933,7 +3104,7 @@ class FileServer(abc.ABC):
         except Error as error:
             raise self._masked(error) from error.__cause__
         except BaseException:
-            self.close()
+            self.close(orderly=False)
             raise
 
 
@@ -3527,9 +3698,9 @@ class FtpServer(FileServer):
         wrapped.do_handshake()
         return wrapped
 
-    def close(self) -> None:
+    def close(self, orderly: bool = True) -> None:
         self._ftp = None
-        super().close()
+        super().close(orderly)
 
     def _control(self) -> FtpControl:
         if self._ftp is None:
@@ -3545,8 +3716,10 @@ class FtpServer(FileServer):
         if argument is not None:
             wire += b" " + encode_name(argument, self.encoding)
         ftp = self._control()
-        ftp.send(wire)
-        return self._checked(ftp.reply(), login)
+        with self._effect(command in ("DELE", "RNTO", "MKD")):
+            ftp.send(wire)
+            reply = ftp.reply()
+        return self._checked(reply, login)
 
     def _checked(self, reply: str, login: bool = False) -> str:
         kind = verdict(reply)
@@ -4808,12 +4981,12 @@ class SftpServer(FileServer):
 
             transport.auth_interactive(self.user, answer)
 
-    def close(self) -> None:
+    def close(self, orderly: bool = True) -> None:
         transport, self._transport, self._session = self._transport, None, None
-        self._shut_down()               # the transport's thread ends at once
+        self._shut_down(orderly)        # the transport's thread ends at once
         if transport is not None:
             transport.close()
-        super().close()
+        super().close(orderly)
 
     def _talk(self) -> SftpSession:
         if self._session is None:
@@ -4828,7 +5001,9 @@ class SftpServer(FileServer):
 
     def _do(self, path: str, kind: int, body: bytes) -> None:
         """A request that is answered by a status. Raises FileGone, FileRefused."""
-        kind, fields = self._talk().call(kind, body)
+        session = self._talk()
+        with self._effect():
+            kind, fields = session.call(kind, body)
         code, text = _status(kind, fields)
         if code != OK:
             raise _refused(path, code, text)
@@ -6015,11 +6190,66 @@ class Workplace:
         self._private = self._held = None
 
 
+WARDEN = """\
+import os, signal, sys
+for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+    signal.signal(getattr(signal, name), signal.SIG_IGN)
+groups = set()
+for line in sys.stdin.buffer:
+    (groups.add if line[:1] == b"+" else groups.discard)(int(line[1:]))
+for group in groups:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except OSError:
+        pass
+"""
+
+
+class Warden:
+    """A small process that kills the process groups of running commands when this one has died, however it died.
+
+    It reads their numbers from a pipe whose end is ours. Started with the first command; on POSIX alone.
+    """
+
+    def __init__(self) -> None:
+        self._groups: Set[int] = set()
+        self._process: Optional[subprocess.Popen[bytes]] = None
+        self._lock = threading.Lock()
+
+    def tell(self, group: int, ended: bool = False) -> None:
+        """A process group has begun, or ended. Raises OSError if the process cannot be started."""
+        if os.name != "posix" or not sys.executable:
+            return
+        with self._lock:
+            (self._groups.discard if ended else self._groups.add)(group)
+            try:
+                self._write([group], "-" if ended else "+")
+            except OSError:  # not there yet, or it was killed
+                if self._groups:
+                    self._start()
+
+    def _start(self) -> None:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("FTPCOORD_")}
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", WARDEN], bufsize=0, cwd="/", env=environment, stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        self._write(self._groups, "+")
+
+    def _write(self, groups: Iterable[int], sign: str) -> None:
+        if self._process is None or self._process.stdin is None:
+            raise BrokenPipeError
+        self._process.stdin.write("".join(f"{sign}{group}\n" for group in groups).encode())
+
+
+warden = Warden()
+
+
 class Command:
-    """`exec`: runs a command for a file, without a shell, in a process group of its own.
+    """`exec`: runs a command for a file, without a shell, in a process group of its own, and ends what is left of it.
 
     It gets names by its arguments and its environment alone, none of ftpcoord's settings, and nothing on its standard
-    input. Its output goes to ftpcoord's standard error.
+    input. Its output goes to ftpcoord's standard error, line by line.
     """
 
     def __init__(self, config: Config) -> None:
@@ -6028,11 +6258,12 @@ class Command:
         self._running: Set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._cut = False
-        # The kernel ends the command with its parent, where util-linux is there to ask for that.
+        # Where util-linux is there, the kernel ends the command with us even before the warden knows of it.
         setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
-        probe = [setpriv or "", "--pdeathsig", "KILL", "true"]
-        works = setpriv and subprocess.run(probe, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
-        self._prefix = [*probe[:3], "--"] if works else []
+        probe, self._prefix = [setpriv or "", "--pdeathsig", "KILL", "true"], []
+        with contextlib.suppress(OSError):
+            works = setpriv and subprocess.run(probe, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
+            self._prefix += [*probe[:3], "--"] if works else []
 
     def run(self, file: File) -> None:
         """Raises HandlerFailed unless it exits with 0, LocalTrouble if it does not start, LeaseLost if it was cut."""
@@ -6046,25 +6277,29 @@ class Command:
             try:
                 process = subprocess.Popen(
                     self._prefix + words, env=self._environment(file), stdin=subprocess.DEVNULL,
-                    stdout=_stderr_descriptor(), stderr=subprocess.PIPE, start_new_session=True,
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
                 )  # fmt: skip
             except OSError as exc:
                 raise LocalTrouble(f"exec: {words[0]} cannot be started ({reason(exc)})") from None
             except ValueError as exc:
                 raise HandlerFailed(f"exec: cannot be started with this name ({exc})") from None
             self._running.add(process)
-        tail = _Tail(process)
+        timed_out = False
         try:
-            timed_out = False
-            try:
-                process.wait(self.config.exec_timeout)
-            except subprocess.TimeoutExpired:
-                timed_out = True
-                stop_process(process, KILL_AFTER)
-            words_of_error = tail.text()
+            warden.tell(process.pid)
+            tails = [_Tail(stream, file.name) for stream in (process.stdout, process.stderr) if stream is not None]
+            process.wait(self.config.exec_timeout)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+        except (OSError, RuntimeError) as exc:
+            raise LocalTrouble(f"exec: {words[0]} cannot be watched ({reason(exc)})") from None
         finally:
+            stop_process(process, KILL_AFTER if timed_out else 0.0)  # with all that it started and that is left
             with self._lock:
                 self._running.discard(process)
+            with contextlib.suppress(OSError):
+                warden.tell(process.pid, ended=True)
+        words_of_error = [tail.text() for tail in tails][-1]
         if self._cut:
             raise LeaseLost(file.lease.term)
         said = f": {words_of_error}" if words_of_error and self.config.error_output else ""
@@ -6092,42 +6327,67 @@ class Command:
         with self._lock:
             self._cut = True
             running = list(self._running)
+        until = time.monotonic() + grace
+
+        def kill() -> None:
+            for process in running:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, until - time.monotonic()))
+            for process in running:
+                signal_group(process, KILL)
+
         for process in running:
-            threading.Thread(target=stop_process, args=(process, grace), daemon=True).start()
+            signal_group(process, signal.SIGTERM if grace > 0 else KILL)
+        if running and grace > 0:
+            try:
+                threading.Thread(target=kill, daemon=True).start()
+            except RuntimeError:  # no thread is left: then without grace
+                until = 0.0
+                kill()
 
 
 class _Tail:
-    """Reads a command's standard error to its end, passes it on and keeps the last words."""
+    """Passes a stream of a command on, line by line, and keeps the last words.
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stderr is not None
-        self._stream = process.stderr
+    A line can be neither one of our log nor a sequence that a terminal obeys: it is plain text after `exec NAME: `.
+    """
+
+    def __init__(self, stream: IO[bytes], name: str) -> None:
+        self._stream, self._name = stream, name
         self._kept = b""
+        self._patient = True
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
+        begun = b""
         with contextlib.suppress(OSError, ValueError):
             while True:
                 data = os.read(self._stream.fileno(), 65536)
+                self._kept = (self._kept + data)[-STDERR_BYTES:]
+                *lines, begun = re.split(rb"[\r\n]+", begun + data)
+                if not data or len(begun) > LONGEST_LINE:
+                    lines, begun = [*lines, begun], b""
+                for line in lines:
+                    for at in range(0, len(line), LONGEST_LINE):
+                        self._pass_on(line[at : at + LONGEST_LINE])
                 if not data:
                     return
-                self._kept = (self._kept + data)[-STDERR_BYTES:]
-                with contextlib.suppress(OSError):
-                    os.write(_stderr_descriptor(), data)
+
+    def _pass_on(self, line: bytes) -> None:
+        if self._patient and said.full():  # a stream that is slow may take its time, once
+            self._patient = said.flush()
+        text = f"exec {self._name}: {line.decode('utf-8', 'surrogateescape').expandtabs()}"
+        said.put(functools.partial(print, printable(text), file=sys.stderr, flush=True))
 
     def text(self) -> str:
-        self._thread.join(1.0)  # a grandchild may hold the stream open for ever
+        self._thread.join(1.0)  # who has left the process group may hold the stream open for ever
         if not self._thread.is_alive():
             self._stream.close()
         return self._kept.decode("utf-8", "replace").strip()
 
 
-def _stderr_descriptor() -> int:
-    try:
-        return sys.stderr.fileno()
-    except (AttributeError, OSError, ValueError):
-        return 2
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 
 def stop_process(process: subprocess.Popen[bytes], grace: float) -> None:
@@ -6137,7 +6397,7 @@ def stop_process(process: subprocess.Popen[bytes], grace: float) -> None:
         process.wait(grace)
     except subprocess.TimeoutExpired:
         pass
-    signal_group(process, getattr(signal, "SIGKILL", signal.SIGTERM))
+    signal_group(process, KILL)
     process.wait()
 
 
@@ -6209,12 +6469,13 @@ class Pulse:
         self._thread: Optional[threading.Thread] = None
 
     def add(self, member: Member) -> None:
-        member.pulse = self
         with self._lock:
-            self._members.append(member)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="ftpcoord-pulse", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="ftpcoord-pulse", daemon=True)
+                thread.start()  # or RuntimeError, and nothing has changed
+                self._thread = thread
+            self._members.append(member)
+            member.pulse = self
         self._wake.set()
 
     def alive(self) -> bool:
@@ -6254,8 +6515,12 @@ class Pulse:
             half = len(self._members) // 2
             leaving, self._members = self._members[half:], self._members[:half]
         other = Pulse(self.database.clone())
-        for member in leaving:
-            other.add(member)
+        try:
+            for member in leaving:
+                other.add(member)
+        except RuntimeError:  # no thread is left: together, then
+            with self._lock:
+                self._members += leaving
 
 
 class Member:
@@ -6282,6 +6547,7 @@ class Member:
         self.watched = True  # whether the work tells of its progress; a script's own does not
         self._changed = threading.Condition()
         self._working: Optional[Lease] = None
+        self.unanswered = float("-inf")  # when the work left a command to the file server without its reply, if ever
         self._hand_over = False  # release as soon as the work has ended
         self._no_release = False
         self._give_up: Optional[str] = None
@@ -6302,7 +6568,11 @@ class Member:
 
     def poked(self) -> bool:
         """Whether there is something to do before the next heartbeat: a release, a stop."""
-        return self._working is None and (self.stopping or self._hand_over)
+        return self._working is None and (self.stopping or (self._hand_over and not self._uncertain()))
+
+    def _uncertain(self) -> bool:
+        """Whether the file server may still obey a command of this lease, and delete what the next member finds."""
+        return boot_clock() - self.unanswered < self.stats.timing.stale_after
 
     def beat(self, database: Database) -> bool:
         """One heartbeat; called by the pulse alone. False: this member has stopped."""
@@ -6336,7 +6606,7 @@ class Member:
             wait = min(self._backoff.next(), 5.0)
         except Exception as exc:
             # A fault of ours must not look like health: no heartbeat, the lease runs out, and it is said.
-            logger.exception("heartbeat_failed", extra={"fields": {"error": reason(exc)}})
+            event("heartbeat_failed", logging.ERROR, exc=exc, error=reason(exc))
             database.close()
             wait = self.config.heartbeat_frequency
         self.stats.heartbeat(boot_clock() - now, now - self.due if self.due else 0.0)
@@ -6384,7 +6654,9 @@ class Member:
             self.hand_over("an operator asked for it")
 
     def _hand_over_now(self, election: Election, now: float) -> bool:
-        if election.lease is not None and not self._no_release:
+        if self._uncertain():  # and stopping, so that it cannot be waited for
+            election.resign("a command to the file server was left without its reply")
+        elif election.lease is not None and not self._no_release:
             election.release(now)
         self._hand_over = False
         if self.stopping:
@@ -6566,8 +6838,8 @@ class Member:
         for function in list(self.on_lost):
             try:
                 function()
-            except Exception:
-                logger.exception("guard_failed")
+            except Exception as exc:
+                event("guard_failed", logging.ERROR, exc=exc)
 
     def _handler_hangs(self) -> bool:
         """Whether a handler is over its time by `stall_timeout`, and another member is there to do better.
@@ -6687,6 +6959,9 @@ class Pool:
         self._refusals = Backoff(60.0, 3600.0)
         self._connecting = threading.Lock()
         self.habits = Habits()
+        self._preparing: Set[FileServer] = set()  # not handed out yet: being connected, or looked at after a rest
+        self._hurry: Optional[float] = None  # seconds for a connection, once the work is to end; 0: no more of them
+        self._unanswered = float("-inf")
 
     @contextlib.contextmanager
     def server(self) -> Iterator[FileServer]:
@@ -6740,20 +7015,32 @@ class Pool:
                     break
                 server, since = self._idle.pop()
             # A connection that idled may have been dropped by the server or by a NAT.
-            if server.quiet() and (time.monotonic() - since < 5 or server.alive()):
+            if server.quiet() and (time.monotonic() - since < 5 or self._prepared(server, server.alive)):
                 return server
             self._drop(server)
         with self._connecting:  # one refused login at a time, however many files wait: accounts get locked
             return self._log_in()
+
+    def _prepared(self, server: FileServer, call: Callable[[], Any]) -> Any:
+        with self._lock:
+            self._preparing.add(server)
+        try:
+            return call()
+        finally:
+            with self._lock:
+                self._preparing.discard(server)
 
     def _log_in(self) -> FileServer:
         with self._lock:
             others = bool(self._all)
         if self.refused_for() > 0 and self._refused is not None and (others or isinstance(self._refused, LoginRefused)):
             raise self._refused
+        hurry = self._hurry
         server = self._new()
+        if hurry is not None:
+            server.timeout = min(server.timeout, hurry)
         try:
-            server.connect()
+            self._prepared(server, server.connect)
         except LoginRefused as exc:
             self._drop(server)
             if others:  # the login is good, as another connection shows: what was refused is one more
@@ -6765,6 +7052,8 @@ class Pool:
             self._drop(server)
             raise ServerDown(str(exc)) from None
         except BaseException:
+            if hurry is not None:
+                self._hurry = 0.0
             self._drop(server)
             raise
         self._refused = None
@@ -6778,10 +7067,22 @@ class Pool:
             raise ServerDown(str(exc)) from None
         server.habits = self.habits
         with self._lock:
-            if self._aborted:
+            if self._aborted or self._hurry == 0:
                 raise ServerDown("the connections were cut")
             self._all.add(server)
         return server
+
+    def hurry(self, seconds: float) -> None:
+        """The work is to end: a connect under way is cut, later ones get so long, and none is made after one failed."""
+        with self._lock:
+            self._hurry, preparing = seconds, list(self._preparing)
+        for server in preparing:
+            server.abort()
+
+    def unanswered(self) -> float:
+        """When, by boot_clock, the last command that changes something was sent whose reply never came."""
+        with self._lock:
+            return max([self._unanswered, *(server.unanswered for server in self._all)])
 
     def refused_for(self) -> float:
         """Seconds until a login may be tried again, after one was refused."""
@@ -6794,6 +7095,7 @@ class Pool:
     def _drop(self, server: FileServer) -> None:
         with self._lock:
             self._all.discard(server)
+            self._unanswered = max(self._unanswered, server.unanswered)
         with contextlib.suppress(Exception):
             server.close()
 
@@ -6981,7 +7283,6 @@ class Poller:
         self.member.on_hand_over.append(self._stop_listing)
         try:
             self._load()
-            self._start_workers()
             while self.member.may_work(self.lease):
                 trouble = self._poll_once()
                 pause = self.config.polling_interval if trouble is None else trouble
@@ -6995,6 +7296,7 @@ class Poller:
             return False
         finally:
             self._stop_workers()
+            self.member.unanswered = max(self.member.unanswered, self.pool.unanswered())
             self.member.on_lost.remove(self._cut)
             self.member.on_hand_over.remove(self._stop_listing)
             self.pool.close()
@@ -7046,6 +7348,7 @@ class Poller:
     def poll(self) -> None:
         """List, choose, hand to the workers; returns when they have taken everything."""
         started = time.monotonic()
+        self._start_workers()
         self.ledger.refresh()
         self.pool.restore(LIMIT_SECONDS)
         self.pool.habits.spare_listing = True
@@ -7167,7 +7470,8 @@ class Poller:
                 self._lister = None
 
     def _stop_listing(self) -> None:
-        """A listing under way is of no use any more; what the handlers are doing is."""
+        """A listing under way is of no use any more, nor a connect; what the handlers are doing is."""
+        self.pool.hurry(self.config.heartbeat_frequency)
         lister = self._lister
         if lister is not None:
             lister.abort()
@@ -7199,9 +7503,16 @@ class Poller:
         self._queue.put(work)
 
     def _start_workers(self) -> None:
-        for number in range(self.config.workers):
-            thread = threading.Thread(target=self._work, name=f"ftpcoord-worker-{number}", daemon=True)
-            thread.start()
+        """Those that are missing. Raises ServerDown if there is none: then another host may do better."""
+        while len(self._threads) < self.config.workers:
+            name = f"ftpcoord-worker-{len(self._threads)}"
+            thread = threading.Thread(target=self._work, name=name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as exc:
+                if not self._threads:
+                    raise ServerDown(f"this host gives no thread to a worker ({exc}); raise its limit") from None
+                return
             self._threads.append(thread)
 
     def _stop_workers(self) -> None:
@@ -7220,7 +7531,7 @@ class Poller:
             while thread.is_alive() and time.monotonic() < until and self.lease.valid():
                 thread.join(0.05)
         if any(thread.is_alive() for thread in self._threads):
-            self._cut(KILL_AFTER)
+            self._cut()
         for thread in self._threads:
             thread.join(KILL_AFTER + 1.0)
         # A Python handler cannot be ended from outside. While it runs this member neither releases nor stands again;
@@ -7230,14 +7541,15 @@ class Poller:
             self._threads.sort(key=threading.Thread.is_alive)
         self.stuck = any(thread.is_alive() for thread in self._threads)
 
-    def _cut(self, grace: Optional[float] = None) -> None:
-        """No further effect: sockets are shut, commands ended. Called at the deadline by the guard's thread.
+    def _cut(self) -> None:
+        """No further effect: sockets are reset, commands ended. Called at the deadline by the guard's thread.
 
-        By default commands get half of the margin to end by themselves: nobody else is active before it has passed.
+        Commands may end by themselves for what is left of the lease and half of the margin: nobody else is active
+        before the margin has passed. After a pause of the whole machine nothing may be left.
         """
         self.pool.abort()
         if self.command is not None:
-            self.command.cut(self.stats.timing.margin / 2 if grace is None else grace)
+            self.command.cut(min(KILL_AFTER, max(0.0, self.lease.remaining() + self.stats.timing.margin / 2)))
 
     def _put_off(self) -> None:
         """Leaves what waits for a worker to the next poll: the file server cannot be reached."""
@@ -7271,9 +7583,9 @@ class Poller:
                     self._handle(item)
             except LeaseLost:
                 pass  # what was claimed stays claimed under this term: void for the next one
-            except Exception as exc:
+            except BaseException as exc:  # whatever it is, the worker goes on
                 if not isinstance(exc, Error):
-                    logger.exception("worker_failed", extra={"fields": {"error": reason(exc)}})
+                    event("worker_failed", logging.ERROR, exc=exc, error=reason(exc))
                 for work in works:
                     self._stumble(work, exc)
             finally:
@@ -7377,7 +7689,7 @@ class Poller:
             self._put_back(row, exc)
         else:
             if not isinstance(exc, Error):  # nobody foresaw it
-                logger.error("worker_failed", exc_info=exc, extra={"fields": {"path": row.path, "error": reason(exc)}})
+                event("worker_failed", logging.ERROR, exc=exc, path=row.path, error=reason(exc))
             self._failed(row, exc, later)
 
     def _place(self, found: Found, private: bool = False) -> Path:
@@ -7412,7 +7724,7 @@ class Poller:
 
         def write(data: memoryview) -> None:
             write_all(out, data)
-            self.stats.progress()
+            self.stats.received(len(data), LEAST_RATE * self.config.stall_timeout)
 
         return write
 
@@ -7439,8 +7751,8 @@ class Poller:
                 cause = exc.__cause__ if self.config.error_output else None
                 why = f"{exc}: {type(cause).__name__}: {reason(cause)}" if cause is not None else str(exc)
                 raise TryLater(exc.seconds, why) from None
-            except (Exception, SystemExit) as exc:  # a script's sys.exit() must not end the worker
-                logger.debug("handler_failed", exc_info=True, extra={"fields": {"path": file.path}})
+            except BaseException as exc:  # sys.exit(), asyncio.CancelledError, whatever: a failure, counted
+                event("handler_failed", logging.DEBUG, exc=exc, path=file.path)
                 if isinstance(exc, SystemExit) and exc.code == TRY_LATER:
                     raise TryLater from None
                 detail = f": {reason(exc)}" if self.config.error_output else ""
@@ -7638,8 +7950,14 @@ class Poller:
             self.ledger.change(row, row._replace(action=""))
             return
         try:
-            with self.pool.server() as server:
-                self._act_on(server, row)
+            for last in (False, True):
+                try:
+                    with self.pool.server() as server:
+                        self._act_on(server, row)
+                    break
+                except ServerDown:  # a stop may have cut the connect: once more, in haste
+                    if last or self.member.may_work(self.lease):
+                        raise
         except LeaseLost:
             raise
         except Error as exc:
@@ -7810,9 +8128,14 @@ class Listener:
         self._once = once
         event("starting", group=config.coordination_group, member=config.member_id, version=__version__)
         warn_of_weaknesses(config)
-        self._thread = threading.Thread(target=self._run, name="ftpcoord-poller", daemon=True)
-        self.member.start(pulse)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="ftpcoord-poller", daemon=True)
+        try:
+            self.member.start(pulse)
+            thread.start()
+        except RuntimeError as exc:
+            self.stop()
+            raise Error(f"{config.coordination_group}: this host gives no thread ({exc}); raise its limit") from None
+        self._thread = thread
 
     def stop(self) -> None:
         """Begins a graceful stop: no new file, handlers end within `drain_timeout`, then the lease is released."""
@@ -7872,7 +8195,7 @@ class Listener:
         except LeaseLost:
             pass
         except Exception as exc:
-            logger.exception("poll_failed", extra={"fields": {"error": reason(exc)}})
+            event("poll_failed", logging.ERROR, exc=exc, error=reason(exc))
             self.member.wait(lease, 1.0)
         finally:
             if poller.stuck:
@@ -7904,6 +8227,8 @@ def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
         if all(getattr(one, n) == getattr(other, n) for n in ("database", "coordination_group", "member_id")):
             raise ConfigError(f"coordination_group: two listeners have {one.coordination_group}; give each its own")
 
+    asked = threading.Event()
+
     def stop_all() -> None:
         notifier.stopping()
         for listener in listeners:
@@ -7911,7 +8236,10 @@ def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
 
     def stop(number: int, frame: Optional[FrameType]) -> None:
         # Not from here: a signal handler may have interrupted the holder of a lock that stopping needs.
-        threading.Thread(target=stop_all, name="ftpcoord-stop", daemon=True).start()
+        try:
+            threading.Thread(target=stop_all, name="ftpcoord-stop", daemon=True).start()
+        except RuntimeError:  # no thread is left: by the main one, within a second
+            asked.set()
 
     try:
         for signum in (signal.SIGTERM, signal.SIGINT) if main else ():
@@ -7922,6 +8250,8 @@ def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
             listener.start(pulse, once)
         waiting = list(listeners)
         while waiting:
+            if asked.is_set():
+                stop_all()
             notifier.tick()
             waiting = [listener for listener in waiting if not listener.join(notifier.pause / len(waiting))]
     except Error:
@@ -8016,6 +8346,7 @@ class Stats:
         self.last_progress = boot_clock()
         self.quiet_until = 0.0  # waiting is no stall before that
         self._lock = threading.Lock()
+        self._received = 0
         self._server_said = 0.0
         self._handlers: Set[Tuple[float, int]] = set()
         self._holder: Optional[Tuple[str, int]] = None
@@ -8077,6 +8408,13 @@ class Stats:
         self.last_progress = boot_clock()
         if ahead:
             self.quiet_until = self.last_progress + ahead
+
+    def received(self, count: int, least: float) -> None:
+        """Bytes of files, of all workers together: `least` of them are progress, fewer are not."""
+        self._received += count
+        if self._received >= least:
+            self._received = 0
+            self.progress()
 
     def polled(self, listed: int, new: int, seconds: float, waiting: int = 0, refused: int = 0) -> None:
         self.listed, self.waiting, self.refused, self.last_poll = listed, waiting, refused, time.time()
@@ -8268,8 +8606,9 @@ class Survey:
         """What was read last, and how many seconds ago. Waits for the database, but not long."""
         with self._changed:
             if not self._reading and boot_clock() >= self._next:
-                self._reading = True
-                threading.Thread(target=self._read, name="ftpcoord-survey", daemon=True).start()
+                with contextlib.suppress(RuntimeError):  # no thread is left: what was read before will do
+                    threading.Thread(target=self._read, name="ftpcoord-survey", daemon=True).start()
+                    self._reading = True
             self._changed.wait_for(lambda: not self._reading, SURVEY_WAIT)
             return self._status, boot_clock() - self._read_at
 
@@ -8759,7 +9098,7 @@ class StatusServer:
                 finally:
                     self._pages.release()
         except Exception as exc:
-            logger.exception("http_failed", extra={"fields": {"error": reason(exc)}})
+            event("http_failed", logging.ERROR, exc=exc, error=reason(exc))
             status, body = "500 Internal Server Error", "an error of ours; the log tells it\n"
         content = body.encode("utf-8", "backslashreplace")
         head = (
@@ -8878,7 +9217,7 @@ class Notifier:
                 sender.settimeout(1.0)
                 sender.sendto(text.encode("utf-8", "replace"), self._address)
         except OSError as exc:
-            logger.debug("notify_failed", extra={"fields": {"error": reason(exc)}})
+            event("notify_failed", logging.DEBUG, error=reason(exc))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -8904,8 +9243,10 @@ def command_run(configs: Sequence[Config], options: argparse.Namespace) -> int:
         return command_dry_run(configs)
     later = threading.Timer(3.0, give_memory_back)  # when the drivers are there, too
     later.daemon = True
-    later.start()
+    with contextlib.suppress(RuntimeError):  # no thread is left
+        later.start()
     start_logging(configs[0].log_level, configs[0].log_format, sys.stdout)
+    log.always = said.always = True
     return run_listeners([Listener(config) for config in configs], options.once)
 
 
@@ -8953,7 +9294,7 @@ def command_status(configs: Sequence[Config], options: argparse.Namespace) -> in
             print_status(status, colour)
     errors = [status["database_error"] for status in found if "database_error" in status]
     if errors:
-        print(f"ftpcoord: {'; '.join(errors)}", file=sys.stderr)
+        print(printable(f"ftpcoord: {'; '.join(errors)}"), file=sys.stderr)
     return int(bool(errors))
 
 
@@ -8980,6 +9321,7 @@ def print_status(status: Mapping[str, Any], colour: bool) -> None:
     """For people, in a terminal or a pipe: plain ASCII words, colour beside them only."""
 
     def line(text: str, code: int = 0) -> None:
+        text = printable(text)
         print(f"\x1b[{code}m{text}\x1b[0m" if colour and code else text)
 
     line(f"group {status['group']} on {status['database']}", 1)
@@ -8987,7 +9329,7 @@ def print_status(status: Mapping[str, Any], colour: bool) -> None:
         since = f", for at least {duration(status['active_for'])}" if status.get("active_for") else ""
         line(f"  {status['active']} is active at term {status['term']}{since}", 32)
     for found in status["problems"]:
-        line(f"  PROBLEM: {printable(found['problem'])}", 31)
+        line(f"  PROBLEM: {found['problem']}", 31)
         line(f"    {found['advice']}")
     for note in status["notes"]:
         line(f"  note: {note}")
@@ -9028,9 +9370,10 @@ def command_dry_run(configs: Sequence[Config]) -> int:
             why = why_skipped(selector, found, rows.get(found.path), listed)
             if found.path in taken:
                 why = "" if found.path in ready else f"if it is unchanged {config.settle:g} s later"
-            print(f"{word}  {printable(found.path)}  {found.entry.size} B  {found.entry.mtime}  {why}".rstrip())
+            line = f"{word}  {printable(found.path)}  {found.entry.size} B  {found.entry.mtime}  {why}"
+            print(printable(line.rstrip()))
         for path, why in sorted(listing.skipped.items()):
-            print(f"skip  {printable(path)}  {why}")
+            print(printable(f"skip  {printable(path)}  {why}"))
         limit = f", at most {config.max_files} in a poll" if 0 < config.max_files < len(taken) else ""
         print(f"{len(taken)} of {len(listing)} files would be handled{limit}; nothing was changed")
     return 0
@@ -9090,7 +9433,7 @@ def command_files(configs: Sequence[Config], options: argparse.Namespace) -> int
                 detail = f"  due: {shown.action}" if shown.action else ""
                 detail += f"  {shown.error}" if shown.error else ""
                 what = f"{shown.state:<11}  {shown.path}  {shown.size} B  {shown.mtime}"
-                print(f"{what}  attempts {shown.attempts}{detail}")
+                print(printable(f"{what}  attempts {shown.attempts}{detail}"))
     return 0
 
 
@@ -9131,7 +9474,7 @@ def command_step_down(configs: Sequence[Config], options: argparse.Namespace) ->
             if holder is None:
                 raise DatabaseRefused(f"group {config.coordination_group} has no active member")
             database.ask_step_down(config.coordination_group, term)
-            print(f"asked {holder} to hand over at term {term}")
+            print(printable(f"asked {holder} to hand over at term {term}"))
     return 0
 
 
@@ -9188,13 +9531,13 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             sys.stdout.flush()
         return code
     except ConfigError as exc:
-        print(f"ftpcoord: {printable(str(exc))}", file=sys.stderr)
+        say(f"ftpcoord: {printable(str(exc))}")
         return 2
     except DatabaseRefused as exc:  # with the statements that are to be run, a line each
-        print("ftpcoord: " + "\n".join(printable(line) for line in str(exc).split("\n")), file=sys.stderr)
+        say("ftpcoord: " + "\n".join(printable(line) for line in str(exc).split("\n")))
         return 1
     except Error as exc:
-        print(f"ftpcoord: {printable(' '.join(str(exc).split()))}", file=sys.stderr)
+        say(f"ftpcoord: {printable(' '.join(str(exc).split()))}")
         return 1
     except BrokenPipeError:
         sys.stdout = io.StringIO()  # nobody reads on, and what is left is not tried again at exit
@@ -9216,11 +9559,14 @@ module.program()
 
 
 def program() -> None:
-    """The process of a command; does not return."""
+    """The process of a command; does not return, whatever hangs: others wait for it to be gone."""
     code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # a handler that never ends must not keep the process: others wait for it to be gone
+    until = time.monotonic() + LAST_WORDS
+    for box, stream in ((log, sys.stdout), (said, sys.stderr)):
+        box.always = True  # a stream may block, or be gone: then what it did not take is lost
+        box.put(stream.flush)
+        box.flush(max(0.0, until - time.monotonic()))
+    os._exit(code)
 
 
 def as_module() -> None:

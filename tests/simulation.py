@@ -883,20 +883,22 @@ class SimConnection(ftpcoord.FileServer):
                     self.server.moved[target] = version
         finally:
             self._forget()
-        self._answer()
+        with self._effect():
+            self._answer()
         if version is None:
             raise ftpcoord.FileGone(path)
 
     def mkdir(self, folder: str) -> None:
         self._call("mkdir", folder, effect=True)
-        self._answer()
+        with self._effect():
+            self._answer()
 
     def _forget(self) -> None:
         looked = self.server.looked
         for path in [path for path, connection in looked.items() if connection is self]:
             del looked[path]
 
-    def close(self) -> None:
+    def close(self, orderly: bool = True) -> None:
         self.gone = True
         self._forget()
 
@@ -1735,6 +1737,14 @@ class Accidents(logging.Handler):
                 WORLD.lines.append(logging.Formatter().formatException(record.exc_info))
 
 
+class SimLog:
+    """Instead of the log's outbox: written at once."""
+
+    @staticmethod
+    def put(write: Callable[[], object], level: int = 0) -> None:
+        write()
+
+
 def open_database(config: Any) -> Any:
     world = WORLD
     store = SimMySQL if world.database.kind == "mysql" else SimPostgreSQL
@@ -1751,7 +1761,7 @@ def installed(tracing: bool) -> Iterator[None]:
     instead: dict[str, Any] = {
         "time": SimTime, "threading": SimThreading, "queue": SimQueueModule, "boot_clock": SimTime.monotonic,
         "Election": SimElection, "open_database": open_database, "new_server": SimConnection,
-        "Workplace": SimWorkplace,
+        "Workplace": SimWorkplace, "log": SimLog,
     }  # fmt: skip
     if tracing:
         instead["event"] = traced_event
