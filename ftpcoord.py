@@ -2841,6 +2841,7 @@ class FileServer(abc.ABC):
         self.timeout, self.encoding = float(config.timeout), config.encoding
         self.label = f"{config.target.scheme}://{self.host}:{self.port}"
         self.habits = Habits()
+        self.unasked: Sequence[Job] = ()        # what the server had not heard of when fetch_many() lost it
         self.unread: list[str] = []     # lines of the last listing that nobody understands: MOST_UNREAD + 1 at most
         self.unanswered = float("-inf")  # when a command that changes something was sent whose reply has not come
         self._patience = min(self.timeout, config.liveness_check_interval / 2)  # for what is sent to be acknowledged
@@ -3590,6 +3591,20 @@ class FtpControl:
         self.sock = wrap(self.sock)
 
 
+def is_end(error: OSError) -> bool:
+    """Whether the other side ended or reset a connection without the goodbye of TLS."""
+    ended = isinstance(error, (ssl.SSLEOFError, ConnectionError)) or error.errno == errno.ENOTCONN
+    return ended or getattr(error, "reason", "") == "UNEXPECTED_EOF_WHILE_READING"
+
+
+def peek(sock: socket.socket) -> bytes:
+    """The first byte on its way, below any TLS; none at the end, or if the connection was reset."""
+    try:
+        return socket.socket.recv(sock, 1, socket.MSG_PEEK)
+    except ConnectionError:
+        return b""
+
+
 class FtpData:
     """A data connection, to be read to its end."""
 
@@ -3604,7 +3619,7 @@ class FtpData:
         try:
             return self.sock.recv_into(buffer)
         except OSError as error:
-            if isinstance(error, ssl.SSLEOFError) or getattr(error, "reason", "") == "UNEXPECTED_EOF_WHILE_READING":
+            if is_end(error) and not isinstance(error, ConnectionError):
                 self.cut = True
                 return 0
             raise _Broken from error
@@ -3806,28 +3821,37 @@ class FtpServer(FileServer):
                 # Servers demand that the session is resumed. Read late (TLS 1.3 sends it after the handshake) and
                 # once (the getter copies the whole session each time).
                 self._tls_session = ftp.sock.session
-            conn = wrapped = self._wrap(conn)
+            greeted = self._greet(conn)
+            if greeted is None:
+                self._answered(ftp)
+                return FtpData(conn, silent=True)
+            conn = greeted
+            answered = ftp.speaks_before(conn)
+            if answered:
+                self._answered(ftp)
+            silent = not peek(conn)
+            if not silent:
+                greeted.do_handshake()
+            if not answered:
+                self._answered(ftp)
+            return FtpData(conn, silent)
+        except BaseException:
+            self._discard(conn)
+            raise
+
+    def _greet(self, conn: socket.socket) -> Optional[ssl.SSLSocket]:
+        """Sends the first message of a handshake. None if the server has ended the connection already."""
+        try:
+            wrapped = self._wrap(conn)
             wrapped.settimeout(0)
             with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 wrapped.do_handshake()
             wrapped.settimeout(self.timeout)
-            answered = ftp.speaks_before(wrapped)
-            if answered:
-                self._answered(ftp)
-            try:
-                silent = not socket.socket.recv(wrapped, 1, socket.MSG_PEEK)
-            except OSError:
-                if not answered:
-                    self._answered(ftp)
+            return wrapped
+        except OSError as error:
+            if not is_end(error):
                 raise
-            if not silent:
-                wrapped.do_handshake()
-            if not answered:
-                self._answered(ftp)
-            return FtpData(wrapped, silent)
-        except BaseException:
-            self._discard(conn)
-            raise
+            return None
 
     def _passive_port(self, ftp: FtpControl) -> int:
         """EPSV (RFC 2428), which no middlebox rewrites, else PASV."""
@@ -4058,13 +4082,14 @@ class FtpServer(FileServer):
         wrong: list[tuple[Job, FileChanged]] = []
         together = self._listing_pays(jobs)
         lost: Optional[ServerDown] = None
-        for job in jobs:
+        for number, job in enumerate(jobs):
+            self.unasked, self._asked = jobs[number + 1:], False
             try:
                 with self._talking(f"fetching {job.path}"):
                     before = self._time_before(job)
                     self._retrieve(job)
             except ServerDown as error:
-                lost = error
+                lost, self.unasked = error, jobs[number + self._asked:]
                 break
             except FileChanged as error:
                 wrong.append((job, error))
@@ -7267,6 +7292,7 @@ class Poller:
         self._more = False  # the last poll left something that the next one may take
         self._queue: queue.Queue[Union[Work, Row, None]] = queue.Queue()  # a Row: its after-action is due
         self._busy: Set[str] = set()
+        self._alone: Set[str] = set()  # files during which a group lost its connection: fetched without company
         self.stats.queued = self._busy.__len__
         self._lock = threading.Lock()
         self._filling = threading.Lock()  # held while a poll's files are being queued
@@ -7574,11 +7600,12 @@ class Poller:
             if item is None:
                 return
             works = [item] if isinstance(item, Row) else self._with_company(item)
+            again: List[Work] = []
             try:
                 if isinstance(item, Row):
                     self._after_action(item)
                 elif self._folder_alone:
-                    self._deliver_together(cast(List[Work], works))
+                    again = self._deliver_together(cast(List[Work], works))
                 else:
                     self._handle(item)
             except LeaseLost:
@@ -7590,12 +7617,15 @@ class Poller:
                     self._stumble(work, exc)
             finally:
                 self._release_busy(works)
+                for work in again if self.member.may_work(self.lease) else ():
+                    self._enqueue(work)
                 self.stats.progress()
                 self.member.nudge()
 
     def _with_company(self, first: Work) -> Sequence[Union[Work, Row]]:
         """A file, and where delivery is the folder alone the next small ones with it: a fair share of what waits."""
-        if not self._folder_alone:
+        if not self._folder_alone or first.path in self._alone:
+            self._alone.discard(first.path)
             return [first]
         with self._filling:
             share = -(-(self._queue.qsize() + 1) // self.config.workers)
@@ -7605,7 +7635,7 @@ class Poller:
                 item = self._queue.get_nowait()
             except queue.Empty:
                 break
-            if not isinstance(item, Work):
+            if not isinstance(item, Work) or item.path in self._alone:
                 self._queue.put(item)
                 break
             works.append(item)
@@ -7842,19 +7872,25 @@ class Poller:
 
     # -- many files, where delivery is the folder alone ---------------------------------------------------------------
 
-    def _deliver_together(self, works: Sequence[Work]) -> None:
-        """A group in few commits: claims all, fetches them, and every 50 ms makes what has come a delivered part."""
+    def _deliver_together(self, works: Sequence[Work]) -> List[Work]:
+        """A group in few commits: claims all, fetches them, and every 50 ms makes what has come a delivered part.
+
+        Returns those that may be tried at once again: the connection ended before they were asked for.
+        """
         if not self.member.may_work(self.lease):
-            return
+            return []
         claims = [(work, row) for work, row in zip(works, self._claim(works)) if row is not None]
         fetched: List[Copy] = []
         later: List[Row] = []
         copies = [self._copy_of(work, row, later) for work, row in claims]
         opened = {copy.row.path: copy for copy in copies if copy is not None}
         started = last = time.monotonic()
+        server: Optional[FileServer] = None
+        again: List[Work] = []
         try:
             with self.pool.server() as server:
                 self.lease.check()
+                server.unasked = ()
                 jobs = [self._job(copy.found, copy.out) for copy in opened.values()]
                 for job, problem in server.fetch_many(jobs):
                     copy = opened[job.path]
@@ -7875,7 +7911,16 @@ class Poller:
             self.lease.check()
             self._land(fetched, started, later)
             fetched_paths = {copy.row.path for copy in fetched}
-            left = [copy.row for path, copy in opened.items() if path not in fetched_paths]
+            unasked = opened.keys() & (opened if server is None else {job.path for job in server.unasked})
+            if not isinstance(exc, ServerDown):
+                unasked = set()
+            again = self._unclaim([work for work in works if work.path in unasked], opened)
+            left = [copy.row for path, copy in opened.items() if path not in fetched_paths | unasked]
+            if server is None:
+                again = []  # there is no connection: at the next poll, then
+                self._put_off()
+            else:
+                self._alone.update(row.path for row in left)
             for row in left:
                 # What nobody foresaw may be any file's fault: it counts for one that was alone.
                 own = isinstance(exc, (Error, OSError)) or len(left) == 1
@@ -7887,6 +7932,12 @@ class Poller:
                 self.workplace.discard(copy.temporary)
         for row in later:
             self._act(row)
+        return again
+
+    def _unclaim(self, works: Sequence[Work], copies: Mapping[str, Copy]) -> List[Work]:
+        """As if these had never been claimed: their attempts are what they were."""
+        self.ledger.write([Change(copies[work.path].row, work.old) for work in works])
+        return [Work(work.found, self.ledger.get(work.path)) for work in works]
 
     def _copy_of(self, work: Work, row: Row, later: List[Row]) -> Optional[Copy]:
         try:

@@ -20,6 +20,7 @@ import os
 import posixpath
 import socket
 import sqlite3
+import ssl
 import struct
 import threading
 import time
@@ -329,6 +330,53 @@ class FtpSession:
     def on_rnto(self, argument: str) -> None:
         self.host.files[self.name(argument)] = self.host.files.pop(self.source)
         self.say("250 renamed")
+
+
+class FtpsHost(FtpHost):
+    """FTP under TLS from the first byte. `ends` data connections: `properly`; `cut`, without TLS's own end;
+    `untouched`, without a handshake where there is nothing to send. `early`: the handshake comes before the 150."""
+
+    scheme = "ftps"
+
+    def __init__(self, certificate: Path, files: Mapping[Any, bytes] = NOTHING, ends: str = "properly",
+                 early: bool = False, **options: Any) -> None:  # fmt: skip
+        self.ca = certificate.with_name("ca.pem")
+        self.ends, self.early = ends, early
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+        super().__init__(files, **options)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "ca_file": str(self.ca)}
+
+    def session(self, sock: socket.socket) -> None:
+        sock.settimeout(MOST_SECONDS)
+        with self.context.wrap_socket(sock, server_side=True) as wrapped:
+            FtpsSession(self, wrapped).run()
+
+
+class FtpsSession(FtpSession):
+    host: FtpsHost
+
+    on_pbsz = on_prot = FtpSession.on_type
+
+    def send(self, content: bytes, end: str = "226 done") -> None:
+        if not self.host.early:
+            self.say("150 here")
+        raw = self.data()
+        if content or self.host.ends != "untouched":
+            with self.host.context.wrap_socket(raw, server_side=True) as connection:
+                if self.host.early:
+                    self.say("150 here")
+                connection.sendall(content)
+                if self.host.ends != "cut":
+                    connection.unwrap()
+        else:
+            raw.close()
+            if self.host.early:
+                self.say("150 here")
+        self.say(end)
 
 
 def reply(text: str) -> Action:

@@ -47,13 +47,8 @@ def config(files: Files, **changes: Any) -> Any:
 def not_mended_yet(request: pytest.FixtureRequest) -> None:
     params = getattr(request.node, "callspec", None)
     kind, test = params.params.get("file_server", "") if params else "", request.node.originalname
-    refused = ("test_a_file_that_vanished", "test_a_file_that_may_not_be_read", "test_many_files_arrive")
-    if kind.startswith("proftpd") and test.startswith(refused):
-        request.applymarker(pytest.mark.xfail(reason="the data connection is refused before the 550", strict=False))
-    if kind == "proftpd-refusing" or (kind == "asyncssh" and test == "test_a_folder_that_is_not_there_is_gone"):
+    if kind == "asyncssh" and test == "test_a_folder_that_is_not_there_is_gone":
         request.applymarker(pytest.mark.xfail(reason="no answer's worth is judged yet", strict=False))
-    if kind.startswith("pure-ftpd") and test.startswith("test_odd_names"):
-        request.applymarker(pytest.mark.xfail(reason="each CWD that fails costs more time", run=False))
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from typing import Any, Optional
 
 import hostile
 import pytest
+import servers
 from conftest import wait_for
-from hostile import PATIENCE, FtpHost, FtpSession, Site, reply
+from hostile import PATIENCE, FtpHost, FtpSession, FtpsHost, FtpsSession, Site, reply
 
 import ftpcoord
 from ftpcoord import FileServer
@@ -361,6 +362,84 @@ def test_a_file_in_use_is_not_now_and_is_not_counted(tmp_path: Path, said: str, 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# TLS on data connections
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return servers._tls_files(tmp_path_factory.mktemp("tls")) / "cert.pem"
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["handshake first", "150 first"])
+@pytest.mark.parametrize("ends", ["properly", "untouched"])
+@pytest.mark.parametrize("mlsd", [True, False], ids=["MLSD", "LIST"])
+def test_folders_and_files_with_and_without_content_come_under_tls(
+    certificate: Path, ends: str, early: bool, mlsd: bool
+) -> None:
+    with FtpsHost(certificate, ends=ends, early=early, mlsd=mlsd) as host, connected(host) as server:
+        assert names(server) == names(server) == []
+        host.put("a", b"12345")
+        host.put("empty", b"")
+        assert names(server) == ["a", "empty"]
+        for name, content in (("a", b"12345"), ("empty", b""), ("a", b"12345")):
+            received = bytearray()
+            server.fetch(f"/in/{name}", len(content), received.extend)
+            assert received == content
+        assert host.sessions == 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 300])
+def test_a_listing_that_ends_without_the_close_of_tls_is_none_unless_that_is_allowed(
+    certificate: Path, count: int
+) -> None:
+    files = {f"{number:03}": b"x" for number in range(count)}
+    with FtpsHost(certificate, files, ends="cut") as host:
+        with connected(host) as server, pytest.raises(ftpcoord.ServerDown, match="tls_close"):
+            server.list("/in")
+        with connected(host, tls_close="lax") as server:
+            assert names(server) == sorted(files)
+            if files:
+                server.fetch("/in/000", 1, bytes)
+        if files:
+            with connected(host) as server:
+                server.fetch("/in/000", 1, bytes)  # its size shows that it is whole
+
+
+def test_a_listing_that_is_cut_in_the_middle_with_a_final_yes_forgets_nothing(certificate: Path) -> None:
+    with FtpsHost(certificate, {f"{number:03}": b"x" for number in range(300)}) as host:
+        def cut(session: FtpsSession, argument: str) -> None:
+            host.ends = "cut"
+            session.send(host.listing("/in")[:5000])
+            host.ends = "properly"
+
+        host.on("MLSD", cut)
+        with connected(host) as server:
+            with pytest.raises(ftpcoord.ServerDown):
+                server.list("/in")
+            assert len(names(server)) == 300
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["before the handshake", "after the 150"])
+def test_a_file_that_is_refused_under_tls_is_refused_and_not_a_broken_connection(
+    certificate: Path, early: bool
+) -> None:
+    def refuse(session: FtpsSession, argument: str) -> None:
+        if not early:
+            session.say("150 here")
+        session.data().close()
+        session.say("550 no rights")
+
+    with FtpsHost(certificate, {"a": b"1"}) as host, connected(host) as server:
+        for _ in range(2):
+            host.on("RETR", refuse)
+            with pytest.raises(ftpcoord.FileRefused, match="no rights"):
+                server.fetch("/in/a", 1, bytes)
+        server.fetch("/in/a", 1, bytes)
+        assert host.sessions == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Connections that end, and that are limited
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -381,6 +460,35 @@ def test_a_server_that_hangs_up_after_each_file_gives_them_all_at_once_and_first
             site.arrive(files)
             assert not site.all("file_failed") and not site.all("server_down")
             assert {done["attempt"] for done in site.all("file_done")} == {1}
+
+
+def test_files_that_were_not_asked_for_when_the_connection_ended_go_again_at_once_as_if_never_claimed(
+    tmp_path: Path,
+) -> None:
+    files = {f"{number:02}": b"x" * number for number in range(40)}
+    with FtpHost(files=dict(files)) as host:
+        host.on("RETR", lambda session, argument: (
+            hostile.leave(session, "") if argument == "/in/05" else session.on_retr(argument)), times=None)  # fmt: skip
+        with Site(tmp_path, host.settings, workers=1, retry_delay=30) as site:
+            site.arrive({name: content for name, content in files.items() if name != "05"})
+            assert {done["attempt"] for done in site.all("file_done")} == {1}
+            assert len(site.all("file_failed")) == 1 and site.row("05")
+
+
+def test_a_file_that_ended_the_connection_is_fetched_without_company_the_next_time(tmp_path: Path) -> None:
+    files = {name: name.encode() for name in "abcdef"}
+    with FtpHost(files=dict(files)) as host:
+        host.on("RETR", lambda session, argument: (
+            hostile.leave(session, "") if argument == "/in/c" and len(host.said("RETR")) < 12
+            else session.on_retr(argument)), times=None)  # fmt: skip
+        with Site(tmp_path, host.settings, workers=1) as site:
+            for round_ in "123":
+                for name in "abdef":
+                    host.put(name, round_.encode() * 2, int(round_))
+                site.polls(3)
+            site.wait("file_done", path="/in/c")
+            others = [done for done in site.all("file_done") if done["path"] != "/in/c"]
+            assert {done["attempt"] for done in others} == {1}
 
 
 @pytest.mark.parametrize("goodbye", ["221 timed out", "421 idle too long", ""])
