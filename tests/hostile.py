@@ -634,7 +634,7 @@ class SftpSession:
 
 def attributes(size: int, mtime: int = 1_700_000_000, mode: int = 0o100644) -> bytes:
     """SFTP attributes: size, mode, times."""
-    return struct.pack(">IQIII", 1 | 4 | 8, size, mode, mtime, mtime)
+    return struct.pack(">IQIii", 1 | 4 | 8, size, mode, mtime, mtime)
 
 
 def status(code: int, text: bytes = b"so it is") -> Action:

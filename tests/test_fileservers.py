@@ -43,14 +43,6 @@ def config(files: Files, **changes: Any) -> Any:
     return ftpcoord.Config(**{name: value for name, value in settings.items() if value is not None})
 
 
-@pytest.fixture(autouse=True)
-def not_mended_yet(request: pytest.FixtureRequest) -> None:
-    params = getattr(request.node, "callspec", None)
-    kind, test = params.params.get("file_server", "") if params else "", request.node.originalname
-    if kind == "asyncssh" and test == "test_a_folder_that_is_not_there_is_gone":
-        request.applymarker(pytest.mark.xfail(reason="no answer's worth is judged yet", strict=False))
-
-
 @pytest.fixture
 def server(file_server: Files) -> Iterator[FileServer]:
     with contextlib.closing(ftpcoord.open_server(config(file_server))) as connected:
