@@ -302,3 +302,109 @@ def adopted(folder: Path, host: Host) -> None:
     """The ledger as of a member that has handled all that is there, without exact times."""
     config = ftpcoord.Config(**host.settings, database=f"sqlite:///{folder / 'coordination.db'}", exec="true")
     ftpcoord.command_adopt([config], argparse.Namespace())
+
+
+@DELIVERIES
+def test_servers_of_one_name_that_list_in_different_ways_have_no_new_versions(tmp_path: Path, delivery: str) -> None:
+    """MLSD tells UTC, LIST the minute of the server's zone."""
+    with a_host("mlsd") as host:
+        assert isinstance(host, FtpHost)
+        files, host.zone = some(12, host), 120
+        with Site(tmp_path, host.settings, delivery) as site:
+            site.arrive(files)
+            for mlsd in (False, True, False):
+                host.mlsd = mlsd
+                host.drop()
+                site.polls(3)
+            host.put("12", b"new")
+            site.arrive({**files, "12": b"new"})
+            site.state("12", "done")
+            assert len(site.all("file_done")) == 13
+
+
+def test_questions_are_bounded_in_each_poll_and_what_was_not_asked_for_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ftpcoord, "MOST_QUESTIONS", 3)
+    with a_host("mdtm") as host:
+        files = some(10, host)
+        with Site(tmp_path, host.settings, "handler") as site:
+            site.arrive(files)
+            for name in files:
+                site.state(name, "done")
+                host.files[name] = b"%05d" % (int(name) + 1)
+                host.times[name] += datetime.timedelta(days=1, minutes=int(name) + 1)
+            asked, polled = len(host.said("MDTM")), len(site.all("polled"))
+            wait_for(lambda: len(site.handled) == 20, PATIENCE, "\n".join(site.log[-20:]))
+            site.wait("file_done", 20)
+            assert len(site.all("polled")) - polled >= 3 and len(host.said("MDTM")) - asked <= 30
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Companions
+# ---------------------------------------------------------------------------------------------------------------------
+
+MARKED = {"ready_suffix": ".ok", "after": "delete"}
+
+
+@pytest.mark.parametrize("lost", ["a", "a.ok"])
+def test_a_marker_never_outlives_its_file_also_if_the_reply_to_its_removal_is_lost(tmp_path: Path, lost: str) -> None:
+    with a_host("mlsd", {"a": OLD, "a.ok": b""}) as host:
+        def removed(session: Any, argument: str) -> None:
+            name = session.name(argument)
+            host.files.pop(name)
+            if name != lost:
+                session.say("250 gone")
+            else:
+                host.behave()
+                hostile.leave(session, argument)
+
+        host.on("DELE", removed, times=None)
+        with Site(tmp_path, host.settings, "handler", **MARKED) as site:
+            site.arrive({"a": OLD})
+            wait_for(lambda: not host.files and site.row("a") is None, PATIENCE, "\n".join(site.log[-20:]))
+            host.put("a", b"half", 60)
+            site.polls(3)
+            assert len(site.handled) == 1 and "a" in host.files
+
+
+@pytest.mark.parametrize("after", ["delete", "move:done", "keep"])
+@pytest.mark.parametrize("kind", ["sftp", "mlsd"])
+def test_the_marker_of_one_version_does_not_make_the_next_one_ready(tmp_path: Path, kind: str, after: str) -> None:
+    with a_host(kind, {"a": OLD, "a.ok": b""}) as host:
+        class Slow(Site):
+            def receive(self, file: ftpcoord.File) -> None:
+                super().receive(file)
+                if len(self.handled) == 1:
+                    host.put("a", b"half", 60)
+
+        with Slow(tmp_path, host.settings, "handler", **{**MARKED, "after": after}) as site:
+            site.wait("file_done")
+            site.polls(4)
+            assert [content for _, content, _ in site.handled] == [OLD] and host.files["a"] == b"half"
+            assert len(site.all("file_refused")) == 1, "said once"
+            host.put("a", NEW, 120)
+            host.put("a.ok", b"", 120)
+            wait_for(lambda: len(site.handled) == 2, PATIENCE, "\n".join(site.log[-20:]))
+            assert site.handled[1] == ("a", NEW, 1)
+
+
+def test_a_marker_that_came_after_the_claim_stays_with_its_file(tmp_path: Path) -> None:
+    with a_host("mlsd", {"a": OLD, "a.ok": b""}) as host:
+        class Slow(Site):
+            def receive(self, file: ftpcoord.File) -> None:
+                super().receive(file)
+                host.put("a.ok", b"", 60)
+
+        with Slow(tmp_path, host.settings, "handler", **MARKED) as site:
+            site.wait("file_kept")
+            site.polls()
+            assert set(host.files) == {"a", "a.ok"} and len(site.handled) == 1
+
+
+def test_the_dry_run_says_that_a_marker_is_too_old(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with a_host("mlsd", {"a": OLD, "a.ok": b""}) as host:
+        host.put("a", NEW, 60)
+        database = f"sqlite:///{tmp_path / 'coordination.db'}"
+        ftpcoord.command_dry_run([ftpcoord.Config(**host.settings, database=database, exec="true", ready_suffix=".ok")])
+        assert "its marker .ok is older than the file" in capsys.readouterr().out
