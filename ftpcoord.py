@@ -41,7 +41,7 @@ Not guaranteed, because no program of this kind can
     replication.
   - A hypervisor that stops the guest's clocks during a pause. Handlers should be idempotent in (path, size, mtime).
   - An upload that stalls longer than `settle`. Let uploaders rename, or use `ready_suffix`.
-  - A new version uploaded between the last look and the delete.
+  - A new version uploaded between the last look and the delete; one of equal size and equal (shown) time.
   - A command that outlives its stopped (SIGSTOP) parent, until the parent runs again or dies; and children of a
     command that left its process group (setsid) or run as another user (sudo): only a cgroup ends them.
   - What a proxy or the file server had already taken when the connection was reset.
@@ -3638,7 +3638,6 @@ class FtpServer(FileServer):
         self._tls_session: Optional[ssl.SSLSession] = None
         self._strict = config.tls_close == "strict"
         self._use_epsv = self._use_mlsd = True
-        self._use_mdtm = True
         self._passive_works = False                     # a data connection was made
         self._asked = False                             # the command that needs a data connection was sent
         self._yes: dict[str, str] = {}                  # commands that said yes to a file, and its folder
@@ -3962,8 +3961,7 @@ class FtpServer(FileServer):
         size = self._question("SIZE", path)[4:].strip()
         if not DIGITS.fullmatch(size):
             return None
-        reply = self._ask("MDTM", path)
-        return Entry(name, "file", int(size), iso_time(reply[4:].strip()) if reply.startswith("213") else "")
+        return Entry(name, "file", int(size), iso_time(self._question("MDTM", path)[4:].strip()))
 
     def _question(self, command: str, path: str) -> str:
         """The yes of MLST or SIZE about an absolute path; "" for anything else. A server that does not know or never
@@ -4112,7 +4110,7 @@ class FtpServer(FileServer):
         """Whether one listing for all proves the versions, and costs less than a question for each."""
         if not self._use_mlsd and any(job.seen and may_still_run(job.seen.mtime) for job in jobs):
             return False
-        if "MLST" not in self._features and not self._use_mdtm:
+        if "MDTM" in self._useless and ("MLST" in self._useless or "MLST" not in self._features):
             spare, self.habits.spare_listing = self.habits.spare_listing, False
             return spare
         return len(jobs) * self.habits.question > self.habits.listing > 0
@@ -4127,14 +4125,10 @@ class FtpServer(FileServer):
     def _told(self, job: Job) -> Optional[Entry]:
         """One question: the entry by MLST, or the time by MDTM; None if that does not tell the time."""
         path, started = self._absolute(job.path), time.monotonic()
-        if "MLST" in self._features:
+        if "MLST" in self._features and "MLST" not in self._useless:
             told = self._peek(path)
-        elif self._use_mdtm:
-            reply = self._ask("MDTM", path)
-            self._use_mdtm = not reply.startswith(("500", "502"))
-            told = Entry("", "file", job.size, iso_time(reply[4:].strip()) if reply.startswith("213") else "")
         else:
-            return None
+            told = Entry("", "file", job.size, iso_time(self._question("MDTM", path)[4:].strip()))
         self.habits.question = time.monotonic() - started
         return told if told and told.mtime else None
 

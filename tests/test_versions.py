@@ -188,6 +188,18 @@ def test_a_connection_that_is_lost_between_fetch_and_look_is_replaced_for_the_lo
             assert len(host.said("RETR") + host.said("OPEN")) == 1 and not site.all("file_failed")
 
 
+@pytest.mark.parametrize(("verb", "says"), [
+    ("MDTM", hostile.silence), ("MDTM", reply("550 no")), ("MDTM", reply("213 yesterday")), ("MDTM", reply("500 what?")),
+    ("MLST", hostile.silence), ("MLST", reply("550 no")), ("MLST", reply("250 a")), ("MLST", reply("502 what?")),
+])  # fmt: skip
+def test_a_server_that_does_not_tell_times_is_taken_at_its_listings(tmp_path: Path, verb: str, says: Any) -> None:
+    with a_host("mdtm" if verb == "MDTM" else "mlsd", {"a": OLD}) as host:
+        host.on(verb, says, times=None)
+        with Site(tmp_path, host.settings) as site:
+            site.arrive({"a": OLD})
+            assert site.wait("file_done")["attempt"] == 1 and len(host.said("RETR")) == 1
+
+
 @pytest.mark.parametrize("answer", ["unsupported", "another time"])
 def test_where_fstat_does_not_prove_the_version_lstat_decides(tmp_path: Path, answer: str) -> None:
     with SftpHost({"a": OLD}) as host:
