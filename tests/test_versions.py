@@ -189,7 +189,8 @@ def test_a_connection_that_is_lost_between_fetch_and_look_is_replaced_for_the_lo
 
 
 @pytest.mark.parametrize(("verb", "says"), [
-    ("MDTM", hostile.silence), ("MDTM", reply("550 no")), ("MDTM", reply("213 yesterday")), ("MDTM", reply("500 what?")),
+    ("MDTM", hostile.silence), ("MDTM", reply("550 no")), ("MDTM", reply("213 yesterday")),
+    ("MDTM", reply("500 what?")),
     ("MLST", hostile.silence), ("MLST", reply("550 no")), ("MLST", reply("250 a")), ("MLST", reply("502 what?")),
 ])  # fmt: skip
 def test_a_server_that_does_not_tell_times_is_taken_at_its_listings(tmp_path: Path, verb: str, says: Any) -> None:
@@ -308,6 +309,27 @@ def test_one_move_settles_all_rows_that_an_older_version_wrote(tmp_path: Path, k
             site.polls()
             assert len(site.all("file_done")) == 1 and len(host.said("MDTM")) <= 4
             assert site.row("7")["state"] == "done" and len(files) == 200  # type: ignore[index]
+
+
+@pytest.mark.parametrize("kind", ["mdtm", "list"])
+def test_files_that_are_written_anew_each_hour_are_no_display_that_moves(tmp_path: Path, kind: str) -> None:
+    with a_host(kind) as host:
+        now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0, tzinfo=None)
+
+        def written(hour: int) -> None:
+            for name in ("a", "b", "c"):
+                host.files[name], host.times[name] = b"%d%s" % (hour, name.encode()), now - hour * HOUR
+
+        written(3)
+        adopted(tmp_path, host)
+        with Site(tmp_path, host.settings, "handler") as site:
+            site.polls()
+            written(2)
+            wait_for(lambda: len(site.handled) == 3, PATIENCE)
+            site.wait("file_done", 3)
+            written(1)
+            wait_for(lambda: len(site.handled) == 6, PATIENCE)
+        assert sorted(content for _, content, _ in site.handled) == [b"1a", b"1b", b"1c", b"2a", b"2b", b"2c"]
 
 
 def adopted(folder: Path, host: Host) -> None:
