@@ -3679,8 +3679,10 @@ class FtpServer(FileServer):
         self._use_mlsd = "MLST" in self._features or "MLSD" in self._features
         if "UTF8" in self._features and self.encoding.lower().replace("-", "") == "utf8":
             self._ask("OPTS UTF8 ON")                   # some need it, others refuse it and send UTF-8 anyway
+        started = time.monotonic()
         if not self._ask("TYPE I").startswith("2"):
             raise ServerDown(f"{self.label}: the server refuses binary transfers (TYPE I)")
+        self.habits.question = self.habits.question or time.monotonic() - started
         reply = self._ask("PWD")
         home = login_folder(reply) if reply.startswith("2") else None
         self._home = None if home is None else decode_name(home.encode("latin-1"), self.encoding)
@@ -4040,7 +4042,7 @@ class FtpServer(FileServer):
 
     def exact(self, path: str, seen: Entry) -> Optional[Entry]:
         with self._talking(f"looking at {path}"):
-            told = self._peek(self._absolute(path))
+            told = self._told(path, seen.size)
             return told and self._joined(seen, told)
 
     def _joined(self, seen: Entry, told: Entry) -> Optional[Entry]:
@@ -4119,16 +4121,16 @@ class FtpServer(FileServer):
         """The exact time before the fetch, where the line's minute may still run: it would not show a change."""
         if job.seen is None or self._use_mlsd or times_of(job.seen.mtime)[1] or not may_still_run(job.seen.mtime):
             return ""
-        told = self._told(job)
+        told = self._told(job.path, job.size)
         return told.mtime if told else ""
 
-    def _told(self, job: Job) -> Optional[Entry]:
+    def _told(self, path: str, size: int) -> Optional[Entry]:
         """One question: the entry by MLST, or the time by MDTM; None if that does not tell the time."""
-        path, started = self._absolute(job.path), time.monotonic()
+        path, started = self._absolute(path), time.monotonic()
         if "MLST" in self._features and "MLST" not in self._useless:
             told = self._peek(path)
         else:
-            told = Entry("", "file", job.size, iso_time(self._question("MDTM", path)[4:].strip()))
+            told = Entry("", "file", size, iso_time(self._question("MDTM", path)[4:].strip()))
         self.habits.question = time.monotonic() - started
         return told if told and told.mtime else None
 
@@ -4161,7 +4163,7 @@ class FtpServer(FileServer):
     def _look(self, job: Job, seen: Entry, before: str, now: Optional[Entry]) -> Optional[Error]:
         """FileChanged if a file fetched whole is another version than the one listed; gone since is none. Where only
         LIST tells, the size decides, and one listing a poll. `now`: what a listing has shown since."""
-        told = self._told(job)
+        told = self._told(job.path, job.size)
         same = told and same_version(seen, told, self.habits.zones)
         if told and ((same is False and "=" in seen.mtime)
                      or (before and not same_version(told._replace(mtime=before), told))):
@@ -7422,7 +7424,7 @@ class Poller:
             if row is None or row.mtime == entry.mtime or row.size != entry.size or path in busy:
                 continue
             same = same_version(row, entry)
-            if same is None or (same and row.mtime.endswith("~") and self._doubts.get(path, (now, now))[1] <= now):
+            if same is None or (same and row.mtime.endswith("~") and self._doubt(row)[1] <= now):
                 unclear.append((at, row))
         moves = moves_of_display([(row, listing[at].entry) for at, row in unclear])
         changes: List[Change] = []
@@ -7437,8 +7439,15 @@ class Poller:
             self.ledger.write(changes[start : start + BATCH_FILES])
         return left
 
+    def _doubt(self, row: Row) -> Tuple[float, float]:
+        """Since when it is known here that a file may have been replaced within its minute, and when to ask next."""
+        age, now = time.time() - (epoch_seconds(row.mtime) or 0.0), boot_clock()
+        return self._doubts.setdefault(row.path, (now, now + (0.0 if age > 60 else 2.0)))
+
     def _keep_as(self, listing: List[Found], at: int, row: Row, mtime: str, changes: List[Change]) -> None:
         """A listed file is the version of a row: both have its time in the same form from now on."""
+        if not mtime.endswith("~"):
+            self._doubts.pop(row.path, None)
         if row.state == "claimed":  # of a term that is over; its time is that of the next claim
             mtime = row.mtime
         elif mtime != row.mtime:
@@ -7467,11 +7476,12 @@ class Poller:
                     questions -= 1
                     told = server.exact(row.path, entry)
                     self.stats.progress()
-                    since = self._doubts.get(row.path, (now, now))[0]
-                    self._doubts[row.path] = (since, now + max(1.0, now - since))
                     if told is not None and same_version(row, told):
-                        age = time.time() - (epoch_seconds(told.mtime) or 0.0)
-                        doubt = row.mtime.endswith("~") and now - since < 60 and age < 900
+                        doubt = row.mtime.endswith("~")
+                        if doubt:
+                            since = self._doubt(row)[0]
+                            self._doubts[row.path] = (since, now + max(2.0, now - since))
+                            doubt = now - since < 60 and time.time() - (epoch_seconds(told.mtime) or 0.0) < 900
                         self._keep_as(listing, at, row, told.mtime + "~" * doubt, changes)
                     elif told is not None:
                         listing[at] = listing[at]._replace(entry=told)

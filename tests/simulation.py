@@ -846,7 +846,7 @@ class SimConnection(ftpcoord.FileServer):
         self._answer()
         return there
 
-    def fetch(self, path: str, size: int, write: Callable[[memoryview], object], *version: object) -> None:
+    def fetch(self, path: str, size: int, write: Callable[[memoryview], object], *_: object) -> None:
         self._call("fetch", path)
         version = self.server.files.get(path)
         self._answer()
