@@ -2848,6 +2848,8 @@ class FileServer(abc.ABC):
         self._sockets: set[socket.socket] = set()
         self._guard = threading.RLock()  # over _sockets, and closing them: a closed number is soon another's
         self._aborted = self._expired = False
+        self._limit = self.timeout  # seconds for connect()
+        self.preparing = False  # being connected, or looked at after a rest
 
     @abc.abstractmethod
     def _open(self) -> None:
@@ -2937,13 +2939,13 @@ class FileServer(abc.ABC):
     def connect(self) -> None:
         """Connect within `timeout` seconds. Raises ServerDown, LoginRefused, HostKeyRefused."""
         self.close()
-        self._expired = False
+        self._expired, self.preparing = False, True
 
         def expire() -> None:
             self._expired = True
             self._shut_down()
 
-        watchdog = threading.Timer(self.timeout, expire)
+        watchdog = threading.Timer(self._limit, expire)
         watchdog.daemon = True
         try:
             watchdog.start()
@@ -2957,6 +2959,7 @@ class FileServer(abc.ABC):
                 raise self._masked(error) from None
             raise self._lost("connecting", socket.timeout() if self._expired else error) from error
         finally:
+            self.preparing = False
             watchdog.cancel()
         if self._expired:
             raise self._lost("connecting", socket.timeout())
@@ -2974,6 +2977,12 @@ class FileServer(abc.ABC):
         """From any thread: end blocked calls with ServerDown, for good. The object cannot connect again."""
         self._aborted = True
         self._shut_down()
+
+    def hurry(self, seconds: float) -> None:
+        """From any thread: abort unless it is at work already; connects from here on get so long."""
+        self._limit = min(self._limit, seconds)
+        if self.preparing:
+            self.abort()
 
     def _shut_down(self, orderly: bool = False) -> None:
         """Wake who waits. Not orderly: nothing more is delivered, even if the connection's user hangs elsewhere."""
@@ -6980,7 +6989,6 @@ class Pool:
         self._refusals = Backoff(60.0, 3600.0)
         self._connecting = threading.Lock()
         self.habits = Habits()
-        self._preparing: Set[FileServer] = set()  # not handed out yet: being connected, or looked at after a rest
         self._hurry: Optional[float] = None  # seconds for a connection, once the work is to end; 0: no more of them
         self._unanswered = float("-inf")
 
@@ -7036,20 +7044,15 @@ class Pool:
                     break
                 server, since = self._idle.pop()
             # A connection that idled may have been dropped by the server or by a NAT.
-            if server.quiet() and (time.monotonic() - since < 5 or self._prepared(server, server.alive)):
-                return server
+            server.preparing = True
+            try:
+                if server.quiet() and (time.monotonic() - since < 5 or server.alive()):
+                    return server
+            finally:
+                server.preparing = False
             self._drop(server)
         with self._connecting:  # one refused login at a time, however many files wait: accounts get locked
             return self._log_in()
-
-    def _prepared(self, server: FileServer, call: Callable[[], Any]) -> Any:
-        with self._lock:
-            self._preparing.add(server)
-        try:
-            return call()
-        finally:
-            with self._lock:
-                self._preparing.discard(server)
 
     def _log_in(self) -> FileServer:
         with self._lock:
@@ -7058,10 +7061,8 @@ class Pool:
             raise self._refused
         hurry = self._hurry
         server = self._new()
-        if hurry is not None:
-            server.timeout = min(server.timeout, hurry)
         try:
-            self._prepared(server, server.connect)
+            server.connect()
         except LoginRefused as exc:
             self._drop(server)
             if others:  # the login is good, as another connection shows: what was refused is one more
@@ -7091,14 +7092,16 @@ class Pool:
             if self._aborted or self._hurry == 0:
                 raise ServerDown("the connections were cut")
             self._all.add(server)
+            if self._hurry is not None:
+                server.hurry(self._hurry)
         return server
 
     def hurry(self, seconds: float) -> None:
         """The work is to end: a connect under way is cut, later ones get so long, and none is made after one failed."""
         with self._lock:
-            self._hurry, preparing = seconds, list(self._preparing)
-        for server in preparing:
-            server.abort()
+            self._hurry, servers = seconds, list(self._all)
+        for server in servers:
+            server.hurry(seconds)
 
     def unanswered(self) -> float:
         """When, by boot_clock, the last command that changes something was sent whose reply never came."""

@@ -291,6 +291,26 @@ def test_a_stop_cuts_a_look_at_a_connection_that_rested(tmp_path: Path, monkeypa
             assert time.monotonic() - stopped < 0.2 + ROUND_TRIP
 
 
+def test_an_after_action_whose_connect_was_cut_by_a_stop_is_done_before_the_release(tmp_path: Path) -> None:
+    """With ledger = off nothing else would remember that the file was handled."""
+    with FtpHost(files={"a": b"1"}) as host:
+        site = Site(tmp_path, host.settings, "none", after="delete", ledger="off", timeout=5)
+
+        @site.listener.on_file("*")
+        def handler(file: Any) -> None:
+            sessions.append(host.sessions)
+            host.on("GREETING", hostile.silence)
+            host.drop()
+
+        sessions: list[int] = []
+        with site:
+            wait_for(lambda: sessions and host.open_sessions and host.sessions > sessions[0], PATIENCE)
+            site.listener.stop()
+            assert site.listener.join(PATIENCE)
+            ftpcoord.flush_log()
+            assert "a" not in host.files and site.all("released")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Commands
 # ---------------------------------------------------------------------------------------------------------------------
