@@ -71,6 +71,8 @@ class Valve:
                 if gate is not None:
                     gate.wait()
                 data = source.recv(1024)
+                if gate is not None:
+                    gate.wait()
                 if not data:
                     target.shutdown(socket.SHUT_WR)
                     return
@@ -115,7 +117,7 @@ def test_a_command_that_was_not_sent_yet_never_arrives_after_the_end(file_server
     copy = file_server.put("a.csv", b"new version")
     with valve_before(file_server) as (valve, settings), contextlib.ExitStack() as stack:
         settings.update(database="sqlite:///x", timeout=2 if how == "timed out" else PATIENCE)
-        settings.update(heartbeat_frequency=0.4, liveness_check_interval=4)
+        settings.update(heartbeat_frequency=0.4, liveness_check_interval=4 if how == "stopped" else 30)
         path = target_path(file_server, "a.csv")
         if how in ("cut", "timed out"):
             server = ftpcoord.open_server(ftpcoord.Config(**settings))
@@ -140,7 +142,7 @@ def test_a_command_that_was_not_sent_yet_never_arrives_after_the_end(file_server
             process.stdin.flush()
             wait_for(lambda: unsent(valve.port), PATIENCE, "bytes that are not delivered")
             process.send_signal(signal.SIGKILL if how == "killed" else signal.SIGSTOP)
-        wait_for(lambda: not unsent(valve.port), 4.0 + LOAD, "the kernel to forget them")
+        wait_for(lambda: not unsent(valve.port), 4.0 + LOAD, "the kernel to forget them, also by itself in half of 4 s")
         valve.open.set()
         assert valve.reset.wait(PATIENCE), "the connection ended as if all had been said"
         assert copy.exists()
@@ -569,11 +571,11 @@ little = [fields["number"] for name, fields in names if name == "little"]
 much = [fields["number"] for name, fields in names if name == "much"]
 told = [fields["lines"] for name, fields in names if name == "log_dropped"]
 print(little == list(range(len(little))), much == list(range(len(much))), len(much) > 4000 > 100 < len(little))
-print(sum(told) + len(little) + len(much))
+print(sum(told) + len(little) + len(much), len(little) + len(much) <= 10_001)
 """
     member = crew.script(code)
     assert member.process.wait(PATIENCE) == 0, member.said()
-    assert member.lines() == ["True True True", "18000"], member.said()
+    assert member.lines() == ["True True True", "18000 True"], member.said()
 
 
 def test_a_graceful_stop_whose_output_is_gone_ends_with_0_and_no_traceback(crew: Crew) -> None:
