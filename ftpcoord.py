@@ -3429,7 +3429,8 @@ IN_USE = re.compile(r"\bin use\b|\bbusy\b|\blocked\b|being (used|written|uploade
 NO_FILES = re.compile(r"\bno (such |matching )?(files?|entries|data ?sets?|members)\b|not found|\bempty\b|cannot find",
                       re.IGNORECASE)
 RIGHTS = re.compile(r"denied|permi|access|authori[sz]|forbid|verweigert|zugriff|berechtig|refus|interdit|deneg|negad|"
-                    r"negat|toegang|rechten|nekad|odm[oó]w|upraw|\u0434\u043e\u0441\u0442\u0443\u043f|\u043f\u0440\u0430\u0432|"
+                    r"negat|toegang|rechten|nekad|beh[oö]rig|adgang|tilgang|rettighe|oikeu|odm[oó]w|upraw|odep|opr[aá]v|"
+                    r"megtagad|jogos|izin|eri[sş]im|\u0434\u043e\u0441\u0442\u0443\u043f|\u043f\u0440\u0430\u0432|"
                     r"\u6743|\u6b0a|\u62d2|\uad8c\ud55c", re.IGNORECASE)
 
 
@@ -5197,6 +5198,9 @@ class SftpServer(FileServer):
         kind, fields = session.call(READDIR, handle)            # and such that open whatever they are told to
         session.call(CLOSE, handle)
         return kind == NAME or _status(kind, fields)[0] == END_OF_FILE
+
+    def quiet(self) -> bool:
+        return self._transport is None or bool(self._transport.is_active())
 
     def alive(self) -> bool:
         if self._session is None:

@@ -7,6 +7,7 @@ name that cannot be there; otherwise a whole listing of the folder decides. A li
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,6 +119,16 @@ def denied_in_done(text: str) -> hostile.Action:
     return act
 
 
+def denied_unless_seen(text: str) -> hostile.Action:
+    """What is not there and what may not be seen are told by the same words."""
+
+    def act(session: FtpSession, argument: str) -> None:
+        seen = session.name(argument) in session.host.files and "/done" not in argument
+        session.on_mlst(argument) if seen else session.say(text)
+
+    return act
+
+
 MLST: dict[str, hostile.Action] = {
     "as it should be": FtpSession.on_mlst,
     "refused": reply("550 no"),
@@ -139,6 +150,8 @@ MLST: dict[str, hostile.Action] = {
     "denied there in German": denied_in_done("550 Zugriff verweigert"),
     "denied there in Finnish": denied_in_done("550 Ei oikeuksia"),
     "busy there": denied_in_done("450 later"),
+    "denied unless seen": denied_unless_seen("550 Permission denied"),
+    "denied unless seen, in French": denied_unless_seen("550 Acces refuse"),
 }  # fmt: skip
 
 
@@ -172,6 +185,30 @@ def test_a_question_that_is_answered_badly_replaces_nothing_and_loses_nothing(ml
             with pytest.raises(ftpcoord.FileGone):
                 server.fetch("/in/nothing", 1, bytes)
             assert not server.exists("/in/nothing")
+
+
+@pytest.mark.parametrize("text", [
+    "Access is denied.", "Permission denied", "Not authorized", "Operation not permitted", "Zugriff verweigert",
+    "Keine Berechtigung", "Accès refusé", "Permission non accordée", "Acceso denegado", "Permiso denegado",
+    "Accesso negato", "Acesso negado", "Toegang geweigerd", "Åtkomst nekad", "Adgang nægtet", "Ingen tilgang",
+    "Ei oikeuksia", "Odmowa dostępu", "Brak uprawnień", "Přístup odepřen", "Доступ запрещён", "Нет прав",
+    "没有权限", "拒绝访问", "アクセスが拒否されました", "권한이 없습니다", "Erişim engellendi",
+])  # fmt: skip
+def test_a_refusal_in_any_of_many_languages_is_not_taken_for_nothing_there(text: str) -> None:
+    said = f"550 {text}".encode().decode("latin-1")
+    with FtpHost(files={"a": b"1", "done/a": b"yesterday's"}) as host:
+        host.folders.add("/in/done")
+        host.on("MLST", denied_unless_seen(said), times=None)
+        host.on("MLSD", lambda session, argument: (
+            session.say(said) if session.folder == "/in/empty" else session.on_mlsd(argument)), times=None)  # fmt: skip
+        host.folders.add("/in/empty")
+        host.on("SIZE", reply("502 no"), times=None)
+        with connected(host) as server:
+            with pytest.raises(ftpcoord.TargetExists):
+                server.rename("/in/a", "/in/done/a")
+            host.on("LIST", reply(said))
+            with pytest.raises(ftpcoord.FileRefused):
+                server.list("/in/empty")
 
 
 def test_a_marker_that_came_after_the_last_listing_is_there() -> None:
@@ -491,6 +528,20 @@ def test_a_file_that_ended_the_connection_is_fetched_without_company_the_next_ti
             assert {done["attempt"] for done in others} == {1}
 
 
+@pytest.mark.parametrize("kind", [FtpHost, hostile.SftpHost], ids=["ftp", "sftp"])
+def test_a_connection_that_was_dropped_a_moment_after_its_use_is_not_used_again(kind: type[Any]) -> None:
+    with kind(files={"a": b"1"}) as host:
+        pool = ftpcoord.Pool(ftpcoord.Config(**host.settings, database="sqlite:///unused.db"))
+        with contextlib.closing(pool):
+            with pool.server() as server:
+                assert names(server) == ["a"]
+            host.drop()
+            wait_for(lambda: not server.quiet(), PATIENCE)
+            with pool.server() as server:
+                assert names(server) == ["a"]
+        assert host.sessions == 2
+
+
 @pytest.mark.parametrize("goodbye", ["221 timed out", "421 idle too long", ""])
 @pytest.mark.parametrize("idle", [0.0, 60.0], ids=["just used", "long idle"])
 def test_a_connection_that_has_ended_while_it_idled_is_replaced_without_a_word(
@@ -548,3 +599,46 @@ def test_too_many_wrong_logins_are_no_limit_on_connections() -> None:
         host.on("PASS", reply("530 Maximum number of login attempts exceeded"))
         with pytest.raises(ftpcoord.LoginRefused), connected(host):
             pass
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What bad answers do to what is known
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def every_third(said: str, listing: hostile.Action) -> hostile.Action:
+    count = itertools.count(1)
+    return lambda session, argument: session.say(said) if next(count) % 3 == 0 else listing(session, argument)
+
+
+@pytest.mark.parametrize("verb", ["MLSD", "CWD"])
+@pytest.mark.parametrize("said", ["450 later", "550 no", "550 No such file or directory", "550 Zugriff verweigert"])
+def test_a_poison_file_is_quarantined_though_listings_in_between_are_refused(
+    tmp_path: Path, verb: str, said: str
+) -> None:
+    with FtpHost(files={"a": b"1"}) as host:
+        for command in ("MLSD", "LIST") if verb == "MLSD" else ("CWD",):
+            host.on(command, every_third(said, FtpSession.on_cwd if verb == "CWD" else FtpSession.on_mlsd),
+                    times=None)  # fmt: skip
+        host.on("MLST", reply("550 no"), times=None)
+        host.on("RETR", reply("553 no"), times=None)
+        with Site(tmp_path, host.settings, "handler", max_attempts=4, retry_delay=0.01) as site:
+            row = site.state("a", "quarantined")
+            assert (row["failures"], row["attempts"]) == (4, 4)
+
+
+def test_a_refused_subfolder_is_said_and_stops_only_itself(tmp_path: Path) -> None:
+    with FtpHost(files={"a": b"1", "sub/b": b"2"}) as host:
+        host.folders.add("/in/sub")
+        with Site(tmp_path, host.settings, "handler", recursive=True) as site:
+            site.arrive({"a": b"1", "b": b"2"})
+            host.on("CWD", lambda session, path: (
+                session.say("550 no") if path == "/in/sub" else session.on_cwd(path)), times=None)  # fmt: skip
+            host.on("MLST", reply("550 no"), times=None)
+            host.put("c", b"3")
+            site.arrive({"a": b"1", "b": b"2", "c": b"3"})
+            site.polls(3)
+            assert site.all("file_refused", folder="/in") and not site.all("server_down")
+            host.behave()
+            site.polls(3)
+            assert len(site.handled) == 3, "nothing was forgotten"
