@@ -160,7 +160,8 @@ MOST_PAUSE = 3600.0  # seconds; no file waits longer for its next try
 TRY_LATER = 75  # EX_TEMPFAIL of sysexits.h: a command's way to say "not now"
 SHORT_ERROR = 60  # characters that are left of an error that the ledger's column has no room for
 PLAIN = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")
-DELIVERED = "delivered; "  # before a row's error: this version has its name in download_dir already
+UNLISTED = "not listed; "
+MARKS = re.compile(rf"({UNLISTED})?" r"(gone; )?(delivered; )?(?:its process ended (\d+) times; )?")
 LONGEST_DELAY = 36525 * SECONDS_A_DAY  # databases know no dates after the year 9999
 LAST_WORDS = 2.0  # seconds for what is still to be written when the process ends
 ENDED = float("-inf")  # the deadline of a lease that was lost or released
@@ -1225,6 +1226,19 @@ class Fence(NamedTuple):
     term: int
 
 
+class Marks(NamedTuple):
+    """What a row's error begins with, and what outlives the member that found it out."""
+
+    unlisted: bool = False  # failed or claimed, and dropped at next_attempt_at unless it is listed again
+    gone: bool = False  # the server had no such file at the fetch: dropped when a whole listing lacks it, too
+    delivered: bool = False  # this version has its name in download_dir already
+    deaths: int = 0  # how often the process ended while this version was in work
+
+    def __str__(self) -> str:
+        words = UNLISTED * self.unlisted + "gone; " * self.gone + "delivered; " * self.delivered
+        return words + (f"its process ended {self.deaths} times; " if self.deaths else "")
+
+
 class Row(NamedTuple):
     """One file's row in the ledger."""
 
@@ -1238,6 +1252,23 @@ class Row(NamedTuple):
     action: str = ""  # the after-action still due
     due: Optional[float] = None  # seconds until next_attempt_at when it was read
     error: str = ""
+
+    @property
+    def marks(self) -> Marks:
+        found = MARKS.match(self.error)
+        assert found is not None
+        unlisted, gone, delivered, deaths = found.groups()
+        return Marks(bool(unlisted), bool(gone), bool(delivered), int(deaths or 0))
+
+    def marked(self, **changes: Any) -> Row:
+        """With other marks, and the same words."""
+        marks = self.marks
+        return self._replace(error=f"{marks._replace(**changes)}{self.error[len(str(marks)) :]}")
+
+    @property
+    def dated(self) -> bool:
+        """Whether a whole listing lacked it, so that next_attempt_at is when it may be dropped."""
+        return self.error.startswith(UNLISTED) if self.state in ("failed", "claimed") else self.due is not None
 
 
 class Change(NamedTuple):
@@ -1339,7 +1370,9 @@ class Database(abc.ABC):
         SELECT file_id, state, mtime, action, term, attempts, failures, size FROM file_ledger
          WHERE group_id = :group AND file_id IN ($ids)"""
     DONE_COUNT = "SELECT COUNT(*) FROM file_ledger WHERE group_id = :group AND state = 'done' AND action = ''"
-    COUNTS = "SELECT state, COUNT(*) FROM file_ledger WHERE group_id = :group GROUP BY state"
+    COUNTS = f"""
+        SELECT state, CASE WHEN state <> 'done' AND error LIKE '{UNLISTED}%' THEN 1 ELSE 0 END AS unlisted, COUNT(*)
+          FROM file_ledger WHERE group_id = :group GROUP BY state, unlisted"""
     ACTIVITY = """
         SELECT MAX(CASE WHEN term = :term THEN $since END), MIN($since) FROM file_ledger WHERE group_id = :group"""
     ERRORS = """
@@ -1609,9 +1642,12 @@ class Database(abc.ABC):
         return (str(rows[0][1]), int(rows[0][2])) if rows else (None, 0)
 
     def counts(self, group: str) -> Dict[str, int]:
-        """Files by state."""
-        counted = {str(state): int(number) for state, number in self.execute(self.COUNTS, group=group)}
-        return {state: counted.get(state, 0) for state in ("claimed", "done", "failed", "quarantined")}
+        """Files by state; apart from them those `unlisted`, if any: not done, and not to be had either."""
+        counted = {"claimed": 0, "done": 0, "failed": 0, "quarantined": 0}
+        for state, unlisted, number in self.execute(self.COUNTS, group=group):
+            key = "unlisted" if unlisted else str(state)
+            counted[key] = counted.get(key, 0) + int(number)
+        return counted
 
     def activity(self, group: str, term: int) -> Tuple[Optional[float], Optional[float]]:
         """Seconds since the first write to the ledger that still stands of that term, and since the last of all."""
@@ -5277,7 +5313,18 @@ class Work(NamedTuple):
     @property
     def delivered(self) -> bool:
         """Whether this version has its name in download_dir, and only its handler did not succeed."""
-        return self.attempts > 0 and self.old is not None and self.old.error.startswith(DELIVERED)
+        return self.marks.delivered
+
+    @property
+    def marks(self) -> Marks:
+        """What is known of this version."""
+        return self.old.marks._replace(unlisted=False) if self.attempts and self.old is not None else Marks()
+
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the process ended twice with this version in work: its next death counts, so it must be its own."""
+        return self.old is not None and self.marks.deaths + (self.attempts > 0 and self.old.state == "claimed") >= 2
 
 
 class Choice(NamedTuple):
@@ -5609,7 +5656,7 @@ class Selector:
             if row is not None and known_version:
                 if row.state == "quarantined":
                     continue
-                if row.state == "failed" and row.due is not None and row.due > now:
+                if row.state == "failed" and row.due is not None and row.due > now and not row.dated:
                     waiting += 1
                     continue
             before = seen.get(path)
@@ -5776,9 +5823,9 @@ class Ledger:
 
     def claimed(self, work: Work) -> Row:
         """The row that a claim makes."""
-        entry, error = work.found.entry, DELIVERED if work.delivered else ""
+        entry = work.found.entry
         return Row(work.path, entry.size, entry.mtime, "claimed", self.lease.term, work.attempts + 1, work.failures,
-                   error=error)  # fmt: skip
+                   error=str(work.marks))  # fmt: skip
 
     def change(self, old: Row, new: Optional[Row], delay: Optional[float] = None) -> None:
         """One step that only this term may make. Raises LedgerRefused, and LeaseLost if the row is not this term's."""
@@ -5861,20 +5908,27 @@ class Ledger:
         now = self._clock()
         return [row for row in self.all() if row.action and row.path not in busy and (row.due or 0) <= now]
 
-    def forget_unlisted(self, listed: Set[str], retention: float) -> None:
-        """Dates the rows of files that are no longer listed, and drops them `retention` seconds later."""
+    def forget_unlisted(
+        self, listed: Set[str], retention: float, lacks: Callable[[str], bool] = lambda path: True,
+        busy: Callable[[str], bool] = lambda path: False,
+    ) -> None:  # fmt: skip
+        """Dates the rows of files that are no longer listed, and drops them `retention` seconds later.
+
+        `lacks` tells whether the listing proves that a path is not there. What the server called gone, too, is dropped
+        at once.
+        """
         now = self._clock()
         changes = []
         for row in self.all():
-            if row.state != "done" or row.action:
-                continue
             if row.path in listed:
-                if row.due is not None:
-                    changes.append(Change(row, row))
-            elif row.due is None:
-                changes.append(Change(row, row, retention))
-            elif row.due <= now:
-                changes.append(Change(row, None))
+                if (row.due is not None or row.error) and row.dated and not row.action:
+                    changes.append(Change(row, row.marked(unlisted=False)))
+            elif not row.action and not busy(row.path) and lacks(row.path):
+                still_open = row.state in ("failed", "claimed")
+                if (still_open and row.marks.gone) or (row.dated and row.due is not None and row.due <= now):
+                    changes.append(Change(row, None))
+                elif not row.dated or row.due is None:
+                    changes.append(Change(row, row.marked(unlisted=still_open), retention))
         for start in range(0, len(changes), BATCH_FILES):
             self.write(changes[start : start + BATCH_FILES])
 
@@ -6209,7 +6263,7 @@ class Workplace:
 
     def discard(self, temporary: Path) -> None:
         """Removes an unfinished copy, or a private one that has been handled."""
-        with contextlib.suppress(OSError, HandlerFailed):
+        with contextlib.suppress(OSError, UnicodeError, HandlerFailed):
             with self._inside(temporary.parent) as folder:
                 os.unlink(_at(temporary, folder), dir_fd=folder)
         if self._private in temporary.parents:
@@ -7193,6 +7247,7 @@ class Breaker:
         self._pause = self._due = 0.0
         self._tried: Set[str] = set()
         self._trial = ""
+        self.terms: Set[int] = set()  # those that this process has held
 
     def rest(self, path: str, exc: NotNow) -> Tuple[float, bool, bool]:
         """Notes a "not now": the pause, whether it is to be said, and whether it counts as the file's failure.
@@ -7286,6 +7341,7 @@ class Poller:
         self.pool = Pool(config)
         self.workplace = Workplace(config, lease.term)
         self.command = Command(config) if config.exec else None
+        self.unreached = False  # the server, or something that it listed, could not be had at the last poll
         self.waiting = 0  # failed files whose back-off has not passed, at the last poll
         self.stuck = False  # a Python handler is still running although everything was to end
         self._exact: Dict[str, str] = {}  # of files in work: the text with the exact time that LIST does not show
@@ -7293,6 +7349,7 @@ class Poller:
         self._markers: Dict[str, Entry] = {}  # of files in work: the companion as it was at the claim
         self._lister: Optional[FileServer] = None
         self._more = False  # the last poll left something that the next one may take
+        self._one_suspect = threading.Lock()  # held while a file is in work that may end the process
         self._queue: queue.Queue[Union[Work, Row, None]] = queue.Queue()  # a Row: its after-action is due
         self._busy: Set[str] = set()
         self._alone: Set[str] = set()  # files during which a group lost its connection: fetched without company
@@ -7303,6 +7360,7 @@ class Poller:
         self._folder_alone = bool(config.download_dir) and route is None and self.command is None
         self._server_trouble = Backoff(1.0, min(60.0, max(1.0, config.polling_interval)))
         self._yielding, self._breaker = yielding, breaker
+        breaker.terms.add(lease.term)
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -7315,10 +7373,10 @@ class Poller:
             while self.member.may_work(self.lease):
                 trouble = self._poll_once()
                 pause = self.config.polling_interval if trouble is None else trouble
-                if once and trouble is None:
+                if once and (trouble is None or self.unreached):
                     self.member.wait(self.lease, float("inf"), self._idle)
-                    if not self._more:
-                        return self.member.may_work(self.lease)
+                    if trouble is not None or not self._more:
+                        return trouble is not None or self.member.may_work(self.lease)
                     pause = 0.0
                 self.stats.progress(pause)
                 self.member.wait(self.lease, pause)
@@ -7367,6 +7425,7 @@ class Poller:
     def _server_down(self, exc: Error, pause: float) -> float:
         if not self.member.may_work(self.lease):
             return 0.0  # the connections were cut by ourselves
+        self.unreached = True
         self.stats.server_down(self.config, exc, pause)
         reached = not isinstance(exc, ServerDown) or isinstance(exc, LoginRefused)
         if not reached and self._yielding.due() and self.member.others_alive():
@@ -7377,11 +7436,13 @@ class Poller:
     def poll(self) -> None:
         """List, choose, hand to the workers; returns when they have taken everything."""
         started = time.monotonic()
+        self.unreached = False
         self._start_workers()
         self.ledger.refresh()
         self.pool.restore(LIMIT_SECONDS)
         self.pool.habits.spare_listing = True
         listing = self._list()
+        self.unreached = bool(listing.refused)
         with self._lock:
             busy = set(self._busy)
         unclear = self._recognize(listing, busy)
@@ -7513,22 +7574,15 @@ class Poller:
         if lister is not None:
             lister.abort()
 
-    def _forget(self, listing: Sequence[Found], busy: Set[str]) -> None:
+    def _forget(self, look: Look, busy: Set[str]) -> None:
         if not self.member.may_work(self.lease):
             return
-        listed = {found.path for found in listing}
-        gone = [
-            row for row in self.ledger.all()
-            if row.state in ("failed", "claimed") and row.path not in listed and row.path not in busy
-        ]  # fmt: skip
         with self._lock:
-            gone = [row for row in gone if row.path not in self._busy]
-        if gone:
-            self.ledger.write([Change(row, None) for row in gone])
-        self._breaker.forget(listed)
-        for path in [path for path in self._markers if path not in listed and self.ledger.get(path) is None]:
-            del self._markers[path]
-        self.ledger.forget_unlisted(listed, self.config.ledger_retention * SECONDS_A_DAY)
+            busy = busy | self._busy
+        listed = {found.path for found in look}
+        self._breaker.forget(listed | busy)
+        retention = self.config.ledger_retention * SECONDS_A_DAY
+        self.ledger.forget_unlisted(listed, retention, look.lacks, busy.__contains__)
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
@@ -7615,10 +7669,12 @@ class Poller:
             try:
                 if isinstance(item, Row):
                     self._after_action(item)
-                elif self._folder_alone:
-                    again = self._deliver_together(cast(List[Work], works))
                 else:
-                    self._handle(item)
+                    with self._one_suspect if item.suspect else contextlib.nullcontext():
+                        if self._folder_alone:
+                            again = self._deliver_together(cast(List[Work], works))
+                        else:
+                            self._handle(item)
             except LeaseLost:
                 pass  # what was claimed stays claimed under this term: void for the next one
             except BaseException as exc:  # whatever it is, the worker goes on
@@ -7635,7 +7691,7 @@ class Poller:
 
     def _with_company(self, first: Work) -> Sequence[Union[Work, Row]]:
         """A file, and where delivery is the folder alone the next small ones with it: a fair share of what waits."""
-        if not self._folder_alone or first.path in self._alone:
+        if not self._folder_alone or first.suspect or first.path in self._alone:
             self._alone.discard(first.path)
             return [first]
         with self._filling:
@@ -7646,7 +7702,7 @@ class Poller:
                 item = self._queue.get_nowait()
             except queue.Empty:
                 break
-            if not isinstance(item, Work) or item.path in self._alone:
+            if not isinstance(item, Work) or item.suspect or item.path in self._alone:
                 self._queue.put(item)
                 break
             works.append(item)
@@ -7670,7 +7726,7 @@ class Poller:
             self._fetch(found, temporary)
             self.lease.check()
             local = temporary if work.delivered else self._finish(temporary, found)
-            row = row._replace(error=DELIVERED if self.config.download_dir else "")
+            row = row.marked(delivered=bool(self.config.download_dir))
             mtime = epoch_seconds(self._exact.get(row.path, row.mtime))
             file = File(found.path, row.size, mtime, row.attempts, self.lease, local)
             self._run_handler(file)
@@ -7683,7 +7739,27 @@ class Poller:
         self._done([row], time.monotonic() - started)
 
     def _claim(self, works: Sequence[Work]) -> List[Optional[Row]]:
-        """Claims files; None for each that is not to be had."""
+        """Claims files; None for each that is not to be had.
+
+        A claim that a dead process left is void. Its file may have killed it: the third counts as the file's failure,
+        and each one after. Of its own earlier terms this process knows that they did not end so.
+        """
+        free = [counted for counted in map(self._counted, works) if counted is not None]
+        made = dict(zip([work.path for work in free], self._claim_all(free)))
+        return [made.get(work.path) for work in works]
+
+    def _counted(self, work: Work) -> Optional[Work]:
+        """The work with the death of its last holder noted; None if that was its failure."""
+        old = work.old
+        if old is None or old.state != "claimed" or not work.attempts or old.term in self._breaker.terms:
+            return work
+        dead = old.marked(unlisted=False, deaths=old.marks.deaths + 1)
+        if dead.marks.deaths < 3:
+            return work._replace(old=dead)
+        self._settle(dead, HandlerFailed("it may be the file that ends it"))
+        return None
+
+    def _claim_all(self, works: Sequence[Work]) -> List[Optional[Row]]:
         rows = self.ledger.claim(works)
         for work, row in zip(works, rows):
             if row is None and work.path in self.ledger.refused:
@@ -7711,6 +7787,11 @@ class Poller:
 
         `later` as for `_done`.
         """
+        if isinstance(exc, LeaseLost) and self.lease.valid():
+            if self.member.may_work(self.lease):
+                exc = HandlerFailed(f"{exc}, it says, but it is not")
+            else:  # the member stops, and its command was cut: the next one need not take that for a death
+                self.ledger.change(row, row._replace(state="failed", error=kept_error(row, Error("cut by a stop"))))
         if isinstance(exc, (LeaseLost, DatabaseDown)):
             raise exc
         self.lease.check()  # whatever failed after its end did so because it was cut
@@ -7723,7 +7804,7 @@ class Poller:
         if isinstance(exc, (OSError, UnicodeError)):
             exc = _local(exc, row.path)
         if isinstance(exc, FileGone):
-            self._gone(row, exc)
+            self._gone(row, exc, later)
         elif isinstance(exc, NotNow):
             self._not_now(row, exc, later)
         elif isinstance(exc, (LocalTrouble, ServerDown)):
@@ -7868,10 +7949,13 @@ class Poller:
             attempt=row.attempts, retry_in=pause, error=kept_error(row, exc),
         )  # fmt: skip
 
-    def _gone(self, row: Row, exc: Error) -> None:
-        """Removed between the listing and the fetch: no failure, and nothing is left to do."""
+    def _gone(self, row: Row, exc: Error, later: Optional[List[Row]]) -> None:
+        """Removed between the listing and the fetch: no failure. Listed after that all the same, it is one."""
+        if row.marks.gone:
+            self._failed(row, exc, later)
+            return
         event("file_gone", term=self.lease.term, path=row.path, reason=str(exc))
-        self.ledger.change(row, None)
+        self.ledger.change(row, row._replace(state="failed", error=kept_error(row, exc)).marked(gone=True))
 
     def _say(self, what: str, row: Row, error: str, delay: Optional[float] = None) -> None:
         self.stats.file(what[len("file_") :], row.size)
@@ -7934,7 +8018,7 @@ class Poller:
                 self._alone.update(row.path for row in left)
             for row in left:
                 # What nobody foresaw may be any file's fault: it counts for one that was alone.
-                own = isinstance(exc, (Error, OSError)) or len(left) == 1
+                own = isinstance(exc, (ServerDown, LocalTrouble, OSError)) or len(left) == 1
                 self._settle(row, exc if own else LocalTrouble(f"the group broke: {reason(exc)}"), later)
         finally:
             for copy in (*opened.values(), *fetched):
@@ -8077,7 +8161,8 @@ def kept_error(row: Row, exc: BaseException) -> str:
     line = printable(" | ".join(part.strip() for part in str(exc).splitlines() if part.strip())) or reason(exc)
     if len(line) > STDERR_BYTES:
         line = f"{line[:200]} ... {line[205 - STDERR_BYTES :]}"
-    return (DELIVERED if row.error.startswith(DELIVERED) else "") + line
+    begin = ": " if any(row._replace(error=f"{line} ").marks) else ""  # words that would be read as marks
+    return f"{row.marks._replace(unlisted=False, gone=False)}{begin}{line}"
 
 
 def _local(exc: Union[OSError, UnicodeError], place: str) -> Error:
@@ -8252,7 +8337,7 @@ class Listener:
         try:
             completed = poller.run(self._once)
             if completed:
-                self.exit_code = 1 if poller.waiting else 0
+                self.exit_code = 1 if poller.waiting or poller.unreached else 0
                 self.member.stop()
         except LeaseLost:
             pass

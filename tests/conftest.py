@@ -217,6 +217,8 @@ class Files:
 def new_folder(name: str, server: servers.Server) -> Iterator[Files]:
     """A fresh folder on that server, removed at the end."""
     _well(server)
+    if isinstance(server, servers.Pyftpd):
+        server.revive()
     root = server.folder()
     try:
         yield Files(name, server, root)

@@ -1158,7 +1158,22 @@ class Pyftpd(Server):
         return self.dir / "out"
 
     def probe(self) -> None:
-        ftp_login(self).quit()
+        with contextlib.closing(ftp_login(self)) as session:
+            session.nlst()
+            session.quit()
+
+    def revive(self) -> None:
+        """Starts it anew if a test has left it in a state in which it lists nothing any more."""
+        before = self._log_size()
+        try:
+            self.probe()
+        except (OSError, EOFError, ftplib.Error):
+            self.kill()
+            self.start()
+            return
+        with contextlib.suppress(AssertionError):  # sessions of the test before may end later
+            wait_for(self.settled, 0.5)
+        self._own_noise.append((before, self._log_size()))
 
     def settled(self) -> bool:
         text = self.log_file.read_bytes()[self._start_of_log :].decode("utf-8", "replace")

@@ -836,6 +836,35 @@ def test_open_rows_are_those_that_are_not_simply_done(ledger: ftpcoord.Database)
     assert ledger.counts("other") == {"claimed": 0, "done": 0, "failed": 0, "quarantined": 0}
 
 
+def test_a_refresh_asks_for_the_open_rows_and_one_number_however_many_files_are_done(
+    ledger: ftpcoord.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.adopt("g", "a", [row(f"/in/{n}") for n in range(200)])
+    ledger.write(FENCE, [Change(None, row("/in/open")), Change(None, row("/in/due", state="done", action="delete"))])
+    mine = ftpcoord.Ledger(ledger, "g", "a", ftpcoord.Lease(1, math.inf, time.monotonic), time.monotonic)
+    mine.load()
+    answers: list[int] = []
+    execute = ledger.execute
+
+    def counted(*arguments: Any, **values: Any) -> Any:
+        rows = execute(*arguments, **values)
+        answers.append(len(rows))
+        return rows
+
+    monkeypatch.setattr(ledger, "execute", counted)
+    mine.refresh()
+    assert answers == [2, 1]
+    assert len(mine.all()) == 202
+
+
+def test_rows_that_are_not_listed_are_counted_apart(ledger: ftpcoord.Database) -> None:
+    states = ("claimed", "failed", "done", "quarantined")
+    rows = [row(f"/in/{state}{n}", state=state, error="exit 3") for state in states for n in range(2)]
+    rows[0], rows[2] = rows[0].marked(unlisted=True), rows[2].marked(unlisted=True)
+    ledger.write(FENCE, [Change(None, one) for one in rows])
+    assert ledger.counts("g") == {"claimed": 1, "failed": 1, "done": 2, "quarantined": 2, "unlisted": 2}
+
+
 def test_adopting_records_as_done_and_touches_no_known_row(ledger: ftpcoord.Database) -> None:
     ledger.write(FENCE, [Change(None, row())])
     ledger.adopt("g", "operator", [row(size=99), row("/in/b", size=7, mtime="2026-01-12")])

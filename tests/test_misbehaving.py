@@ -90,6 +90,18 @@ def test_a_file_that_the_server_refuses_is_counted_and_quarantined(tmp_path: Pat
             assert len(site.all("file_failed")) == 2 and len(site.all("file_quarantined")) == 1
 
 
+@pytest.mark.parametrize("words", ["\ud800 and \udfff", "\udc80\udcff", "\0", "", "x" * 100_000])
+def test_whatever_words_a_handler_fails_with_it_is_counted(tmp_path: Path, words: str) -> None:
+    """json gives lone surrogates, file names bytes that are no text."""
+    with FtpHost(files={"a": b"1"}) as host, Site(tmp_path, host.settings, "handler", max_attempts=3) as site:
+        def receive(file: ftpcoord.File) -> None:
+            Site.receive(site, file)
+            raise ValueError(words)
+
+        site.listener._routes[:] = [("*", receive)]
+        assert site.state("a", "quarantined")["failures"] == 3 == len(site.handled)
+
+
 @DELIVERIES
 def test_a_file_that_vanishes_between_listing_and_fetching_is_no_failure(tmp_path: Path, delivery: str) -> None:
     with FtpHost(files={"a": b"1", "b": b"2"}) as host:

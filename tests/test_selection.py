@@ -799,17 +799,59 @@ def test_a_file_that_is_listed_again_in_between_is_kept_for_the_whole_time_again
     assert mine.get("/in/a.csv") is not None
 
 
-def test_only_rows_that_are_done_with_nothing_due_are_ever_forgotten(clock: Clock) -> None:
+def test_rows_that_are_not_listed_go_when_their_time_is_over_but_none_with_an_action_due(clock: Clock) -> None:
     rows = MemoryRows()
     kept = [
         row("a", state="quarantined"), row("b", state="failed"), row("c", state="claimed"), row("d", action="delete")
     ]  # fmt: skip
     rows.write(Fence("g", "a", 1), [Change(None, one) for one in kept])
     mine = ledger(rows, clock)
-    for _ in range(3):
-        mine.forget_unlisted(set(), 1.0)
-        clock.now += 10
+    mine.forget_unlisted(set(), 15.0)
+    clock.now += 10
+    mine.forget_unlisted(set(), 15.0)
     assert len(mine.all()) == 4
+    clock.now += 10
+    mine.forget_unlisted(set(), 15.0)
+    assert [one.path for one in mine.all()] == ["/in/d"]
+
+
+def test_a_failed_row_that_is_listed_again_is_due_at_once_with_its_attempts_and_its_words(clock: Clock) -> None:
+    """Also by a member that comes later."""
+    rows = MemoryRows()
+    failed = row("a", state="failed", attempts=4, failures=3, error="no good")
+    rows.write(Fence("g", "a", 1), [Change(None, failed), Change(failed, failed, 3600.0)])
+    mine = ledger(rows, clock)
+    assert choose(Selector(config(), clock), [found("a")], *mine.all()).waiting == 1
+    mine.forget_unlisted(set(), 30 * 86400.0)
+    for one in (mine, ledger(rows, clock)):
+        chosen = choose(Selector(config(), clock), [found("a")], *one.all())
+        assert chosen.waiting == 0 and [work.attempts for work in chosen.ready] == [4]
+    mine.forget_unlisted({"/in/a"}, 30 * 86400.0)
+    assert [(one.state, one.attempts, one.failures, one.error, one.due) for one in mine.all()] == [
+        ("failed", 4, 3, "no good", None)
+    ]
+
+
+def test_a_row_that_the_server_called_gone_goes_with_the_first_listing_that_lacks_it(clock: Clock) -> None:
+    rows = MemoryRows()
+    gone = row("a", state="failed").marked(gone=True)
+    rows.write(Fence("g", "a", 1), [Change(None, gone), Change(None, row("b", state="failed"))])
+    mine = ledger(rows, clock)
+    mine.forget_unlisted(set(), 100.0, lacks=lambda path: False)
+    assert len(mine.all()) == 2, "nothing is proven by a listing that is not whole"
+    mine.forget_unlisted(set(), 100.0)
+    assert [one.path for one in mine.all()] == ["/in/b"]
+
+
+def test_marks_before_an_error_are_told_from_its_words() -> None:
+    plain = row("a", state="failed", error="exit 3")
+    assert plain.marks == ftpcoord.Marks()
+    every = plain.marked(unlisted=True, gone=True, delivered=True, deaths=12)
+    assert every.marks == ftpcoord.Marks(True, True, True, 12) and every.error.endswith("; exit 3")
+    assert every.marked(unlisted=False, gone=False, delivered=False, deaths=0) == plain
+    for words in ("delivered; ", "gone; x", "not listed;", "its process ended 9 times; "):
+        kept = ftpcoord.kept_error(plain, ftpcoord.Error(words))
+        assert plain._replace(error=kept).marks == ftpcoord.Marks(), "a handler's words are no marks"
 
 
 def test_many_rows_are_forgotten_in_groups(clock: Clock) -> None:

@@ -1,0 +1,211 @@
+"""Nothing is forgotten because of one look, and nothing is tried for ever without being counted."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import servers
+from conftest import Database, Files, new_folder
+from hostile import FtpHost, Site, reply
+from members import PATIENCE, Crew, kinds
+
+
+def fail(site: Site) -> None:
+    """From here on its handler fails with each file."""
+
+    def receive(file: Any) -> None:
+        Site.receive(site, file)
+        raise ValueError("no good")
+
+    site.receive = receive  # type: ignore[method-assign]
+    site.listener._routes[:] = [("*", receive)]
+
+
+@pytest.mark.parametrize("bad", ["empty", "refused"])
+def test_a_poison_file_whose_listing_fails_now_and_then_ends_in_quarantine_with_all_its_attempts(
+    tmp_path: Path, bad: str
+) -> None:
+    """Every other listing does not show it."""
+    turn = iter(range(10**6))
+
+    def listing(session: Any, argument: str) -> None:
+        if next(turn) % 2:
+            session.on_mlsd(argument)
+        elif bad == "empty":
+            session.send(b"")
+        else:
+            session.say("450 busy")
+
+    with FtpHost(files={"a": b"1"}) as host, Site(tmp_path, host.settings, "handler", max_attempts=4) as site:
+        fail(site)
+        host.on("MLSD", listing, times=None)
+        host.on("LIST", reply("450 busy"), times=None)
+        row = site.state("a", "quarantined")
+        assert (row["failures"], row["attempts"]) == (4, 4)
+        assert [attempt for _, _, attempt in site.handled] == [1, 2, 3, 4]
+
+
+def test_a_done_file_is_not_handled_again_because_of_one_bad_listing_whatever_the_retention(tmp_path: Path) -> None:
+    with FtpHost(files={"a": b"1"}) as host, Site(tmp_path, host.settings, "handler", ledger_retention=0) as site:
+        site.state("a", "done")
+        for _ in range(3):
+            host.on("MLSD", lambda session, argument: session.send(b""))
+            site.wait("polled", len(site.all("polled", listed=0)) + 1, listed=0)
+            site.polls(1)
+        assert len(site.handled) == 1
+
+
+def test_a_file_that_is_listed_and_called_gone_for_ever_is_counted_and_quarantined(tmp_path: Path) -> None:
+    with FtpHost(files={"a": b"1", "b": b"2"}) as host:
+        refuse = reply("550 no such file")
+        host.on("RETR", lambda session, name: refuse(session, name) if name.endswith("/a") else session.on_retr(name),
+                times=None)  # fmt: skip
+        with Site(tmp_path, host.settings, "handler", max_attempts=3) as site:
+            row = site.state("a", "quarantined")
+            assert row["failures"] == 3 and row["attempts"] <= 4
+            site.arrive({"b": b"2"})
+
+
+def test_a_row_whose_file_is_not_listed_is_counted_apart_and_run_once_does_not_wait_for_it(
+    sqlite: Database, files: Files, tmp_path: Path
+) -> None:
+    files.put("bad.txt", b"x", mtime := time.time() - 99)
+    with Crew(tmp_path, sqlite, files, retry_delay=3600) as crew:
+        crew.fail()
+        assert crew.run("run", "--once").returncode == 1
+        (files.root / "bad.txt").unlink()
+        assert crew.run("run", "--once").returncode == 0
+        found = crew.status()["files"]
+        assert (found["failed"], found["unlisted"]) == (0, 1)
+        assert "not listed" in crew.ledger()[0]["error"] and "no good" in crew.ledger()[0]["error"]
+        # It comes back as it was: due at once, with its attempts.
+        crew.fail(False)
+        files.put("bad.txt", b"x", mtime)
+        assert crew.run("run", "--once").returncode == 0
+        assert [run.attempt for run in crew.runs()] == [2]
+        assert crew.status()["files"] == {"claimed": 0, "done": 1, "failed": 0, "quarantined": 0}
+
+
+def test_files_below_a_folder_that_is_refused_are_not_forgotten(sqlite: Database, files: Files, tmp_path: Path) -> None:
+    """And `run --once` says that it has not seen all."""
+    files.put("sub/a.txt", b"x")
+    with Crew(tmp_path, sqlite, files, recursive="yes", ledger_retention=0) as crew:
+        assert crew.run("run", "--once").returncode == 0
+        (files.root / "sub").chmod(0)
+        try:
+            for _ in range(3):
+                assert crew.run("run", "--once").returncode == 1
+            assert crew.states() == {"a.txt": "done"}
+        finally:
+            (files.root / "sub").chmod(0o777)
+        assert crew.run("run", "--once").returncode == 0
+        assert crew.names() == ["a.txt"]
+
+
+# ----------------------------------------------------------------------------- a file that ends the process
+
+KILLER = '''
+import os, signal
+listener = ftpcoord.Listener(**settings)
+@listener.on_file("*")
+def handle(file):
+    with open({record!r}, "a") as out:
+        out.write(f"{{file.name}} {{file.attempt}}\\n")
+    if file.name == "bomb.txt":
+        os.kill(os.getpid(), signal.SIGKILL)
+ftpcoord.start_logging("info", "text", sys.stdout)
+sys.exit(listener.run(once=True))
+'''
+
+
+@kinds("postgresql", "sqlite")
+def test_a_file_that_kills_the_process_ends_in_quarantine(database: Database, files: Files, tmp_path: Path) -> None:
+    """The third death is counted, and each one after: here two failures are enough."""
+    record = tmp_path / "handled"
+    files.put("bomb.txt", b"x")
+    files.put("other.txt", b"x")
+    with Crew(tmp_path, database, files, max_attempts=2, workers=1, retry_delay=0, liveness_check_interval=3) as crew:
+        for _ in range(8):
+            member = crew.script(KILLER.format(record=str(record)), name="a")
+            if member.process.wait(PATIENCE) == 0:
+                break
+        assert crew.states() == {"bomb.txt": "quarantined", "other.txt": "done"}
+        (row,) = [row for row in crew.ledger() if row["state"] == "quarantined"]
+        assert "ended 4 times" in row["error"] and row["failures"] == 2
+        handled = record.read_text().splitlines()
+        assert sorted(handled) == [*(f"bomb.txt {attempt}" for attempt in range(1, 5)), "other.txt 1"]
+
+
+def test_files_that_were_in_work_with_it_are_not_counted(sqlite: Database, files: Files, tmp_path: Path) -> None:
+    """What was twice in work when the process ended is tried one at a time."""
+    record = tmp_path / "handled"
+    for name in ("bomb.txt", "1.txt", "2.txt", "3.txt"):
+        files.put(name, b"x")
+    slow = "    time.sleep(0.2 if file.name == 'bomb.txt' else 0.6)\n    if file.name"
+    code = KILLER.replace("    if file.name", slow)
+    with Crew(tmp_path, sqlite, files, max_attempts=1, retry_delay=0, liveness_check_interval=3) as crew:
+        for _ in range(6):
+            member = crew.script("import time\n" + code.format(record=str(record)), name="a")
+            if member.process.wait(PATIENCE) == 0:
+                break
+        assert crew.states() == {"1.txt": "done", "2.txt": "done", "3.txt": "done", "bomb.txt": "quarantined"}
+        assert record.read_text().count("bomb") == 3
+
+
+def test_a_stop_that_cuts_a_command_short_is_no_death(crew_once: Crew) -> None:
+    crew = crew_once
+    (crew.folder / "deaf").touch()
+    crew.hold()
+    crew.files.put("1.txt", b"x")
+    for number in range(1, 5):
+        member = crew.start("a", drain_timeout=0.1, max_attempts=1)
+        crew.begun(number)
+        assert member.stop() in (0, 1)
+        assert "ended" not in crew.ledger()[0]["error"] and crew.ledger()[0]["failures"] == 0
+
+
+@pytest.fixture
+def crew_once(sqlite: Database, files: Files, tmp_path: Path) -> Any:
+    with Crew(tmp_path, sqlite, files) as crew:
+        yield crew
+
+
+# ----------------------------------------------------------------------------- names that this host cannot have
+
+
+@pytest.mark.parametrize("delivery", ["command", "folder"])
+@pytest.mark.parametrize("locale", ["C", "de_DE.ISO-8859-1"])
+def test_a_name_that_the_file_systems_encoding_lacks_is_the_files_failure(
+    sqlite: Database, files: Files, tmp_path: Path, delivery: str, locale: str
+) -> None:
+    for name in ("a.txt", "b-€.txt"):
+        files.put(name, b"x")
+    (tmp_path / "target").mkdir()
+    with Crew(tmp_path, sqlite, files, max_attempts=2, retry_delay=0) as crew:
+        folder = {"exec": None, "download_dir": tmp_path / "target"} if delivery == "folder" else {}
+        environment = {**crew.environment(**folder), "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+        done = crew.run("run", "--once", environment=environment)
+        assert done.returncode == 0, done.stderr
+        assert crew.states() == {"a.txt": "done", "b-€.txt": "quarantined"}
+        assert "encoding" in crew.ledger()[1]["error"] or "names are in" in crew.ledger()[1]["error"]
+
+
+# ----------------------------------------------------------------------------- run --once ends
+
+
+def test_run_once_ends_with_1_while_the_file_server_is_down_or_the_folder_is_missing(
+    sqlite: Database, tmp_path: Path
+) -> None:
+    with servers.pyftpd() as server, new_folder("pyftpd", server) as files:
+        with Crew(tmp_path, sqlite, files) as crew:
+            files.put("1.txt", b"x")
+            assert crew.run("run", "--once", url=files.url + "/missing").returncode == 1
+            server.stop()
+            done = crew.run("run", "--once", timeout=30)
+            assert done.returncode == 1 and "server_down" in done.stdout
+            server.start()
+            assert crew.run("run", "--once").returncode == 0
+            assert crew.names() == ["1.txt"]
