@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import servers
 from conftest import Database, Files, new_folder, wait_for
+from hostile import FtpHost
 from members import MODULE, Crew, ftpcoord, kinds, never
 
 CANARY = "canary-2b7e1516"  # in every secret of the tests that look for secrets
@@ -284,6 +285,25 @@ def test_version_and_help(crew: Crew) -> None:
     for word in ("run", "check", "status", "schema", "files", "retry", "adopt", "step-down", "--config"):
         assert word in done.stdout
     assert done.returncode == 0
+
+
+def test_check_fails_where_nobody_understands_the_listing_and_the_dry_run_says_what_is_left(tmp_path: Path) -> None:
+    line = b"lrwxrwxrwx    1 0        0               9 Jul 20  2024 l -> a"
+    with FtpHost(files={"a": b"1"}, mlsd=False) as host:
+        settings = {**host.settings, "database": f"sqlite:///{tmp_path}/x.db", "download_dir": str(tmp_path)}
+        environment = {**os.environ, **{f"FTPCOORD_{name.upper()}": str(value) for name, value in settings.items()}}
+
+        def run(*words: str) -> Any:
+            command = [sys.executable, str(MODULE), *words]
+            return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+        host.lines.append(line)
+        assert run("check").returncode == 0
+        assert "skip  /in/l  a link" in run("run", "--dry-run").stdout
+        host.files.clear()
+        host.lines[:] = [line[4:]]
+        done = run("check")
+        assert done.returncode == 1 and "not understood" in done.stderr and "l -> a" in done.stderr
 
 
 def test_whoever_stops_reading_gets_no_more_and_nothing_else_is_said(crew: Crew) -> None:

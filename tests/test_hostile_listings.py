@@ -149,6 +149,40 @@ def test_links_of_a_real_server_are_not_followed(file_server: Files, tmp_path: P
         assert not site.all("file_failed")
 
 
+@pytest.mark.parametrize("file_server", ["vsftpd", "sshd", "asyncssh"], indirect=True)
+@pytest.mark.parametrize("how", ["arch/done", "absolute", "behind a link"])
+def test_what_was_moved_within_the_polled_tree_is_not_polled_again(
+    file_server: Files, tmp_path: Path, how: str
+) -> None:
+    settings = dict(file_server.settings)
+    _, _, folder = settings["url"].partition("://")[2].partition("/")
+    target = "/" + folder + "//done/." if how != "arch/done" else how
+    if how == "behind a link":
+        if settings["url"].startswith("ftp"):
+            pytest.skip("FTP does not tell where a link leads")
+        link = file_server.root.with_name(file_server.root.name + "-link")
+        link.symlink_to(file_server.root.name)
+        settings["url"] += "-link"
+    file_server.put("a", b"1")
+    file_server.put("x/b", b"2")
+    with Site(tmp_path, settings, "handler", recursive=True, timeout=10, after="move:" + target) as site:
+        wait_for(lambda: len(site.handled) == 2 and not (file_server.root / "x" / "b").exists(), 20)
+        site.polls(4)
+        assert sorted(site.handled) == [("a", b"1", 1), ("b", b"2", 1)]
+
+
+def test_a_listing_that_nobody_understands_is_said_and_forgets_nothing(tmp_path: Path) -> None:
+    with FtpHost(files={"a": b"1"}, mlsd=False) as host, Site(tmp_path, host.settings) as site:
+        site.arrive({"a": b"1"})
+        host.on("LIST", hostile.content(b"2026. 01. 12. a\r\n"), times=None)
+        assert "not understood" in site.wait("server_down")["error"]
+        assert site.state("a", "done")["attempts"] == 1 and not site.all("file_failed")
+        host.behave()
+        site.wait("server_up")
+        site.polls()
+        assert len(site.all("file_done")) == 1
+
+
 @pytest.mark.parametrize("minutes", [-11 * 60, 0, 345, 14 * 60])
 @pytest.mark.parametrize("age", [0, 300], ids=["minutes", "days"])
 def test_a_server_in_another_zone_has_its_files_handled_once_and_deleted(
