@@ -105,6 +105,10 @@ PEERS = {
 }
 
 
+SAID = {"a greeting line": "a greeting without an end", "a greeting of": "a greeting without an end",
+        "a packet of two": "an SSH packet of 2147483", "a packet of sixteen": "an SSH packet of 16"}  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", PEERS)
 def test_whatever_comes_before_the_handshake_costs_little_memory_and_time_and_no_secret(kind: str) -> None:
     peer = Peer(PEERS[kind])
@@ -112,6 +116,8 @@ def test_whatever_comes_before_the_handshake_costs_little_memory_and_time_and_no
         ftpcoord.open_server(ftpcoord.Config(**peer.settings()))
     assert PASSWORD not in str(caught.value) and PASSWORD.encode() not in peer.heard
     assert "\n" not in str(caught.value)
+    said = [words for start, words in SAID.items() if kind.startswith(start)]
+    assert all(words in str(caught.value) for words in said)
 
 
 def send_raw(session: Any, kind: int, *fields: bytes, times: int = 1) -> None:
@@ -154,6 +160,18 @@ def test_what_a_server_sends_to_an_idle_connection_is_bounded_and_ends_it(kind: 
             elif kind == 94 and field:
                 assert not server.alive()
             host.drop()
+
+
+@pytest.mark.parametrize("piece", [b"", b"ab"])
+def test_bytes_that_come_in_tiny_pieces_cost_little_more_than_their_number(piece: bytes) -> None:
+    pipe = ftpcoord.FastPipe(TimeoutError, 1 << 20)
+    tracemalloc.start()
+    for _ in range(300_000):
+        pipe.feed(piece)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 << 20 and len(pipe) == 300_000 * len(piece)
+    assert b"".join(iter(lambda: pipe.read(1000, 0) if len(pipe) else b"", b"")) == piece * 300_000
 
 
 FLOODS: dict[str, Callable[[Any], None]] = {

@@ -126,7 +126,7 @@ OTHERS = [     # of these no one form is sure enough
     "-r-xr-xr-x   2 root     other      2235 15 jui 2002 June or July",
     "drwxr-xr-x   5 root     sys          512 2005년  1월  6일 year first",
     "-rw-rw---- 1 ep1adm sapsys 0 8月 17日 20:10 caerrinf", "- [R----F--] rhesus 214059 Oct 20 15:27 netware",
-    "-rw-r--r-- 1 5 12 may 2026 Jan 12 10:15 two dates",
+    "-rw-r--r-- 1 5 12 may 2026 Jan 12 10:15 two dates", "-rw-r--r-- 1 may 5 2026 a.csv",
     "-rw-r--r--   1 root     root       190144 2001-04-27 zxJDBC-2.0.1b1.zip",
     "drwxr-xr-x 3 slopri devlab 512 71-unix-dateless", "2002-09-02  19:06                9,730 19-dos-longyear file",
     "206876  Apr 04, 2000 21:06 21-vshell-old file", "0  Dec 12, 2002 02:13 22-vshell-old dir/",
