@@ -349,8 +349,8 @@ def test_an_existing_folder_that_stat_tells_no_kind_of_is_not_made_again() -> No
 
 
 @pytest.mark.parametrize(("seconds", "mtime"), [
-    (0, "1970-01-01T00:00:00"), (0xFFFFFFFF, "1969-12-31T23:59:59"), (0x80000000, "1901-12-13T20:45:52"),
-    (0x7FFFFFFF, "2038-01-19T03:14:07"),
+    (0, "1970-01-01T00:00:00"), (-1, "1969-12-31T23:59:59"), (-(2**31), "1901-12-13T20:45:52"),
+    (2**31 - 1, "2038-01-19T03:14:07"),
 ])  # fmt: skip
 def test_a_time_before_1970_is_shown_as_that(seconds: int, mtime: str) -> None:
     with SftpHost() as host, contextlib.closing(open_sftp(host)) as server:
