@@ -154,6 +154,11 @@ STDERR_BYTES = 2000  # of a failed command's last words, kept in the ledger
 LEAST_RATE = 10.0  # bytes a second: a third of what a modem of 300 bit/s carries; a transfer below it stands still
 LONGEST_LINE = 4096  # bytes of a command's output that are passed on as one line
 SECONDS_A_DAY = 86400.0
+ANSWER_BYTES = 1 << 20  # of a login, or of one answer of the database; a page of the ledger is larger
+LEDGER_BYTES = 64 << 20
+MOST_ITERATIONS = 1_000_000  # of SCRAM's hash: a second; servers ask for 4096
+LONGEST_REASON = 500  # characters of what a server says of an error
+GARBLED = (AttributeError, LookupError, TypeError, struct.error, AssertionError)  # of a driver that reads nonsense
 MOST_QUESTIONS = 500  # about the versions of known files, in one poll
 QUESTION_SECONDS = 10.0  # that they may take
 MOST_PAUSE = 3600.0  # seconds; no file waits longer for its next try
@@ -1047,6 +1052,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def is_near(sock: socket.socket) -> bool:
+    """Whether the connection's other end is on this host."""
+    return is_loopback(str(sock.getpeername()[0]))
+
+
 def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -1325,6 +1335,86 @@ class Store(Protocol):
         """The health rows of the group; requests to step down are none."""
 
 
+class Allowance:
+    """What the peer may cost in one call, in time and in bytes, however slowly or endlessly it sends."""
+
+    def __init__(self) -> None:
+        self._until, self._bytes = 0.0, 0
+
+    def renew(self, seconds: float, size: int) -> None:
+        self._until, self._bytes = boot_clock() + seconds, size
+
+    def left(self) -> float:
+        seconds = self._until - boot_clock()
+        if seconds <= 0:
+            raise socket.timeout("timed out")
+        return seconds
+
+    def spend(self, size: int) -> None:
+        self.promise(size)
+        self._bytes -= size
+
+    def promise(self, size: int) -> None:
+        """So much is to be read; memory for it is taken at once."""
+        if not 0 <= size <= self._bytes:
+            raise OSError(errno.EMSGSIZE, "the server sends without end")
+
+    def metered(self, base: Any) -> Any:
+        """A kind of socket, `socket.socket` or `ssl.SSLSocket`, whose sending and receiving keep to it."""
+        allowance = self
+
+        class Metered(base):  # type: ignore[misc]
+            def recv_into(self, *args: Any) -> int:
+                self.settimeout(allowance.left())
+                size: int = super().recv_into(*args)
+                allowance.spend(size)
+                return size
+
+            def makefile(self, *args: Any, **more: Any) -> Any:
+                stream = super().makefile(*args, **more)
+                read = stream.read
+
+                def promised(size: int = -1) -> Any:
+                    allowance.promise(size)
+                    return read(size)
+
+                stream.read = promised
+                return stream
+
+            def send(self, *args: Any) -> int:
+                self.settimeout(allowance.left())
+                return int(super().send(*args))
+
+            def sendall(self, *args: Any) -> None:
+                self.settimeout(allowance.left())
+                super().sendall(*args)
+
+        return Metered
+
+    def connect(self, host: str, port: int) -> Any:
+        """A TCP connection that keeps to it."""
+        sock = socket.create_connection((host, port), self.left())
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        metered = self.metered(socket.socket)(sock.family, sock.type, sock.proto, sock.detach())
+        metered.settimeout(self.left())
+        return metered
+
+
+def guarded(base: Any, method: str, guard: Callable[..., None]) -> Any:
+    """A driver's connection with a look at what the peer asked for around its own `method`; without one it is none."""
+    if not callable(getattr(base, method, None)):
+        raise DatabaseRefused(f"{base.__module__} has no {method}: this version of the driver cannot be guarded")
+    original = getattr(base, method)
+
+    def look(self: Any, *args: Any) -> Any:
+        result = None if args else original(self)
+        guard(self, *args)
+        return original(self, *args) if args else result
+
+    return type("Guarded", (base,), {method: look})
+
+
 class Database(abc.ABC):
     """One connection to the shared database, opened when needed; used by one thread at a time."""
 
@@ -1389,19 +1479,21 @@ class Database(abc.ABC):
         self.now = self.tick = ""
         self.released = "'1970-01-01 00:00:01'"
         self.connection: Any = None
+        self.allowance = Allowance()
         self.where = without_password(config.database)
 
     # -- what each dialect does in its own way ------------------------------------------------------------------------
 
     @abc.abstractmethod
-    def _connect(self) -> None: ...
+    def _open(self, host: str, port: int) -> None:
+        """Logs in to one host. Raises what the driver raises, and DatabaseDown if nothing can be written there."""
 
     @abc.abstractmethod
     def _run(self, sql: str) -> List[Sequence[Any]]:
         """Runs one statement as one transaction and gives its rows. Driver errors come out as they are."""
 
     @abc.abstractmethod
-    def _translate(self, exc: BaseException) -> Error:
+    def _translate(self, exc: BaseException, place: str = "") -> Error:
         """A driver's error as one of ours."""
 
     @abc.abstractmethod
@@ -1436,6 +1528,39 @@ class Database(abc.ABC):
             with contextlib.suppress(Exception):
                 connection.close()
 
+    def _connect(self) -> None:
+        """Logs in to the first host that will have it. None is a reason to give up while another may yet answer."""
+        problems: List[Error] = []
+        for host, port in self.config.endpoint.hosts:
+            self.allowance.renew(self.timing.call_timeout, ANSWER_BYTES)
+            try:
+                return self._open(host, port)
+            except ConfigError:
+                raise
+            except Error as exc:
+                problems.append(exc)
+            except Exception as exc:
+                problems.append(self._translate(exc, f"{host}:{port}: "))
+            self.close()
+        prefix = f"database {self.where}: "
+        texts = [str(problem)[len(prefix) :] for problem in problems if str(problem).startswith(prefix)]
+        if len(texts) < len(problems):  # a driver is missing
+            raise problems[0]
+        refused = all(isinstance(problem, DatabaseRefused) for problem in problems)
+        raise (DatabaseRefused if refused else DatabaseDown)(prefix + "; ".join(texts))
+
+    def _tls(self) -> ssl.SSLContext:
+        config = self.config
+        context = tls_context("database_ca_file", config.database_ca_file, config.database_tls == "verify")
+        context.sslsocket_class = self.allowance.metered(ssl.SSLSocket)
+        return context
+
+    def _told_in_clear(self, host: str, port: int) -> DatabaseRefused:
+        return DatabaseRefused(
+            f"database {self.where}: {host}:{port} asks for the password in clear, or under a key of its own, and has "
+            f"not proved who it is; set database_tls to verify, with database_ca_file for a private authority"
+        )
+
     def execute(self, sql: str, changes: Sequence[Change] = (), **values: object) -> List[Sequence[Any]]:
         """Runs one statement in time T and gives its rows; connects first if need be. `changes` are its $rows.
 
@@ -1455,6 +1580,8 @@ class Database(abc.ABC):
         try:
             if self.connection is None:
                 self._connect()
+            most = LEDGER_BYTES if "file_ledger" in sql else ANSWER_BYTES
+            self.allowance.renew(self.timing.call_timeout, most)
             return self._run(self._bind(sql, values, changes))
         except Error:
             self.close()
@@ -1871,43 +1998,54 @@ class PostgreSQL(Database):
     BUSY = ("55P03", "40001", "40P01", "57014")
     ROW_FAULT = ("22", "23", "44", "54", "P0")  # classes: data, constraints, check options, limits, a trigger's refusal
 
-    def _connect(self) -> None:
+    def _open(self, host: str, port: int) -> None:
         native = import_driver("pg8000.native", "pg8000")
         endpoint, config = self.config.endpoint, self.config
-        tls: Any = {"disable": False, "prefer": None, "require": True}.get(config.database_tls)
-        if config.database_tls == "verify":
-            tls = database_tls_context(config.database_ca_file)
-        problem: Optional[Error] = None
-        timeout = self.timing.call_timeout
-        for host, port in endpoint.hosts:
-            sock: Optional[socket.socket] = None
-            try:
-                # A socket of ours, because pg8000 leaves its own open when a login fails.
-                sock = socket.create_connection((host, port), timeout)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self.connection = native.Connection(
-                    endpoint.user, host=host, port=port, database=endpoint.name, password=config.database_login(),
-                    ssl_context=tls, timeout=timeout, application_name="ftpcoord", sock=sock,
-                )  # fmt: skip
-                read_only, standard = self.connection.run(
-                    "SELECT current_setting('transaction_read_only'), current_setting('standard_conforming_strings')"
-                )[0]
-                if standard != "on":
-                    raise DatabaseRefused(f"database {self.where}: standard_conforming_strings must be on")
-                if read_only == "off":
-                    return
-                problem = DatabaseDown(f"database {self.where}: {host}:{port} is read-only (a replica?)")
-            except Error:
-                raise
-            except Exception as exc:
-                if sock is not None:
-                    sock.close()
-                problem = self._translate(exc, f"{host}:{port}: ")
-                if isinstance(problem, DatabaseRefused):
-                    break
-            self.close()
-        assert problem is not None
-        raise problem
+        # A socket of ours, because pg8000 leaves its own open when a login fails.
+        sock = self.allowance.connect(host, port)
+        trusted = config.database_tls == "verify" or (config.database_tls == "disable" and is_near(sock))
+
+        def guard(connection: object, data: bytes, context: object) -> None:
+            """Authentication requests: 3 is the password in clear, 11 has SCRAM's cost, which this host is to pay."""
+            kind, cost = int.from_bytes(data[:4], "big"), re.search(rb",i=(\d{1,20})", data[4:])
+            if kind == 3 and not trusted:
+                raise self._told_in_clear(host, port)
+            if kind == 11 and cost and int(cost[1]) > MOST_ITERATIONS:
+                raise DatabaseRefused(f"database {self.where}: {host}:{port} asks for too many rounds of SCRAM")
+
+        try:
+            if config.database_tls != "disable":
+                sock = self._encrypted(sock, host, port)
+            self.connection = guarded(native.Connection, "handle_AUTHENTICATION_REQUEST", guard)(
+                endpoint.user, host=host, port=port, database=endpoint.name, password=config.database_login(),
+                ssl_context=False, application_name="ftpcoord", sock=sock,
+            )  # fmt: skip
+            read_only, standard = self.connection.run(
+                "SELECT current_setting('transaction_read_only'), current_setting('standard_conforming_strings')"
+            )[0]
+            if standard != "on":
+                raise DatabaseRefused(f"database {self.where}: {host}:{port}: standard_conforming_strings must be on")
+            if read_only != "off":
+                raise DatabaseDown(f"database {self.where}: {host}:{port} is read-only (a replica?)")
+        except BaseException:
+            sock.close()
+            raise
+
+    def _encrypted(self, sock: Any, host: str, port: int) -> Any:
+        """The connection under TLS; as it is if the server has none, and database_tls is prefer."""
+        sock.sendall(struct.pack("!II", 8, 80877103))  # SSLRequest
+        buffer = bytearray(1)
+        answer = bytes(buffer[: sock.recv_into(buffer)])
+        if answer == b"S":
+            return self._tls().wrap_socket(sock, server_hostname=host)
+        if answer not in (b"N", b"E"):
+            raise ConnectionError("this is no PostgreSQL server" if answer else "the server closed the connection")
+        if answer == b"N" and self.config.database_tls == "prefer":
+            return sock
+        raise DatabaseRefused(
+            f"database {self.where}: {host}:{port}: the server has no TLS; set database_tls to prefer or disable if "
+            f"the network is trusted"
+        )
 
     def _run(self, sql: str) -> List[Sequence[Any]]:
         # SET LOCAL lasts for this message, which is one transaction: so it also works behind a transaction pooler.
@@ -1918,7 +2056,7 @@ class PostgreSQL(Database):
         detail = exc.args[0] if exc.args and isinstance(exc.args[0], dict) else {}
         code = str(detail.get("C", ""))
         cause = exc.__cause__ or exc  # what pg8000 calls a network error may be a time-out
-        text = str(detail.get("M", "")) or reason(cause)
+        text = (str(detail.get("M", "")) or reason(cause))[:LONGEST_REASON]
         if code in self.REFUSED:
             return DatabaseRefused(f"database {self.where}: {place}{self.REFUSED[code]} ({text})")
         if code in self.BUSY:
@@ -1927,16 +2065,13 @@ class PostgreSQL(Database):
             return RowRefused(f"database {self.where}: {text}")
         if "authentication failed" in text:  # pgbouncer, which has no code of its own for it
             return DatabaseRefused(f"database {self.where}: {place}the login was refused ({text})")
-        if "refuses SSL" in text:
-            return DatabaseRefused(
-                f"database {self.where}: {place}the server has no TLS; set database_tls to prefer or disable if the "
-                f"network is trusted"
-            )
         if isinstance(exc, ssl.SSLCertVerificationError):
             return DatabaseRefused(
                 f"database {self.where}: {place}its certificate is not trusted ({exc.verify_message}); "
                 f"set database_ca_file"
             )
+        if isinstance(exc, GARBLED):
+            text = f"its answer cannot be understood ({text})"
         if isinstance(cause, (TimeoutError, socket.timeout)):
             text = f"no answer within {self.timing.call_timeout:g} s"
         return DatabaseDown(f"database {self.where}: {place}{text}")
@@ -2075,41 +2210,54 @@ class MySQL(Database):
     ROW_FAULT = (1118, 1153, 1264, 1265, 1267, 1292, 1300, 1364, 1366, 1369, 1406, 1644, 1690, 3819, 3854, 3988, 4025)
     READ_ONLY = (1290, 1792, 1836)
 
-    def _connect(self) -> None:
+    def _open(self, host: str, port: int) -> None:
+        import_driver("pymysql.connections", "PyMySQL")
         pymysql = import_driver("pymysql", "PyMySQL")
-        endpoint, config = self.config.endpoint, self.config
-        timeout = self.timing.call_timeout
-        tls: Dict[str, Any] = {"ssl_disabled": True}
-        if config.database_tls != "disable":
-            tls = {"ssl": database_tls_context(config.database_ca_file, verify=config.database_tls == "verify")}
-        problem: Optional[Error] = None
-        attempts = [(host, port, tls) for host, port in endpoint.hosts]
-        for host, port, options in attempts:
+        how = self.config.database_tls
+        if how == "prefer":
             try:
-                # The handshake is bounded by read_timeout alone; connect_timeout ends with the TCP connection.
-                self.connection = pymysql.connect(
-                    host=host, port=port, user=endpoint.user, password=config.database_login(),
-                    database=endpoint.name, charset="utf8mb4", autocommit=True, connect_timeout=timeout,
-                    read_timeout=timeout, write_timeout=timeout, program_name="ftpcoord",
-                    init_command=f"SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES', "
-                    f"lock_wait_timeout = {max(1, int(self.timing.lock_timeout))}, "
-                    f"innodb_lock_wait_timeout = {max(1, int(self.timing.lock_timeout))}", **options,
-                )  # fmt: skip
-                if str(self._run("SELECT @@global.read_only")[0][0]) in ("0", "OFF"):  # a number or, of late, a word
-                    return
-                problem = DatabaseDown(f"database {self.where}: {host}:{port} is read-only (a replica?)")
-            except Error:
-                raise
-            except Exception as exc:
-                problem = self._translate(exc, f"{host}:{port}: ")
-                no_tls = (exc.args and exc.args[0] == 2026) or "SSL" in str(exc)
-                if no_tls and config.database_tls == "prefer" and options is tls:
-                    attempts.append((host, port, {"ssl_disabled": True}))
-                elif isinstance(problem, DatabaseRefused):
-                    break
-            self.close()
-        assert problem is not None
-        raise problem
+                self._log_in(pymysql, host, port, self._tls())
+                return
+            except (pymysql.Error, OSError) as exc:
+                if exc.args[:1] != (2026,) and "SSL" not in str(exc):
+                    raise
+        self._log_in(pymysql, host, port, self._tls() if how in ("require", "verify") else None)
+
+    def _log_in(self, pymysql: Any, host: str, port: int, tls: Optional[ssl.SSLContext]) -> None:
+        endpoint, config = self.config.endpoint, self.config
+        sock = self.allowance.connect(host, port)
+        near, refused = is_near(sock), []
+        if config.database_tls != "verify" and not near:  # full logins of these give the password to whoever asks
+            refused += ["sha256_password", "caching_sha2_password"]
+        if config.database_tls != "verify" and not (near and config.database_tls == "disable"):
+            refused += ["mysql_clear_password", "dialog", "mysql_old_password"]
+        told = self._told_in_clear(host, port)
+
+        class Refusal:
+            def __init__(self, connection: object) -> None: ...
+
+            def authenticate(self, packet: object) -> None:
+                raise told
+
+        def guard(connection: Any) -> None:
+            """The greeting: PyMySQL answers one kind of it with the password at once, and older versions go on without
+            TLS."""
+            if tls is not None and not connection.server_capabilities & 0x800:
+                raise pymysql.OperationalError(2026, "the server offers none")
+            if connection._auth_plugin_name in refused and connection._auth_plugin_name != "caching_sha2_password":
+                raise told
+
+        wait = max(1, int(self.timing.lock_timeout))
+        self.connection = guarded(pymysql.connections.Connection, "_get_server_information", guard)(
+            host=host, port=port, user=endpoint.user, password=config.database_login(), database=endpoint.name,
+            charset="utf8mb4", autocommit=True, program_name="ftpcoord", defer_connect=True,
+            auth_plugin_map=dict.fromkeys(refused, Refusal),
+            init_command=f"SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES', "
+            f"lock_wait_timeout = {wait}, innodb_lock_wait_timeout = {wait}", ssl=tls, ssl_disabled=tls is None,
+        )  # fmt: skip
+        self.connection.connect(sock)
+        if str(self._run("SELECT @@global.read_only")[0][0]) not in ("0", "OFF"):  # a number or, of late, a word
+            raise DatabaseDown(f"database {self.where}: {host}:{port} is read-only (a replica?)")
 
     def _run(self, sql: str) -> List[Sequence[Any]]:
         with self.connection.cursor() as cursor:
@@ -2127,7 +2275,7 @@ class MySQL(Database):
 
     def _translate(self, exc: BaseException, place: str = "") -> Error:
         code = exc.args[0] if exc.args and isinstance(exc.args[0], int) else 0
-        text = str(exc.args[1]) if code and len(exc.args) > 1 else reason(exc)
+        text = (str(exc.args[1]) if code and len(exc.args) > 1 else reason(exc))[:LONGEST_REASON]
         if code in self.REFUSED:
             return DatabaseRefused(f"database {self.where}: {place}{self.REFUSED[code]} ({text})")
         if code in self.BUSY:
@@ -2147,6 +2295,8 @@ class MySQL(Database):
             return DatabaseRefused(
                 f"database {self.where}: {place}this login needs TLS, `pip install cryptography` or a right password"
             )
+        if isinstance(exc, GARBLED):
+            text = f"its answer cannot be understood ({text})"
         return DatabaseDown(f"database {self.where}: {place}{text}")
 
     def _look(self, group: str, member: str) -> Sequence[Any]:
@@ -2315,7 +2465,10 @@ class SQLite(Database):
         self.connection.execute("COMMIT")
         return rows
 
-    def _translate(self, exc: BaseException) -> Error:
+    def _open(self, host: str, port: int) -> None:
+        raise NotImplementedError
+
+    def _translate(self, exc: BaseException, place: str = "") -> Error:
         text = reason(exc)
         if "locked" in text or "busy" in text:
             return DatabaseBusy(f"database {self.where}: {text}")
@@ -2373,12 +2526,18 @@ def import_driver(module: str, package: str) -> Any:
         raise DatabaseRefused(f"{package} is not installed, and the settings need it: pip install {package}") from None
 
 
-def database_tls_context(ca_file: str, verify: bool = True) -> ssl.SSLContext:
-    """A TLS client context; making one costs milliseconds of loading certificates."""
+def tls_context(setting: str, ca_file: str, verify: bool) -> ssl.SSLContext:
+    """For a TLS client: 1.2 and newer. Raises ConfigError that names the setting which `ca_file` came from.
+
+    Making one costs milliseconds of loading certificates.
+    """
     try:
         context = ssl.create_default_context(cafile=ca_file or None)
-    except (OSError, ssl.SSLError) as exc:
-        raise ConfigError(f"ca_file {ca_file}: cannot be read ({reason(exc)})") from None
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"{setting} {ca_file}: cannot be read ({reason(exc)})") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if ca_file:  # Python 3.13 refuses the many private authorities that lack a key identifier
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -4333,18 +4492,8 @@ def body_lines(reply: str) -> list[str]:
 
 
 def _tls_context(config: Config) -> ssl.SSLContext:
-    """Verifying unless tls_verify is off; TLS 1.2 and newer. Raises ConfigError for a file that cannot be
-    used."""
-    try:
-        context = ssl.create_default_context(cafile=config.ca_file or None)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"ca_file {config.ca_file}: {error}") from None
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if config.ca_file:      # Python 3.13 refuses the many private authorities that lack a key identifier
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    if not config.tls_verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
+    """Verifying unless tls_verify is off. Raises ConfigError for a file that cannot be used."""
+    context = tls_context("ca_file", config.ca_file, config.tls_verify)
     if config.client_cert:
         try:
             context.load_cert_chain(config.client_cert, config.client_key or None)

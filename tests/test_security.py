@@ -74,7 +74,7 @@ def test_the_source_imports_nothing_that_runs_what_it_reads() -> None:
 def test_a_certificate_goes_unchecked_only_where_a_setting_says_so() -> None:
     places = {enclosing(node.lineno) for node in ast.walk(TREE)
               if isinstance(node, ast.Attribute) and node.attr == "CERT_NONE"}  # fmt: skip
-    assert places <= {"_tls_context", "database_tls_context"}
+    assert places <= {"tls_context"}
     names = {node.attr for node in ast.walk(TREE) if isinstance(node, ast.Attribute)}
     assert not names & {"AutoAddPolicy", "WarningPolicy", "MissingHostKeyPolicy", "load_system_host_keys"}
 
