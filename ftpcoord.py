@@ -1181,9 +1181,15 @@ class Lease:
 
 
 def boot_clock() -> float:
-    """Seconds since boot, counting suspended time where the system can tell (CLOCK_MONOTONIC stops in suspend)."""
+    """Seconds since boot, counting suspended time where the system can tell.
+
+    CLOCK_MONOTONIC stops in suspend. So does macOS's, and Python's monotonic() there; its CLOCK_MONOTONIC_RAW goes on
+    (mach_continuous_time), while that of Linux does not.
+    """
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime(time.CLOCK_BOOTTIME)
+    if sys.platform == "darwin" and hasattr(time, "CLOCK_MONOTONIC_RAW"):
+        return time.clock_gettime(time.CLOCK_MONOTONIC_RAW)
     return time.monotonic()
 
 
@@ -2240,12 +2246,12 @@ class MySQL(Database):
                 raise told
 
         def guard(connection: Any) -> None:
-            """The greeting: PyMySQL answers one kind of it with the password at once, and older versions go on without
-            TLS."""
+            """The greeting. The server asks for another kind of login if it wants one: what is refused is not begun, as
+            PyMySQL gives the password for some of them at once."""
             if tls is not None and not connection.server_capabilities & 0x800:
                 raise pymysql.OperationalError(2026, "the server offers none")
-            if connection._auth_plugin_name in refused and connection._auth_plugin_name != "caching_sha2_password":
-                raise told
+            if connection._auth_plugin_name in refused:
+                connection._auth_plugin_name = "mysql_native_password"
 
         wait = max(1, int(self.timing.lock_timeout))
         self.connection = guarded(pymysql.connections.Connection, "_get_server_information", guard)(
@@ -6788,6 +6794,7 @@ class Member:
         self._hand_over = False  # release as soon as the work has ended
         self._no_release = False
         self._give_up: Optional[str] = None
+        self._urgent = False  # the next heartbeat is due at once
         self._peers_asked = False
         self._peers = 0
         self._peers_at = float("-inf")
@@ -6804,7 +6811,11 @@ class Member:
     # -- the pulse's side ---------------------------------------------------------------------------------------------
 
     def poked(self) -> bool:
-        """Whether there is something to do before the next heartbeat: a release, a stop."""
+        """Whether there is something to do before the next heartbeat."""
+        return self._urgent or self._leaving()
+
+    def _leaving(self) -> bool:
+        """Whether a release or a stop is due."""
         return self._working is None and (self.stopping or (self._hand_over and not self._uncertain()))
 
     def _uncertain(self) -> bool:
@@ -6814,6 +6825,7 @@ class Member:
     def beat(self, database: Database) -> bool:
         """One heartbeat; called by the pulse alone. False: this member has stopped."""
         now = boot_clock()
+        self._urgent = False  # what comes during this heartbeat makes another one
         try:
             if self.election is None:
                 if self.stopping:
@@ -6821,7 +6833,7 @@ class Member:
                 self._prepare(database)
                 now = boot_clock()
             assert self.election is not None
-            if self.poked():
+            if self._leaving():
                 return self._hand_over_now(self.election, now)
             if self._give_up is not None:
                 self.election.resign(self._give_up)
@@ -6838,6 +6850,8 @@ class Member:
             self.election.database_error = DatabaseDown(str(exc))
             self._say_database_down(str(exc))
             wait = self._backoff.next()
+            if self.lease is not None:  # half of what is left goes by, so that a last try still fits
+                wait = min(wait, max(0.02, self.lease.remaining(now) / 2))
         except DatabaseDown as exc:  # before there is an election
             self._say_database_down(str(exc))
             wait = min(self._backoff.next(), 5.0)
@@ -7013,18 +7027,18 @@ class Member:
     def give_up(self, why: str) -> None:
         """Ends the lease at once, without a release: work of it may be hanging. The others wait until it is stale."""
         self._give_up = why
-        self.due = 0.0
+        self._urgent = True
         if self.pulse is not None:
             self.pulse.poke()
 
     def others_alive(self) -> int:
         """How many other members of the group have a fresh heartbeat; asks the database, within a heartbeat or so."""
-        self._peers_asked = True
-        self.due = 0.0
+        self._peers_asked = self._urgent = True
         if self.pulse is not None:
             self.pulse.poke()
-        with self._changed:
-            self._changed.wait_for(lambda: not self._peers_asked, self.stats.timing.call_timeout)
+        timing = self.stats.timing
+        with self._changed:  # a heartbeat may be under way, and then comes the one that asks
+            self._changed.wait_for(lambda: not self._peers_asked, timing.heartbeat + 2 * timing.call_timeout)
         return 0 if self._peers_asked else self._peers
 
     def stop(self, release: bool = True) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
+import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Callable, Optional
 
 import pytest
@@ -116,6 +120,31 @@ def test_the_clock_of_leases_counts_suspended_time_where_the_system_can() -> Non
     assert a <= b
     if hasattr(time, "CLOCK_BOOTTIME"):
         assert abs(time.clock_gettime(time.CLOCK_BOOTTIME) - b) < 5
+
+
+@pytest.mark.parametrize(
+    ("platform", "clocks", "expected"),
+    [
+        ("linux", {"CLOCK_BOOTTIME": 7, "CLOCK_MONOTONIC_RAW": 4}, 7.0),
+        ("darwin", {"CLOCK_MONOTONIC_RAW": 4}, 4.0),
+        ("linux", {"CLOCK_MONOTONIC_RAW": 4}, 99.0),  # stops in suspend like the other one
+        ("win32", {}, 99.0),
+    ],
+)
+def test_the_clock_of_leases_is_the_one_that_counts_sleep_where_the_system_has_one(
+    monkeypatch: pytest.MonkeyPatch, platform: str, clocks: dict[str, int], expected: float
+) -> None:
+    class Time:
+        monotonic = staticmethod(lambda: 99.0)
+        clock_gettime = staticmethod(float)
+
+    for name, number in clocks.items():
+        setattr(Time, name, number)
+    with monkeypatch.context() as patch:
+        patch.setattr(ftpcoord, "time", Time)
+        patch.setattr(sys, "platform", platform)
+        found = ftpcoord.boot_clock()
+    assert found == expected
 
 
 # -- clock watch ------------------------------------------------------------------------------------------------------
@@ -1173,3 +1202,86 @@ def test_whatever_happens_no_two_leases_are_valid_at_once(happenings: list[tuple
     run(2 * TIMING.liveness, *sites)
     assert sum(each.active for each in sites) == 1
     assert math.isfinite(store.now)
+
+
+# -- member -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Iterator[Callable[[str], ftpcoord.Member]]:
+    """Members of one group in a file, started one after the other."""
+    started: list[ftpcoord.Member] = []
+
+    def start(name: str) -> ftpcoord.Member:
+        member = ftpcoord.Member(ftpcoord.Config(
+            database=f"sqlite:///{tmp_path / 'c.db'}", coordination_group="g", member_id=name,
+            heartbeat_frequency=0.5, liveness_check_interval=8,
+        ))  # fmt: skip
+        member.start()
+        started.append(member)
+        return member
+
+    yield start
+    for member in started:
+        member.stop()
+    for member in started:
+        member.finished.wait(10)
+
+
+def test_a_wait_for_a_lease_is_as_long_as_it_was_asked_to_be(sqlite: Callable[[str], ftpcoord.Member]) -> None:
+    first = sqlite("a")
+    assert first.wait_for_lease(10) is not None
+    second = sqlite("b")
+    assert second.ready.wait(10)
+    began = time.monotonic()
+    assert second.wait_for_lease(0.2) is None
+    assert 0.15 < time.monotonic() - began < 0.8
+    first.work_ended()
+
+
+def test_a_question_for_the_others_is_not_lost_in_the_end_of_a_heartbeat(
+    sqlite: Callable[[str], ftpcoord.Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = sqlite("a")
+    assert first.wait_for_lease(10) is not None
+    second = sqlite("b")
+    assert second.ready.wait(10)
+    ending, go_on = threading.Event(), threading.Event()
+    heartbeat = first.stats.heartbeat
+
+    def told(took: float, late: float) -> None:
+        ending.set()
+        go_on.wait(10)
+        heartbeat(took, late)
+
+    monkeypatch.setattr(first.stats, "heartbeat", told)
+    first.config.heartbeat_frequency = 30  # what slips would slip by so much
+    assert first.election is not None
+    first.election.timing = Timing(30, 300)
+    assert ending.wait(10)
+    threading.Timer(0.3, go_on.set).start()
+    assert first.others_alive() == 1
+    first.work_ended()
+
+
+def test_a_login_that_is_refused_while_active_is_tried_again_in_the_time_that_is_left(
+    sqlite: Callable[[str], ftpcoord.Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = sqlite("a")
+    lease = first.wait_for_lease(10)
+    assert lease is not None
+    refused = threading.Event()
+    renew, until = ftpcoord.SQLite.renew, time.monotonic() + 3.2
+
+    def renewed(self: ftpcoord.SQLite, *args: Any) -> Renewal:
+        if time.monotonic() < until:
+            refused.set()
+            raise DatabaseRefused("the password was rotated")
+        return renew(self, *args)
+
+    monkeypatch.setattr(ftpcoord.SQLite, "renew", renewed)
+    assert refused.wait(10)
+    while time.monotonic() < until + 2.5:
+        assert lease.valid()
+        time.sleep(0.05)
+    first.work_ended()

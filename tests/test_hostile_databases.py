@@ -220,10 +220,15 @@ def without_end(peer: Peer) -> None:
         number += 1
 
 
-def full_login(peer: Peer) -> None:
-    peer.packet(b"\1\4", peer.login(SSL, "caching_sha2_password") + 1)
-    peer.response()
-    peer.silence()
+def full_login(plugin: str, request: bytes) -> Script:
+    """The login that the greeting names, and then a request for all of it."""
+
+    def script(peer: Peer) -> None:
+        peer.packet(request, peer.login(SSL, plugin) + 1)
+        peer.response()
+        peer.silence()
+
+    return script
 
 
 IN_CLEAR = "password in clear"
@@ -282,9 +287,15 @@ WORST = [
     Worst("asks for sha256 from afar", "mysql", "prefer", lambda p: p.switch("sha256_password"), DatabaseRefused,
           IN_CLEAR, False),
     Worst("greets with sha256 from afar, under TLS", "mysql", "require",
-          steps(lambda p: p.login(SSL, "sha256_password")),
-          DatabaseRefused, IN_CLEAR, False),
-    Worst("asks for a full login from afar", "mysql", "prefer", full_login, DatabaseRefused, IN_CLEAR, False),
+          full_login("sha256_password", b"\xfesha256_password\0saltsaltsaltsaltsalt\0"), DatabaseRefused, IN_CLEAR,
+          False),
+    Worst("asks for a full login from afar", "mysql", "prefer",
+          full_login("caching_sha2_password", b"\1\4"), DatabaseDown, "extra packet", False),
+    Worst("switches to sha2 from afar", "mysql", "prefer",
+          lambda p: p.switch("caching_sha2_password", SSL), DatabaseRefused, IN_CLEAR, False),
+    Worst("switches to sha2 from afar after a greeting of it", "mysql", "prefer",
+          full_login("caching_sha2_password", b"\xfecaching_sha2_password\0saltsaltsaltsaltsalt\0"), DatabaseRefused,
+          IN_CLEAR, False),
     Worst("has no TLS", "mysql", "require", steps(lambda p: p.login()), DatabaseRefused, "TLS"),
     Worst("has no TLS to verify", "mysql", "verify", steps(lambda p: p.login()), DatabaseRefused, "TLS"),
     Worst("has a certificate of its own", "mysql", "verify", steps(lambda p: p.login(SSL)), DatabaseRefused,

@@ -82,7 +82,8 @@ def test_a_violation_names_the_seed_that_replays_it() -> None:
 
 def test_clocks_that_differ_by_more_than_the_margin_are_noticed() -> None:
     """The simulation can fail: 12 % either way is more than the tenth that the margin covers."""
-    with pytest.raises(Violation, match="two valid leases"):
+    first = r"two valid leases|after one of term|outlived its lease|acts past its deadline"  # whichever comes first
+    with pytest.raises(Violation, match=first):
         simulation.run_worlds(500_000, 1, spread=0.12, intervals=(1, 30), steps=False, files=False, loses_commits=False)
 
 
