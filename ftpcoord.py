@@ -140,6 +140,7 @@ __all__ = [
 # ---------------------------------------------------------------------------------------------------------------------
 
 ID_PATTERN = re.compile(r"[!-~]{1,128}\Z")  # the tables' VARCHAR(128); printable ASCII has one form in every collation
+GROUP_TEXT = re.compile(r"(ftp|ftpes|ftps|sftp)://(.*?)@(\[[^]]+\]|[^@:/\[\]]+):([0-9]+)(/.*)\Z", re.DOTALL)
 STEP_DOWN = "step-down:"  # health_check.task_id of a request to hand over: step-down:<term>
 BATCH_FILES = 64  # claims and completions committed together where delivery is the folder alone ...
 BATCH_SECONDS = 0.05  # ... and how long one may wait for company
@@ -624,6 +625,7 @@ class Config:
         fields = {field.name: field for field in dataclasses.fields(Config) if field.name != "files"}
         self.files = {}
         self.source = ""  # the file with these settings, if it holds a secret
+        self._spelling = ""  # of the URL, where the group follows from it and the database has not been asked
         for name, field in fields.items():
             setattr(self, name, field.default)
         for name, value in settings.items():
@@ -744,8 +746,8 @@ class Config:
             if not self.coordination_group:
                 host = f"[{target.host}]" if ":" in target.host else target.host
                 path = target.path if target.path.startswith("/") else f"/~/{target.path}"
-                group = f"{target.scheme}://{target.user}@{host}:{target.port}{path}"
-                self.coordination_group = group if ID_PATTERN.match(group) else sha256_text(group)
+                self._spelling = f"{target.scheme}://{target.user}@{host}:{target.port}{path}"
+                self.coordination_group = group_id(normal_group(self._spelling))
         elif not self.coordination_group:
             raise ConfigError("url: is required, e.g. sftp://user@host/inbox (a Coordinator: coordination_group)")
         if not self.member_id:
@@ -1055,6 +1057,31 @@ def is_loopback(host: str) -> bool:
 def is_near(sock: socket.socket) -> bool:
     """Whether the connection's other end is on this host."""
     return is_loopback(str(sock.getpeername()[0]))
+
+
+def normal_group(text: str) -> str:
+    """A default group in normal form: one folder of one server, however its URL spells it.
+
+    An alias of the host, or a link to the folder, is another group.
+    """
+    match = GROUP_TEXT.match(text)
+    if match is None:
+        return text
+    scheme, user, host, port, path = match.groups()
+    try:
+        host = ipaddress.ip_address(host.strip("[]")).compressed
+        host = f"[{host}]" if ":" in host else host
+    except ValueError:
+        host = host.lower().rstrip(".")
+    if path.startswith("/~/"):
+        path = "/~/" + posixpath.normpath(path[3:] or ".")
+    else:
+        path = posixpath.normpath("/" + path.lstrip("/"))
+    return f"{'ftp' if scheme == 'ftpes' else scheme}://{user}@{host}:{int(port)}{path}"
+
+
+def group_id(text: str) -> str:
+    return text if ID_PATTERN.match(text) else sha256_text(text)
 
 
 def sha256_text(text: str) -> str:
@@ -1446,6 +1473,10 @@ class Database(abc.ABC):
         DELETE FROM health_check WHERE group_id = :group AND task_id = :member
            AND EXISTS (SELECT 1 FROM token_holder WHERE group_id = :group AND task_id <> :member)"""
     TOKEN = "SELECT group_id, task_id, term FROM token_holder WHERE group_id = :group"
+    GROUPS = """
+        SELECT t.group_id, $age FROM token_holder t
+          LEFT JOIN health_check h ON h.group_id = t.group_id AND h.task_id = t.task_id"""
+    IN_LEDGER = "SELECT 1 FROM file_ledger WHERE group_id = :group LIMIT 1"
     OWN_ROW = "SELECT task_id, group_id FROM health_check WHERE group_id = :group AND task_id = :member"
     MEMBERS = """
         SELECT task_id, $age, CASE WHEN last_heartbeat = $released THEN 1 ELSE 0 END, $stamp
@@ -1644,6 +1675,28 @@ class Database(abc.ABC):
             config.heartbeat_frequency, config.liveness_check_interval, self.least_timeout, whole_seconds=fraction < 3
         )
         return self.timing
+
+    def settle_group(self, config: Config) -> None:
+        """Keeps the text of a default group that the token, or else the ledger, has: older versions took the URL's own.
+
+        So members of both, and such whose URLs spell the same folder differently, agree: on the group with a living
+        holder, else on the one of their own spelling, else on any; a new one has the normal form.
+        """
+        text, usual = config._spelling, config.coordination_group
+        if not text:
+            return
+        scheme, colon, rest = text.partition(":")
+        own = [group_id(text), group_id({"ftp": "ftpes", "ftpes": "ftp"}.get(scheme, scheme) + colon + rest), usual]
+        known = [
+            (age is None or age > self.timing.stale_after, own.index(group) if group in own else len(own), group)
+            for group, age in self.execute(self.GROUPS) if group in own or group_id(normal_group(group)) == usual
+        ]  # fmt: skip
+        if known:
+            config.coordination_group = min(known)[2]
+        elif self.ledger:
+            kept = (group for group in own if self.execute(self.IN_LEDGER, group=group))
+            config.coordination_group = next(kept, usual)
+        config._spelling = ""
 
     def check_ids(self, group: str, member: str) -> None:
         """Raises DatabaseRefused if the database takes one id for another (a collation without case, say)."""
@@ -6867,6 +6920,7 @@ class Member:
 
     def _prepare(self, database: Database) -> None:
         timing = database.prepare()
+        database.settle_group(self.config)
         self.stats.timing = timing
         self.election = Election(
             database, self.config.coordination_group, self.config.member_id, timing, boot_clock, self._tell
@@ -8796,6 +8850,7 @@ class Stats:
 def group_status(database: Database, config: Config) -> Dict[str, Any]:
     """The group as the database shows it, in the form of `status --json`. Raises what the database raises."""
     timing = database.prepare() if not database.now else database.timing
+    database.settle_group(config)
     group = config.coordination_group
     holder, term = database.token(group)
     members = [
@@ -9665,6 +9720,7 @@ def command_dry_run(configs: Sequence[Config]) -> int:
         if config.ledger and (config.endpoint.dialect != "sqlite" or Path(config.endpoint.name).exists()):
             with contextlib.closing(open_database(config)) as database:
                 database.prepare()
+                database.settle_group(config)
                 rows = {row.path: row for row in database.rows(config.coordination_group)}
         selector = Selector(config, lambda: 0.0)  # rows are due in seconds from now
         server = new_server(config)
@@ -9728,6 +9784,8 @@ def command_schema(configs: Sequence[Config], options: argparse.Namespace) -> in
 def ledger_rows(config: Config, database: Database) -> List[Row]:
     if not config.ledger:
         raise ConfigError("ledger: is off, so there is nothing to show or to put back")
+    database.prepare()
+    database.settle_group(config)
     return list(database.rows(config.coordination_group))
 
 
@@ -9770,6 +9828,7 @@ def command_adopt(configs: Sequence[Config], options: argparse.Namespace) -> int
             listing = Selector(config, boot_clock).walk(server)
         with contextlib.closing(open_database(config)) as database:
             database.prepare()
+            database.settle_group(config)
             rows = [Row(found.path, found.entry.size, found.entry.mtime, "done", 0, 0, 0) for found in listing]
             database.adopt(config.coordination_group, config.member_id, rows)
         print(f"{len(rows)} files of {config.coordination_group} are recorded as done, unless they were known already")
@@ -9780,6 +9839,7 @@ def command_step_down(configs: Sequence[Config], options: argparse.Namespace) ->
     for config in configs:
         with contextlib.closing(open_database(config)) as database:
             database.prepare()
+            database.settle_group(config)
             holder, term = database.token(config.coordination_group)
             if holder is None:
                 raise DatabaseRefused(f"group {config.coordination_group} has no active member")

@@ -574,3 +574,56 @@ def test_the_own_tables_are_binary_where_the_database_is_not(request: pytest.Fix
         fence = Fence("/in", "A", 1)
         claims = [Change(None, row(path)) for path in ("/x", "/X", "/x ", "/\u00e4", "/a\u0308", "/\u00c4")]
         assert store.write(fence, claims) == [True] * 6
+
+
+# -- the default group ------------------------------------------------------------------------------------------------
+
+SPELLINGS = ["ftp://me@files.example/a/in", "ftpes://me@FILES.example:21//a/x/../in/", "ftp://me@files.example.//a//in"]
+
+
+def settled(tables: Tables, url: str) -> str:
+    config = tables.config(url=url, coordination_group="", exec="true")
+    store = tables.open()
+    store.settle_group(config)
+    return config.coordination_group
+
+
+def test_one_folder_of_one_server_is_one_group_however_its_url_spells_it(tables: Tables) -> None:
+    tables.apply()
+    assert {settled(tables, url) for url in SPELLINGS} == {"ftp://me@files.example:21/a/in"}
+    for other in ("sftp://me@files.example/a/in", "ftp://you@files.example/a/in", "ftp://me@files.example:2121/a/in",
+                  "ftp://me@files.example/~/a/in", "ftps://me@files.example/a/in"):  # fmt: skip
+        assert settled(tables, other) != settled(tables, SPELLINGS[0]), other
+
+
+@pytest.mark.parametrize("place", ["token", "ledger"])
+def test_a_group_under_the_text_of_an_older_version_is_found_and_kept(tables: Tables, place: str) -> None:
+    tables.apply()
+    old = "ftpes://me@files.example:21/a/x/../in"
+    if place == "token":
+        tables.set_token("old", 7, group=old)
+    else:
+        tables.set_token("old", 7, group=old)
+        assert tables.open().write(Fence(old, "old", 7), [Change(None, row())]) == [True]
+        tables.database.execute("DELETE FROM token_holder")
+    assert settled(tables, "ftpes://me@files.example/a/x/../in") == old
+
+
+def test_a_change_of_the_url_joins_the_group_of_the_members_that_still_run(tables: Tables) -> None:
+    tables.apply()
+    old, dead = "ftpes://me@files.example:21/a//in", "ftp://me@files.example:21/a/in"
+    tables.set_token("gone", 3, group=dead)
+    tables.set_heartbeat("gone", 9000, group=dead)
+    tables.set_token("old", 7, group=old)
+    tables.set_heartbeat("old", 0, group=old)
+    assert {settled(tables, url) for url in SPELLINGS} == {old}
+    tables.set_heartbeat("old", 9000, group=old)
+    assert settled(tables, "ftpes://me@files.example/a//in") == old, "nobody runs: its own text, as an older one takes"
+
+
+def test_a_group_that_was_set_is_nobody_elses(tables: Tables) -> None:
+    tables.apply()
+    tables.set_token("old", 7, group="ftpes://me@files.example:21/a/in")
+    config = tables.config(url=SPELLINGS[0], coordination_group="ftp://me@files.example:21/a/in", exec="true")
+    tables.open().settle_group(config)
+    assert config.coordination_group == "ftp://me@files.example:21/a/in"
