@@ -317,8 +317,9 @@ def test_files_that_are_written_anew_each_hour_are_no_display_that_moves(tmp_pat
         now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0, tzinfo=None)
 
         def written(hour: int) -> None:
-            for name in ("a", "b", "c"):
-                host.files[name], host.times[name] = b"%d%s" % (hour, name.encode()), now - hour * HOUR
+            for minute, name in enumerate("abc"):
+                host.files[name] = b"%d%s" % (hour, name.encode())
+                host.times[name] = now - hour * HOUR - datetime.timedelta(minutes=minute)
 
         written(3)
         adopted(tmp_path, host)
@@ -352,7 +353,7 @@ def test_servers_of_one_name_that_list_in_different_ways_have_no_new_versions(tm
                 site.polls(3)
             host.put("12", b"new")
             site.arrive({**files, "12": b"new"})
-            site.state("12", "done")
+            site.wait("file_done", path="/in/12")
             assert len(site.all("file_done")) == 13
 
 
