@@ -7194,6 +7194,7 @@ class Coordinator:
         self._member.watched = False
 
     def start(self) -> None:
+        warn_of_weaknesses(self.config)
         self._member.start()
 
     def stop(self) -> None:

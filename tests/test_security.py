@@ -550,6 +550,15 @@ def test_what_is_weaker_than_it_has_to_be_is_said_once_at_the_start_in_a_line(
     assert all("secret\n" not in fields["reason"] and "\n" not in fields["reason"] for fields in said)
 
 
+def test_a_coordinator_says_what_is_weak_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    database = file_with(tmp_path, 0o644)
+    Path(database).write_bytes(b"")
+    with caplog.at_level("WARNING", logger="ftpcoord"), ftpcoord.Coordinator(
+        database=f"sqlite:///{database}", coordination_group="g", member_id="a"
+    ):  # fmt: skip
+        assert "settings_warning" in caplog.text
+
+
 def test_a_settings_file_with_a_password_that_all_can_read_is_said(tmp_path: Path) -> None:
     with FtpHost(files={"a": b"1"}) as host:
         settings = settings_for(host, tmp_path, exec="true")

@@ -113,6 +113,7 @@ def test_the_systemd_unit_of_the_readme_is_verified(tmp_path: Path) -> None:
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read_string(unit)
     assert parser["Service"]["Type"] == "notify"
+    assert parser["Service"]["CapabilityBoundingSet"] == "" and parser["Service"]["MemoryMax"]
     # A stop may take drain_timeout, the grace of a command, and a few database calls.
     assert int(parser["Service"]["TimeoutStopSec"]) > 30 + 5 + 3 * 5
     if shutil.which("systemd-analyze") is None:
@@ -125,9 +126,14 @@ def test_the_systemd_unit_of_the_readme_is_verified(tmp_path: Path) -> None:
 
 
 def test_the_kubernetes_deployment_of_the_readme_fits_the_settings() -> None:
-    (deployment,) = [loaded for loaded in map(yaml.safe_load, blocks("yaml")) if "kind" in loaded]
+    manifests = [loaded for loaded in map(yaml.safe_load, blocks("yaml")) if "kind" in loaded]
+    deployment, policy = sorted(manifests, key=lambda loaded: str(loaded["kind"]))
     pod = deployment["spec"]["template"]["spec"]
     container = pod["containers"][0]
+    assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["resources"]["limits"]["memory"] and pod["volumes"][1]["emptyDir"]["sizeLimit"]
+    assert policy["spec"]["podSelector"] == deployment["spec"]["selector"]
     environ = {item["name"]: item.get("value", "pod-1") for item in container["env"]}
     files = {name: value for name, value in environ.items() if name.endswith("_FILE")}
     assert all(value.startswith(container["volumeMounts"][0]["mountPath"]) for value in files.values())
