@@ -130,7 +130,8 @@ def test_the_kubernetes_deployment_of_the_readme_fits_the_settings() -> None:
     deployment, policy = sorted(manifests, key=lambda loaded: str(loaded["kind"]))
     pod = deployment["spec"]["template"]["spec"]
     container = pod["containers"][0]
-    assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+    rights = pod["securityContext"]
+    assert rights["runAsNonRoot"] and rights["seccompProfile"]["type"] == "RuntimeDefault"
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert container["resources"]["limits"]["memory"] and pod["volumes"][1]["emptyDir"]["sizeLimit"]
     assert policy["spec"]["podSelector"] == deployment["spec"]["selector"]
