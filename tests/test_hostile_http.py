@@ -184,6 +184,18 @@ def test_whatever_a_client_does_probes_are_answered_and_memory_and_threads_stay_
     wait_for(lambda: threading.active_count() <= threads + 2, 10, "threads to end")
 
 
+def test_a_slow_client_is_not_cut_for_the_many_connections_of_another(server: ftpcoord.StatusServer) -> None:
+    client = Client(server.port)
+    with socket.create_connection(("127.0.0.1", server.port), 5, source_address=("127.0.0.2", 0)) as slow:
+        slow.sendall(b"GET /livez ")
+        client.idles()
+        livez(server.port, "127.0.0.3")
+        slow.sendall(b"HTTP/1.1\r\n\r\n")
+        assert slow.recv(100).startswith(b"HTTP/1.1 200")
+    for one in client.open:
+        one.close()
+
+
 HOSTS = {
     "": 200, "127.0.0.1": 200, "127.0.0.1:8080": 200, "[::1]:8080": 200, "10.9.8.7": 200, "localhost:1": 200,
     "LOCALHOST": 200, "localhost.": 200, socket.gethostname(): 200, socket.gethostname().upper() + ":80": 200,
