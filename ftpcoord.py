@@ -6351,7 +6351,7 @@ class Workplace:
     def __init__(self, config: Config, term: int) -> None:
         # Absolute, so that a file called `-rf` never is a command's option.
         self._folder = Path(config.download_dir).expanduser().absolute() if config.download_dir else None
-        self._config = config
+        self._file_mode = int(config.file_mode, 8)
         self._mark = f".ftpcoord-{sha256_text(config.coordination_group)[:8]}-"
         self._term = term
         self._private: Optional[Path] = None
@@ -6383,10 +6383,13 @@ class Workplace:
         if self._folder is None or private:
             path = self._private_folder() / str(number) / found.entry.name
         else:
-            place = self._folder.joinpath(*filter(None, posixpath.dirname(found.relative).split("/")))
+            below = posixpath.dirname(found.relative)
+            place = self._folder / below if below else self._folder
             path = place / f"{self._mark}{self._term}-{os.getpid()}-{number}.part"
-        with self._inside(path.parent, make=True):
-            return path
+        if self._folder is None or private or below:
+            with self._inside(path.parent, make=True):
+                pass
+        return path
 
     def _private_folder(self) -> Path:
         """Locked as long as this process lives; made anew when somebody who tidies up has removed it."""
@@ -6408,12 +6411,17 @@ class Workplace:
 
     @contextlib.contextmanager
     def _inside(self, place: Path, make: bool = False) -> Iterator[Optional[int]]:
-        """A folder of copies held open, below the first one without any link; by its path where there is no openat."""
-        path = cast(Path, self._private if self._private in place.parents else self._folder)
-        parts = place.relative_to(path).parts
+        """A folder of copies held open, below the first one without any link.
+
+        None for the first one, which may be a link, and where there is no openat: then by its path.
+        """
+        path = cast(Path, self._private if self._is_private(place) else self._folder)
+        if place == path:
+            yield None
+            return
         handle = os.open(path, os.O_RDONLY) if OPENAT else None
         try:
-            for part in parts:
+            for part in place.relative_to(path).parts:
                 path = path / part
                 handle = self._enter(path, handle, make)
             yield handle
@@ -6433,7 +6441,7 @@ class Workplace:
             return None
         handle = open_folder(name, parent)
         info = os.fstat(handle)
-        if self._private not in path.parents and (info.st_dev, info.st_ino) not in self._durable:
+        if not self._is_private(path) and (info.st_dev, info.st_ino) not in self._durable:
             os.fsync(parent)
             self._durable.add((info.st_dev, info.st_ino))
         os.close(parent)
@@ -6449,7 +6457,10 @@ class Workplace:
         return out
 
     def _mode(self, path: Path) -> int:
-        return PRIVATE_MODE if self._private in path.parents else int(self._config.file_mode, 8)
+        return PRIVATE_MODE if self._is_private(path) else self._file_mode
+
+    def _is_private(self, path: Path) -> bool:
+        return self._private is not None and self._private in path.parents
 
     def finish(self, temporary: Path, found: Found) -> Path:
         """The finished copy's path: published in `download_dir`, or the temporary one itself."""
@@ -6471,8 +6482,8 @@ class Workplace:
 
     def discard(self, temporary: Path) -> None:
         """Removes an unfinished copy, or a private one that has been handled."""
-        with contextlib.suppress(OSError, UnicodeError, HandlerFailed):
-            with self._inside(temporary.parent) as folder:
+        if os.path.lexists(temporary):
+            with contextlib.suppress(OSError, UnicodeError, HandlerFailed), self._inside(temporary.parent) as folder:
                 os.unlink(_at(temporary, folder), dir_fd=folder)
         if self._private in temporary.parents:
             with contextlib.suppress(OSError):
