@@ -8430,6 +8430,9 @@ def weaknesses(config: Config) -> Iterator[Tuple[str, str]]:
             pinned, refused = ([key for key in keys if fingerprint(key) in pins] for keys in (known, revoked))
             if refused or (known and not pinned):
                 yield "host_key", f"accepts a key of {config.target.host} that {config.known_hosts} would refuse"
+    remote = [host for host, _ in config.endpoint.hosts if not is_loopback(host)]
+    if remote and config.database_tls != "verify":
+        yield "database_tls", f"{config.database_tls}: without verify anybody on the way can be {remote[0]}"
     secret = {f"{name}_file": path for name, path in config.files.items()}
     secret.update(key=config.key, client_key=config.client_key or config.client_cert, config=config.source)
     if config.endpoint.dialect == "sqlite":

@@ -522,6 +522,10 @@ WEAK: list[tuple[str, Callable[[Path], dict[str, Any]], str]] = [
     ("a pin that is revoked", lambda folder: {
         "host_key": ftpcoord.fingerprint(KEY), "known_hosts": known_hosts(folder, KEY, "@revoked ")}, "host_key"),
     ("a database of all", lambda folder: {"database": f"sqlite:///{file_with(folder, 0o644)}"}, "database"),
+    ("a remote database", lambda folder: {
+        "database": "mysql://me@db.example/d", "database_tls": "require"}, "database_tls"),
+    ("a local database", lambda folder: {"database": "mysql://me@127.0.0.1/d", "database_tls": "disable"}, ""),
+    ("a verified database", lambda folder: {"database": "postgresql://me@db.example/d"}, ""),
     ("delivered files", lambda folder: {"download_dir": str(folder), "exec": ""}, "file_mode"),
     ("delivered files as they were", lambda folder: {"download_dir": str(folder), "file_mode": "0644"}, ""),
 ]  # fmt: skip
