@@ -8063,6 +8063,7 @@ class Poller:
 
     def _job(self, found: Found, out: io.RawIOBase) -> Job:
         self._exact.pop(found.path, None)
+        self._doubts.pop(found.path, None)  # of an earlier version
 
         def told(entry: Entry) -> None:
             if "=" in entry.mtime:
@@ -8109,6 +8110,10 @@ class Poller:
                 detail = f": {reason(exc)}" if self.config.error_output else ""
                 raise HandlerFailed(f"{type(exc).__name__}{detail}") from None
 
+    def _told(self, row: Row) -> Row:
+        """With the exact time, where the fetch has told it: a display that moves is then no new version."""
+        return row._replace(mtime=self._exact.get(row.path, row.mtime))
+
     def _done(self, rows: Sequence[Row], seconds: float, later: Optional[List[Row]] = None) -> None:
         """Commits `done`, and only then deletes or moves.
 
@@ -8116,8 +8121,7 @@ class Poller:
         """
         action = "" if self.config.after == "keep" else self.config.after
         finished = [
-            row._replace(state="done", action=action, error="", mtime=self._exact.get(row.path, row.mtime))
-            for row in rows
+            self._told(row)._replace(state="done", action=action, error="") for row in rows
         ]  # fmt: skip
         made = self.ledger.write([Change(old, new) for old, new in zip(rows, finished)])
         for old, row, ok in zip(rows, finished, made):
@@ -8142,8 +8146,7 @@ class Poller:
         error = kept_error(row, exc)
         if failures >= self.config.max_attempts and self.config.ledger:
             action = "" if self.config.after_error == "keep" else self.config.after_error
-            mtime = self._exact.get(row.path, row.mtime)
-            new = row._replace(state="quarantined", failures=failures, error=error, action=action, mtime=mtime)
+            new = self._told(row)._replace(state="quarantined", failures=failures, error=error, action=action)
             self.ledger.change(row, new)
             self._say("file_quarantined", row, error)
             if action and later is not None:
@@ -8152,7 +8155,7 @@ class Poller:
                 self._act(new)
             return
         delay = min(MOST_PAUSE, self.config.retry_delay * 2.0 ** min(failures - 1, 20))
-        self.ledger.change(row, row._replace(state="failed", failures=failures, error=error), delay)
+        self.ledger.change(row, self._told(row)._replace(state="failed", failures=failures, error=error), delay)
         self._say("file_failed", row, error, delay)
 
     def _put_back(self, row: Row, exc: Error) -> None:
@@ -8161,7 +8164,7 @@ class Poller:
             self._put_off()
         delay = min(MOST_PAUSE, self.config.retry_delay * 2.0 ** min(row.attempts - 1, 20))
         error = kept_error(row, exc)
-        self.ledger.change(row, row._replace(state="failed", error=error), delay)
+        self.ledger.change(row, self._told(row)._replace(state="failed", error=error), delay)
         self._say("file_failed", row, error, delay)
 
     def _not_now(self, row: Row, exc: NotNow, later: Optional[List[Row]] = None) -> None:
@@ -8172,7 +8175,7 @@ class Poller:
             return
         # What a handler refused is due at once for the next member, and for this one when another file succeeds.
         delay = None if isinstance(exc, TryLater) else pause
-        self.ledger.change(row, row._replace(state="failed", error=kept_error(row, exc)), delay)
+        self.ledger.change(row, self._told(row)._replace(state="failed", error=kept_error(row, exc)), delay)
         event(
             "not_now", logging.WARNING if tell else logging.DEBUG, term=self.lease.term, path=row.path,
             attempt=row.attempts, retry_in=pause, error=kept_error(row, exc),

@@ -225,6 +225,25 @@ def a_shifted_display_is_no_new_version(tmp_path: Path, behaviour: Behaviour) ->
             assert sorted(site.handled) == [("a", b"1", 1), ("b", b"2", 1)]
 
 
+def a_failure_is_remembered(tmp_path: Path, behaviour: Behaviour) -> None:
+    """What is shown of a file moves between its failure and its next try."""
+    attempts: list[int] = []
+    with FtpHost(files={"a": b"1"}) as host:
+        of_these_days(host, -1)
+        behaviour(host)
+        site = Site(tmp_path, host.settings, "own", max_attempts=3)
+
+        def fail(file: ftpcoord.File) -> None:
+            attempts.append(file.attempt)
+            host.zone += 60
+            raise ValueError("no good")
+
+        site.listener.on_file("*")(fail)
+        with site:
+            site.state("a", "quarantined")
+            assert attempts == [1, 2, 3]
+
+
 def a_version_is_handled_with_its_own_content(tmp_path: Path, behaviour: Behaviour) -> None:
     """The file is replaced by one of the same size while it waits, or while it is read."""
     with FtpHost(files={"a": bytes_of(200_000)}) as host:
@@ -537,6 +556,7 @@ TABLE: list[tuple[dict[str, Behaviour], str, Run]] = [
       }, "that stops only itself", others_of_the_tree_go_on),
     ({"times are before 1970": before_1970}, "they are told as they are", times_are_told_as_they_are),
     ({"LIST moves by an hour": listed_by_lines}, "each file is handled once", a_shifted_display_is_no_new_version),
+    ({"LIST moves by an hour after a failure": listed_by_lines}, "it is remembered", a_failure_is_remembered),
     ({"a file is replaced between listing and RETR": replaced_when_asked_for,
       "a file is overwritten while it is read": replaced_while_read,
       "a file is replaced between LIST and RETR": both(listed_by_lines, replaced_when_asked_for),
@@ -565,18 +585,12 @@ TABLE: list[tuple[dict[str, Behaviour], str, Run]] = [
      files_arrive_moved),
 ]
 CASES = [Case(name, behaviour, must, run) for lines, must, run in TABLE for name, behaviour in lines.items()]
-LATER = {"every third listing is empty: its attempts are counted on"}
-
-
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(ftpcoord, "Backoff", Hasty)
     yield
 
 
-@pytest.mark.parametrize("case", [
-    pytest.param(case, id=str(case), marks=[pytest.mark.xfail(run=False)] if str(case) in LATER else [])
-    for case in CASES
-])  # fmt: skip
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_what_a_server_does_is_met(tmp_path: Path, case: Case, hasty: None) -> None:
     case.run(tmp_path, case.behaviour)

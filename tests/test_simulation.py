@@ -140,6 +140,24 @@ def test_a_member_started_after_a_forward_step_cannot_know_and_the_overlap_is_bo
     assert overlap(starts_after_the_step=True, looks_wait=20) < 5
 
 
+# -- files whose lines show minutes --------------------------------------------------------------------------------
+
+
+def test_each_version_of_a_minute_is_handled_also_where_an_earlier_one_was_in_doubt() -> None:
+    with quiet_world(
+        intervals=(1, 8), members=1, files=True, lines=True, refusals=0.0, handler_failures=0.0
+    ) as world:  # fmt: skip
+        world.config["after"] = "keep"
+        world.start("a")
+        for moment in (101, 161, 175, 200):  # the minute of the last three begins at 160
+            world.run_until(moment)
+            version = simulation.Version("/in/f", len(world.files.history), 1000, int(EPOCH + world.now))
+            world.files.files["/in/f"] = world.files.history[version.content] = version
+        world.run_until(400)
+        handled = [run.outcome for version in world.files.history.values() for run in world.files.runs.get(version, [])]
+        assert handled == ["ok"] * 4
+
+
 # -- the simulated database is like the real ones ---------------------------------------------------------------------
 
 
