@@ -28,6 +28,7 @@ from members import stores
 import ftpcoord
 from ftpcoord import Entry, FileServer, Job
 
+pytestmark = pytest.mark.timeout(60)    # a client that hangs is told as that before the next hundred tests hang, too
 OLD = 1_700_000_000.0                   # 2023-11-14T22:13:20 UTC
 ODD_NAMES = [b" leading", b"trailing ", b"two  spaces", b"-dash", b"--", b"-rf *", b"*", b"a*b?[c]{d}", b"~",
              b"~user", b"$HOME", b"quote's", b'double "quote"', b"back\\slash", b"semi;colon", b"#hash", b"per%20cent",
