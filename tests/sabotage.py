@@ -50,7 +50,13 @@ SABOTAGES = (
         TWO,
         fix=["files=False"],
     ),
-    Sabotage("the margin is zero", "return 0.2 + self.stale_after / 10", "return 0.0", TWO, fix=["spread=0.04"]),
+    Sabotage(
+        "the margin is zero",
+        "return 0.2 + self.stale_after / 10",
+        "return 0.0",
+        f"{TWO}|nobody else active",
+        fix=["spread=0.04"],
+    ),
     Sabotage(
         "the deadline counts from the reply",
         "lease.extend(now + self.timing",
