@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -23,6 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import setup_env
 
 ROOT, TESTS = setup_env.ROOT, setup_env.ROOT / "tests"
+NOTHING: Mapping[str, str] = {}
+OLDEST_SUITES = [f"tests/test_{name}.py" for name in ("hostile_databases", "hostile_ssh", "dialects", "fileservers")]
+OLDEST = "hostile or postgresql or mysql or sshd"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -79,6 +82,10 @@ def main(arguments: Sequence[str]) -> int:
         results["pytest, again and alone"] = run(["-m", "pytest", "-n", "0", "--last-failed"], again) == 0
         results["pytest"] = results["pytest, again and alone"]
         summary[-1] += f"; again and alone: {again[-1] if again else 'nothing'}"
+    if not options.quick and not in_order(options, more, arguments):
+        # Once more with the oldest drivers that are allowed: what talks to databases and to SFTP servers.
+        oldest = {"PYTHONPATH": os.pathsep.join([str(setup_env.ensure_oldest()), os.environ["PYTHONPATH"]])}
+        results["oldest drivers"] = run([*pytest, "-p", "no:cacheprovider", "-k", OLDEST, *OLDEST_SUITES], env=oldest) == 0
     if options.chaos is not None:
         if (TESTS / "chaos.py").exists():
             code = "import sys, chaos; sys.exit(chaos.main(float(sys.argv[1])))"
@@ -116,11 +123,11 @@ def in_order(options: argparse.Namespace, more: Sequence[str], arguments: Sequen
     return found
 
 
-def run(command: Sequence[str], summary: Optional[list[str]] = None) -> int:
+def run(command: Sequence[str], summary: Optional[list[str]] = None, env: Mapping[str, str] = NOTHING) -> int:
     """Run Python with these arguments in the checkout; `summary` gets pytest's summary line."""
-    print(f"\n$ python {' '.join(command)}", flush=True)
+    print(f"\n$ {' '.join(f'{k}={v}' for k, v in env.items())} python {' '.join(command)}", flush=True)
     if summary is None:
-        return subprocess.call([sys.executable, *command], cwd=ROOT)
+        return subprocess.call([sys.executable, *command], cwd=ROOT, env={**os.environ, **env})
     process = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

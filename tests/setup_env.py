@@ -87,6 +87,21 @@ def ensure(extras: str = "test") -> Path:
     return python
 
 
+def ensure_oldest() -> Path:
+    """A folder with the oldest drivers that setup.cfg allows: first on the path, it stands before VENV's own."""
+    oldest = [line.partition(",")[0].replace(">=", "==") for line in requirements("all") if ">=" in line]
+    folder = VENV.parent / f"{VENV.name}-oldest"
+    stamp = folder / "installed.txt"
+    with locked(VENV.parent / "lock"):
+        if not stamp.exists() or stamp.read_text("utf-8").split("\n") != oldest:
+            shutil.rmtree(folder, ignore_errors=True)
+            print(f"[setup] {folder}: installing {', '.join(oldest)}", file=sys.stderr, flush=True)
+            pip = [*_environment(), "install", "--quiet", "--disable-pip-version-check", "--target", str(folder)]
+            subprocess.run([*pip, *oldest], check=True)
+            stamp.write_text("\n".join(oldest), "utf-8")
+    return folder
+
+
 def _environment() -> list[str]:
     """Make VENV if it is not there; returns the command that runs a pip for it."""
     python, base = str(_python(VENV)), getattr(sys, "_base_executable", None) or sys.executable
