@@ -78,14 +78,15 @@ def main(arguments: Sequence[str]) -> int:
         # Real processes with seconds to keep, on cores that other tests keep busy: what failed gets one more try with
         # the machine to itself. It is said, and a second failure counts.
         print(f"\nwhat failed is run again, alone: {summary[-1]}")
-        again: list[str] = []
-        results["pytest, again and alone"] = run(["-m", "pytest", "-n", "0", "--last-failed"], again) == 0
+        alone: list[str] = []
+        results["pytest, again and alone"] = run(["-m", "pytest", "-n", "0", "--last-failed"], alone) == 0
         results["pytest"] = results["pytest, again and alone"]
-        summary[-1] += f"; again and alone: {again[-1] if again else 'nothing'}"
+        summary[-1] += f"; again and alone: {alone[-1] if alone else 'nothing'}"
     if not options.quick and not in_order(options, more, arguments):
         # Once more with the oldest drivers that are allowed: what talks to databases and to SFTP servers.
         oldest = {"PYTHONPATH": os.pathsep.join([str(setup_env.ensure_oldest()), os.environ["PYTHONPATH"]])}
-        results["oldest drivers"] = run([*pytest, "-p", "no:cacheprovider", "-k", OLDEST, *OLDEST_SUITES], env=oldest) == 0
+        again = [*pytest, "-p", "no:cacheprovider", "-k", OLDEST, *OLDEST_SUITES]
+        results["oldest drivers"] = run(again, env=oldest) == 0
     if options.chaos is not None:
         if (TESTS / "chaos.py").exists():
             code = "import sys, chaos; sys.exit(chaos.main(float(sys.argv[1])))"
