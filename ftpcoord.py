@@ -17,14 +17,16 @@ others stand by without touching the file server, and one of them takes over whe
 
     listener.run()
 
-Guaranteed, as long as the database keeps its commits and all members have the same two intervals
+Guaranteed, as long as the database keeps its commits, clock rates differ by less than 10 % and all members of a group
+have the same two intervals
   1. At most one member of a group is active at any instant, whatever is paused, killed, cut off or started twice.
   2. No file is lost, none is replaced, none is visible half-written; what a handler has not finished is neither
-     deleted nor moved.
-  3. Each version of a file is handled once. Again only after a failure, or if the member died or lost its lease or
-     its database between the claim and the committed `done`; then `attempt` is greater than 1.
-  4. A dead or stopped active member is replaced within `liveness_check_interval`, a gracefully stopped one within a
-     heartbeat and a round trip.
+     deleted nor moved (`after_error` acts at quarantine).
+  3. Each version of a file, a size and a time as exact as the server tells it, is handled once, with its own content.
+     Again only after a failure, or if the member died or lost its lease or its database between the claim and the
+     committed `done`; then `attempt` is greater than 1.
+  4. An active member whose process is dead or stopped is replaced within `liveness_check_interval`, one that is
+     stopped gracefully within a heartbeat and a round trip after its last handler.
   5. A standby opens no connection to the file server.
   6. While the database is away nothing is polled; work goes on by itself when it is back.
 
@@ -41,7 +43,11 @@ Not guaranteed, because no program of this kind can
     replication.
   - A hypervisor that stops the guest's clocks during a pause. Handlers should be idempotent in (path, size, mtime).
   - An upload that stalls longer than `settle`. Let uploaders rename, or use `ready_suffix`.
-  - A new version uploaded between the last look and the delete; one of equal size and equal (shown) time.
+  - A new version uploaded between the last look and the delete; one of equal size and equal (shown) time. Where LIST
+    alone tells times these are minutes, and a lone kept file comes again when the display moves (zone, summer time).
+  - A move target that another client makes between look and rename: a round trip, or ten seconds on an FTP server
+    whose "not there" cannot be told from its other refusals.
+  - A lost lease told from a death: for another process both leave a claim, and from the third on each counts.
   - A command that outlives its stopped (SIGSTOP) parent, until the parent runs again or dies; and children of a
     command that left its process group (setsid) or run as another user (sudo): only a cgroup ends them.
   - What a proxy or the file server had already taken when the connection was reset.

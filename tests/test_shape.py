@@ -19,11 +19,30 @@ import ftpcoord
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+EVIDENCE = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
 SOURCE = (ROOT / "ftpcoord.py").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def section(text: str, title: str) -> str:
+    """What stands under a heading, down to the next one of its rank."""
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    assert found, title
+    return found[1]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of its tables, without their heads."""
+    lines = text.splitlines()
+    rule = re.compile(r"\|[-|]+\|")
+    heads = {at for at, line in enumerate(lines[1:]) if rule.fullmatch(line)}
+    return [
+        [cell.strip() for cell in line.strip("| ").split(" | ")]
+        for at, line in enumerate(lines) if line.startswith("|") and at not in heads and not rule.fullmatch(line)
+    ]  # fmt: skip
 
 
 def tracked() -> list[str]:
@@ -87,6 +106,9 @@ def test_every_event_stands_in_the_readme() -> None:
     for name in contract:
         assert name in listed
         assert f'"{name}"' in SOURCE or name == "file_failed"
+    said = set(re.findall(r'\bevent\(\s*"([a-z_]+)"', SOURCE))
+    words = set(re.findall(r"[a-z_]+", " ".join(re.findall(r"`([a-z_\s]+)`", listed))))
+    assert said <= words, "every event has its place in the README"
 
 
 def test_the_readme_has_exactly_two_set_up_commands() -> None:
@@ -151,10 +173,33 @@ def test_the_alert_rules_of_the_readme_name_metrics_that_exist() -> None:
             assert re.search(rf'(gauge|count)\(\s*"{name}"', SOURCE), metric
 
 
-def test_the_tests_that_the_readme_names_exist() -> None:
+def test_the_tests_that_are_named_exist() -> None:
     everything = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
-    for name in re.findall(r"`(test_\w+)`", README):
+    for name in re.findall(r"`(test_\w+)`", README + EVIDENCE):
         assert f"def {name}(" in everything or (ROOT / "tests" / f"{name}.py").exists(), name
+
+
+def test_each_promise_rule_and_threat_has_its_tests() -> None:
+    titles = ("Promises and their tests", "Rules behind the promises and their tests", "Threats and their tests",
+              "What it survives")  # fmt: skip
+    promises, rules, threats, faults = (rows(section(EVIDENCE, title)) for title in titles)
+    assert len(rules) >= 18 and len(faults) >= 30
+    for row in promises + rules + threats + faults:
+        assert re.search(r"`test_\w+`", row[-1]), row
+    numbers = re.findall(r"^(\d)\. \*\*", section(README, "What is guaranteed, and what is not"), re.MULTILINE)
+    assert numbers == list("123456") == [row[0][0] for row in promises if row[0][0].isdigit()]
+    assert [row[0] for row in threats] == [row[0] for row in rows(section(README, "Security"))]
+
+
+def test_the_places_that_the_readmes_lead_to_exist() -> None:
+    for text, folder in ((README, ROOT), (EVIDENCE, ROOT / "tests")):
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            path, _, heading = target.partition("#")
+            place = folder / path if path else folder / "README.md"
+            assert place.exists(), target
+            titles = re.findall(r"^##+ (.*)", place.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert not heading or heading in anchors, target
 
 
 def test_python_blocks_of_the_readme_are_python() -> None:
