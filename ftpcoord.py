@@ -44,7 +44,7 @@ Not guaranteed, because no program of this kind can
   - A hypervisor that stops the guest's clocks during a pause. Handlers should be idempotent in (path, size, mtime).
   - An upload that stalls longer than `settle`. Let uploaders rename, or use `ready_suffix`.
   - A new version uploaded between the last look and the delete; one of equal size and equal (shown) time. Where LIST
-    alone tells times these are minutes, and a lone kept file comes again when the display moves (zone, summer time).
+    alone tells times these are minutes, and kept files may come again when its display moves (zone, summer time).
   - A move target that another client makes between look and rename: a round trip, or ten seconds on an FTP server
     whose "not there" cannot be told from its other refusals.
   - A lost lease told from a death: for another process both leave a claim, and from the third on each counts.
