@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -40,7 +41,7 @@ def rows(text: str) -> list[list[str]]:
     rule = re.compile(r"\|[-|]+\|")
     heads = {at for at, line in enumerate(lines[1:]) if rule.fullmatch(line)}
     return [
-        [cell.strip() for cell in line.strip("| ").split(" | ")]
+        [cell.strip() for cell in line.strip()[1:-1].split("|")]
         for at, line in enumerate(lines) if line.startswith("|") and at not in heads and not rule.fullmatch(line)
     ]  # fmt: skip
 
@@ -94,6 +95,26 @@ def test_every_setting_stands_in_the_readme() -> None:
     shown = set(re.findall(r"`([a-z_]+)`", table))
     settings = {field.name for field in dataclasses.fields(ftpcoord.Config)} - {"files"}
     assert settings <= shown
+
+
+def test_the_defaults_and_bounds_of_the_readme_are_those_of_the_module() -> None:
+    words = {"": ("", None), "–": ("", None), "yes": (True,), "no": (False,), "on": (True,), "required": ("",)}
+    defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(ftpcoord.Config)}
+    for names, shown, _ in rows(section(README, "Settings")):
+        each = re.findall(r"`([a-z_]+)`", names)
+        for name, text in zip(each, shown.split(", ") if len(each) > 1 and shown else [shown] * len(each)):
+            text = text.strip("`")
+            if text not in ("system", "hostname:pid") and not text.startswith(("verify ", "scheme:")):
+                assert defaults[name] in words.get(text, ()) or f"{defaults[name]}" in (text, f"{text}.0"), name
+    timing = ftpcoord.Timing(defaults["heartbeat_frequency"], defaults["liveness_check_interval"])
+    overlap = timing.stale_after - timing.margin - 0.9 * timing.heartbeat
+    for told in (
+        f"S is {timing.stale_after:g} s, m {timing.margin:g} s", f"S - m - 0.9H ({overlap:g} s;",
+        f"answers for {ftpcoord.NAMES_SERVE:g} s", f"{ftpcoord.MAX_ENTRIES:,} files",
+        f"{ftpcoord.MAX_FOLDERS:,} folders", f"{ftpcoord.MAX_LISTING >> 20} MiB of listing",
+        f"packet in {ftpcoord.LARGEST_PACKET >> 10} KiB",
+    ):  # fmt: skip
+        assert told in README
 
 
 def test_every_event_stands_in_the_readme() -> None:
