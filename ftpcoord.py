@@ -327,8 +327,8 @@ class TryLater(NotNow):
     `seconds` until it is worth another try; None leaves that to `retry_delay`, doubled each time.
     """
 
-    def __init__(self, seconds: Optional[float] = None, why: str = "the handler said: not now") -> None:
-        super().__init__(why)
+    def __init__(self, seconds: Optional[float] = None, why: str = "") -> None:
+        super().__init__(why or "the handler said: not now")
         self.seconds = None if seconds is None else min(MOST_PAUSE, max(0.0, float(seconds)))
 
 
@@ -3730,6 +3730,7 @@ class Names:
         self._lock = threading.Lock()
         self._listed: dict[str, tuple[float, set[str], Sequence[str]]] = {}     # when that was over
         self._made: dict[str, float] = {}                       # paths, and when; infinite: under way
+        self._room = 1000
         self.unanswered: set[str] = set()                       # commands that got no answer at all
 
     def get(self, folder: str, age: float) -> Optional[tuple[set[str], Sequence[str]]]:
@@ -3753,9 +3754,10 @@ class Names:
         with self._lock:
             if self._made.get(path) == float("inf"):
                 raise TargetExists(f"{path} is just being made")
-            if len(self._made) > 1000:
+            if len(self._made) > self._room:
                 old = time.monotonic() - 600
                 self._made = {path: moment for path, moment in self._made.items() if moment > old}
+                self._room = 1000 + 2 * len(self._made)  # so that it costs nothing for each
             self._made[path] = float("inf")
         try:
             yield
@@ -4298,7 +4300,7 @@ class FtpServer(FileServer):
         with self._talking(f"looking at {path}"):
             path = self._absolute(path)
             cheap = self._peek(path)
-            if cheap is not None and cheap.kind == seen.kind:
+            if cheap is not None and cheap.kind == seen.kind and (cheap.mtime or not seen.mtime):
                 same = same_version(seen, cheap, self.habits.zones)
                 if same or (same is False and "=" in seen.mtime):       # that time came from such a look
                     return same
@@ -5372,7 +5374,7 @@ class SftpServer(FileServer):
                 now = self._stat(path)
             except FileRefused:
                 now = self._find(path)
-            return None if now is None else now.kind == seen.kind and same_version(now, seen)
+            return None if now is None else now.kind == seen.kind and bool(same_version(now, seen))
 
     def _exists(self, path: str) -> bool:
         kind, fields = self._talk().call(LSTAT, self._name(path))
@@ -6142,9 +6144,14 @@ class Ledger:
                 if (still_open and row.marks.gone) or (row.dated and row.due is not None and row.due <= now):
                     changes.append(Change(row, None))
                 elif not row.dated or row.due is None:
-                    changes.append(Change(row, row.marked(unlisted=still_open), retention))
+                    changes.append(Change(row, self._unlisted(row) if still_open else row, retention))
         for start in range(0, len(changes), BATCH_FILES):
             self.write(changes[start : start + BATCH_FILES])
+
+    def _unlisted(self, row: Row) -> Row:
+        """An open row, dated. It becomes one of this term, so that of a void claim the death is noted now."""
+        died = row.state == "claimed" and row.term != self.lease.term
+        return row.marked(unlisted=True, deaths=row.marks.deaths + died)._replace(state="failed")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -6421,7 +6428,8 @@ class Workplace:
 
         None for the first one, which may be a link, and where there is no openat: then by its path.
         """
-        path = cast(Path, self._private if self._is_private(place) else self._folder)
+        delivered = self._folder is not None and self._folder in (place, *place.parents)
+        path = cast(Path, self._folder) if delivered else place.parent  # of which private one, should it be made anew
         if place == path:
             yield None
             return
@@ -7676,10 +7684,10 @@ class Poller:
         self.ledger.refresh()
         self.pool.restore(LIMIT_SECONDS)
         self.pool.habits.spare_listing = True
+        with self._lock:
+            busy = set(self._busy)  # the listing may show these as they were before
         listing = self._list()
         self.unreached = bool(listing.refused)
-        with self._lock:
-            busy = set(self._busy)
         unclear = self._recognize(listing, busy)
         for row in self.ledger.due_actions(busy):
             if self._breaker.rested(row.path):
@@ -7777,13 +7785,12 @@ class Poller:
                     if not self.member.may_work(self.lease):
                         raise LeaseLost(self.lease.term)
                     questions -= 1
+                    doubt, since = row.mtime.endswith("~"), self._doubt(row)[0]
+                    self._doubts[row.path] = (since, now + max(2.0, now - since))
                     told = server.exact(row.path, entry)
                     self.stats.progress()
                     if told is not None and same_version(row, told):
-                        doubt = row.mtime.endswith("~")
                         if doubt:
-                            since = self._doubt(row)[0]
-                            self._doubts[row.path] = (since, now + max(2.0, now - since))
                             doubt = now - since < 60 and time.time() - (epoch_seconds(told.mtime) or 0.0) < 900
                         self._keep_as(listing, at, row, told.mtime + "~" * doubt, changes)
                     elif told is not None:
@@ -7816,6 +7823,9 @@ class Poller:
             busy = busy | self._busy
         listed = {found.path for found in look}
         self._breaker.forget(listed | busy)
+        self._alone &= listed
+        self._doubts = {path: doubt for path, doubt in self._doubts.items() if path in listed}
+        self._markers = {path: entry for path, entry in self._markers.items() if path in listed or path in busy}
         retention = self.config.ledger_retention * SECONDS_A_DAY
         self.ledger.forget_unlisted(listed, retention, look.lacks, busy.__contains__)
 
@@ -8193,7 +8203,7 @@ class Poller:
             self._failed(row, exc, later)
             return
         event("file_gone", term=self.lease.term, path=row.path, reason=str(exc))
-        self.ledger.change(row, row._replace(state="failed", error=kept_error(row, exc)).marked(gone=True))
+        self.ledger.change(row, row._replace(state="failed", error=kept_error(row, exc)))
 
     def _say(self, what: str, row: Row, error: str, delay: Optional[float] = None) -> None:
         self.stats.file(what[len("file_") :], row.size)
@@ -8348,8 +8358,9 @@ class Poller:
             self.lease.check()
             if isinstance(exc, DatabaseDown):
                 raise
-            delay = max(1.0, self.config.retry_delay)
             error = kept_error(row, Error(f"{row.action}: {exc}"))
+            refused = not isinstance(exc, ServerDown)
+            delay = max(1.0, self._breaker.rest(row.path, NotNow())[0] if refused else self.config.retry_delay)
             self.ledger.change(row, row._replace(error=error), delay)
             self._say("file_failed", row, error, delay)
 
@@ -8400,7 +8411,7 @@ def kept_error(row: Row, exc: BaseException) -> str:
     if len(line) > STDERR_BYTES:
         line = f"{line[:200]} ... {line[205 - STDERR_BYTES :]}"
     begin = ": " if any(row._replace(error=f"{line} ").marks) else ""  # words that would be read as marks
-    return f"{row.marks._replace(unlisted=False, gone=False)}{begin}{line}"
+    return f"{row.marks._replace(unlisted=False, gone=isinstance(exc, FileGone))}{begin}{line}"
 
 
 def _local(exc: Union[OSError, UnicodeError], place: str) -> Error:

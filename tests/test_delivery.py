@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import stat
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -191,6 +193,30 @@ def test_a_private_folder_that_somebody_removes_is_made_again(
         for place in temporary.iterdir():
             subprocess.run(["rm", "-r", str(place)], check=True)
     assert not member.events("file_failed")
+
+
+@OPENAT
+def test_a_copy_in_work_whose_private_folder_was_made_anew_is_done_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+
+    class Slow(Site):
+        def receive(self, file: ftpcoord.File) -> None:
+            super().receive(file)
+            if file.name == "1":
+                private = file.local.parents[1]
+                shutil.copytree(private, tmp_path / "saved")  # somebody restores what was lost
+                shutil.rmtree(private)
+                (tmp_path / "saved").rename(private)
+                host.put("2", b"two")
+                wait_for(lambda: len(self.handled) == 2, PATIENCE, "\n".join(self.log))
+
+    with FtpHost({"1": b"one"}) as host, Slow(tmp_path, host.settings, "handler") as site:
+        site.wait("file_done", 2)
+        site.polls()
+        assert sorted(site.handled) == [("1", b"one", 1), ("2", b"two", 1)]
 
 
 def test_a_place_for_temporary_files_that_is_missing_is_named_and_not_the_servers_file(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import servers
-from conftest import Database, Files, new_folder
-from hostile import FtpHost, Site, reply
+from conftest import Database, Files, new_folder, wait_for
+from hostile import FtpHost, SftpHost, Site, reply, status
 from members import PATIENCE, Crew, kinds
 
 
@@ -209,3 +212,72 @@ def test_run_once_ends_with_1_while_the_file_server_is_down_or_the_folder_is_mis
             server.start()
             assert crew.run("run", "--once").returncode == 0
             assert crew.names() == ["1.txt"]
+
+
+# ----------------------------------------------------------------------------- what one look must not hide from another
+
+
+@pytest.mark.parametrize("unlisted", [False, True])
+def test_a_death_is_remembered_also_when_the_next_listing_lacks_the_file(tmp_path: Path, unlisted: bool) -> None:
+    """The row is then written by a member that has done nothing with the file."""
+    with FtpHost(files={"a": b"1"}) as host:
+        with Site(tmp_path, host.settings, "handler") as site:
+            site.state("a", "done")
+        for deaths in (1, 2):
+            with contextlib.closing(sqlite3.connect(tmp_path / "coordination.db", isolation_level=None)) as database:
+                error = f"its process ended {deaths - 1} times; " if deaths > 1 else ""
+                database.execute("UPDATE file_ledger SET state = 'claimed', term = 0, error = ?", (error,))
+            if unlisted:
+                host.on("MLSD", lambda session, argument: session.send(b""))
+            errors = []
+
+            class Watching(Site):
+                def receive(self, file: Any) -> None:
+                    errors.append(self.row("a")["error"])  # type: ignore[index]  # noqa: B023
+                    super().receive(file)
+
+            with Watching(tmp_path, host.settings, "handler") as site:
+                site.state("a", "done")
+            assert [error.strip() for error in errors] == [f"its process ended {deaths} times;"]
+
+
+def test_each_time_after_the_first_that_a_listed_file_is_called_gone_is_counted(tmp_path: Path) -> None:
+    with SftpHost(files={"a": b"1"}) as host:
+        host.on("OPEN", status(2), times=None)
+        with Site(tmp_path, host.settings, "handler", max_attempts=4) as site:
+            row = site.state("a", "quarantined")
+            assert (row["attempts"], row["failures"]) == (5, 4) and len(site.all("file_gone")) == 1
+
+
+def test_a_file_that_is_done_and_deleted_while_it_is_listed_is_not_fetched_again(tmp_path: Path) -> None:
+    with FtpHost(files={"a": b"1"}) as host:
+        listing = threading.Event()
+
+        def late(session: Any, argument: str) -> None:
+            """It shows the file, which is deleted before the listing has ended."""
+            shown = host.listing("/in")
+            listing.set()
+            wait_for(lambda: not host.files, PATIENCE)
+            site.wait("file_done")
+            wait_for(lambda: site.row("a") is None, PATIENCE)
+            session.send(shown)
+
+        class Slow(Site):
+            def receive(self, file: Any) -> None:
+                host.on("MLSD", late)
+                assert listing.wait(PATIENCE)
+                super().receive(file)
+
+        with Slow(tmp_path, {**host.settings, "timeout": 5}, "handler", after="delete") as site:
+            site.wait("file_done")
+            site.polls(3)
+            assert len(host.said("RETR")) == 1 and not site.all("file_gone")
+
+
+def test_an_after_action_that_the_server_refuses_is_tried_with_growing_pauses(tmp_path: Path) -> None:
+    with FtpHost(files={"a": b"1"}) as host:
+        host.on("DELE", reply("550 permission denied"), times=3)
+        with Site(tmp_path, host.settings, "handler", after="delete", retry_delay=1) as site:
+            site.wait("file_failed", 3)
+            assert [said["retry_in"] for said in site.all("file_failed")] == [1, 2, 4]
+            wait_for(lambda: not host.files, PATIENCE)

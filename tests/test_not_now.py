@@ -84,8 +84,12 @@ def test_a_lone_file_that_is_told_not_now_is_never_counted(tmp_path: Path) -> No
 
 
 def test_the_handler_may_say_how_long_to_wait(tmp_path: Path) -> None:
-    with FtpHost(files={"a": b"x"}) as host, Backend(tmp_path, host.settings, retry_delay=0.01) as site:
-        site.seconds = 0.7
+    class Patient(Backend):
+        def receive(self, file: ftpcoord.File) -> None:
+            self.seconds = 0.7
+            super().receive(file)
+
+    with FtpHost(files={"a": b"x"}) as host, Patient(tmp_path, host.settings, retry_delay=0.01) as site:
         wait_for(lambda: len(site.asked) >= 2, PATIENCE)
         assert site.asked[1][1] - site.asked[0][1] >= 0.7
 
@@ -127,3 +131,16 @@ def test_what_has_its_name_in_download_dir_is_not_delivered_again_though_its_com
         files.put("1.txt", b"another")
         assert crew.run("run", "--once").returncode == 0
         assert (target / "1.txt").read_bytes() == b"another"
+
+
+def test_not_now_without_a_word_opens_the_breaker_too(tmp_path: Path) -> None:
+    class Silent(Backend):
+        def receive(self, file: ftpcoord.File) -> None:
+            self.asked.append((file.name, time.monotonic()))
+            raise ftpcoord.TryLater(None, "")
+
+    files = {f"{number:02}": b"x" for number in range(12)}
+    with FtpHost(files=files) as host, Silent(tmp_path, host.settings, retry_delay=5) as site:
+        site.wait("not_now", files=3)
+        site.polls()
+        assert len(site.asked) == 3 and ftpcoord.why_unready(site.listener)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import time
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -443,3 +444,61 @@ def test_the_dry_run_says_that_a_marker_is_too_old(tmp_path: Path, capsys: pytes
         database = f"sqlite:///{tmp_path / 'coordination.db'}"
         ftpcoord.command_dry_run([ftpcoord.Config(**host.settings, database=database, exec="true", ready_suffix=".ok")])
         assert "its marker .ok is older than the file" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("after", ["delete", "move:done"])
+def test_before_a_delete_the_listing_is_looked_at_where_the_size_alone_can_be_asked_for(
+    tmp_path: Path, after: str
+) -> None:
+    with a_host("mdtm") as host:
+        host.on("MDTM", reply("502 no"), times=None)
+        began = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None) - datetime.timedelta(days=2)
+        host.files["a"], host.times["a"] = OLD, began
+
+        class Slow(Site):
+            def receive(self, file: ftpcoord.File) -> None:
+                super().receive(file)
+                if len(self.handled) == 1:
+                    host.files["a"], host.times["a"] = NEW, began + 2 * HOUR
+
+        with Slow(tmp_path, host.settings, "handler", after=after) as site:
+            wait_for(lambda: len(site.handled) == 2, PATIENCE, "\n".join(site.log[-20:]))
+            assert site.handled[1] == ("a", NEW, 1)
+
+
+def test_a_doubt_that_no_answer_ends_is_not_asked_about_at_each_poll(tmp_path: Path) -> None:
+    with a_host("mdtm") as host:
+        host.files["a"] = OLD
+        host.times["a"] = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
+        with Site(tmp_path, host.settings, "handler") as site:
+            site.state("a", "done")
+            host.on("MDTM", reply("550 not today"), times=None)
+            asked = len(host.said("MDTM"))
+            wait_for(lambda: len(host.said("MDTM")) > asked, PATIENCE)
+            site.polls(10)
+            assert len(host.said("MDTM")) == asked + 1
+
+
+def test_a_time_that_sftp_cannot_be_compared_with_is_no_file_that_is_gone(tmp_path: Path) -> None:
+    """As after a change from FTP to SFTP with after-actions to do."""
+    with SftpHost({"a": OLD}) as host:
+        server = ftpcoord.open_server(ftpcoord.Config(**host.settings, database="sqlite:///x.db"))
+        assert server.same("/in/a", Entry("a", "file", len(OLD), "2024-01-12T11:15")) is False
+        assert server.same("/in/b", Entry("b", "file", len(OLD), "2024-01-12T11:15")) is None
+        server.close()
+
+
+def test_many_moves_cost_no_more_than_few() -> None:
+    names = ftpcoord.Names()
+
+    def seconds(first: int) -> float:
+        began = time.process_time()
+        for number in range(first, first + 2000):
+            with names.making(f"/done/{number}"):
+                pass
+        return time.process_time() - began
+
+    few = seconds(0)
+    for first in range(2000, 18000, 2000):
+        many = seconds(first)
+    assert many < 10 * few + 0.1
