@@ -312,6 +312,23 @@ def test_one_move_settles_all_rows_that_an_older_version_wrote(tmp_path: Path, k
             assert site.row("7")["state"] == "done" and len(files) == 200  # type: ignore[index]
 
 
+@pytest.mark.parametrize(("count", "days", "handled"), [(1, 30, 2), (3, 1, 6), (2, 30, 2)])
+def test_where_list_alone_tells_times_a_move_is_known_by_two_files_that_are_not_of_these_days(
+    tmp_path: Path, count: int, days: int, handled: int
+) -> None:
+    """EXPOSED: with fewer the files come again as new ones, and the README says so."""
+    with a_host("list") as host:
+        assert isinstance(host, FtpHost)
+        files = some(count, host)
+        for number, name in enumerate(files):
+            host.times[name] += datetime.timedelta(days=5 + number - days)
+        with Site(tmp_path, host.settings, "handler") as site:
+            site.arrive(files)
+            host.zone += 60
+            site.polls(3)
+            assert [attempt for _, _, attempt in site.handled] == [1] * handled
+
+
 @pytest.mark.parametrize("kind", ["mdtm", "list"])
 def test_files_that_are_written_anew_each_hour_are_no_display_that_moves(tmp_path: Path, kind: str) -> None:
     with a_host(kind) as host:
