@@ -161,9 +161,10 @@ STDERR_BYTES = 2000  # of a failed command's last words, kept in the ledger
 LEAST_RATE = 10.0  # bytes a second: a third of what a modem of 300 bit/s carries; a transfer below it stands still
 LONGEST_LINE = 4096  # bytes of a command's output that are passed on as one line
 SECONDS_A_DAY = 86400.0
-ANSWER_BYTES = 1 << 20  # of a login, or of one answer of the database; a page of the ledger is larger
+ANSWER_BYTES = 1 << 20  # of a login, or of one answer of the database; a page of a table is larger
 LEDGER_BYTES = 64 << 20
 MOST_ITERATIONS = 1_000_000  # of SCRAM's hash: a second; servers ask for 4096
+LONGEST_SECRET = 65536  # characters
 LONGEST_REASON = 500  # characters of what a server says of an error
 GARBLED = (AttributeError, LookupError, TypeError, struct.error, AssertionError)  # of a driver that reads nonsense
 MOST_QUESTIONS = 500  # about the versions of known files, in one poll
@@ -173,7 +174,7 @@ TRY_LATER = 75  # EX_TEMPFAIL of sysexits.h: a command's way to say "not now"
 SHORT_ERROR = 60  # characters that are left of an error that the ledger's column has no room for
 PLAIN = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")
 UNLISTED = "not listed; "
-MARKS = re.compile(rf"({UNLISTED})?" r"(gone; )?(delivered; )?(?:its process ended (\d+) times; )?")
+MARKS = re.compile(rf"({UNLISTED})?" r"(gone; )?(delivered; )?(?:its process ended (\d{1,9}) times; )?")
 LONGEST_DELAY = 36525 * SECONDS_A_DAY  # databases know no dates after the year 9999
 LAST_WORDS = 2.0  # seconds for what is still to be written when the process ends
 ENDED = float("-inf")  # the deadline of a lease that was lost or released
@@ -697,7 +698,10 @@ class Config:
         if path is None:
             return str(getattr(self, name))
         try:
-            return Path(path).expanduser().read_text(encoding="utf-8-sig").rstrip("\r\n")
+            if stat.S_ISREG(os.stat(os.path.expanduser(path)).st_mode):
+                with open(os.path.expanduser(path), encoding="utf-8-sig") as stream:
+                    return stream.read(LONGEST_SECRET).rstrip("\r\n")
+            raise ConfigError(f"{name}_file: {path} is not a plain file, and so cannot be read at each login")
         except (OSError, UnicodeError) as exc:
             raise ConfigError(f"{name}_file: {path} cannot be read ({reason(exc)})") from None
 
@@ -1092,6 +1096,11 @@ def group_id(text: str) -> str:
 
 def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def shortened(text: str) -> str:
+    """A text, or of a long one its begin and its last words."""
+    return text if len(text) <= STDERR_BYTES else f"{text[:200]} ... {text[205 - STDERR_BYTES :]}"
 
 
 def reason(exc: BaseException) -> str:
@@ -1623,7 +1632,7 @@ class Database(abc.ABC):
         try:
             if self.connection is None:
                 self._connect()
-            most = LEDGER_BYTES if "file_ledger" in sql else ANSWER_BYTES
+            most = LEDGER_BYTES if "file_ledger" in sql or sql in (self.MEMBERS, self.GROUPS) else ANSWER_BYTES
             self.allowance.renew(self.timing.call_timeout, most)
             return self._run(self._bind(sql, values, changes))
         except Error:
@@ -1837,8 +1846,9 @@ class Database(abc.ABC):
         """Files by state; apart from them those `unlisted`, if any: not done, and not to be had either."""
         counted = {"claimed": 0, "done": 0, "failed": 0, "quarantined": 0}
         for state, unlisted, number in self.execute(self.COUNTS, group=group):
-            key = "unlisted" if unlisted else str(state)
-            counted[key] = counted.get(key, 0) + int(number)
+            if state in counted:  # the page, and whoever scrapes, are shown no other words
+                key = "unlisted" if unlisted else str(state)
+                counted[key] = counted.get(key, 0) + int(number)
         return counted
 
     def activity(self, group: str, term: int) -> Tuple[Optional[float], Optional[float]]:
@@ -3347,13 +3357,14 @@ class FileServer(abc.ABC):
         elif isinstance(error, socket.gaierror):
             why = f"the name {self.host} cannot be resolved ({error.strerror})"
         else:
-            why = self._without_password(str(error) or type(error).__name__)
+            why = shortened(self._without_password(str(error) or type(error).__name__))
         return ServerDown(f"{self.label}: {doing}: {why}")
 
     def _masked(self, error: Error) -> Error:
         """The same error, or one of its kind without the password: a server may say it in any reply."""
         text = str(error)
-        return type(error)(self._without_password(text)) if self.password and self.password in text else error
+        secret = self.password and self.password in text
+        return type(error)(shortened(self._without_password(text))) if secret or len(text) > STDERR_BYTES else error
 
     def _without_password(self, text: str) -> str:
         if len(self.password) >= 6:
@@ -4767,6 +4778,13 @@ class _Fields:
         self._at += length
         return text
 
+    def handle(self) -> bytes:
+        """Of an open file or folder: repeated in every request (draft section 6.3 allows so many bytes)."""
+        handle = bytes(self.string())
+        if len(handle) > 256:
+            raise _Broken(f"an SFTP handle of {len(handle)} bytes")
+        return handle
+
     def __len__(self) -> int:
         return len(self._body)
 
@@ -5061,7 +5079,7 @@ class SftpPipeline:
         if download.handle is None:
             if kind != HANDLE:
                 raise _refusal(path, kind, fields)
-            download.handle = bytes(fields.string())
+            download.handle = fields.handle()
             self._hungry.append(download)
             return
         if kind == DATA:
@@ -5305,7 +5323,7 @@ class SftpServer(FileServer):
         kind, fields = session.call(OPENDIR, self._name(folder))
         if kind != HANDLE:
             raise _refusal(folder, kind, fields)
-        handle = _string(bytes(fields.string()))
+        handle = _string(fields.handle())
         entries: Listing = []
         vague: list[str] = []           # names whose attributes tell no kind
         seen = size = 0
@@ -5446,7 +5464,7 @@ class SftpServer(FileServer):
         kind, fields = session.call(OPENDIR, self._name(path))  # there are servers whose STAT tells no kind
         if kind != HANDLE:
             return False
-        handle = _string(bytes(fields.string()))
+        handle = _string(fields.handle())
         kind, fields = session.call(READDIR, handle)            # and such that open whatever they are told to
         session.call(CLOSE, handle)
         return kind == NAME or _status(kind, fields)[0] == END_OF_FILE
@@ -6346,7 +6364,7 @@ def remove_dead_copies() -> None:
     """
     places = Path(tempfile.gettempdir()).glob(PRIVATE + "*") if OPENAT else ()
     for place in places:
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, RecursionError), contextlib.ExitStack() as stack:
             handle = open_folder(place)
             stack.callback(os.close, handle)
             if os.fstat(handle).st_uid == os.geteuid():
@@ -6381,12 +6399,18 @@ class Workplace:
         try:
             if not self._folder.is_dir():
                 raise LocalTrouble(f"download_dir {self._folder}: is not a folder; create it")
-            for place, folders, names in os.walk(self._folder):
-                folders[:] = [f for f in folders if not os.path.islink(os.path.join(place, f))]
-                for name in names:
-                    if name.startswith(self._mark) and name.endswith(".part") and not name.startswith(mine):
-                        with self._inside(Path(place)) as folder:
-                            os.unlink(_at(Path(place, name), folder), dir_fd=folder)
+            places = [self._folder]
+            while places:  # not os.walk(), which older Pythons end at a thousand levels
+                place, entries = places.pop(), []
+                with contextlib.suppress(OSError), os.scandir(place) as found:
+                    entries = list(found)
+                for entry in entries:
+                    name = entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        places.append(place / name)
+                    elif name.startswith(self._mark) and name.endswith(".part") and not name.startswith(mine):
+                        with self._inside(place) as folder:
+                            os.unlink(_at(place / name, folder), dir_fd=folder)
         except OSError as exc:
             raise LocalTrouble(f"download_dir {self._folder}: {reason(exc)}") from None
 
@@ -6505,7 +6529,8 @@ class Workplace:
 
     def close(self) -> None:
         if self._private is not None:
-            shutil.rmtree(self._private, ignore_errors=True)
+            with contextlib.suppress(OSError, RecursionError):  # a command may have left a very deep tree there
+                shutil.rmtree(self._private)
         if self._held is not None:
             os.close(self._held)
         self._private = self._held = None
@@ -6935,7 +6960,9 @@ class Member:
             wait = min(self._backoff.next(), 5.0)
         except Exception as exc:
             # A fault of ours must not look like health: no heartbeat, the lease runs out, and it is said.
-            event("heartbeat_failed", logging.ERROR, exc=exc, error=reason(exc))
+            if not self.stats.database_error:
+                event("heartbeat_failed", logging.ERROR, exc=exc, error=reason(exc))
+            self._say_database_down(f"its answer cannot be used: {reason(exc)}")
             database.close()
             wait = self.config.heartbeat_frequency
         self.stats.heartbeat(boot_clock() - now, now - self.due if self.due else 0.0)
@@ -7646,7 +7673,7 @@ class Poller:
                 self.member.wait(self.lease, self.config.heartbeat_frequency)
             except LocalTrouble as exc:
                 event("local_trouble", logging.ERROR, term=self.lease.term, error=str(exc))
-                self.member.wait(self.lease, self._server_trouble.next())
+                self.member.wait(self.lease, self.failed(exc, self._server_trouble.next()))
 
     def _poll_once(self) -> Optional[float]:
         """One poll; the seconds to wait because of trouble, or None."""
@@ -7659,18 +7686,19 @@ class Poller:
         except LeaseLost:
             return 0.0
         except LoginRefused as exc:
-            return self._server_down(exc, max(1.0, self.pool.refused_for()))
+            return self.failed(exc, max(1.0, self.pool.refused_for()))
         except (ServerDown, FileGone, FileRefused) as exc:
-            return self._server_down(exc, self._server_trouble.next())
+            return self.failed(exc, self._server_trouble.next())
         except (DatabaseDown, DatabaseRefused):
             return self.config.heartbeat_frequency
 
-    def _server_down(self, exc: Error, pause: float) -> float:
+    def failed(self, exc: Error, pause: float) -> float:
+        """Says why nothing can be polled, and lets another member try after some times; the seconds to wait."""
         if not self.member.may_work(self.lease):
             return 0.0  # the connections were cut by ourselves
         self.unreached = True
         self.stats.server_down(self.config, exc, pause)
-        reached = not isinstance(exc, ServerDown) or isinstance(exc, LoginRefused)
+        reached = isinstance(exc, (FileGone, FileRefused, LoginRefused))
         if not reached and self._yielding.due() and self.member.others_alive():
             self._yielding.yielded()
             self.member.hand_over("the file server cannot be reached from here")
@@ -8408,8 +8436,7 @@ class Poller:
 def kept_error(row: Row, exc: BaseException) -> str:
     """An error as the ledger keeps it: one line, and of a long one, besides its begin, the last words."""
     line = printable(" | ".join(part.strip() for part in str(exc).splitlines() if part.strip())) or reason(exc)
-    if len(line) > STDERR_BYTES:
-        line = f"{line[:200]} ... {line[205 - STDERR_BYTES :]}"
+    line = shortened(line)
     begin = ": " if any(row._replace(error=f"{line} ").marks) else ""  # words that would be read as marks
     return f"{row.marks._replace(unlisted=False, gone=isinstance(exc, FileGone))}{begin}{line}"
 
@@ -8594,8 +8621,9 @@ class Listener:
         except LeaseLost:
             pass
         except Exception as exc:
-            event("poll_failed", logging.ERROR, exc=exc, error=reason(exc))
-            self.member.wait(lease, 1.0)
+            if not self.member.stats.server_error:
+                event("poll_failed", logging.ERROR, exc=exc, error=reason(exc))
+            self.member.wait(lease, poller.failed(Error(f"the poll failed: {reason(exc)}"), 1.0))
         finally:
             if poller.stuck:
                 event("stopped", logging.ERROR, reason="a Python handler is still running; the lease is not released")
@@ -9405,7 +9433,7 @@ class StatusServer:
     def __init__(self, address: Tuple[str, int], listeners: Sequence[Listener]) -> None:
         self._listeners = [(listener, Survey(listener.config)) for listener in listeners]
         self._peers: Dict[socket.socket, str] = {}  # of the present connections, the oldest first
-        self._lock = threading.Lock()
+        self._lock, self._asking = threading.Lock(), threading.Lock()
         self._pages = threading.Semaphore(HTTP_REQUESTS)  # answers that may wait for the database
         self._names = {"localhost", address[0].lower()}
         try:
@@ -9514,8 +9542,11 @@ class StatusServer:
         name = re.sub(r":\d*\Z", "", host).strip("[]").rstrip(".").lower()
         with contextlib.suppress(ValueError):
             return bool(ipaddress.ip_address(name.partition("%")[0]))
-        if name and name not in self._names:
-            self._names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+        if name and name not in self._names and self._asking.acquire(blocking=False):  # DNS may take its time, once
+            try:
+                self._names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+            finally:
+                self._asking.release()
         return not name or name in self._names
 
     def _route(self, target: str) -> Tuple[str, str, str]:
@@ -9845,10 +9876,13 @@ def command_retry(configs: Sequence[Config], options: argparse.Namespace) -> int
     total = 0
     for config in configs:
         with contextlib.closing(open_database(config)) as database:
-            for row in ledger_rows(config, database):
-                name = posixpath.basename(row.path)
-                chosen = fnmatch.fnmatchcase(row.path, options.glob) or fnmatch.fnmatchcase(name, options.glob)
-                if row.state == state and chosen and not (options.done and row.action):
+            rows = [row for row in ledger_rows(config, database) if row.state == state]
+            names = {row: (row.path, posixpath.basename(row.path)) for row in rows}
+            # A file may be called `[a]`: what is one's name as it is shown means that file.
+            meant = [row for row in rows if options.glob != "*" and options.glob in map(printable, names[row])]
+            for row in meant or rows:
+                chosen = bool(meant) or any(fnmatch.fnmatchcase(name, options.glob) for name in names[row])
+                if chosen and not (options.done and row.action):
                     database.retry(config.coordination_group, row)
                     total += 1
     print(f"{total} files put back")

@@ -233,3 +233,17 @@ def test_nothing_that_is_asked_for_tells_a_secret(server: ftpcoord.StatusServer)
         answer = client.read(f"GET {path} HTTP/1.1\r\n\r\n".encode())
         assert answer and SECRET.encode() not in answer
 
+
+
+def test_names_that_dns_is_slow_about_cost_no_more_than_one_thread(
+    server: ftpcoord.StatusServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(socket, "getfqdn", lambda *_: "slow.example" if answered.wait(20) else "")
+    client, before = Client(server.port), threading.active_count()
+    for _ in range(100):
+        client.connect(b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n").close()
+    wait_for(lambda: b" 421 " in client.read(b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n"))
+    assert threading.active_count() - before < 40
+    answered.set()
+    wait_for(lambda: b" 200 " in client.read(b"GET / HTTP/1.1\r\nHost: slow.example\r\n\r\n"))

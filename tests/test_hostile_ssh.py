@@ -356,3 +356,13 @@ def test_a_time_before_1970_is_shown_as_that(seconds: int, mtime: str) -> None:
     with SftpHost() as host, contextlib.closing(open_sftp(host)) as server:
         host.entries.append((b"old", hostile.attributes(5, mtime=seconds)))
         assert [entry.mtime for entry in server.list("/in")] == [mtime]
+
+
+def test_a_handle_longer_than_the_draft_allows_is_not_repeated_in_every_request() -> None:
+    """Four megabytes in each READ of a large file would be hundreds, kept here until they are sent."""
+    with SftpHost({"a.bin": b"x" * 100_000}) as host:
+        host.on("OPEN", lambda session, argument: session.answer(102, struct.pack(">I", 300) + b"h" * 300))
+        server = ftpcoord.open_server(ftpcoord.Config(database="sqlite:///unused.db", **host.settings))
+        with pytest.raises(ftpcoord.ServerDown, match="handle of 300 bytes"):
+            server.fetch("/in/a.bin", 100_000, lambda data: None)
+        assert not host.said("READ")

@@ -590,3 +590,22 @@ def test_a_short_password_is_masked_where_it_stands_alone_and_breaks_no_message(
     said = str(caught.value)
     assert f"<{password}>" not in said and "<***>" in said
     assert "the password" in said and "refused" in said and said.startswith("ftp://127.0.0.1:")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "huge"])
+def test_a_secret_file_that_never_ends_costs_neither_time_nor_memory(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "secret"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "huge":
+        with open(path, "wb") as file:
+            file.truncate(1 << 40)
+    config = ftpcoord.Config(
+        url="ftp://me@files.example/in", password_file="/dev/zero" if kind == "device" else str(path),
+        database="sqlite:////nowhere", coordination_group="g",
+    )  # fmt: skip
+    if kind == "huge":
+        assert len(config.file_password()) < 100_000
+    else:
+        with pytest.raises(ftpcoord.ConfigError, match=r"password_file: .* is not a plain file"):
+            config.file_password()
