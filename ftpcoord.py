@@ -2908,6 +2908,7 @@ MAX_FOLDERS = 100_000       # of one poll
 MOST_UNREAD = 100           # lines of a listing that are kept though nobody understands them
 LIMIT_SECONDS = 600.0       # for so long a limit of the server on connections is taken for granted
 LARGEST_FILE = 2**63 - 1    # bytes; a listing that tells more is wrong, and the ledger's column takes no more
+MOST_COLUMNS = 9            # of a line of LIST before the size
 MAX_LINE = 8192             # bytes of one line of a reply or a listing
 MAX_REPLY_LINES = 1000      # of one multi-line FTP reply
 READ_BUFFER = 256 * 1024    # bytes; larger ones were slower
@@ -2980,7 +2981,8 @@ def same_version(a: Told, b: Told, zones: Iterable[datetime.timedelta] = ()) -> 
     """Whether two looks at a path show one version: same size, and same time at the coarser precision and without a
     year that one of them does not show. None: like cannot be compared with like, only the exact time tells.
 
-    `zones`: what lines of LIST are known to be ahead of UTC, beside nothing."""
+    `zones`: what lines of LIST are known to be ahead of UTC, beside nothing. Two lines that differ may be two versions
+    as far apart as the server is from UTC."""
     if a.size != b.size or a.mtime == b.mtime:
         return a.size == b.size
     (line_a, exact_a), (line_b, exact_b) = times_of(a.mtime), times_of(b.mtime)
@@ -2995,7 +2997,8 @@ def same_version(a: Told, b: Told, zones: Iterable[datetime.timedelta] = ()) -> 
     exact, line = (exact_a, line_b) if exact_a and line_b else (exact_b, line_a)
     if not exact:
         return None
-    return any(_same_line(_moved(exact, zone), line, yearless) for zone in (UTC, *zones)) or None
+    known = zones if line_a and line_b else (UTC, *zones)
+    return any(_same_line(_moved(exact, zone), line, yearless) for zone in known) or None
 
 
 def times_of(mtime: str) -> tuple[str, str]:
@@ -3524,7 +3527,9 @@ def _unix_readings(line: str, today: datetime.date) -> Readings:
         match = None if found else pattern.search(line, start)
         while match:
             columns = line[start:match.start()].split()
-            if columns and not any(map(PART_OF_A_DATE.match, columns)):
+            if len(columns) > MOST_COLUMNS or any(map(PART_OF_A_DATE.match, columns)):
+                break
+            if columns:
                 readings = {form: _unix_entry(line[0], match[1], name, mtime, yearless)
                             for form, mtime, yearless, name in read(match, today)}
                 if readings and len(columns) in (2, 3):
@@ -3639,21 +3644,23 @@ class ListingReader:
         self.unread: list[str] = []
         self._mlsd, self._encoding = mlsd, encoding
         self._today = datetime.datetime.now(datetime.timezone.utc).date()
-        self._tail, self._bytes, self._first = b"", 0, True
+        self._tail, self._first = b"", True
+        self.size = 0                                       # bytes so far
         self._forms: set[str] = set()                       # of the lines with one reading
-        self._doubtful: list[tuple[str, Readings]] = []     # the lines with several
+        self._doubtful: list[str] = []                      # the lines with several
 
     def feed(self, data: bytes) -> None:
         """The next bytes; none at its end."""
         lines = (self._tail + data).split(b"\n")
+        self.size += len(data)
+        count = len(self.entries) + len(self._doubtful)
+        if max(map(len, lines)) > MAX_LINE or self.size > MAX_LISTING or count > MAX_ENTRIES:
+            raise _Broken("a listing without an end")
         self._tail = lines.pop() if data else b""
         for raw in lines:
             line = decode_name(raw[:-1] if raw.endswith(b"\r") else raw, self._encoding)
             if line:
                 self._read(line)
-        self._bytes += len(data)
-        if len(self._tail) > MAX_LINE or self._bytes > MAX_LISTING or len(self.entries) > MAX_ENTRIES:
-            raise _Broken("a listing without an end")
 
     def _read(self, line: str) -> None:
         first, self._first = self._first, False
@@ -3662,7 +3669,7 @@ class ListingReader:
         elif not (first and TOTAL_LINE.fullmatch(line)):
             readings = list_readings(line, self._today)
             if len(readings) > 1:
-                self._doubtful.append((line, readings))
+                self._doubtful.append(line)
             else:
                 self._forms.update(readings)
                 self._add(line, chosen(readings, ()))
@@ -3676,8 +3683,8 @@ class ListingReader:
 
     def listing(self, folder: str) -> Listing:
         """All of it. Raises FileRefused if nobody understands any line."""
-        for line, readings in self._doubtful:
-            self._add(line, chosen(readings, self._forms))
+        for line in self._doubtful:
+            self._add(line, parse_list_line(line, self._today, self._forms))
         if self.unread and not self.entries:
             raise FileRefused(f"{folder or 'the login folder'}: its listing is not understood, e.g. "
                               f"{self.unread[0][:200]!r}")
@@ -3816,7 +3823,7 @@ class FtpControl:
         if not DIGITS.fullmatch(code) or len(code) != 3:
             raise _Broken(f"not an FTP reply: {lines[0][:80]!r}")
         if lines[0][3:4] == "-":
-            while lines[-1][:3] != code or lines[-1][3:4] == "-" or len(lines) == 1:
+            while lines[-1][:3] != code or lines[-1][3:4].strip() or len(lines) == 1:
                 if len(lines) == MAX_REPLY_LINES:
                     raise _Broken("a reply without an end")
                 lines.append(self._line(deadline))
@@ -4125,6 +4132,7 @@ class FtpServer(FileServer):
 
     def _greet(self, conn: socket.socket) -> Optional[ssl.SSLSocket]:
         """Sends the first message of a handshake. None if the server has ended the connection already."""
+        wrapped = conn
         try:
             wrapped = self._wrap(conn)
             wrapped.settimeout(0)
@@ -4133,6 +4141,7 @@ class FtpServer(FileServer):
             wrapped.settimeout(self.timeout)
             return wrapped
         except OSError as error:
+            self._discard(wrapped)
             if not is_end(error):
                 raise
             return None
@@ -4187,7 +4196,7 @@ class FtpServer(FileServer):
 
     def _list(self, folder: str) -> Listing:
         # CWD, then no argument: servers take names with a leading dash or with * for options and patterns.
-        path = self._absolute(folder)
+        path, self.unread = self._absolute(folder), []
         reply = self._ask("CWD", path)
         if not reply.startswith("2"):
             raise (FileGone if self._is_gone(path) else FileRefused)(f"{folder}: {reply}")
@@ -4215,7 +4224,7 @@ class FtpServer(FileServer):
         reader = self._read_listing(data, command == "MLSD")
         reply = self._finish(data)
         if not reply.startswith("2"):
-            if reader.entries or verdict(reply) == "broken":
+            if reader.size or verdict(reply) == "broken":
                 raise _Broken(f"the listing was cut off: {reply}")
             raise _Refused(reply)
         if data.cut and self._strict:
@@ -4398,7 +4407,8 @@ class FtpServer(FileServer):
         if "MDTM" in self._useless and ("MLST" in self._useless or "MLST" not in self._features):
             spare, self.habits.spare_listing = self.habits.spare_listing, False
             return spare
-        return len(jobs) * self.habits.question > self.habits.listing > 0
+        folders = {split_path(job.path)[0] for job in jobs}
+        return len(jobs) * self.habits.question > len(folders) * self.habits.listing > 0
 
     def _time_before(self, job: Job) -> str:
         """The exact time before the fetch, where the line's minute may still run: it would not show a change."""
@@ -4427,8 +4437,11 @@ class FtpServer(FileServer):
                 for job, before in tuple(left.values()):
                     now, error = listed.get(job.path), None
                     if job.seen is not None and not (now and now.kind == "file" and same_version(job.seen, now)):
-                        with self._talking(f"looking at {job.path}"):
-                            error = self._look(job, job.seen, before, now)
+                        try:
+                            with self._talking(f"looking at {job.path}"):
+                                error = self._look(job, job.seen, before, now)
+                        except FileRefused as refused:
+                            error = FileChanged(f"{job.path}: whether it still is the version listed: {refused}")
                     del left[job.path]
                     yield job, error
             except ServerDown:
@@ -4464,8 +4477,9 @@ class FtpServer(FileServer):
 
     def _explained(self, job: Job, error: FileChanged) -> Error:
         """Why the size was not the one listed: it is another version, or the server does not keep to its word."""
-        if job.seen is not None and self.same(job.path, job.seen):
-            return FileRefused(f"{error}, which is what it still lists")
+        with contextlib.suppress(FileRefused):
+            if job.seen is not None and self.same(job.path, job.seen):
+                return FileRefused(f"{error}, which is what it still lists")
         return error
 
     def _retrieve(self, job: Job) -> None:
@@ -7804,7 +7818,9 @@ class Poller:
             try:
                 for at, row in unclear:
                     entry, now = listing[at].entry, boot_clock()
-                    if not row.mtime.endswith("~") and same_version(row, entry, self.pool.habits.zones):
+                    # Nor do zones explain a line of these days: a file may be written anew every hour.
+                    old = not row.mtime.endswith("~") and not may_still_run(entry.mtime)
+                    if old and same_version(row, entry, self.pool.habits.zones):
                         self._keep_as(listing, at, row, row.mtime, changes)
                         continue
                     if questions == 0 or time.monotonic() > until:

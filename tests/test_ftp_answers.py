@@ -7,7 +7,11 @@ name that cannot be there; otherwise a whole listing of the folder decides. A li
 from __future__ import annotations
 
 import contextlib
+import datetime
 import itertools
+import os
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -263,6 +267,46 @@ def test_two_connections_that_move_to_one_name_at_once_replace_nothing(tmp_path:
         assert sorted(content for name, content in host.files.items() if name.startswith("done/")) == [b"1", b"2"]
 
 
+@pytest.mark.parametrize("mdtm", [reply("502 no"), reply("550 no"), hostile.silence], ids=["unknown", "no", "silent"])
+def test_a_file_is_not_the_same_by_its_size_alone_where_the_listing_shows_another_time(mdtm: hostile.Action) -> None:
+    with FtpHost(files={"a": b"1"}, mlsd=False) as host:
+        host.on("MDTM", mdtm, times=None)
+        with connected(host) as server:
+            seen = server.list("/in")[0]
+            assert server.same("/in/a", seen) is True
+            host.put("a", b"2", seconds=86_400)
+            assert server.same("/in/a", seen) is False
+
+
+def test_a_reply_does_not_end_with_a_number_that_begins_like_its_code() -> None:
+    with FtpHost(files={"a": b"1"}) as host:
+        host.on("GREETING", reply("220-welcome\r\n2200 users are here\r\n220"))
+        host.on("PASS", reply("230-you have\r\n2300 files\r\n230-\r\n230 in"))
+        with connected(host) as server:
+            assert names(server) == ["a"] and host.sessions == 1
+
+
+def test_where_a_look_is_refused_after_a_fetch_it_is_not_now_and_its_company_goes_on() -> None:
+    with FtpHost(files=dict.fromkeys("abc", b"1"), mlsd=False, zone=60) as host:
+        now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
+        host.times = dict.fromkeys("abc", now - datetime.timedelta(hours=2))
+        with connected(host) as server:
+            jobs = [ftpcoord.Job(f"/in/{entry.name}", 1, bytes, entry) for entry in server.list("/in")]
+            host.on("LIST", reply("550 Permission denied"))
+            ends = {job.path: error for job, error in server.fetch_many(jobs)}
+        assert isinstance(ends.pop("/in/a"), ftpcoord.NotNow) and ends == {"/in/b": None, "/in/c": None}
+
+
+def test_files_of_many_folders_are_asked_for_one_by_one_where_that_costs_less_than_a_listing_of_each() -> None:
+    with FtpHost(files={f"{number}/a": b"1" for number in range(4)}) as host:
+        host.folders = {f"/in/{number}" for number in range(4)}
+        with connected(host) as server:
+            jobs = [ftpcoord.Job(f"{folder}/a", 1, bytes, server.list(folder)[0]) for folder in sorted(host.folders)]
+            server.habits.listing, server.habits.question = 2.0, 1.0  # seconds
+            assert all(error is None for _, error in server.fetch_many(jobs))
+        assert len(host.said("MLST")) == len(host.said("MLSD")) == 4
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Listings
 # ---------------------------------------------------------------------------------------------------------------------
@@ -316,6 +360,29 @@ def test_a_folder_that_cannot_be_entered_is_gone_only_if_its_parents_listing_lac
             host.folders.clear()
             with pytest.raises(ftpcoord.FileGone):
                 server.list("/in/sub")
+
+
+@pytest.mark.parametrize("begin", [
+    b"total 5\r\n", b"-rw-r--r--", b"what is this?\r\n", b"drwxr-xr-x 2 me us 5 Jan 12  2024 .\r\n",
+    b"-rw-r--r-- 1 me us 5 Jan 12  2024  a\r\n", b"-rw-r--r-- 1 me us 5 Jan 12  2024 a\r\n",
+])  # fmt: skip
+@pytest.mark.parametrize("mlsd", [True, False], ids=["MLSD", "LIST"])
+def test_a_listing_that_ends_early_by_not_found_is_not_empty_whatever_came_of_it(begin: bytes, mlsd: bool) -> None:
+    with FtpHost(files={"a": b"1"}, mlsd=mlsd) as host:
+        host.on("MLSD", reply("502 no"))
+        host.on("LIST", hostile.content(begin, "550 b: No such file or directory"))
+        with connected(host) as server, pytest.raises((ftpcoord.ServerDown, ftpcoord.FileRefused)):
+            server.list("/in")
+
+
+def test_lines_that_nobody_understands_in_one_folder_are_not_said_of_the_next_one() -> None:
+    with FtpHost(mlsd=False, files={"a": b"1"}) as host:
+        host.folders.add("/in/sub")
+        host.lines.append(b"what is this?")
+        with connected(host) as server:
+            assert len(server.list("/in")) == 2 and server.unread == ["what is this?"]
+            host.on("LIST", reply("550 No files found"))
+            assert not server.list("/in/sub") and not server.unread
 
 
 def test_a_listing_that_begins_and_is_then_refused_is_a_refusal() -> None:
@@ -424,6 +491,31 @@ def test_folders_and_files_with_and_without_content_come_under_tls(
             server.fetch(f"/in/{name}", len(content), received.extend)
             assert received == content
         assert host.sessions == 1
+
+
+def test_data_connections_that_end_before_their_handshake_leave_no_socket_behind(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+
+    def end(session: FtpSession, argument: str) -> None:
+        session.say("150 here")
+        session.data().close()
+        ended.set()
+        session.say("226 done")
+
+    def connect(sock: ftpcoord.GuardedSocket, address: Any) -> None:
+        socket.socket.connect(sock, address)
+        assert ended.wait(PATIENCE)
+        ended.clear()
+
+    with FtpsHost(certificate) as host, connected(host) as server:
+        server.list("/in")
+        monkeypatch.setattr(ftpcoord.GuardedSocket, "connect", connect)
+        host.on("MLSD", end, times=None)
+        before = len(os.listdir("/proc/self/fd"))
+        assert [server.list("/in") for _ in range(20)] == [[]] * 20
+        wait_for(lambda: len(os.listdir("/proc/self/fd")) < before + 10, PATIENCE)
 
 
 @pytest.mark.parametrize("count", [0, 1, 300])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import time
 from typing import Optional
 
 import hostile
@@ -168,7 +169,7 @@ def listed(*lines: str) -> tuple[list[Entry], list[str]]:
     """What a server with this LIST has, and the lines that nobody understands."""
     with hostile.FtpHost(mlsd=False) as host:
         host.lines += [line.encode() for line in lines]
-        server = ftpcoord.open_server(ftpcoord.Config(database="sqlite:///unused.db", **host.settings))
+        server = open_host(host)
         with contextlib.closing(server):
             return server.list("/in"), server.unread
 
@@ -211,10 +212,46 @@ def test_the_total_of_ls_is_no_line_that_nobody_understands(total: str) -> None:
     assert listed(total) == ([], [])
 
 
+def open_host(host: hostile.FtpHost) -> ftpcoord.FileServer:
+    return ftpcoord.open_server(ftpcoord.Config(database="sqlite:///unused.db", **host.settings))
+
+
+@pytest.mark.parametrize("line", [
+    b"-rw-r--r-- 1 " + b"5 Jan 12 2026 " * 18_000, b"-rw-r--r-- 1 " + b"5 Abc 12 2026 " * 18_000,
+    b"x" * 10_000, b"type=file;" * 2000 + b"size=5; x",
+])  # fmt: skip
+@pytest.mark.parametrize("mlsd", [True, False], ids=["MLSD", "LIST"])
+def test_a_line_that_is_too_long_for_any_name_ends_the_listing_at_once(line: bytes, mlsd: bool) -> None:
+    with hostile.FtpHost(mlsd=mlsd) as host:
+        host.lines.append(line)
+        with contextlib.closing(open_host(host)) as server:
+            began = time.process_time()
+            with pytest.raises(ftpcoord.ServerDown, match="without an end"):
+                server.list("/in")
+            assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize("part", ["5 Jan 12 2026 ", "5 Jan 12 10:15 ", "5 Abc 12 2026 ", "5 2026-01-12 10:15 ", "5 "])
+def test_a_line_full_of_dates_is_given_up_soon(part: str) -> None:
+    line, began = ("-rw-r--r-- 1 " + part * 8000)[:8000], time.process_time()
+    for _ in range(50):
+        ftpcoord.list_readings(line, datetime.date(2026, 7, 1))
+    assert time.process_time() - began < 1
+
+
+def test_lines_of_two_readings_are_counted_like_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ftpcoord, "MAX_ENTRIES", 100)
+    with hostile.FtpHost(mlsd=False) as host:
+        host.lines += [b"-rw-r--r-- 1 me us 5 Jan 12 2026  a"] * 101
+        with contextlib.closing(open_host(host)) as server:
+            with pytest.raises(ftpcoord.ServerDown, match="without an end"):
+                server.list("/in")
+
+
 def test_of_a_file_whose_line_may_be_among_those_not_understood_nobody_says_that_it_is_gone() -> None:
     with hostile.FtpHost({"b": b"1"}, mlsd=False) as host:
         host.lines.append(b"?????????? ? ? ? ?            ? a.csv")
-        server = ftpcoord.open_server(ftpcoord.Config(database="sqlite:///unused.db", **host.settings))
+        server = open_host(host)
         with contextlib.closing(server):
             host.on("SIZE", hostile.reply("500 unknown"), times=None)
             assert server.same("/in/c.csv", Entry("c.csv", "file", 1, "")) is None

@@ -49,6 +49,8 @@ BOTH = "2026-01-12T10:15=1768212907"  # that minute, and the exact time of it, b
     (BOTH, MINUTE, [], True), (BOTH, DAY, [], True), (BOTH, EXACT, [], True), (BOTH, "2026-01-12T10:15:08", [], False),
     (BOTH, "2026-01-12T10:15=1768212908", [], False), (BOTH, "2026-01-12T11:15=1768212907", [], True),
     (BOTH, "2026-01-12T11:15", [], None), (BOTH, "2026-01-12T11:15", [HOUR], True), (BOTH + "~", MINUTE, [], True),
+    ("2026-01-12T04:15=1768212907", MINUTE, [-6 * HOUR], None),  # written anew six hours later, or shown in UTC
+    ("2026-01-12T04:15=1768212907", MINUTE, [-6 * HOUR, 0 * HOUR], True),
     # no time at all, or none that anybody can read: the size decides
     ("", "", [], True), ("", EXACT, [], True), (MINUTE, "", [], True),
 ])  # fmt: skip
@@ -349,6 +351,31 @@ def test_files_that_are_written_anew_each_hour_are_no_display_that_moves(tmp_pat
             written(1)
             wait_for(lambda: len(site.handled) == 6, PATIENCE)
         assert sorted(content for _, content, _ in site.handled) == [b"1a", b"1b", b"1c", b"2a", b"2b", b"2c"]
+
+
+@pytest.mark.parametrize(("hours", "zone", "winters"), [(6, -6, -6), (8, -8, -8), (1, 1, 2), (1, -5, -4)])
+def test_a_file_that_is_written_anew_at_the_distance_of_two_zones_is_a_new_version(
+    tmp_path: Path, hours: int, zone: int, winters: int
+) -> None:
+    """Six hours west of UTC a line of now looks like the exact time of six hours ago."""
+    with a_host("mdtm", {"old": b"old", "a": b"1"}) as host:
+        assert isinstance(host, FtpHost)
+        now = datetime.datetime.now(datetime.timezone.utc).replace(second=7, microsecond=0, tzinfo=None) - HOUR
+        host.times = {"old": now - 100 * 24 * HOUR, "a": now - hours * HOUR}
+        plain = host._line
+
+        def line(name: str, content: bytes, when: datetime.datetime) -> bytes:
+            host.zone = 60 * (winters if name.endswith("old") else zone)
+            return plain(name, content, when)
+
+        host._line = line  # type: ignore[method-assign]
+        with Site(tmp_path, host.settings, "handler") as site:
+            site.wait("file_done", 2)
+            site.polls()
+            host.files["a"], host.times["a"] = b"2", now
+            wait_for(lambda: ("a", b"2", 1) in site.handled, PATIENCE)
+            site.polls()
+            assert len(site.handled) == 3
 
 
 def adopted(folder: Path, host: Host) -> None:
