@@ -3969,6 +3969,8 @@ class FtpServer(FileServer):
         self._use_mlsd = "MLST" in self._features or "MLSD" in self._features
         if "UTF8" in self._features and self.encoding.lower().replace("-", "") == "utf8":
             self._ask("OPTS UTF8 ON")                   # some need it, others refuse it and send UTF-8 anyway
+        if re.search(r"[ ;](type|size|modify);", self._features.get("MLST", ""), re.IGNORECASE):
+            self._ask("OPTS MLST type;size;modify;")    # those without an asterisk are not shown unless asked for
         started = time.monotonic()
         if not self._ask("TYPE I").startswith("2"):
             raise ServerDown(f"{self.label}: the server refuses binary transfers (TYPE I)")
@@ -4179,7 +4181,7 @@ class FtpServer(FileServer):
 
     def _problem(self, path: str, refused: _Refused) -> Error:
         """Why a command about a path was refused. _Broken if it was for the connection's sake."""
-        kind, text = verdict(refused.reply), f"{path}: {refused.reply}"
+        kind, text = verdict(self._without_name(refused.reply, path)), f"{path}: {refused.reply}"
         if kind == "broken":
             raise _Broken(refused.reply)
         if kind in ("no", "busy") and self._is_gone(path, NAMES_SERVE):
@@ -4213,7 +4215,7 @@ class FtpServer(FileServer):
                 self._use_mlsd = False                  # named by FEAT, and not to be had
             self._yes[command] = path
             return entries
-        said = [reply for reply in refusals if verdict(reply) != "unknown"]
+        said = [self._without_name(reply, path) for reply in refusals if verdict(reply) != "unknown"]
         if said and NO_FILES.search(said[-1]) and not RIGHTS.search(self._text(said[-1])):
             return []                                   # some servers say so of an empty folder; CWD has shown it
         raise FileRefused(f"{folder}: {'; '.join(refusals)}")
@@ -4295,7 +4297,7 @@ class FtpServer(FileServer):
 
     def _without_name(self, reply: str, path: str) -> str:
         name = re.escape(encode_name(split_path(path)[1], self.encoding).decode("latin-1"))
-        return re.sub(rf"\S*(?<!\w){name}(?!\w)\S*", "", reply[:1000])
+        return reply[:3] + re.sub(rf"\S*(?<!\w){name}(?!\w)\S*", "", reply[3:1000])
 
     def _text(self, reply: str) -> str:
         return decode_name(reply.encode("latin-1"), self.encoding)
@@ -4870,6 +4872,9 @@ class SftpSession:
                 fields.number(LONG)
                 limit = fields.number(LONG)
                 self.largest_read = max(PORTABLE_READ, min(limit, LARGEST_READ))
+
+    def open(self) -> bool:
+        return not self._channel.closed and not self._channel.eof_received
 
     def send(self, kind: int, body: bytes) -> int:
         """Gather one request; its number."""
@@ -5484,7 +5489,7 @@ class SftpServer(FileServer):
         return kind == NAME or _status(kind, fields)[0] == END_OF_FILE
 
     def quiet(self) -> bool:
-        return self._transport is None or bool(self._transport.is_active())
+        return self._session is None or self._session.open()
 
     def alive(self) -> bool:
         if self._session is None:

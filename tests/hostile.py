@@ -73,6 +73,8 @@ class Host:
 
     def __exit__(self, *_: object) -> None:
         self.over.set()
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self.listener.close()
         self.drop()
 

@@ -28,7 +28,7 @@ from ftpcoord import FileServer
 
 
 @contextlib.contextmanager
-def connected(host: FtpHost, **changes: Any) -> Iterator[FileServer]:
+def connected(host: hostile.Host, **changes: Any) -> Iterator[FileServer]:
     config = ftpcoord.Config(**{**host.settings, "database": "sqlite:///unused.db", **changes})
     with contextlib.closing(ftpcoord.open_server(config)) as server:
         yield server
@@ -284,6 +284,48 @@ def test_a_reply_does_not_end_with_a_number_that_begins_like_its_code() -> None:
         host.on("PASS", reply("230-you have\r\n2300 files\r\n230-\r\n230 in"))
         with connected(host) as server:
             assert names(server) == ["a"] and host.sessions == 1
+
+
+@pytest.mark.parametrize("name", ["busy.csv", "in use", "550", "425"])
+def test_words_of_a_files_name_in_a_refusal_do_not_count(name: str) -> None:
+    with FtpHost(files={name: b"1"}) as host, connected(host) as server:
+        host.on("RETR", reply(f"550 {name}: it cannot be opened"))
+        host.on("DELE", reply(f"550 /in/{name}: it cannot be removed"))
+        with pytest.raises(ftpcoord.FileRefused):
+            server.fetch(f"/in/{name}", 1, bytes)
+        with pytest.raises(ftpcoord.FileRefused):
+            server.delete(f"/in/{name}")
+        assert host.sessions == 1
+        host.on("DELE", reply("425 no data connection"))
+        with pytest.raises(ftpcoord.ServerDown):
+            server.delete(f"/in/{name}")
+
+
+@pytest.mark.parametrize("name", ["empty", "no files", "not found"])
+def test_a_folder_that_cannot_be_listed_is_not_empty_because_of_its_name(name: str) -> None:
+    with FtpHost(files={f"{name}/a": b"1"}, mlsd=False) as host:
+        host.folders.add(f"/in/{name}")
+        host.on("LIST", reply(f"550 /in/{name}: it cannot be opened"))
+        with connected(host) as server, pytest.raises(ftpcoord.FileRefused):
+            server.list(f"/in/{name}")
+
+
+@pytest.mark.parametrize("facts", ["type;size;modify", "type*;size*;modify;perm*", "Type*;Size;Modify*;UNIX.mode"])
+def test_facts_that_a_server_shows_only_if_asked_for_are_asked_for(facts: str) -> None:
+    with FtpHost(files={"a": b"1"}) as host:
+        host.on("FEAT", reply(f"211-here\r\n MLST {facts};\r\n211 end"))
+        host.on("MLSD", lambda session, argument: (
+            session.on_mlsd(argument) if host.said("OPTS") else session.send(b"type=file; a\r\n")))  # fmt: skip
+        with connected(host) as server:
+            assert [(entry.size, bool(entry.mtime)) for entry in server.list("/in")] == [(1, True)]
+            assert host.said("OPTS") == ["OPTS MLST type;size;modify;"]
+
+
+def test_a_server_that_shows_all_that_is_needed_is_not_asked_for_facts() -> None:
+    with FtpHost(files={"a": b"1"}) as host:
+        host.on("FEAT", reply("211-here\r\n MLST type*;size*;modify*;media-type;perm;\r\n211 end"))
+        with connected(host) as server:
+            assert names(server) == ["a"] and not host.said("OPTS")
 
 
 def test_where_a_look_is_refused_after_a_fetch_it_is_not_now_and_its_company_goes_on() -> None:
@@ -618,6 +660,19 @@ def test_a_file_that_ended_the_connection_is_fetched_without_company_the_next_ti
             site.wait("file_done", path="/in/c")
             others = [done for done in site.all("file_done") if done["path"] != "/in/c"]
             assert {done["attempt"] for done in others} == {1}
+
+
+@pytest.mark.parametrize("how", [1, 2], ids=["its end", "all of it"])
+def test_a_channel_that_ended_while_its_connection_stays_is_not_used_again(how: int) -> None:
+    with hostile.SftpHost(files={"a": b"1"}) as host, connected(host) as server:
+        def last(session: hostile.SftpSession, path: str) -> None:
+            session.behave("CLOSE", path, b"")
+            session.channel.shutdown(how)
+
+        assert names(server) == ["a"] and server.quiet()
+        host.on("CLOSE", last)
+        server.list("/in")
+        wait_for(lambda: not server.quiet(), PATIENCE)
 
 
 @pytest.mark.parametrize("kind", [FtpHost, hostile.SftpHost], ids=["ftp", "sftp"])
