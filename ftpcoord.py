@@ -5370,7 +5370,8 @@ class SftpServer(FileServer):
                     entries.append(entry)
         session.call(CLOSE, handle)
         if code != END_OF_FILE:
-            raise _refused(folder, code, text)
+            error = _refused(folder, code, text)
+            raise FileRefused(str(error)) if seen else error    # what showed something is there
         return self._with_vague(folder, entries, vague)
 
     def _with_vague(self, folder: str, entries: Listing, names: Sequence[str]) -> Listing:

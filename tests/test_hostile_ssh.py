@@ -212,6 +212,19 @@ def test_a_listing_is_bounded_in_bytes_and_in_names(limit: str, monkeypatch: pyt
             server.list("/in")
 
 
+@pytest.mark.parametrize("code", [2, 3, 4])
+def test_a_folder_of_which_a_part_was_listed_is_not_gone(code: int) -> None:
+    with SftpHost(files={"a": b"1"}) as host:
+        server = ftpcoord.open_server(ftpcoord.Config(database="sqlite:///unused.db", **host.settings))
+        with contextlib.closing(server):
+            for call in (lambda: server.list("/in"), lambda: server.exists("/in/a")):
+                host.on("LSTAT", hostile.status(4))
+                host.on("READDIR", lambda session, path: session.behave("READDIR", path, b""))
+                host.on("READDIR", hostile.status(code))
+                with pytest.raises(ftpcoord.FileRefused):
+                    call()
+
+
 # -- algorithms -------------------------------------------------------------------------------------------------------
 
 WEAK = ["3des", "cbc", "md5", "sha1", "-96", "arcfour", "blowfish", "ssh-rsa", "ssh-dss", "group1-", "none,none"]
