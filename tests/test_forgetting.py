@@ -249,6 +249,28 @@ def test_each_time_after_the_first_that_a_listed_file_is_called_gone_is_counted(
             assert (row["attempts"], row["failures"]) == (5, 4) and len(site.all("file_gone")) == 1
 
 
+def test_in_a_group_too_what_was_twice_in_work_at_the_end_of_a_process_is_claimed_alone(tmp_path: Path) -> None:
+    with FtpHost(files=dict.fromkeys("abcd", b"1")) as host:
+        with Site(tmp_path, host.settings) as site:
+            for name in "abcd":
+                site.state(name, "done")
+        with contextlib.closing(sqlite3.connect(tmp_path / "coordination.db", isolation_level=None)) as database:
+            database.execute("DELETE FROM file_ledger WHERE path IN ('/in/a', '/in/d')")
+            error = "its process ended 1 times; "
+            database.execute("UPDATE file_ledger SET state = 'claimed', term = 0, error = ?", (error,))
+        at_work: dict[str, list[str]] = {}
+
+        def look(session: Any, argument: str) -> None:
+            rows = {name: site.row(name) for name in "abcd"}
+            at_work[argument[-1]] = [n for n, row in rows.items() if row and row["state"] == "claimed" and row["term"]]
+            session.on_retr(argument)
+
+        host.on("RETR", look, times=None)
+        with Site(tmp_path, host.settings, workers=1) as site:
+            site.wait("file_done", 4)
+        assert at_work == {name: [name] for name in "abcd"}
+
+
 def test_a_file_that_is_done_and_deleted_while_it_is_listed_is_not_fetched_again(tmp_path: Path) -> None:
     with FtpHost(files={"a": b"1"}) as host:
         listing = threading.Event()

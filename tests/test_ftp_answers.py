@@ -734,7 +734,7 @@ def test_a_login_refused_in_any_words_while_another_is_in_is_a_limit(tmp_path: P
         host.on("PASS", lambda session, argument: (
             session.say("530 nein") if host.open_sessions > 1 else session.on_pass(argument)), times=None)  # fmt: skip
         host.on("RETR", FtpSession.on_retr, times=5)
-        host.on("RETR", then_leave)
+        host.on("RETR", hostile.leave)
         with Site(tmp_path, host.settings, "handler", workers=3, polling_interval=0.2) as site:
             site.arrive(files)
             assert len(host.said("PASS")) <= 8

@@ -386,3 +386,16 @@ def test_waiting_on_purpose_is_not_taken_for_a_hang(tmp_path: Path, waits: str) 
 def _no_thread_is_left() -> Iterator[None]:
     yield
     assert threading.active_count() < 200 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2_000_000
+
+
+def test_a_file_at_which_the_connection_always_ends_holds_up_no_others(tmp_path: Path) -> None:
+    """Many files are under way at once: each of them goes alone the next time, and only that one ends its own."""
+    files = {f"{number:02}": b"x" for number in range(12)}
+    with SftpHost(files=dict(files)) as host:
+        host.on("OPEN", lambda session, path: (
+            hostile.leave(session, path) if path == "/in/00" else session.behave("OPEN", path, b"")),
+            times=None)  # fmt: skip
+        with Site(tmp_path, host.settings, workers=1) as site:
+            del files["00"]
+            site.arrive(files)
+            assert site.wait("file_failed", path="/in/00")
