@@ -8506,6 +8506,10 @@ def weaknesses(config: Config) -> Iterator[Tuple[str, str]]:
     secret.update(key=config.key, client_key=config.client_key or config.client_cert, config=config.source)
     if config.endpoint.dialect == "sqlite":
         secret["database"] = config.endpoint.name
+        folder = os.path.dirname(os.path.abspath(config.endpoint.name))
+        with contextlib.suppress(OSError):
+            if os.name == "posix" and os.stat(folder).st_mode & 0o002:
+                yield "database", f"every user of this host can put another file in its place: chmod o-w {folder}"
     for name, path in secret.items():
         with contextlib.suppress(OSError):
             if path and os.name == "posix" and os.stat(os.path.expanduser(path)).st_mode & 0o006:

@@ -503,6 +503,12 @@ def file_with(folder: Path, mode: int) -> str:
     return str(path)
 
 
+def folder_of_all(folder: Path) -> Path:
+    (folder / "all").mkdir()
+    (folder / "all").chmod(0o777)
+    return folder / "all"
+
+
 WEAK: list[tuple[str, Callable[[Path], dict[str, Any]], str]] = [
     ("ftp", lambda folder: {"url": "ftp://me@files.example/in"}, "url"),
     ("ftpes", lambda folder: {"url": "ftpes://me@files.example/in"}, ""),
@@ -522,6 +528,8 @@ WEAK: list[tuple[str, Callable[[Path], dict[str, Any]], str]] = [
     ("a pin that is revoked", lambda folder: {
         "host_key": ftpcoord.fingerprint(KEY), "known_hosts": known_hosts(folder, KEY, "@revoked ")}, "host_key"),
     ("a database of all", lambda folder: {"database": f"sqlite:///{file_with(folder, 0o644)}"}, "database"),
+    ("a database in a folder of all", lambda folder: {
+        "database": f"sqlite:///{folder_of_all(folder)}/c.db"}, "database"),
     ("a remote database", lambda folder: {
         "database": "mysql://me@db.example/d", "database_tls": "require"}, "database_tls"),
     ("a local database", lambda folder: {"database": "mysql://me@127.0.0.1/d", "database_tls": "disable"}, ""),
