@@ -8933,109 +8933,135 @@ class Stats:
             event("server_up", group=config.coordination_group)
 
 
-# -- the group, as the database shows it ------------------------------------------------------------------------------
+# -- the document: a group as the database shows it, a member as its process knows it, and all there is to say of them -
 
 
-def group_status(database: Database, config: Config) -> Dict[str, Any]:
+class Finding(NamedTuple):
+    severity: str
+    text: str
+    advice: str = ""
+    short: str = ""  # as probes and systemd are told it
+
+
+# stuck: only a new process helps. unready: a member cannot do what its role asks for. problem: somebody is needed.
+# passing: not ready, which ends by itself. note: good to know.
+PROBLEMS = ("stuck", "unready", "problem")
+
+
+def unread(config: Config, error: str = "") -> dict[str, Any]:
+    """The document of a group whose database was not read, or cannot be."""
+    return {
+        "group": config.coordination_group, "active": None, "term": None, "holder": None, "members": [], "files": {},
+        "database": without_password(config.database), "stale_after": 0.0, "errors": [], "database_error": error,
+    }  # fmt: skip
+
+
+def group_status(database: Database, config: Config) -> dict[str, Any]:
     """The group as the database shows it, in the form of `status --json`. Raises what the database raises."""
     timing = database.prepare() if not database.now else database.timing
     database.settle_group(config)
-    group = config.coordination_group
-    holder, term = database.token(group)
-    members = [
+    group, found = config.coordination_group, unread(config)
+    found["holder"], found["term"] = database.token(group)
+    found["stale_after"] = timing.stale_after
+    found["members"] = [
         {"member_id": row.member_id, "released": row.released, "heartbeat_age": round(row.age, 3)}
         for row in database.members(group)
     ]
-    found: Dict[str, Any] = {
-        "group": group, "active": None, "term": term, "database": without_password(config.database), "members": members,
-        "files": {}, "holder": holder, "stale_after": timing.stale_after, "errors": [],
-    }  # fmt: skip
     if config.ledger:
         found["files"] = database.counts(group)
-        found["active_for"], found["last_change"] = database.activity(group, term)
+        found["active_for"], found["last_change"] = database.activity(group, found["term"])
         found["errors"] = database.errors(group)
     return with_roles(found, 0.0)
 
 
-def with_roles(status: Mapping[str, Any], elapsed: float) -> Dict[str, Any]:
-    """The members' roles, `elapsed` seconds after the database was read; then what is wrong with the group."""
-    found = dict(status, members=[], active=None)
+def with_roles(status: Mapping[str, Any], elapsed: float) -> dict[str, Any]:
+    """The members' roles, `elapsed` seconds after the database was read; then what is to be said."""
+    found, own = dict(status, members=[], active=None), status.get("member", {})
+    if own.get("role") == "active":  # it knows better than what was read a while ago
+        found.update(active=own["member_id"], holder=own["member_id"], term=own.get("term", status["term"]))
+    down = status.get("heartbeat", {"error": status["database_error"]})["error"]
     for row in status["members"]:
-        released, age = row["released"], row["heartbeat_age"] + elapsed
-        role = "active" if row["member_id"] == status["holder"] else "standby"
-        role = "released" if released else role if age <= status["stale_after"] else "stale"
-        if role == "active" and not status.get("database_error"):
+        age = row["heartbeat_age"] + elapsed
+        role = "active" if row["member_id"] == found["holder"] else "standby"
+        role = "released" if row["released"] else role if age <= status["stale_after"] else "stale"
+        if role == "active" and not down:
             found["active"] = row["member_id"]
         found["members"].append({**row, "role": role, "heartbeat_age": age})
-    return judged(found)
+    said = list(findings(found))
+    found["problems"] = [{"problem": one.text, "advice": one.advice} for one in said if one.severity in PROBLEMS]
+    found["notes"] = [one.text for one in said if one.severity not in PROBLEMS]
+    found["healthy"] = not found["problems"]
+    return found
 
 
-def unreadable(config: Config, error: str) -> Dict[str, Any]:
-    """The status of a group whose database cannot be read."""
-    return judged({
-        "group": config.coordination_group, "active": None, "term": None, "holder": None, "members": [], "files": {},
-        "database": without_password(config.database), "errors": [], "database_error": error,
-    })  # fmt: skip
-
-
-def judged(status: Dict[str, Any]) -> Dict[str, Any]:
-    """Adds `problems`, each with what to do, `notes` that are no problem, and whether the group is `healthy`."""
-    problems: List[Tuple[str, str]] = []
-    notes: List[str] = []
-    if status.get("database_error"):
-        problems.append((
-            f"the database cannot be used: {status['database_error']}",
+def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
+    """What a document tells that somebody should know, the worst of a process first."""
+    own, server, active, files = status.get("member", {}), status.get("server", {}), status["active"], status["files"]
+    if own.get("stuck"):
+        yield Finding(
+            "stuck", f"this member makes no progress: {own['stuck']}",
+            "Restart the process. WatchdogSec of systemd or a liveness probe of /livez does it by itself.",
+            own["stuck"],
+        )  # fmt: skip
+    if status["database_error"]:
+        yield Finding(
+            "unready", f"the database cannot be used: {status['database_error']}",
             "Nothing is polled before it is back; then work goes on by itself. See that it runs, that this host "
             "reaches it, and that the login is right (`ftpcoord.py check`).",
-        ))  # fmt: skip
-    elif status["active"] is None:
-        problems.append(_nobody_active(status))
-    for row in status["members"]:
-        if row["heartbeat_age"] < -5 and row["member_id"] == status["active"]:
-            problems.append((
-                f"the heartbeat of {row['member_id']} lies {duration(-row['heartbeat_age'])} in the future",
-                "The database's clock was set back. A dead member is noticed all the same; correct the clock.",
-            ))  # fmt: skip
-    if status.get("server", {}).get("error"):
-        problems.append((
-            f"the file server cannot be used: {status['server']['error']}",
+            f"database down: {status['database_error']}",
+        )  # fmt: skip
+    elif active is None:
+        yield _nobody_active(status)
+    if own.get("role") in ("starting", "stopping"):
+        yield Finding("passing", f"this member is {own['role']}", short=own["role"])
+    if server.get("error"):
+        yield Finding(
+            "unready", f"the file server cannot be used: {server['error']}",
             "It is tried again for ever; the files wait there. `ftpcoord.py check` tells more.",
-        ))  # fmt: skip
-    if status.get("member", {}).get("stuck"):
-        problems.append((
-            f"this member makes no progress: {status['member']['stuck']}",
-            "Restart the process. WatchdogSec of systemd or a liveness probe of /livez does it by itself.",
-        ))  # fmt: skip
-    standbys = sum(row["role"] == "standby" for row in status["members"])
-    quarantined = status["files"].get("quarantined", 0)
-    if quarantined:
-        problems.append((
-            f"{quarantined} {'file is' if quarantined == 1 else 'files are'} quarantined",
+            f"file server down: {server['error']}",
+        )  # fmt: skip
+    if own.get("not_now"):
+        yield Finding("passing", f"claims wait for the system behind the handler: {own['not_now']}")
+    for row in status["members"]:
+        if row["heartbeat_age"] < -5 and row["member_id"] == active:
+            yield Finding(
+                "problem", f"the heartbeat of {active} lies {duration(-row['heartbeat_age'])} in the future",
+                "The database's clock was set back. A dead member is noticed all the same; correct the clock.",
+            )  # fmt: skip
+    if files.get("quarantined"):
+        yield Finding(
+            "problem", f"{files['quarantined']} {'file is' if files['quarantined'] == 1 else 'files are'} quarantined",
             "`ftpcoord.py files --state quarantined` tells why; `ftpcoord.py retry GLOB` has them tried again.",
-        ))  # fmt: skip
-    if status["active"] is not None and not standbys:
-        notes.append("there is no standby: nobody takes over if the active member dies")
-    if status["files"].get("failed"):
-        notes.append(f"{status['files']['failed']} failed and will be tried again")
-    status["problems"] = [{"problem": problem, "advice": advice} for problem, advice in problems]
-    status["notes"], status["healthy"] = notes, not problems
-    return status
+        )  # fmt: skip
+    if active is not None and all(row["role"] != "standby" for row in status["members"]):
+        yield Finding("note", "there is no standby: nobody takes over if the active member dies")
+    if files.get("failed"):
+        yield Finding("note", f"{files['failed']} failed and will be tried again")
 
 
-def _nobody_active(status: Mapping[str, Any]) -> Tuple[str, str]:
-    last = next((row for row in status["members"] if row["member_id"] == status["holder"]), None)
-    standbys = [row["member_id"] for row in status["members"] if row["role"] == "standby"]
-    why = f"{status['holder']} was, and has no heartbeat" if status["holder"] else "none ever was"
-    if last is not None:
-        why = f"{status['holder']} was, and its last heartbeat is {duration(last['heartbeat_age'])} old"
-        why = f"{status['holder']} gave the role up" if last["released"] else why
-    if standbys:
-        return f"no member is active: {why}", f"{', '.join(standbys)} will take over within moments; look again."
-    return f"no member is active: {why}", "Start a member (`ftpcoord.py run`); until then the files wait on the server."
+def _nobody_active(status: Mapping[str, Any]) -> Finding:
+    holder = status["holder"]
+    standbys = ", ".join(row["member_id"] for row in status["members"] if row["role"] == "standby")
+    why = f"{holder} was, and has no heartbeat" if holder else "none ever was"
+    for row in status["members"]:
+        if row["member_id"] == holder:
+            why = f"{holder} was, and its last heartbeat is {duration(row['heartbeat_age'])} old"
+            why = f"{holder} gave the role up" if row["released"] else why
+    return Finding(
+        "problem", f"no member is active: {why}",
+        f"{standbys} will take over within moments; look again." if standbys
+        else "Start a member (`ftpcoord.py run`); until then the files wait on the server.",
+    )  # fmt: skip
+
+
+def in_short(status: Mapping[str, Any], severities: Collection[str]) -> str:
+    """What is to be said of these severities, in one line; "" if nothing is."""
+    return "; ".join(one.short or one.text for one in findings(status) if one.severity in severities)
 
 
 def duration(seconds: float) -> str:
-    """0.4 s, 12 s, 5 min, 3 h 12 min, 4 days"""
+    """0.4 s, 12 s, 5 min, 3 h 12 min, 4 days; never less than nothing"""
+    seconds = max(0.0, seconds)
     if seconds < 100:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     if seconds < 5400:
@@ -9051,12 +9077,12 @@ class Survey:
         self.config = config
         self.error = ""
         self._database: Optional[Database] = None
-        self._status: Optional[Dict[str, Any]] = None
+        self._status: Optional[dict[str, Any]] = None
         self._read_at = self._next = float("-inf")
         self._reading = False
         self._changed = threading.Condition()
 
-    def get(self) -> Tuple[Optional[Dict[str, Any]], float]:
+    def get(self) -> tuple[Optional[dict[str, Any]], float]:
         """What was read last, and how many seconds ago. Waits for the database, but not long."""
         with self._changed:
             if not self._reading and boot_clock() >= self._next:
@@ -9091,14 +9117,6 @@ class Survey:
         self._database = None
 
 
-# -- the process ------------------------------------------------------------------------------------------------------
-
-
-def view_of(member: Member) -> Optional[View]:
-    """What a standby saw last."""
-    return member.election.view if member.election is not None else None
-
-
 def role_of(member: Member) -> str:
     lease = member.lease
     if member.stopping or member.finished.is_set():
@@ -9113,161 +9131,145 @@ def why_stuck(listener: Listener) -> str:
         return str(member.failure or "")
     late = boot_clock() - max(member.due, member.stats.beat_at)
     if not member.pulse.alive() or late > max(30.0, 2 * member.config.liveness_check_interval):
-        return f"the heartbeat stands still for {duration(max(0.0, late))}"
+        return f"the heartbeat stands still for {duration(late)}"
     if not listener.polling():
         return "the polling has ended"
     return "a handler hangs, or the work of a lost lease" if member.hangs() else ""
 
 
+def own_status(listener: Listener) -> dict[str, Any]:
+    """What only the process knows. Asks nobody, so that probes need no database."""
+    config, member, stats = listener.config, listener.member, listener.member.stats
+    role, lease, view = role_of(member), member.lease, member.election.view if member.election else None
+    error, beats = stats.database_error or stats.ledger_error, sum(stats.heartbeats.counts)
+    return {
+        **unread(config, error),
+        "member": {
+            "member_id": config.member_id, "role": role, "active_since": stats.active_since,
+            "other_since": stats.other_since, "started": stats.started, "version": __version__,
+            "term": lease.term if lease is not None else view.term if view is not None else None,
+            "follows": view.holder or "nobody" if role == "standby" and view is not None else "",
+            "lease_remaining": max(0.0, lease.remaining()) if lease is not None else None,
+            "stuck": why_stuck(listener), "not_now": stats.not_now if role == "active" else "",
+        },
+        "heartbeat": {
+            "up": not error and stats.database_at is not None, "error": error,
+            "age": None if stats.database_at is None else boot_clock() - stats.database_at,
+            "failed": stats.failed_heartbeats, "count": beats, "mean": stats.heartbeats.sum / max(1, beats),
+        },
+        "server": {
+            "url": without_password(config.url), "up": stats.server_reached, "error": stats.server_error,
+            "last_poll": stats.last_poll, "listed": stats.listed, "waiting": stats.waiting, "refused": stats.refused,
+            "polls": sum(stats.polls.counts), "failed_polls": stats.failed_polls,
+        },
+        "work": {
+            **stats.files, "bytes": stats.bytes, "queue": stats.queued(), "handlers": stats.running(),
+            "last_done": stats.last_done, "minutes": [list(minute) for minute in list(stats.minutes)],
+        },
+        "takeovers": [takeover._asdict() for takeover in reversed(list(stats.takeovers))],
+    }  # fmt: skip
+
+
 def why_unready(listener: Listener) -> str:
     """Why this member cannot do what its role asks for; "" if it can."""
-    stuck, stats = why_stuck(listener), listener.member.stats
-    if stuck or stats.database_error or stats.ledger_error:
-        return stuck or f"database down: {stats.database_error or stats.ledger_error}"
-    if role_of(listener.member) in ("starting", "stopping"):
-        return role_of(listener.member)
-    if stats.server_error:
-        return f"file server down: {stats.server_error}"
-    waits = stats.not_now if role_of(listener.member) == "active" else ""
-    return f"claims wait for the system behind the handler: {waits}" if waits else ""
+    return in_short(own_status(listener), ("stuck", "unready", "passing"))
 
 
-def listener_status(listener: Listener, survey: Survey) -> Dict[str, Any]:
+def listener_status(listener: Listener, survey: Survey) -> dict[str, Any]:
     """One listener's part of /status: what `status --json` tells, and what only the process knows."""
-    config, member, stats, now = listener.config, listener.member, listener.member.stats, boot_clock()
+    config, found = listener.config, own_status(listener)
     read, age = survey.get()
-    role, lease, error = role_of(member), member.lease, stats.database_error or stats.ledger_error or survey.error
-    found = with_roles(read, age) if read is not None else unreadable(config, error or "it has not answered yet")
-    if role == "active" and lease is not None:  # this member knows better than what was read a while ago
-        found["active"], found["term"], found["holder"] = config.member_id, lease.term, config.member_id
-    elif stats.database_error:
-        found["active"] = None
+    error = found["database_error"] or survey.error or ("" if read is not None else "it has not answered yet")
     settings = {name: printable(str(value)) for name, value in config.public().items()}
     if config.exec:  # its arguments may hold a token
         words = config.command()
         settings["exec"] = words[0] + (f" ... ({len(words) - 1} arguments)" if words[1:] else "")
     defaults = {field.name: str(field.default) for field in dataclasses.fields(Config)}
-    beats = sum(stats.heartbeats.counts)
     found.update(
-        as_of=None if read is None else age, database_error=error,
-        member={
-            "member_id": config.member_id, "role": role, "active_since": stats.active_since,
-            "other_since": stats.other_since, "started": stats.started, "version": __version__,
-            "lease_remaining": max(0.0, lease.remaining()) if lease is not None else None,
-            "stuck": why_stuck(listener), "unready": why_unready(listener),
-        },
-        heartbeat={
-            "up": not stats.database_error and stats.database_at is not None, "error": stats.database_error,
-            "age": None if stats.database_at is None else now - stats.database_at, "failed": stats.failed_heartbeats,
-            "count": beats, "mean": stats.heartbeats.sum / max(1, beats),
-        },
-        server={
-            "url": without_password(config.url), "up": stats.server_reached, "error": stats.server_error,
-            "last_poll": stats.last_poll, "listed": stats.listed, "waiting": stats.waiting, "refused": stats.refused,
-            "polls": sum(stats.polls.counts), "failed_polls": stats.failed_polls,
-        },
-        work={
-            **stats.files, "bytes": stats.bytes, "queue": stats.queued(), "handlers": stats.running(),
-            "last_done": stats.last_done, "minutes": [list(minute) for minute in list(stats.minutes)],
-        },
-        takeovers=[takeover._asdict() for takeover in reversed(list(stats.takeovers))],
-        settings=settings, changed_settings=sorted(name for name in settings if settings[name] != defaults[name]),
+        read or {}, as_of=None if read is None else age, database_error=error, settings=settings,
+        changed_settings=sorted(name for name in settings if settings[name] != defaults[name]),
     )  # fmt: skip
-    return judged(found)
+    return with_roles(found, age)
 
 
-class Metrics:
+# -- metrics, names and units after Prometheus' naming guide ----------------------------------------------------------
+
+
+def metrics(listeners: Sequence[tuple[Listener, Survey]]) -> str:
     """Prometheus' text format 0.0.4: all samples of a name stand together."""
-
-    def __init__(self) -> None:
-        self._families: Dict[str, List[str]] = {}
-
-    def add(self, name: str, kind: str, text: str, value: Optional[float], **labels: object) -> None:
-        """A sample, unless the value is None."""
-        family = self._families.setdefault(name, [f"# HELP ftpcoord_{name} {text}", f"# TYPE ftpcoord_{name} {kind}"])
-        if value is not None:
-            self._sample(family, name, value, labels)
-
-    def _sample(self, family: List[str], name: str, value: float, labels: Mapping[str, object]) -> None:
-        # A JSON string escapes what the format wants escaped, and nothing else in printable ASCII.
-        shown = ",".join(f"{key}={json.dumps(str(text))}" for key, text in labels.items())
-        family.append(f"ftpcoord_{name}{{{shown}}} {float(value)!r}")
-
-    def histogram(self, name: str, text: str, histogram: Histogram, **labels: object) -> None:
-        self.add(name, "histogram", text, None)
-        counted = list(itertools.accumulate(histogram.counts))
-        for bound, count in zip([*map(str, histogram.bounds), "+Inf"], counted):
-            self._sample(self._families[name], f"{name}_bucket", count, {**labels, "le": bound})
-        self._sample(self._families[name], f"{name}_sum", histogram.sum, labels)
-        self._sample(self._families[name], f"{name}_count", counted[-1], labels)
-
-    def text(self) -> str:
-        return "".join(f"{line}\n" for family in self._families.values() if len(family) > 2 for line in family)
-
-
-def metrics(listeners: Sequence[Tuple[Listener, Survey]]) -> str:
-    """/metrics. Names and units after Prometheus' naming guide."""
-    made = Metrics()
-    made.add("build_info", "gauge", "The version that runs.", 1, version=__version__, python=sys.version.split()[0])
+    build = {"version": __version__, "python": sys.version.split()[0]}
+    families = {"build_info": ["gauge The version that runs.", *_samples("build_info", 1, build)]}
     for listener, survey in listeners:
-        member, stats, now = listener.member, listener.member.stats, boot_clock()
         own = {"group": listener.config.coordination_group, "member": listener.config.member_id}
-        lease = member.lease
-
-        def gauge(name: str, text: str, value: Optional[float], own: Any = own, **labels: object) -> None:
-            made.add(name, "gauge", text, value, **own, **labels)
-
-        def count(name: str, text: str, value: float, own: Any = own, **labels: object) -> None:
-            made.add(name + "_total", "counter", text, value, **own, **labels)
-
-        gauge("start_time_seconds", "When this member started, in epoch seconds.", stats.started)
-        for role in ("active", "standby", "starting", "stopping"):
-            gauge("role", "1 for the role that this member has.", int(role_of(member) == role), role=role)
-        view = view_of(member)
-        term = lease.term if lease is not None else view.term if view is not None else None
-        gauge("term", "The group's term, as this member knows it.", term)
-        gauge("lease_remaining_seconds", "Until the lease ends if it is not renewed; 0 on a standby.",
-              max(0.0, lease.remaining()) if lease is not None else 0.0)  # fmt: skip
-        for why in sorted({"vacant", "stale", "released", "absent", "still", "own", *stats.elections}):
-            count("takeovers", "Elections that this member won, by the reason why the role was free.",
-                  stats.elections.get(why, 0), reason=why)  # fmt: skip
-        for end, number in stats.ends.items():
-            count("leases_ended", "Leases of this member that ended.", number, how=end)
-        gauge("database_up", "Whether the database answered the last heartbeat.",
-              int(not stats.database_error and not stats.ledger_error and stats.database_at is not None))  # fmt: skip
-        gauge("heartbeat_age_seconds", "Since the database last answered.",
-              None if stats.database_at is None else now - stats.database_at)  # fmt: skip
-        gauge("heartbeat_late_seconds", "By how much the last heartbeat left late.", stats.late)
-        made.histogram("heartbeat_duration_seconds", "What heartbeats took, round trip.", stats.heartbeats, **own)
-        count("heartbeat_failures", "Heartbeats that the database did not answer.", stats.failed_heartbeats)
-        gauge("server_up", "Whether the last poll reached the file server; absent on a standby.",
-              None if stats.server_reached is None else int(stats.server_reached))  # fmt: skip
-        made.histogram("poll_duration_seconds", "What polls took.", stats.polls, **own)
-        for result, number in (("ok", sum(stats.polls.counts)), ("failed", stats.failed_polls)):
-            count("polls", "Polls, by result.", number, result=result)
-        gauge("listing_files", "Files in the last listing.", stats.listed)
-        gauge("retry_waiting_files", "Failed files whose time has not come, at the last poll.", stats.waiting)
-        count("refused_names", "Listed names that are no plain file names, each time they were listed.", stats.refused)
-        for result in stats.files:
-            count("files", "Files handled, by result.", stats.files[result], result=result)
-            count("file_bytes", "Size of the files handled, by result.", stats.file_bytes[result], result=result)
-        count("fetched_bytes", "Bytes fetched from the file server.", stats.bytes)
-        made.histogram("handler_duration_seconds", "What commands and handlers took.", stats.handlers, **own)
-        gauge("handlers_running", "Commands and handlers that run now.", stats.running())
-        gauge("queue_files", "Files taken up and not ended.", stats.queued())
-        gauge("last_success_timestamp_seconds", "When a file was last done.", stats.last_done)
-        gauge("last_poll_timestamp_seconds", "When a poll last succeeded.", stats.last_poll)
-        read, age = survey.get()
-        if read is not None and age < 60 and not survey.error:
-            for state, number in read["files"].items():
-                gauge("ledger_files", "Files in the ledger, by state; the same on every member.", number, state=state)
-            roles = [row["role"] for row in with_roles(read, age)["members"]]
-            for role in ("active", "standby", "released", "stale"):
-                gauge("members", "Members in the database, by role; the same on every member.", roles.count(role),
-                      role=role)  # fmt: skip
-    return made.text()
+        for name, kind, text, value in _metrics(listener_status(listener, survey), listener.member.stats):
+            families.setdefault(name, [f"{kind} {text}"]).extend(_samples(name, value, own))
+    lines = []
+    for name, (head, *samples) in families.items():
+        kind, _, text = head.partition(" ")
+        if samples:
+            lines += [f"# HELP ftpcoord_{name} {text}", f"# TYPE ftpcoord_{name} {kind}", *samples]
+    return "".join(f"{line}\n" for line in lines)
 
 
+def _metrics(status: Mapping[str, Any], stats: Stats) -> list[tuple[str, str, str, Any]]:
+    """(name, kind, text, value); a value by labels stands under the label's name; None is left out."""
+    own, beat, server, work = status["member"], status["heartbeat"], status["server"], status["work"]
+    reasons = dict.fromkeys(("absent", "own", "released", "stale", "still", "vacant"), 0)
+    fresh = status["as_of"] is not None and status["as_of"] < 60 and not status["database_error"]
+    roles = [row["role"] for row in status["members"]]
+    return [
+        ("start_time_seconds", "gauge", "When this member started, in epoch seconds.", own["started"]),
+        ("role", "gauge", "1 for the role that this member has.",
+         {"role": {role: role == own["role"] for role in ("active", "standby", "starting", "stopping")}}),
+        ("term", "gauge", "The group's term, as this member knows it.", own["term"]),
+        ("lease_remaining_seconds", "gauge", "Until the lease ends if it is not renewed; 0 on a standby.",
+         own["lease_remaining"] or 0.0),
+        ("takeovers_total", "counter", "Elections that this member won, by the reason why the role was free.",
+         {"reason": {**reasons, **stats.elections}}),
+        ("leases_ended_total", "counter", "Leases of this member that ended.", {"how": stats.ends}),
+        ("database_up", "gauge", "Whether the database answered the last heartbeat.",
+         beat["up"]),
+        ("heartbeat_age_seconds", "gauge", "Since the database last answered.", beat["age"]),
+        ("heartbeat_late_seconds", "gauge", "By how much the last heartbeat left late.", stats.late),
+        ("heartbeat_duration_seconds", "histogram", "What heartbeats took, round trip.", stats.heartbeats),
+        ("heartbeat_failures_total", "counter", "Heartbeats that the database did not answer.", beat["failed"]),
+        ("server_up", "gauge", "Whether the last poll reached the file server; absent on a standby.", server["up"]),
+        ("poll_duration_seconds", "histogram", "What polls took.", stats.polls),
+        ("polls_total", "counter", "Polls, by result.",
+         {"result": {"ok": server["polls"], "failed": server["failed_polls"]}}),
+        ("listing_files", "gauge", "Files in the last listing.", server["listed"]),
+        ("retry_waiting_files", "gauge", "Failed files whose time has not come, at the last poll.", server["waiting"]),
+        ("refused_names_total", "counter", "Listed names that are no plain file names, each time they were listed.",
+         server["refused"]),
+        ("files_total", "counter", "Files handled, by result.", {"result": stats.files}),
+        ("file_bytes_total", "counter", "Size of the files handled, by result.", {"result": stats.file_bytes}),
+        ("fetched_bytes_total", "counter", "Bytes fetched from the file server.", work["bytes"]),
+        ("handler_duration_seconds", "histogram", "What commands and handlers took.", stats.handlers),
+        ("handlers_running", "gauge", "Commands and handlers that run now.", work["handlers"]),
+        ("queue_files", "gauge", "Files taken up and not ended.", work["queue"]),
+        ("last_success_timestamp_seconds", "gauge", "When a file was last done.", work["last_done"]),
+        ("last_poll_timestamp_seconds", "gauge", "When a poll last succeeded.", server["last_poll"]),
+        ("ledger_files", "gauge", "Files in the ledger, by state; the same on every member.",
+         {"state": status["files"] if fresh else {}}),
+        ("members", "gauge", "Members in the database, by role; the same on every member.",
+         {"role": {r: roles.count(r) for r in ("active", "standby", "released", "stale") if fresh}}),
+    ]  # fmt: skip
+
+
+def _samples(name: str, value: Any, labels: Mapping[str, str]) -> Iterator[str]:
+    if isinstance(value, Histogram):
+        counted = list(itertools.accumulate(value.counts))
+        yield from _samples(f"{name}_bucket", {"le": dict(zip([*value.bounds, "+Inf"], counted))}, labels)
+        yield from _samples(f"{name}_sum", value.sum, labels)
+        yield from _samples(f"{name}_count", counted[-1], labels)
+    elif isinstance(value, Mapping):
+        for label, numbers in value.items():
+            for key, number in numbers.items():
+                yield from _samples(name, number, {**labels, label: str(key)})
+    elif value is not None:
+        # A JSON string escapes what the format wants escaped, and nothing else in printable ASCII.
+        shown = ",".join(f"{key}={json.dumps(text)}" for key, text in labels.items())
+        yield f"ftpcoord_{name}{{{shown}}} {float(value)!r}"
 
 
 # -- the page for people ----------------------------------------------------------------------------------------------
@@ -9318,7 +9320,7 @@ def moment(seconds: float) -> str:
 
 def ago(seconds: Optional[float]) -> str:
     """A moment of this process, in epoch seconds."""
-    return "never" if seconds is None else f"{duration(max(0.0, time.time() - seconds))} ago"
+    return "never" if seconds is None else f"{duration(time.time() - seconds)} ago"
 
 
 def page(groups: Sequence[Mapping[str, Any]], refresh: int) -> str:
@@ -9363,19 +9365,19 @@ def _parts(group: Mapping[str, Any]) -> Iterator[str]:
         yield f"<p>▲ As the database showed them {duration(age)} ago."
     yield _table("Role|Member*|Heartbeat", [
         (f"{SYMBOLS[row['role']]} {row['role']}", shown(row["member_id"]),
-         "gave its lease up" if row["released"] else f"{duration(max(0.0, row['heartbeat_age']))} ago")
+         "gave its lease up" if row["released"] else f"{duration(row['heartbeat_age'])} ago")
         for row in group["members"]
     ], "There are none." if age is not None else "Not known: the database has not been read.")  # fmt: skip
     yield "<h3>Files</h3><p>"
     yield ", ".join(f"<b>{number:,}</b> {state}" for state, number in group["files"].items()) or "None counted."
-    yield f"; the last change {duration(max(0.0, group['last_change']))} ago" if group.get("last_change") else ""
+    yield f"; the last change {duration(group['last_change'])} ago" if group.get("last_change") else ""
     yield "<h3>Handled by this member: the last 60 minutes, now at the right</h3>"
     yield from _chart(group["work"]["minutes"], int(time.time() // 60))
     if group["errors"]:
         yield "<h3>Quarantined and failed files</h3>"
     yield _table("State|File and error*", [
         (f"{'▲' if row['state'] == 'quarantined' else '△'} {shown(row['state'])}",
-         f"{shown(row['path'])}<br><small>attempt {row['attempts']}, {duration(max(0.0, row['age']))} ago</small><br>"
+         f"{shown(row['path'])}<br><small>attempt {row['attempts']}, {duration(row['age'])} ago</small><br>"
          f"<code>{shown(row['error'])}</code>")
         for row in group["errors"]
     ])  # fmt: skip
@@ -9437,7 +9439,7 @@ def _chart(minutes: Sequence[Sequence[int]], now: int) -> Iterator[str]:
 
 def _told(change: Mapping[str, Any]) -> str:
     member, seconds = shown(change["member"]), change["seconds"]
-    took = "" if seconds is None else duration(max(0.0, seconds))
+    took = "" if seconds is None else duration(seconds)
     if change["event"] in ("elected", "other"):
         gap = f", {took} after the last sign of life of the one before" if took else ""
         return f"{member} became active at term {change['term']} ({shown(change['reason'])}){gap}"
@@ -9591,15 +9593,13 @@ class StatusServer:
             return "200 OK", "application/json", json.dumps(found[0] if len(found) == 1 else found) + "\n"
         if path == "/metrics":
             return "200 OK", "text/plain; version=0.0.4", metrics(chosen)
-        if path in ("/livez", "/readyz"):
+        if path in PROBES:
+            roles = [role_of(listener.member) for listener, _ in chosen]
             why = why_stuck if path == "/livez" else why_unready
-            told = [(listener.config.coordination_group, why(listener)) for listener, _ in chosen]
-            status = "503 Service Unavailable" if any(text for _, text in told) else "200 OK"
-            return status, "text/plain", "".join(f"{name}: {text or 'ok'}\n" for name, text in told)
-        if path == "/active":
-            roles = [(listener.config.coordination_group, role_of(listener.member)) for listener, _ in chosen]
-            status = "200 OK" if any(role == "active" for _, role in roles) else "503 Service Unavailable"
-            return status, "text/plain", "".join(f"{name}: {role}\n" for name, role in roles)
+            told = roles if path == "/active" else [why(listener) or "ok" for listener, _ in chosen]
+            well = "active" in roles if path == "/active" else set(told) == {"ok"}
+            lines = [f"{pair[0].config.coordination_group}: {text}\n" for pair, text in zip(chosen, told)]
+            return "200 OK" if well else "503 Service Unavailable", "text/plain", "".join(lines)
         return "404 Not Found", "text/plain", "/, /status, /metrics, /livez, /readyz and /active are here\n"
 
 
@@ -9617,6 +9617,20 @@ def start_status_servers(listeners: Sequence[Listener]) -> List[StatusServer]:
     return servers
 
 
+def summary(groups: Sequence[Mapping[str, Any]]) -> str:
+    """How a process goes, in one line."""
+    roles, done = [one["member"]["role"] for one in groups], sum(one["work"]["done"] for one in groups)
+    if len(groups) > 1:
+        told = ", ".join(f"{roles.count(role)} {role}" for role in sorted(set(roles)))
+        return f"{len(groups)} groups: {told}; {done} files done"
+    own, active = groups[0]["member"], roles == ["active"]
+    words = [
+        f"active at term {own['term']}" if active else own["role"], own["follows"] and f"active: {own['follows']}",
+        f"{done} files done" if done or active else "", in_short(groups[0], ("stuck", "unready")).partition("\n")[0],
+    ]  # fmt: skip
+    return printable(", ".join(filter(None, words)))
+
+
 class Notifier:
     """Tells systemd how it is going, as sd_notify(3) has it; does nothing without NOTIFY_SOCKET."""
 
@@ -9630,22 +9644,23 @@ class Notifier:
         self._every = int(usec) / 2e6 if usable and own and usec.isdigit() and int(usec) else float("inf")
         self.pause = min(1.0, self._every / 4)  # between two calls of `tick`
         self._fed = self._ready = self._stopping = 0.0
-        self._status = ""
+        self._line = ""
 
     def tick(self) -> None:
         if not self._address:
             return
-        now, members = time.monotonic(), [listener.member for listener in self._listeners]
+        now, groups = time.monotonic(), [own_status(listener) for listener in self._listeners]
+        members = [listener.member for listener in self._listeners]
         if not self._ready and all(member.ready.is_set() for member in members):
             self._ready = now
             self._send("READY=1")
         if all(member.stopping for member in members):
             self.stopping()
-        status = self._line(members)
-        if status != self._status:
-            self._status = status
-            self._send(f"STATUS={status}")
-        if now - self._fed >= self._every and not any(why_stuck(listener) for listener in self._listeners):
+        line = summary(groups)
+        if line != self._line:
+            self._line = line
+            self._send(f"STATUS={line}")
+        if now - self._fed >= self._every and not any(one["member"]["stuck"] for one in groups):
             self._fed = now
             self._send("WATCHDOG=1")
 
@@ -9653,20 +9668,6 @@ class Notifier:
         if self._address and not self._stopping:
             self._stopping = time.monotonic()
             self._send("STOPPING=1")
-
-    def _line(self, members: Sequence[Member]) -> str:
-        if len(members) > 1:
-            roles = [role_of(member) for member in members]
-            told = [f"{roles.count(role)} {role}" for role in sorted(set(roles))]
-            return f"{len(members)} groups: {', '.join(told)}; {sum(m.stats.files['done'] for m in members)} files done"
-        member, stats = members[0], members[0].stats
-        role, lease, view = role_of(member), member.lease, view_of(member)
-        trouble = stats.database_error or stats.ledger_error or stats.server_error
-        told = [f"{role} at term {lease.term}" if role == "active" and lease is not None else role]
-        if role == "standby" and view is not None:
-            told.append(f"active: {view.holder or 'nobody'}")
-        told += [f"{stats.files['done']} files done"] if stats.files["done"] or role == "active" else []
-        return printable(", ".join(told + ([trouble.partition("\n")[0]] if trouble else [])))
 
     def _send(self, text: str) -> None:
         try:
@@ -9682,9 +9683,24 @@ class Notifier:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def load_configs(source: str) -> List[Config]:
+def load_configs(source: str) -> list[Config]:
     """`env`, or the path of an INI file."""
     return [Config.from_env(os.environ)] if source == "env" else Config.from_file(source)
+
+
+def with_ledger(configs: Sequence[Config]) -> Sequence[Config]:
+    if not all(config.ledger for config in configs):
+        raise ConfigError("ledger: is off, so there is nothing to show, to record or to put back")
+    return configs
+
+
+def opened(configs: Sequence[Config]) -> Iterator[tuple[Config, Database]]:
+    """Each group with its database."""
+    for config in configs:
+        with contextlib.closing(open_database(config)) as database:
+            database.prepare()
+            database.settle_group(config)
+            yield config, database
 
 
 def give_memory_back() -> None:
@@ -9718,9 +9734,8 @@ def command_check(configs: Sequence[Config], options: argparse.Namespace) -> int
             raise ConfigError(f"exec: {config.command()[0]} is not a command here")
         if config.download_dir and not Path(config.download_dir).expanduser().is_dir():
             raise ConfigError(f"download_dir: {config.download_dir} is not a folder")
-        with contextlib.closing(open_database(config)) as database:
-            timing = database.prepare()
-            print(f"database: {database.where}, a heartbeat is stale after {timing.stale_after:g} s")
+        for _, database in opened([config]):
+            print(f"database: {database.where}, a heartbeat is stale after {database.timing.stale_after:g} s")
         selector = Selector(config, boot_clock)
         with contextlib.closing(open_server(config)) as server:
             listing = selector.walk(server)
@@ -9730,93 +9745,80 @@ def command_check(configs: Sequence[Config], options: argparse.Namespace) -> int
     return 0
 
 
-def read_status(config: Config) -> Dict[str, Any]:
-    """The group's status; one whose database cannot be read has `database_error`."""
+def read_status(config: Config) -> dict[str, Any]:
     try:
         with contextlib.closing(open_database(config)) as database:
             return group_status(database, config)
     except (DatabaseDown, DatabaseRefused) as exc:
-        return unreadable(config, str(exc))
+        return with_roles(unread(config, str(exc)), 0.0)
 
 
 def command_status(configs: Sequence[Config], options: argparse.Namespace) -> int:
-    found = [read_status(config) for config in configs]
+    groups = [read_status(config) for config in configs]
     if options.check:
-        return check_status(configs, found)
+        for number, config in enumerate(configs):
+            if groups[number]["active"] is None and not groups[number]["database_error"]:
+                # A hand-over under way is health: look again when it must have ended.
+                time.sleep(min(5.0, 2 * config.heartbeat_frequency + 1))
+                groups[number] = read_status(config)
+        print(printable(nagios_line(groups)))
+        return int(not all(status["healthy"] for status in groups))
     if options.json:
-        print(json.dumps(found[0] if len(found) == 1 else found))
-    else:
-        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.name == "posix"
-        for status in found:
-            print_status(status, colour)
-    errors = [status["database_error"] for status in found if "database_error" in status]
+        print(json.dumps(groups[0] if len(groups) == 1 else groups))
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.name == "posix"
+    for status in [] if options.json else groups:
+        for code, text in status_lines(status):
+            print(f"\x1b[{code}m{printable(text)}\x1b[0m" if colour and code else printable(text))
+    errors = "; ".join(filter(None, (status["database_error"] for status in groups)))
     if errors:
-        print(printable(f"ftpcoord: {'; '.join(errors)}"), file=sys.stderr)
+        print(printable(f"ftpcoord: {errors}"), file=sys.stderr)
     return int(bool(errors))
 
 
-def check_status(configs: Sequence[Config], found: List[Dict[str, Any]]) -> int:
-    """One line and an exit code: a check for Nagios and the like."""
-    for number, config in enumerate(configs):
-        if found[number]["active"] is None and "database_error" not in found[number]:
-            # A hand-over under way is health: look again when it must have ended.
-            time.sleep(min(5.0, 2 * config.heartbeat_frequency + 1))
-            found[number] = read_status(config)
-    bad = [f"{status['group']}: {found['problem']}" for status in found for found in status["problems"]]
-    if bad:
-        print(printable("not ok: " + "; ".join(bad)))
-        return 1
+def nagios_line(groups: Sequence[Mapping[str, Any]]) -> str:
+    """For a check that Nagios and the like run."""
+    bad = [f"{status['group']}: {one['problem']}" for status in groups for one in status["problems"]]
     good = [
         f"{status['group']}: {status['active']} is active at term {status['term']}, "
-        f"{sum(row['role'] == 'standby' for row in status['members'])} standby" for status in found
+        f"{sum(row['role'] == 'standby' for row in status['members'])} standby" for status in groups
     ]  # fmt: skip
-    print(printable("ok: " + "; ".join(good)))
-    return 0
+    return f"not ok: {'; '.join(bad)}" if bad else f"ok: {'; '.join(good)}"
 
 
-def print_status(status: Mapping[str, Any], colour: bool) -> None:
-    """For people, in a terminal or a pipe: plain ASCII words, colour beside them only."""
-
-    def line(text: str, code: int = 0) -> None:
-        text = printable(text)
-        print(f"\x1b[{code}m{text}\x1b[0m" if colour and code else text)
-
-    line(f"group {status['group']} on {status['database']}", 1)
+def status_lines(status: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    """For people, in a terminal or a pipe: plain words, and a colour that says nothing more than they do."""
+    yield 1, f"group {status['group']} on {status['database']}"
     if status["active"] is not None:
         since = f", for at least {duration(status['active_for'])}" if status.get("active_for") else ""
-        line(f"  {status['active']} is active at term {status['term']}{since}", 32)
+        yield 32, f"  {status['active']} is active at term {status['term']}{since}"
     for found in status["problems"]:
-        line(f"  PROBLEM: {found['problem']}", 31)
-        line(f"    {found['advice']}")
+        yield 31, f"  PROBLEM: {found['problem']}"
+        yield 0, f"    {found['advice']}"
     for note in status["notes"]:
-        line(f"  note: {note}")
+        yield 0, f"  note: {note}"
     width = max((len(row["member_id"]) for row in status["members"]), default=0)
     for row in status["members"]:
-        age = duration(max(0.0, row["heartbeat_age"]))
+        age = duration(row["heartbeat_age"])
         told = {"released": "gave its lease up", "stale": f"no heartbeat for {age}: stopped, hanging or cut off"}
         text = f"  {row['role']:<8}  {row['member_id']:<{width}}  {told.get(row['role'], f'heartbeat {age} ago')}"
-        line(text, 33 if row["role"] == "stale" else 0)
+        yield 33 * (row["role"] == "stale"), text
     if status["files"]:
-        last = f"; last change {duration(max(0.0, status['last_change']))} ago" if status.get("last_change") else ""
-        line("  files: " + ", ".join(f"{number} {state}" for state, number in status["files"].items()) + last)
+        last = f"; last change {duration(status['last_change'])} ago" if status.get("last_change") else ""
+        yield 0, "  files: " + ", ".join(f"{number} {state}" for state, number in status["files"].items()) + last
     for row in status["errors"]:
-        line(f"  {row['state']} {duration(max(0.0, row['age']))} ago, attempt {row['attempts']}: {row['path']}")
-        line(f"    {row['error']}")
+        yield 0, f"  {row['state']} {duration(row['age'])} ago, attempt {row['attempts']}: {row['path']}"
+        yield 0, f"    {row['error']}"
 
 
 def command_dry_run(configs: Sequence[Config]) -> int:
     """What a poll would take now, and why it would leave the rest; no election, nothing is written anywhere."""
     start_logging("warning", configs[0].log_format, sys.stderr)
     for config in configs:
-        rows: Dict[str, Row] = {}
-        if config.ledger and (config.endpoint.dialect != "sqlite" or Path(config.endpoint.name).exists()):
-            with contextlib.closing(open_database(config)) as database:
-                database.prepare()
-                database.settle_group(config)
-                rows = {row.path: row for row in database.rows(config.coordination_group)}
+        there = config.ledger and (config.endpoint.dialect != "sqlite" or Path(config.endpoint.name).exists())
+        groups = opened([config] if there else [])
+        rows = {row.path: row for _, database in groups for row in database.rows(config.coordination_group)}
         selector = Selector(config, lambda: 0.0)  # rows are due in seconds from now
-        server = new_server(config)
-        with contextlib.closing(server):
+        with contextlib.closing(new_server(config)) as server:
             server.connect()
             listing = selector.walk(server)
         choice = selector.choose(listing, rows.get, set())
@@ -9873,73 +9875,56 @@ def command_schema(configs: Sequence[Config], options: argparse.Namespace) -> in
     return 0
 
 
-def ledger_rows(config: Config, database: Database) -> List[Row]:
-    if not config.ledger:
-        raise ConfigError("ledger: is off, so there is nothing to show or to put back")
-    database.prepare()
-    database.settle_group(config)
-    return list(database.rows(config.coordination_group))
-
-
 def command_files(configs: Sequence[Config], options: argparse.Namespace) -> int:
-    for config in configs:
-        with contextlib.closing(open_database(config)) as database:
-            rows = [row for row in ledger_rows(config, database) if options.state in (None, row.state)]
-        for row in sorted(rows):
-            shown = row._replace(path=printable(row.path), error=printable(row.error))
+    for config, database in opened(with_ledger(configs)):
+        for row in sorted(database.rows(config.coordination_group)):
+            row = row._replace(path=printable(row.path), error=printable(row.error))
+            if options.state not in (None, row.state):
+                continue
             if options.json:
-                print(json.dumps({**shown._asdict(), "group": config.coordination_group}))
-            else:
-                detail = f"  due: {shown.action}" if shown.action else ""
-                detail += f"  {shown.error}" if shown.error else ""
-                what = f"{shown.state:<11}  {shown.path}  {shown.size} B  {shown.mtime}"
-                print(printable(f"{what}  attempts {shown.attempts}{detail}"))
+                print(json.dumps({**row._asdict(), "group": config.coordination_group}))
+                continue
+            more = [f"due: {row.action}"] if row.action else []
+            more += [row.error] if row.error else []
+            what = [f"{row.state:<11}", row.path, f"{row.size} B", row.mtime, f"attempts {row.attempts}", *more]
+            print(printable("  ".join(what)))
     return 0
 
 
 def command_retry(configs: Sequence[Config], options: argparse.Namespace) -> int:
-    state = "done" if options.done else "quarantined"
-    total = 0
-    for config in configs:
-        with contextlib.closing(open_database(config)) as database:
-            rows = [row for row in ledger_rows(config, database) if row.state == state]
-            names = {row: (row.path, posixpath.basename(row.path)) for row in rows}
-            # A file may be called `[a]`: what is one's name as it is shown means that file.
-            meant = [row for row in rows if options.glob != "*" and options.glob in map(printable, names[row])]
-            for row in meant or rows:
-                chosen = bool(meant) or any(fnmatch.fnmatchcase(name, options.glob) for name in names[row])
-                if chosen and not (options.done and row.action):
-                    database.retry(config.coordination_group, row)
-                    total += 1
+    state, total = "done" if options.done else "quarantined", 0
+    for config, database in opened(with_ledger(configs)):
+        rows = [row for row in database.rows(config.coordination_group) if row.state == state]
+        names = {row: (row.path, posixpath.basename(row.path)) for row in rows}
+        # A file may be called `[a]`: what is one's name as it is shown means that file.
+        meant = [row for row in rows if options.glob != "*" and options.glob in map(printable, names[row])]
+        for row in meant or rows:
+            chosen = bool(meant) or any(fnmatch.fnmatchcase(name, options.glob) for name in names[row])
+            if chosen and not (options.done and row.action):
+                database.retry(config.coordination_group, row)
+                total += 1
     print(f"{total} files put back")
     return 0
 
 
 def command_adopt(configs: Sequence[Config], options: argparse.Namespace) -> int:
-    for config in configs:
-        if not config.ledger:
-            raise ConfigError("ledger: is off, so nothing can be recorded as done")
+    for config in with_ledger(configs):
         with contextlib.closing(open_server(config)) as server:
             listing = Selector(config, boot_clock).walk(server)
-        with contextlib.closing(open_database(config)) as database:
-            database.prepare()
-            database.settle_group(config)
-            rows = [Row(found.path, found.entry.size, found.entry.mtime, "done", 0, 0, 0) for found in listing]
+        rows = [Row(found.path, found.entry.size, found.entry.mtime, "done", 0, 0, 0) for found in listing]
+        for _, database in opened([config]):
             database.adopt(config.coordination_group, config.member_id, rows)
         print(f"{len(rows)} files of {config.coordination_group} are recorded as done, unless they were known already")
     return 0
 
 
 def command_step_down(configs: Sequence[Config], options: argparse.Namespace) -> int:
-    for config in configs:
-        with contextlib.closing(open_database(config)) as database:
-            database.prepare()
-            database.settle_group(config)
-            holder, term = database.token(config.coordination_group)
-            if holder is None:
-                raise DatabaseRefused(f"group {config.coordination_group} has no active member")
-            database.ask_step_down(config.coordination_group, term)
-            print(printable(f"asked {holder} to hand over at term {term}"))
+    for config, database in opened(configs):
+        holder, term = database.token(config.coordination_group)
+        if holder is None:
+            raise DatabaseRefused(f"group {config.coordination_group} has no active member")
+        database.ask_step_down(config.coordination_group, term)
+        print(printable(f"asked {holder} to hand over at term {term}"))
     return 0
 
 
@@ -9995,15 +9980,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         if options.command != "run" or options.dry_run:
             sys.stdout.flush()
         return code
-    except ConfigError as exc:
-        say(f"ftpcoord: {printable(str(exc))}")
-        return 2
-    except DatabaseRefused as exc:  # with the statements that are to be run, a line each
-        say("ftpcoord: " + "\n".join(printable(line) for line in str(exc).split("\n")))
-        return 1
-    except Error as exc:
-        say(f"ftpcoord: {printable(' '.join(str(exc).split()))}")
-        return 1
+    except Error as exc:  # DatabaseRefused: with the statements that are to be run, a line each
+        lines = str(exc).split("\n") if isinstance(exc, DatabaseRefused) else [" ".join(str(exc).split())]
+        say("ftpcoord: " + "\n".join(map(printable, lines)))
+        return 2 if isinstance(exc, ConfigError) else 1
     except BrokenPipeError:
         sys.stdout = io.StringIO()  # nobody reads on, and what is left is not tried again at exit
         return 1
