@@ -539,7 +539,8 @@ def start_logging(level: str, form: str, stream: TextIO) -> None:
 # Settings
 # ---------------------------------------------------------------------------------------------------------------------
 
-SCHEMES = {"ftp": 21, "ftpes": 21, "ftps": 990, "sftp": 22}
+DEFAULT_PORTS = {"ftp": 21, "ftpes": 21, "ftps": 990, "sftp": 22}
+SSH, TLS = ("sftp",), ("ftpes", "ftps")
 SERVICE_LINK = re.compile(r"service_(host|port\w*)\Z|port(_\d+_\w+)?\Z")
 SECRETS = ("password", "key_passphrase", "database_password")
 FILE_SETTINGS = (*SECRETS, "url", "database")  # a URL may hold a password: these, too, may come from a file
@@ -564,7 +565,51 @@ class Endpoint(NamedTuple):
     name: str
 
 
+class Kind(NamedTuple):
+    """What a setting's value is made of. `parse` raises ValueError or KeyError for what is not `wanted`."""
+
+    wanted: str
+    parse: Callable[[Any], Any]
+
+
+def _text(value: Any) -> str:
+    if "\0" in str(value):
+        raise ValueError
+    return str(value)
+
+
+def _seconds(value: Any) -> float:
+    seconds = float(str(value))
+    if not abs(seconds) < 1e9:
+        raise ValueError
+    return seconds
+
+
+def _byte_size(value: Any) -> int:
+    match = re.fullmatch(r"([0-9]{1,18})\s*([KMG]?)", str(value).strip().upper())
+    if not match or not int(match[1]):
+        raise ValueError
+    return int(match[1]) << 10 * " KMG".index(match[2] or " ")
+
+
+def _file_mode(value: Any) -> str:
+    mode = value if isinstance(value, int) else int(str(value), 8)
+    if not 0 <= mode <= 0o777 or not mode & 0o400:
+        raise ValueError
+    return f"{mode:04o}"
+
+
+BYTES = Kind("a number of bytes, or of K, M or G of 1024", _byte_size)
+MODE = Kind("permissions in octal that let the owner read, like 0640", _file_mode)
+SECONDS = Kind("a number of seconds", _seconds)
+KINDS: dict[type, Kind] = {  # where the default tells it
+    bool: Kind("yes or no", lambda value: configparser.ConfigParser.BOOLEAN_STATES[str(value).strip().lower()]),
+    float: SECONDS, int: Kind("a whole number", lambda value: int(str(value))), str: Kind("text", _text),
+}  # fmt: skip
+
+
 def setting(default: Any, **metadata: Any) -> Any:
+    """`kind`, `least` and `choices` of a setting, and the `schemes` that it is for."""
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -577,15 +622,15 @@ class Config:
 
     url: str = ""
     password: str = ""
-    key: str = ""
-    key_passphrase: str = ""
+    key: str = setting("", schemes=SSH)
+    key_passphrase: str = setting("", schemes=SSH)
     known_hosts: str = "~/.ssh/known_hosts"
-    host_key: str = ""
+    host_key: str = setting("", schemes=SSH)
     ca_file: str = ""
-    client_cert: str = ""
-    client_key: str = ""
+    client_cert: str = setting("", schemes=TLS)
+    client_key: str = setting("", schemes=TLS)
     tls_verify: bool = True
-    tls_close: str = setting("strict", choices=("strict", "lax"))
+    tls_close: str = setting("strict", choices=("strict", "lax"), schemes=TLS)
     encoding: str = "utf-8"
     timeout: float = setting(30.0, least=0.1)
     database: str = ""
@@ -601,8 +646,8 @@ class Config:
     exclude: str = ""
     recursive: bool = False
     min_age: float = setting(0.0, least=0.0)
-    max_size: Optional[int] = setting(None, form="bytes")
-    max_age: Optional[float] = setting(None, least=0.0)
+    max_size: Optional[int] = setting(None, kind=BYTES)
+    max_age: Optional[float] = setting(None, kind=SECONDS, least=0.0)
     settle: float = setting(5.0, least=0.0)
     ready_suffix: str = ""
     sort: str = setting("name", choices=("name", "mtime", "size", "-name", "-mtime", "-size"))
@@ -610,13 +655,13 @@ class Config:
     workers: int = setting(4, least=1)
     exec: str = ""
     download_dir: str = ""
-    file_mode: str = setting(f"{FILE_MODE:04o}", form="mode")
+    file_mode: str = setting(f"{FILE_MODE:04o}", kind=MODE)
     handler: str = ""
     after: str = "keep"
     after_error: str = "keep"
     max_attempts: int = setting(5, least=1)
     retry_delay: float = setting(10.0, least=0.0)
-    exec_timeout: Optional[float] = setting(None, least=0.1)
+    exec_timeout: Optional[float] = setting(None, kind=SECONDS, least=0.1)
     error_output: bool = True
     stall_timeout: float = setting(300.0, least=0.1)
     yield_after: int = setting(3, least=0)
@@ -626,11 +671,10 @@ class Config:
     http: str = ""
     log_level: str = setting("info", choices=("debug", "info", "warning", "error"))
     log_format: str = setting("text", choices=("text", "json"))
-    files: Dict[str, str] = dataclasses.field(default_factory=dict)  # NAME -> path, from NAME_file
 
     def __init__(self, /, **settings: Any) -> None:  # the slash: FTPCOORD_SELF is a wrong setting, not a crash
-        fields = {field.name: field for field in dataclasses.fields(Config) if field.name != "files"}
-        self.files = {}
+        fields = {field.name: field for field in dataclasses.fields(Config)}
+        self.files: dict[str, str] = {}  # NAME -> path, from NAME_file
         self.source = ""  # the file with these settings, if it holds a secret
         self._spelling = ""  # of the URL, where the group follows from it and the database has not been asked
         for name, field in fields.items():
@@ -651,6 +695,7 @@ class Config:
             if name in ("url", "database"):
                 setattr(self, name, self.secret(name))
         self._check()
+        self._complete()
 
     # -- sources ------------------------------------------------------------------------------------------------------
 
@@ -723,14 +768,14 @@ class Config:
 
     def holds_secret(self) -> bool:
         """Whether a secret stands in the settings themselves."""
-        urls = [] if not self.url else [(self.url, _parse_url(self.url)[1], "url")]
-        urls.append((self.database, _parse_database(self.database)[1], "database"))
-        inline = any(getattr(self, name) for name in SECRETS)
-        return inline or any(password and name not in self.files for _, password, name in urls)
+        inline = [getattr(self, name) for name in SECRETS]
+        inline += [_parse_url(self.url)[1]] if self.url and "url" not in self.files else []
+        inline += [_parse_database(self.database)[1]] if "database" not in self.files else []
+        return any(inline)
 
     def public(self) -> Dict[str, object]:
         """All settings, secrets masked: for the status page and for people."""
-        shown = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "files"}
+        shown = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         shown.update({name: "***" for name in SECRETS if shown[name] or name in self.files})
         shown["url"] = without_password(self.url)
         shown["database"] = without_password(self.database)
@@ -741,33 +786,35 @@ class Config:
 
     # -- checks -------------------------------------------------------------------------------------------------------
 
+    def _complete(self) -> None:
+        """What follows from other settings."""
+        if not self.database_tls:
+            self.database_tls = "prefer" if all(is_loopback(host) for host, _ in self.endpoint.hosts) else "verify"
+        if not self.coordination_group:
+            scheme, user, host, port, path = self.target
+            host = f"[{host}]" if ":" in host else host
+            self._spelling = f"{scheme}://{user}@{host}:{port}{path if path.startswith('/') else '/~/' + path}"
+            self.coordination_group = group_id(normal_group(self._spelling))
+        if not self.member_id:
+            self.member_id = re.sub(r"[^!-~]", "_", socket.gethostname())[:110] + f":{os.getpid()}"
+
     def _check(self) -> None:
         if not self.database:
             raise ConfigError(
                 "database: is required, e.g. postgresql://user@host/name, mysql://user@host/name or "
                 "sqlite:///file for members on one host; members without a common one would each elect themselves"
             )
-        endpoint = self.endpoint
-        if self.database_tls == "":
-            self.database_tls = "prefer" if all(is_loopback(host) for host, _ in endpoint.hosts) else "verify"
+        dialect = DIALECTS[self.endpoint.dialect]
         if self.url:
-            target = self.target
-            self._check_server(target)
-            if not self.coordination_group:
-                host = f"[{target.host}]" if ":" in target.host else target.host
-                path = target.path if target.path.startswith("/") else f"/~/{target.path}"
-                self._spelling = f"{target.scheme}://{target.user}@{host}:{target.port}{path}"
-                self.coordination_group = group_id(normal_group(self._spelling))
+            self._check_server(self.target)
         elif not self.coordination_group:
             raise ConfigError("url: is required, e.g. sftp://user@host/inbox (a Coordinator: coordination_group)")
-        if not self.member_id:
-            self.member_id = re.sub(r"[^!-~]", "_", socket.gethostname())[:110] + f":{os.getpid()}"
         for name in ("coordination_group", "member_id"):
             value = getattr(self, name)
-            if not ID_PATTERN.match(value) or value.startswith(STEP_DOWN):
+            if value and (not ID_PATTERN.match(value) or value.startswith(STEP_DOWN)):
                 wanted = "1 to 128 printable ASCII characters without spaces"
                 raise ConfigError(f"{name}: must be {wanted}, not {quoted(value)}")
-        Timing(self.heartbeat_frequency, self.liveness_check_interval, DIALECTS[endpoint.dialect].least_timeout)
+        Timing(self.heartbeat_frequency, self.liveness_check_interval, dialect.least_timeout)
         try:
             serves = "/a.Z".encode(self.encoding) == b"/a.Z"
         except (LookupError, UnicodeError):  # `undefined` is one that encodes nothing
@@ -777,16 +824,12 @@ class Config:
         self._check_delivery()
 
     def _check_server(self, target: Target) -> None:
-        def only_for(name: str, *schemes: str) -> None:
-            default = next(field.default for field in dataclasses.fields(self) if field.name == name)
-            if (getattr(self, name) != default or name in self.files) and target.scheme not in schemes:
+        for field in dataclasses.fields(self):
+            name, schemes = field.name, field.metadata.get("schemes", ())
+            given = getattr(self, name) != field.default or name in self.files
+            if given and schemes and target.scheme not in schemes:
                 wanted = " and ".join(f"{scheme}://" for scheme in schemes)
                 raise ConfigError(f"{name}: is for {wanted} only, but url is {target.scheme}://")
-
-        for name in ("key", "key_passphrase", "host_key"):
-            only_for(name, "sftp")
-        for name in ("client_cert", "client_key", "tls_close"):
-            only_for(name, "ftpes", "ftps")
         if self.client_key and not self.client_cert:
             raise ConfigError("client_key: needs client_cert")
         if self.host_key and not self.host_key.startswith("SHA256:"):
@@ -795,10 +838,10 @@ class Config:
     def _check_delivery(self) -> None:
         for name in ("after", "after_error"):
             value = getattr(self, name)
-            folder = value[len("move:") :] if value.startswith("move:") else None
-            if value not in ("keep", "delete") and not folder:
+            word, _, folder = value.partition(":")
+            if value not in ("keep", "delete") and (word != "move" or not folder):
                 raise ConfigError(f"{name}: must be keep, delete or move:FOLDER, not {quoted(value)}")
-            if folder and ("\0" in folder or "\n" in folder or "\r" in folder or folder in (".", "./")):
+            if re.search(r"[\r\n]", folder) or folder in (".", "./"):
                 raise ConfigError(f"{name}: {quoted(folder)} is no folder that files can be moved to")
         if self.url and MoveTargets(self).lead_back(self.target.path):
             raise ConfigError("after, after_error: files would be moved into the polled folder again")
@@ -916,36 +959,21 @@ def _told_to_run(words: Iterator[str], text: str, taking: str, ends: str, others
     return ""
 
 
-def _typed(name: str, value: Any, field: Any) -> Any:
+def _typed(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
     """A setting's value in its own type, within its bounds."""
-    kind = str(field.type).replace("Optional[", "").rstrip("]")
     if value is None:
         return field.default
+    bounds = field.metadata
+    kind = bounds.get("kind") or KINDS[type(field.default)]
     try:
-        if field.metadata.get("form"):
-            typed: Any = FORMS[field.metadata["form"]][0](value)
-        elif kind == "bool":
-            typed = _boolean(value)
-        elif kind == "int":
-            typed = int(str(value).strip())
-        elif kind == "float":
-            typed = float(str(value).strip())
-            if not abs(typed) < 1e9:
-                raise ValueError
-        else:
-            typed = str(value)
-            if "\0" in typed:
-                raise ValueError
-    except ValueError:
-        kinds = {"bool": "yes or no", "int": "a whole number", "float": "a number of seconds", "str": "text"}
-        shown = "this value" if name in FILE_SETTINGS else quoted(value)
-        wanted = FORMS[field.metadata["form"]][1] if "form" in field.metadata else kinds[kind]
-        raise ConfigError(f"{name}: must be {wanted}, not {shown}") from None
-    least, choices = field.metadata.get("least"), field.metadata.get("choices")
-    if least is not None and typed < least:
-        raise ConfigError(f"{name}: must be at least {least:g}, not {typed:g}")
-    if choices and typed not in choices:
-        raise ConfigError(f"{name}: must be one of {', '.join(c for c in choices if c)}, not {quoted(typed)}")
+        typed = kind.parse(value)
+    except (KeyError, ValueError):
+        told = "this value" if name in FILE_SETTINGS else quoted(value)
+        raise ConfigError(f"{name}: must be {kind.wanted}, not {told}") from None
+    if "least" in bounds and typed < bounds["least"]:
+        raise ConfigError(f"{name}: must be at least {bounds['least']:g}, not {typed:g}")
+    if "choices" in bounds and typed not in bounds["choices"]:
+        raise ConfigError(f"{name}: must be one of {', '.join(filter(None, bounds['choices']))}, not {quoted(typed)}")
     return typed
 
 
@@ -955,35 +983,6 @@ def quoted(value: object) -> str:
     text = str(value)
     line = "".join(itertools.takewhile(str.isprintable, text))[:100]
     return repr(line) + ("" if line == text else " ...")
-
-
-def _boolean(value: Any) -> bool:
-    text = str(value).strip().lower()
-    if text in ("yes", "on", "true", "1"):
-        return True
-    if text in ("no", "off", "false", "0"):
-        return False
-    raise ValueError
-
-
-def _byte_size(value: Any) -> int:
-    match = re.fullmatch(r"([0-9]{1,18})\s*([KMG]?)", str(value).strip().upper())
-    if not match or not int(match[1]):
-        raise ValueError
-    return int(match[1]) << 10 * " KMG".index(match[2] or " ")
-
-
-def _file_mode(value: Any) -> str:
-    mode = value if isinstance(value, int) else int(str(value).strip(), 8)
-    if not 0 <= mode <= 0o777 or not mode & 0o400:
-        raise ValueError
-    return f"{mode:04o}"
-
-
-FORMS: Dict[str, Tuple[Callable[[Any], object], str]] = {
-    "bytes": (_byte_size, "a number of bytes, or of K, M or G of 1024"),
-    "mode": (_file_mode, "permissions in octal that let the owner read, like 0640"),
-}
 
 
 def _ini_line(exc: configparser.Error) -> object:
@@ -996,32 +995,31 @@ def _parse_url(url: str) -> Tuple[Target, str]:
     """Splits the file server's URL (RFC 3986; `/~/` as curl reads it) into its target and its password."""
     try:
         parts = urllib.parse.urlsplit(url)
-        port = parts.port
+        scheme, host, port = parts.scheme, parts.hostname or "", parts.port
     except ValueError:
         raise ConfigError("url: cannot be read; it must look like sftp://user@host:port/path") from None
-    if parts.scheme not in SCHEMES:
-        raise ConfigError(f"url: must begin with {', '.join(s + '://' for s in SCHEMES)}, not {parts.scheme or '?'}://")
-    if not parts.hostname:
-        raise ConfigError(f"url: names no host; it must look like {parts.scheme}://user@host/path")
-    if not re.fullmatch(r"[\w.-]+|[0-9a-fA-F:.]+(%[\w.-]+)?", parts.hostname):
-        raise ConfigError("url: names one host, a name or an address; write %40 for @ and %2F for / in a password")
-    if re.search(r"[\0-\x1f\x7f\\]", url):
-        raise ConfigError("url: has a backslash or a control character; write %5C and the like")
-    if parts.query or parts.fragment:
-        raise ConfigError("url: has ? or # in it; write %3F or %23 if they belong to a name or a password")
-    if "@" in parts.path and (parts.password is not None or "@" not in parts.netloc):  # ftp://user:12/34@host/
-        raise ConfigError("url: has @ after a slash; write %2F for / in a password and %40 for @ in a path")
-    path = urllib.parse.unquote(parts.path, "utf-8", "surrogateescape")
-    if re.search(r"[\0\r\n]", path):
-        raise ConfigError("url: its path holds a line break or NUL")
+    path, user, password = (
+        urllib.parse.unquote(part or "", "utf-8", errors)
+        for part, errors in ((parts.path, "surrogateescape"), (parts.username, "replace"), (parts.password, "replace"))
+    )
+    user = user or ("" if scheme == "sftp" else "anonymous")
+    slash = "@" in parts.path and (parts.password is not None or "@" not in parts.netloc)  # ftp://user:12/34@host/
+    for wrong, why in (
+        (scheme not in DEFAULT_PORTS, f"must begin with {', '.join(s + '://' for s in DEFAULT_PORTS)}, not {scheme or '?'}://"),
+        (not host, f"names no host; it must look like {scheme}://user@host/path"),
+        (not re.fullmatch(r"[\w.-]+|[0-9a-fA-F:.]+(%[\w.-]+)?", host),
+         "names one host, a name or an address; write %40 for @ and %2F for / in a password"),
+        (re.search(r"[\0-\x1f\x7f\\]", url), "has a backslash or a control character; write %5C and the like"),
+        (parts.query or parts.fragment, "has ? or # in it; write %3F or %23 if they belong to a name or a password"),
+        (slash, "has @ after a slash; write %2F for / in a password and %40 for @ in a path"),
+        (re.search(r"[\0\r\n]", path), "its path holds a line break or NUL"),
+        (not user, "names no user; it must look like sftp://user@host/path"),
+        (re.search(r"[\0\r\n]", user + password), "its user or password holds a line break or NUL"),
+    ):  # fmt: skip
+        if wrong:
+            raise ConfigError(f"url: {why}")
     path = posixpath.normpath(path[3:] or ".") if path.startswith("/~/") or path == "/~" else "/" + path.strip("/")
-    user = urllib.parse.unquote(parts.username or "") or ("" if parts.scheme == "sftp" else "anonymous")
-    if not user:
-        raise ConfigError("url: names no user; it must look like sftp://user@host/path")
-    if re.search(r"[\0\r\n]", user + urllib.parse.unquote(parts.password or "")):
-        raise ConfigError("url: its user or password holds a line break or NUL")
-    target = Target(parts.scheme, user, parts.hostname, port or SCHEMES[parts.scheme], path)
-    return target, urllib.parse.unquote(parts.password or "")
+    return Target(scheme, user, host, port or DEFAULT_PORTS[scheme], path), password
 
 
 def _parse_database(url: str) -> Tuple[Endpoint, str]:
@@ -2901,7 +2899,6 @@ class Election:
 # File servers: what every protocol offers
 # ---------------------------------------------------------------------------------------------------------------------
 
-DEFAULT_PORTS = {"ftp": 21, "ftpes": 21, "ftps": 990, "sftp": 22}
 MAX_ENTRIES = 2_000_000     # of one poll: a server that never ends its listings must not fill the memory
 MAX_LISTING = 256 << 20     # bytes of one listing, and of the paths of one poll
 MAX_FOLDERS = 100_000       # of one poll
