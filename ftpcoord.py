@@ -5880,55 +5880,59 @@ class Selector:
 
     def choose(self, listing: Sequence[Found], known: Callable[[str], Optional[Row]], busy: Set[str]) -> Choice:
         """Divides a listing. `known` gives a path's row in the ledger, `busy` are the paths in work."""
-        now, wall = self.clock(), time.time()
-        config = self.config
-        companions = {found.path: found.entry for found in listing} if config.ready_suffix else {}
+        now = self.clock()
+        companions = {found.path: found.entry for found in listing} if self.config.ready_suffix else {}
         seen, self._seen = self._seen, {}
         ready: List[Work] = []
         unsettled: List[Work] = []
         waiting = 0
         for found in listing:
             path, entry = found.path, found.entry
+            if path in busy:
+                continue
             row = known(path)
             known_version = row is not None and bool(same_version(row, entry))
-            if row is not None and row.state == "done" and known_version:
+            word, why = self.verdict(found, row if known_version else None, companions, now)
+            waiting += word == "wait"
+            if word == "warn":
+                self._tell(logging.WARNING, *split_path(path), why)
+            if word != "take":
                 continue
-            if path in busy or not self.wants(found):
-                continue
-            if config.ready_suffix and not self.is_ready(found, companions):
-                continue
-            if config.max_age is not None:
-                mtime = epoch_seconds(entry.mtime)
-                if mtime is not None and wall - mtime > config.max_age:
-                    continue
-            if config.max_size is not None and entry.size > config.max_size:
-                self._tell(logging.WARNING, *split_path(path), f"larger than max_size: {entry.size} bytes")
-                continue
-            if row is not None and known_version:
-                if row.state == "quarantined":
-                    continue
-                if row.state == "failed" and row.due is not None and row.due > now and not row.dated:
-                    waiting += 1
-                    continue
             before = seen.get(path)
             since = before[1] if before and same_version(before[0], entry) else now
             self._seen[path] = (entry, since)
-            if now - since < config.min_age:
+            if now - since < self.config.min_age:
                 continue
-            settled = known_version or now - since >= config.settle
+            settled = known_version or now - since >= self.config.settle
             (ready if settled else unsettled).append(Work(found, row))
         return Choice(self.order(ready), self.order(unsettled), waiting)
 
-    def is_ready(self, found: Found, companions: Mapping[str, Entry]) -> bool:
-        """Whether the file's companion is there, and not from before it: then it belongs to an earlier version."""
-        companion_path = found.path + self.config.ready_suffix
-        companion = companions.get(companion_path)
-        if companion is None:
-            return False
-        if is_older(companion, found.entry):
-            self._tell(logging.WARNING, *split_path(companion_path), "older than its file: it makes nothing ready")
-            return False
-        return True
+    def verdict(
+        self, found: Found, row: Optional[Row], companions: Mapping[str, Entry], now: float
+    ) -> Tuple[str, str]:  # fmt: skip
+        """Whether a listed file is to be taken, and why not: take, skip, warn (which is to be said) or wait (its
+        back-off has not passed). `row` is the ledger's of this very version."""
+        config, entry, suffix = self.config, found.entry, self.config.ready_suffix
+        if row is not None and row.state == "done":
+            return "skip", "done before"
+        if not self.wants(found):
+            return "skip", "its name is not asked for (pattern, exclude, hidden or temporary)"
+        if suffix:
+            companion = companions.get(found.path + suffix)
+            if companion is None:
+                return "skip", f"its marker {suffix} is not there"
+            if is_older(companion, entry):  # it belongs to an earlier version
+                return "warn", f"its marker {suffix} is older than the file"
+        mtime = None if config.max_age is None else epoch_seconds(entry.mtime)
+        if config.max_age is not None and mtime is not None and time.time() - mtime > config.max_age:
+            return "skip", "older than max_age"
+        if config.max_size is not None and entry.size > config.max_size:
+            return "warn", f"larger than max_size: {entry.size} bytes"
+        if row is not None and row.state == "quarantined":
+            return "skip", f"quarantined: {row.error}"
+        if row is not None and row.state == "failed" and row.due is not None and row.due > now and not row.dated:
+            return "wait", f"failed, tried again in {duration(row.due - now)}: {row.error}"
+        return "take", ""
 
     def settled(self, works: Sequence[Work], listing: Sequence[Found]) -> List[Work]:
         """Those that a second listing, `settle` seconds later, shows unchanged."""
@@ -9823,39 +9827,20 @@ def command_dry_run(configs: Sequence[Config]) -> int:
         taken = ready | {work.path for work in choice.unsettled}
         listed = {found.path: found.entry for found in listing}
         for found in sorted(listing):
+            row = rows.get(found.path)
+            row = row if row is not None and same_version(row, found.entry) else None
+            word, why = selector.verdict(found, row, listed, 0.0)
+            if word == "take" and found.path not in ready:
+                why = f"if it is unchanged {config.settle:g} s later"
+                why = why if found.path in taken else "just seen for the first time (min_age)"
             word = "take" if found.path in taken else "skip"
-            why = why_skipped(selector, found, rows.get(found.path), listed)
-            if found.path in taken:
-                why = "" if found.path in ready else f"if it is unchanged {config.settle:g} s later"
-            line = f"{word}  {printable(found.path)}  {found.entry.size} B  {found.entry.mtime}  {why}"
-            print(printable(line.rstrip()))
+            line = f"{word}  {printable(found.path)}  {found.entry.size} B  {found.entry.mtime}  {printable(why)}"
+            print(line.rstrip())
         for path, why in sorted(listing.skipped.items()):
             print(printable(f"skip  {printable(path)}  {why}"))
         limit = f", at most {config.max_files} in a poll" if 0 < config.max_files < len(taken) else ""
         print(f"{len(taken)} of {len(listing)} files would be handled{limit}; nothing was changed")
     return 0
-
-
-def why_skipped(selector: Selector, found: Found, row: Optional[Row], listed: Mapping[str, Entry]) -> str:
-    """Why Selector.choose left a file."""
-    config, entry = selector.config, found.entry
-    if row is not None and same_version(row, entry) and row.state == "done":
-        return "done before"
-    if not selector.wants(found):
-        return "its name is not asked for (pattern, exclude, hidden or temporary)"
-    if config.ready_suffix and not selector.is_ready(found, listed):
-        older = found.path + config.ready_suffix in listed
-        return f"its marker {config.ready_suffix} is " + ("older than the file" if older else "not there")
-    if row is not None and same_version(row, entry) and row.state == "quarantined":
-        return f"quarantined: {printable(row.error)}"
-    if row is not None and same_version(row, entry) and row.due is not None and row.due > 0:
-        return f"failed, tried again in {duration(row.due)}: {printable(row.error)}"
-    mtime = epoch_seconds(entry.mtime)
-    if config.max_age is not None and mtime is not None and time.time() - mtime > config.max_age:
-        return "older than max_age"
-    if config.max_size is not None and entry.size > config.max_size:
-        return "larger than max_size"
-    return "just seen for the first time (min_age)"
 
 
 def command_schema(configs: Sequence[Config], options: argparse.Namespace) -> int:
