@@ -8802,9 +8802,9 @@ class Stats:
         self._lock = threading.Lock()
         self._received = 0
         self._server_said = 0.0
-        self._handlers: Set[Tuple[float, int]] = set()
+        self._handlers: dict[int, float] = {}  # thread -> since when it runs one
         self._holder: Optional[Tuple[str, int]] = None
-        self._holder_age, self._holder_released = 0.0, False
+        self._why = "handed over"  # what it means if that changes now
         self._alive_at: Optional[float] = None  # when the holder was last known to be alive, by boot_clock
 
     # -- the election -------------------------------------------------------------------------------------------------
@@ -8825,14 +8825,13 @@ class Stats:
     def looked(self, view: View) -> None:
         """What a standby saw: notices a takeover by another member, and when the holder was last alive."""
         now, seen = boot_clock(), (view.holder or "", view.term)
-        if self._holder is not None and seen != self._holder and view.holder is not None:
+        if self._holder not in (None, seen) and view.holder is not None:
             self.other_since = time.time()
-            why = "released" if self._holder_released else "stale"
-            why = "handed over" if self._holder_age <= self.timing.stale_after else why
             gap = None if self._alive_at is None else now - self._alive_at
-            self.takeovers.append(Takeover(self.other_since, "other", seen[0], seen[1], why, gap))
-        self._holder, self._holder_age, self._holder_released = seen, view.age or 0.0, view.released
-        if view.age is not None and view.age <= self.timing.stale_after:
+            self.takeovers.append(Takeover(self.other_since, "other", *seen, self._why, gap))
+        alive = (view.age or 0.0) <= self.timing.stale_after
+        self._holder, self._why = seen, "handed over" if alive else "released" if view.released else "stale"
+        if view.age is not None and alive:
             self._alive_at = now - max(0.0, view.age)
 
     def role_event(self, name: str, fields: Mapping[str, object]) -> None:
@@ -8851,7 +8850,7 @@ class Stats:
         else:
             seconds = now - self.active_since if self.active_since is not None else None
             self.ends[name] += 1
-            self.active_since, self._alive_at, self._holder_age = None, clock, 0.0
+            self.active_since, self._alive_at, self._why = None, clock, "handed over"
             self.server_reached, self.server_error = None, ""
         self.takeovers.append(Takeover(now, name, self.member, term, why, seconds))
 
@@ -8895,14 +8894,14 @@ class Stats:
     @contextlib.contextmanager
     def handling(self) -> Iterator[None]:
         """While a handler runs."""
-        started = (boot_clock(), threading.get_ident())
-        self._handlers.add(started)
+        thread, started = threading.get_ident(), boot_clock()
+        self._handlers[thread] = started
         try:
             yield
         finally:
-            self._handlers.discard(started)
+            del self._handlers[thread]
             with self._lock:
-                self.handlers.add(boot_clock() - started[0])
+                self.handlers.add(boot_clock() - started)
 
     def running(self) -> int:
         """How many handlers run."""
@@ -8910,13 +8909,13 @@ class Stats:
 
     def handlers_until(self, now: float, allowed: Optional[float]) -> float:
         """Until when the running handlers are progress: each for `allowed` seconds (None: as long as it runs)."""
-        ends = [now if allowed is None else min(now, started + allowed) for started, _ in list(self._handlers)]
-        return max(ends, default=float("-inf"))
+        longest = float("inf") if allowed is None else allowed
+        return max((min(now, since + longest) for since in list(self._handlers.values())), default=float("-inf"))
 
     def overdue(self, now: float, allowed: Optional[float]) -> float:
         """By how many seconds the oldest handler is over its `allowed` time; below zero: none is."""
-        over = [now - started - allowed for started, _ in list(self._handlers)] if allowed is not None else []
-        return max(over, default=float("-inf"))
+        longest = float("inf") if allowed is None else allowed
+        return max((now - since - longest for since in list(self._handlers.values())), default=float("-inf"))
 
     def server_down(self, config: Config, exc: Error, pause: float) -> None:
         """At once, then once a minute."""
@@ -9357,9 +9356,8 @@ def _parts(group: Mapping[str, Any]) -> Iterator[str]:
         since = own["active_since"] if group["active"] == own["member_id"] else own["other_since"]
         known = f", for at least {duration(group['active_for'])}" if group.get("active_for") else ""
         known = f", since {moment(since)} UTC ({ago(since)})" if since else known
-        notes = "".join(f"<p>{shown(note)}" for note in group["notes"])
-        told = f"<b>● {shown(group['active'])} is active</b> at term {group['term']}{known}"
-        yield f"<div class=state>{told}{notes}</div>"
+        yield f"<div class=state><b>● {shown(group['active'])} is active</b> at term {group['term']}{known}</div>"
+    yield "".join(f"<p>{shown(note)}" for note in group["notes"])
     yield from _cards(group)
     yield "<h3>Members</h3>"
     if age is not None and group["database_error"]:
@@ -9644,17 +9642,16 @@ class Notifier:
         usec = environ.get("WATCHDOG_USEC", "")
         self._every = int(usec) / 2e6 if usable and own and usec.isdigit() and int(usec) else float("inf")
         self.pause = min(1.0, self._every / 4)  # between two calls of `tick`
-        self._fed = self._ready = self._stopping = 0.0
-        self._line = ""
+        self._fed, self._line = 0.0, ""
+        self._said: set[str] = set()
 
     def tick(self) -> None:
         if not self._address:
             return
         now, groups = time.monotonic(), [own_status(listener) for listener in self._listeners]
         members = [listener.member for listener in self._listeners]
-        if not self._ready and all(member.ready.is_set() for member in members):
-            self._ready = now
-            self._send("READY=1")
+        if all(member.ready.is_set() for member in members):
+            self._once("READY=1")
         if all(member.stopping for member in members):
             self.stopping()
         line = summary(groups)
@@ -9666,9 +9663,12 @@ class Notifier:
             self._send("WATCHDOG=1")
 
     def stopping(self) -> None:
-        if self._address and not self._stopping:
-            self._stopping = time.monotonic()
-            self._send("STOPPING=1")
+        self._once("STOPPING=1")
+
+    def _once(self, text: str) -> None:
+        if self._address and text not in self._said:
+            self._said.add(text)
+            self._send(text)
 
     def _send(self, text: str) -> None:
         try:

@@ -47,6 +47,8 @@ def test_an_outage_behind_the_handler_opens_the_breaker_and_counts_for_no_file(t
         pauses = [late - early for early, late in zip(times[2:], times[3:])]
         assert all(pause >= wanted for pause, wanted in zip(pauses, (0.2, 0.4, 0.8))), pauses
         assert "system behind" in ftpcoord.why_unready(site.listener)
+        status = ftpcoord.listener_status(site.listener, ftpcoord.Survey(site.listener.config))
+        assert any("system behind" in note for note in status["notes"]), status
         assert len(site.all("not_now", files=3)) == 1 and site.wait("not_now", path="/in/04")["attempt"] == 1
         site.away = False
         site.arrive(files)

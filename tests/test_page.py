@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import html
 import itertools
 import json
 import os
@@ -178,6 +179,37 @@ def group(**changes: Any) -> dict[str, Any]:
         found[name] = {**found[name], **value} if isinstance(value, dict) and name in found else value
     judged: dict[str, Any] = ftpcoord.with_roles(found, 0.0)
     return judged
+
+
+PROBLEMS: dict[str, dict[str, Any]] = {
+    "the database cannot be used: refused": {"database_error": "refused", "heartbeat": {"error": "refused"}},
+    "the file server cannot be used: refused": {"server": {"up": False, "error": "refused"}},
+    "this member makes no progress: the polling has ended": {"member": {"stuck": "the polling has ended"}},
+    "3 files are quarantined": {"files": {"quarantined": 3}},
+    "no member is active: pod-7f9c-a gave the role up": {
+        "members": [{"member_id": "pod-7f9c-a", "released": True, "heartbeat_age": 3.0}], "member": {"role": "standby"},
+    },
+    "the heartbeat of pod-7f9c-a lies 10 min in the future": {
+        "members": [{"member_id": "pod-7f9c-a", "released": False, "heartbeat_age": -600.0}],
+    },
+}  # fmt: skip
+NOTES: dict[str, dict[str, Any]] = {
+    "claims wait for the system behind the handler: away": {"member": {"not_now": "away"}},
+    "there is no standby": {"members": [{"member_id": "pod-7f9c-a", "released": False, "heartbeat_age": 0.1}]},
+    "7 failed and will be tried again": {"files": {"failed": 7}},
+    "this member is stopping": {"member": {"role": "stopping"}},
+    "this member is starting": {"member": {"role": "starting"}},
+}
+
+
+@pytest.mark.parametrize("text", [*PROBLEMS, *NOTES])
+def test_what_is_to_be_said_is_said_alike_on_the_page_in_the_terminal_and_by_the_check(text: str) -> None:
+    status = group(**(PROBLEMS.get(text) or NOTES[text]))
+    assert status["healthy"] == (text in NOTES)
+    terminal = [line for _, line in ftpcoord.status_lines(status)]
+    assert any(text in line for line in terminal), terminal
+    assert text[1:] in html.unescape(ftpcoord.page([status], 0))
+    assert ftpcoord.nagios_line([status]).startswith("ok: " if text in NOTES else f"not ok: {status['group']}: {text}")
 
 
 HOSTILE = "</td></table><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">&amp;'\""
