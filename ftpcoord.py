@@ -9040,18 +9040,17 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _nobody_active(status: Mapping[str, Any]) -> Finding:
-    holder = status["holder"]
-    standbys = ", ".join(row["member_id"] for row in status["members"] if row["role"] == "standby")
-    why = f"{holder} was, and has no heartbeat" if holder else "none ever was"
+    holder, why = status["holder"], "none ever was"
+    if holder:
+        why = f"{holder} was, and has no heartbeat"
     for row in status["members"]:
         if row["member_id"] == holder:
-            why = f"{holder} was, and its last heartbeat is {duration(row['heartbeat_age'])} old"
-            why = f"{holder} gave the role up" if row["released"] else why
-    return Finding(
-        "problem", f"no member is active: {why}",
-        f"{standbys} will take over within moments; look again." if standbys
-        else "Start a member (`ftpcoord.py run`); until then the files wait on the server.",
-    )  # fmt: skip
+            last = f"{holder} was, and its last heartbeat is {duration(row['heartbeat_age'])} old"
+            why = f"{holder} gave the role up" if row["released"] else last
+    standbys = ", ".join(row["member_id"] for row in status["members"] if row["role"] == "standby")
+    advice = "Start a member (`ftpcoord.py run`); until then the files wait on the server."
+    advice = f"{standbys} will take over within moments; look again." if standbys else advice
+    return Finding("problem", f"no member is active: {why}", advice)
 
 
 def in_short(status: Mapping[str, Any], severities: Collection[str]) -> str:
@@ -9363,7 +9362,7 @@ def _parts(group: Mapping[str, Any]) -> Iterator[str]:
     if age is not None and group["database_error"]:
         yield f"<p>▲ As the database showed them {duration(age)} ago."
     yield _table("Role|Member*|Heartbeat", [
-        (f"{SYMBOLS[row['role']]} {row['role']}", shown(row["member_id"]),
+        (f"{SYMBOLS[row['role']]} {row['role']}", row["member_id"],
          "gave its lease up" if row["released"] else f"{duration(row['heartbeat_age'])} ago")
         for row in group["members"]
     ], "There are none." if age is not None else "Not known: the database has not been read.")  # fmt: skip
@@ -9375,26 +9374,24 @@ def _parts(group: Mapping[str, Any]) -> Iterator[str]:
     if group["errors"]:
         yield "<h3>Quarantined and failed files</h3>"
     yield _table("State|File and error*", [
-        (f"{'▲' if row['state'] == 'quarantined' else '△'} {shown(row['state'])}",
-         f"{shown(row['path'])}<br><small>attempt {row['attempts']}, {duration(row['age'])} ago</small><br>"
-         f"<code>{shown(row['error'])}</code>")
-        for row in group["errors"]
+        (f"{'▲' if row['state'] == 'quarantined' else '△'} {row['state']}", row["path"],
+         f"attempt {row['attempts']}, {duration(row['age'])} ago", row["error"]) for row in group["errors"]
     ])  # fmt: skip
     yield "<h3>Changes of the active member, as this one saw them</h3>"
-    yield "".join(f"<p><small>{moment(change['time'])} UTC</small> {_told(change)}" for change in group["takeovers"])
-    yield "" if group["takeovers"] else "<p>None."
+    yield _table("UTC|Change*", [(moment(one["time"]), _told(one)) for one in group["takeovers"]], "None.")
     yield "<h3>Settings that are not the default</h3>"
-    yield _table("Name|Value*", [(f"<code>{name}</code>", f"<code>{shown(group['settings'][name])}</code>")
-                                for name in group["changed_settings"]])  # fmt: skip
+    yield _table("Name|Value*", [(name, group["settings"][name]) for name in group["changed_settings"]])
 
 
 def _table(heads: str, rows: Sequence[Sequence[str]], otherwise: str = "") -> str:
-    """A table of HTML cells; the column with a * takes the width that is left, and breaks its lines."""
+    """The column with a * takes the width that is left, and breaks its lines; what a row has more stands below."""
     if not rows:
         return f"<p>{otherwise}"
-    wide = [" class=wide" if head.endswith("*") else "" for head in heads.split("|")]
-    lines = ["".join(f"<th scope=col>{head.rstrip('*')}" for head in heads.split("|"))]
-    lines += ["".join(f"<td{kind}>{cell}" for kind, cell in zip(wide, row)) for row in rows]
+    columns = heads.split("|")
+    lines = ["".join(f"<th scope=col>{head.rstrip('*')}" for head in columns)]
+    for row in rows:
+        cells = [f"<td{' class=wide' if head[-1] == '*' else ''}>{shown(cell)}" for head, cell in zip(columns, row)]
+        lines.append("".join(cells) + "".join(f"<br><small>{shown(more)}</small>" for more in row[len(columns) :]))
     return "<table><tr>" + "<tr>".join(lines) + "</table>"
 
 
@@ -9437,13 +9434,13 @@ def _chart(minutes: Sequence[Sequence[int]], now: int) -> Iterator[str]:
 
 
 def _told(change: Mapping[str, Any]) -> str:
-    member, seconds = shown(change["member"]), change["seconds"]
-    took = "" if seconds is None else duration(seconds)
+    took = "" if change["seconds"] is None else duration(change["seconds"])
+    term = f"term {change['term']} ({change['reason']})"
     if change["event"] in ("elected", "other"):
         gap = f", {took} after the last sign of life of the one before" if took else ""
-        return f"{member} became active at term {change['term']} ({shown(change['reason'])}){gap}"
-    how = f"✖ {member} lost" if change["event"] == "lost" else f"{member} gave up"
-    return f"{how} term {change['term']} ({shown(change['reason'])})" + (f" after {took}" if took else "")
+        return f"{change['member']} became active at {term}{gap}"
+    how = f"✖ {change['member']} lost" if change["event"] == "lost" else f"{change['member']} gave up"
+    return f"{how} {term}" + (f" after {took}" if took else "")
 
 
 # -- HTTP -------------------------------------------------------------------------------------------------------------
@@ -9684,6 +9681,9 @@ class Notifier:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+# The documentation of a command is what --help says of it.
+
+
 def load_configs(source: str) -> list[Config]:
     """`env`, or the path of an INI file."""
     return [Config.from_env(os.environ)] if source == "env" else Config.from_file(source)
@@ -9713,6 +9713,7 @@ def give_memory_back() -> None:
 
 
 def command_run(configs: Sequence[Config], options: argparse.Namespace) -> int:
+    """coordinate and poll until SIGTERM or SIGINT, then hand over (default)"""
     if options.dry_run:
         return command_dry_run(configs)
     later = threading.Timer(3.0, give_memory_back)  # when the drivers are there, too
@@ -9725,7 +9726,7 @@ def command_run(configs: Sequence[Config], options: argparse.Namespace) -> int:
 
 
 def command_check(configs: Sequence[Config], options: argparse.Namespace) -> int:
-    """Tries settings, database, tables, file server and one listing once; changes nothing."""
+    """try settings, database, tables, file server and one listing; changes nothing"""
     for config in configs:
         print(f"settings: group {config.coordination_group}, member {config.member_id}")
         check_delivery(config, bool(config.handler))
@@ -9755,6 +9756,7 @@ def read_status(config: Config) -> dict[str, Any]:
 
 
 def command_status(configs: Sequence[Config], options: argparse.Namespace) -> int:
+    """who is active, heartbeat ages, file counts, last errors, what to do"""
     groups = [read_status(config) for config in configs]
     if options.check:
         for number, config in enumerate(configs):
@@ -9844,6 +9846,7 @@ def command_dry_run(configs: Sequence[Config]) -> int:
 
 
 def command_schema(configs: Sequence[Config], options: argparse.Namespace) -> int:
+    """print the tables, or create those that are missing"""
     if options.apply:
         config = configs[0]
         if config.endpoint.dialect != options.dialect:
@@ -9858,6 +9861,7 @@ def command_schema(configs: Sequence[Config], options: argparse.Namespace) -> in
 
 
 def command_files(configs: Sequence[Config], options: argparse.Namespace) -> int:
+    """what the ledger knows"""
     for config, database in opened(with_ledger(configs)):
         for row in sorted(database.rows(config.coordination_group)):
             row = row._replace(path=printable(row.path), error=printable(row.error))
@@ -9874,6 +9878,7 @@ def command_files(configs: Sequence[Config], options: argparse.Namespace) -> int
 
 
 def command_retry(configs: Sequence[Config], options: argparse.Namespace) -> int:
+    """put quarantined files back"""
     state, total = "done" if options.done else "quarantined", 0
     for config, database in opened(with_ledger(configs)):
         rows = [row for row in database.rows(config.coordination_group) if row.state == state]
@@ -9890,6 +9895,7 @@ def command_retry(configs: Sequence[Config], options: argparse.Namespace) -> int
 
 
 def command_adopt(configs: Sequence[Config], options: argparse.Namespace) -> int:
+    """record every file that is there now as done, unhandled"""
     for config in with_ledger(configs):
         with contextlib.closing(open_server(config)) as server:
             listing = Selector(config, boot_clock).walk(server)
@@ -9901,6 +9907,7 @@ def command_adopt(configs: Sequence[Config], options: argparse.Namespace) -> int
 
 
 def command_step_down(configs: Sequence[Config], options: argparse.Namespace) -> int:
+    """make the active member hand over"""
     for config, database in opened(configs):
         holder, term = database.token(config.coordination_group)
         if holder is None:
@@ -9920,30 +9927,31 @@ def parse_arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"ftpcoord {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    def add(name: str, function: Callable[..., int], text: str) -> argparse.ArgumentParser:
+    def add(function: Callable[..., int]) -> argparse.ArgumentParser:
+        name, text = function.__name__[len("command_") :].replace("_", "-"), function.__doc__
         added = commands.add_parser(name, parents=[common], help=text, description=text)
         added.set_defaults(function=function)
         return added
 
-    run = add("run", command_run, "coordinate and poll until SIGTERM or SIGINT, then hand over (default)")
+    run = add(command_run)
     run.add_argument("--once", action="store_true", help="until nothing is left to do, then stop")
     run.add_argument("--dry-run", action="store_true", help="tell which files would be handled now; changes nothing")
-    add("check", command_check, "try settings, database, tables, file server and one listing; changes nothing")
-    status = add("status", command_status, "who is active, heartbeat ages, file counts, last errors, what to do")
+    add(command_check)
+    status = add(command_status)
     form = status.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true")
     form.add_argument("--check", action="store_true", help="one line, and exit code 1 unless all groups are healthy")
-    schema = add("schema", command_schema, "print the tables, or create those that are missing")
+    schema = add(command_schema)
     schema.add_argument("dialect", choices=list(DIALECTS))
     schema.add_argument("--apply", action="store_true")
-    files = add("files", command_files, "what the ledger knows")
+    files = add(command_files)
     files.add_argument("--state", choices=("claimed", "done", "failed", "quarantined"))
     files.add_argument("--json", action="store_true")
-    retry = add("retry", command_retry, "put quarantined files back")
+    retry = add(command_retry)
     retry.add_argument("--done", action="store_true", help="put done files back instead")
     retry.add_argument("glob", nargs="?", default="*", metavar="GLOB")
-    add("adopt", command_adopt, "record every file that is there now as done, unhandled")
-    add("step-down", command_step_down, "make the active member hand over")
+    add(command_adopt)
+    add(command_step_down)
     parser.set_defaults(command="run", function=command_run, once=False, dry_run=False)
     options = parser.parse_args(arguments)
     # Not a default of the parser: the command's parser would put it over what stands before the command.
