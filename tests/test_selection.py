@@ -96,6 +96,33 @@ def ready(listing: Sequence[Found], *rows: Row, **settings: Any) -> list[str]:
     return names(choose(Selector(config(**settings), time.monotonic), listing, *rows).ready)
 
 
+# -- the verdict ------------------------------------------------------------------------------------------------------
+
+VERDICTS: list[tuple[dict[str, Any], Optional[Row], str, str]] = [
+    ({}, None, "take", ""),
+    ({}, row(), "skip", "done before"),
+    ({"pattern": "*.xml"}, None, "skip", "its name is not asked for (pattern, exclude, hidden or temporary)"),
+    ({"ready_suffix": ".ok"}, None, "skip", "its marker .ok is not there"),
+    ({"max_age": 60}, None, "skip", "older than max_age"),
+    ({"max_size": 9}, None, "warn", "larger than max_size: 10 bytes"),
+    ({"max_size": 10}, None, "take", ""),
+    ({}, row(state="quarantined", error="no good"), "skip", "quarantined: no good"),
+    ({}, row(state="failed", due=70.0, error="no good"), "wait", "failed, tried again in 70 s: no good"),
+    ({}, row(state="failed", due=0.0), "take", ""),
+    ({}, row(state="claimed"), "take", ""),
+]
+
+
+@pytest.mark.parametrize(("settings", "old", "word", "why"), VERDICTS, ids=[f"{v[0]}-{v[3]}" for v in VERDICTS])
+def test_polling_does_what_the_verdict_says_that_the_dry_run_shows(
+    settings: dict[str, Any], old: Optional[Row], word: str, why: str
+) -> None:
+    selector = Selector(config(**settings), lambda: 0.0)
+    assert selector.verdict(found(), old, {}, 0.0) == (word, why)
+    choice = choose(selector, [found()], *([old] if old else []))
+    assert (len(choice.ready), choice.waiting) == (word == "take", word == "wait")
+
+
 # -- names ------------------------------------------------------------------------------------------------------------
 
 
