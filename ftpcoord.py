@@ -561,7 +561,7 @@ class Endpoint(NamedTuple):
 
     dialect: str
     user: str
-    hosts: Tuple[Tuple[str, int], ...]
+    hosts: tuple[tuple[str, int], ...]
     name: str
 
 
@@ -713,7 +713,7 @@ class Config:
             raise ConfigError(f"FTPCOORD_{name.upper()}{colon}{text}" if name.isidentifier() else str(exc)) from None
 
     @classmethod
-    def from_file(cls, path: str) -> List[Config]:
+    def from_file(cls, path: str) -> list[Config]:
         """An INI file: a section for each listener, [DEFAULT] shared by all, no interpolation."""
         parser = configparser.ConfigParser(interpolation=None, strict=True)
         try:
@@ -773,7 +773,7 @@ class Config:
         inline += [_parse_database(self.database)[1]] if "database" not in self.files else []
         return any(inline)
 
-    def public(self) -> Dict[str, object]:
+    def public(self) -> dict[str, object]:
         """All settings, secrets masked: for the status page and for people."""
         shown = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         shown.update({name: "***" for name in SECRETS if shown[name] or name in self.files})
@@ -858,7 +858,7 @@ class Config:
         if not self.patterns("pattern"):
             raise ConfigError("pattern: matches nothing")
 
-    def command(self) -> List[str]:
+    def command(self) -> list[str]:
         """`exec` split into its words."""
         try:
             words = shlex.split(self.exec)
@@ -875,14 +875,14 @@ class Config:
             )
         return words
 
-    def http_address(self) -> Tuple[str, int]:
+    def http_address(self) -> tuple[str, int]:
         """`http` as (host, port)."""
         host, colon, port = self.http.rpartition(":")
         if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
             raise ConfigError(f"http: must be host:port, e.g. 127.0.0.1:8080, not {quoted(self.http)}")
         return host.strip("[]") or "127.0.0.1", int(port)
 
-    def patterns(self, name: str) -> List[str]:
+    def patterns(self, name: str) -> list[str]:
         """`pattern` or `exclude` as a list of globs."""
         return [part.strip() for part in str(getattr(self, name)).split(",") if part.strip()]
 
@@ -991,7 +991,7 @@ def _ini_line(exc: configparser.Error) -> object:
     return getattr(exc, "lineno", None) or (errors[0][0] if errors else "?")
 
 
-def _parse_url(url: str) -> Tuple[Target, str]:
+def _parse_url(url: str) -> tuple[Target, str]:
     """Splits the file server's URL (RFC 3986; `/~/` as curl reads it) into its target and its password."""
     try:
         parts = urllib.parse.urlsplit(url)
@@ -1022,7 +1022,7 @@ def _parse_url(url: str) -> Tuple[Target, str]:
     return Target(scheme, user, host, port or DEFAULT_PORTS[scheme], path), password
 
 
-def _parse_database(url: str) -> Tuple[Endpoint, str]:
+def _parse_database(url: str) -> tuple[Endpoint, str]:
     """Splits the database's URL into its endpoint and its password."""
     scheme, colon, rest = url.partition("://")
     if scheme == "sqlite" and colon:
@@ -8780,7 +8780,7 @@ class Stats:
         self.bytes = 0  # fetched
         self.files = {"done": 0, "failed": 0, "quarantined": 0}
         self.file_bytes = dict(self.files)
-        self.minutes: deque[List[int]] = deque(maxlen=60)  # [epoch minute, done, failed, quarantined]
+        self.minutes: deque[list[int]] = deque(maxlen=60)  # [epoch minute, done, failed, quarantined]
         self.last_done: Optional[float] = None  # epoch seconds, like all that follow
         self.last_poll: Optional[float] = None
         self.active_since: Optional[float] = None
@@ -8795,7 +8795,7 @@ class Stats:
         self.listed = self.waiting = self.refused = 0
         self.queued: Callable[[], int] = int  # files taken up and not ended
         self.takeovers: deque[Takeover] = deque(maxlen=50)
-        self.elections: Dict[str, int] = {}  # by reason
+        self.elections: dict[str, int] = {}  # by reason
         self.ends = {"lost": 0, "released": 0}
         self.last_progress = boot_clock()
         self.quiet_until = 0.0  # waiting is no stall before that
@@ -8803,7 +8803,7 @@ class Stats:
         self._received = 0
         self._server_said = 0.0
         self._handlers: dict[int, float] = {}  # thread -> since when it runs one
-        self._holder: Optional[Tuple[str, int]] = None
+        self._holder: Optional[tuple[str, int]] = None
         self._why = "handed over"  # what it means if that changes now
         self._alive_at: Optional[float] = None  # when the holder was last known to be alive, by boot_clock
 
@@ -8937,14 +8937,16 @@ class Stats:
 
 
 class Finding(NamedTuple):
+    """Something that somebody should know of a group or a member."""
+
     severity: str
     text: str
     advice: str = ""
     short: str = ""  # as probes and systemd are told it
 
 
-# stuck: only a new process helps. unready: a member cannot do what its role asks for. problem: somebody is needed.
-# passing: not ready, which ends by itself. note: good to know.
+# Severities: stuck, only a new process helps; unready, the member cannot do what its role asks for; problem, somebody
+# is needed; passing, not ready, but that ends by itself; note.
 PROBLEMS = ("stuck", "unready", "problem")
 
 
@@ -9454,9 +9456,9 @@ class StatusServer:
     the peer with the most is cut, so that nobody can keep probes away. Raises Error if the port is taken.
     """
 
-    def __init__(self, address: Tuple[str, int], listeners: Sequence[Listener]) -> None:
+    def __init__(self, address: tuple[str, int], listeners: Sequence[Listener]) -> None:
         self._listeners = [(listener, Survey(listener.config)) for listener in listeners]
-        self._peers: Dict[socket.socket, str] = {}  # of the present connections, the oldest first
+        self._peers: dict[socket.socket, str] = {}  # of the present connections, the oldest first
         self._lock, self._asking = threading.Lock(), threading.Lock()
         self._pages = threading.Semaphore(HTTP_REQUESTS)  # answers that may wait for the database
         self._names = {"localhost", address[0].lower()}
@@ -9573,7 +9575,7 @@ class StatusServer:
                 self._asking.release()
         return not name or name in self._names
 
-    def _route(self, target: str) -> Tuple[str, str, str]:
+    def _route(self, target: str) -> tuple[str, str, str]:
         """Status, type and body. ?group=NAME: of that group alone."""
         path, _, query = target.partition("?")
         wanted = urllib.parse.parse_qs(query)
@@ -9599,9 +9601,9 @@ class StatusServer:
         return "404 Not Found", "text/plain", "/, /status, /metrics, /livez, /readyz and /active are here\n"
 
 
-def start_status_servers(listeners: Sequence[Listener]) -> List[StatusServer]:
+def start_status_servers(listeners: Sequence[Listener]) -> list[StatusServer]:
     """One server for each value of `http`; a listener without one is shown by all."""
-    servers: List[StatusServer] = []
+    servers: list[StatusServer] = []
     try:
         for http in sorted({listener.config.http for listener in listeners} - {""}):
             address = next(listener.config for listener in listeners if listener.config.http == http).http_address()
