@@ -122,7 +122,6 @@ from typing import (
     Set,
     TextIO,
     Tuple,
-    Type,
     Union,
     cast,
 )
@@ -1234,24 +1233,23 @@ def boot_clock() -> float:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Dialects: the statements of each database, the same verbs side by side
+# Dialects: what is the same in all databases once, what differs side by side
 # ---------------------------------------------------------------------------------------------------------------------
 #
-# Rules that hold for all of them, each with its reason:
-#   - The lease's owner is in token_holder, its time in health_check. Every statement that writes either as the active
-#     member, or takes over from it, locks the token row first and then the holder's health row, and tests staleness on
-#     the row that it locked. Reading one of them without a lock lets a renewal and a takeover both succeed.
-#   - One statement is one transaction and one message: a member stopped between two messages would hold its locks and
+# Rules that hold for all statements, each with its reason:
+#   - The lease's owner is in token_holder, its time in health_check. Whatever writes either as the active member, or
+#     takes over from it, locks the token row first, then the holder's health row, and tests staleness on the row that
+#     it locked. Reading one of them without a lock lets a renewal and a takeover both succeed.
+#   - One statement is one transaction and one message: a member stopped between two messages would hold its locks, and
 #     with them the group. (SQLite cannot do that; there a member stopped inside a transaction blocks the group.)
 #   - Times are UTC and the database's own; a stamp is never older than the moment in which its statement was sent.
-#   - Values are put into the text as literals: with bound parameters pg8000 needs three round trips, and poolers that
-#     share sessions break.
-#   - A renewal always moves the stamp, also when the clock was set back: so a stamp that stands still is a dead one.
+#   - Values are literals: bound parameters take pg8000 three round trips, and break poolers that share sessions.
+#   - A renewal always moves the stamp, also when the clock was set back: one that stands still is a dead one.
+#   - A lease that was given up has the heartbeat $released exactly: no age tells one, clocks are set by years. NULL, in
+#     a foreign column that allows it, has no age and does not move.
+#   - A row of the ledger written in the future (the clock was set back) is due at once.
 #
-# In the statements $now is the present time in the heartbeat column's precision, $tick that column's smallest step, and
-# $released, 1970-01-01 00:00:01, the heartbeat of a lease that was given up. No age tells one: clocks are set by years.
-# A heartbeat of NULL, in a foreign column that allows it, has no age; it is one that does not move.
-# A row of the ledger that was written in the future (the clock was set back) is due at once, not when that has come.
+# In the statements `:name` is a value, `$name` what dialects write each in their own way, or what several share.
 
 
 class View(NamedTuple):
@@ -1357,28 +1355,27 @@ class Store(Protocol):
     def take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> Optional[int]:
         """Takes over what `seen` shows, with a heartbeat; the term won, or None.
 
-        `why` is what must still hold when the rows are locked: "still" or "released" (the stamp is the one seen),
-        "stale" (and older than `stale_after` seconds), "absent" (no health row) or "own" (nothing: the caller won the
-        present term).
+        `why` must still hold when the rows are locked: "still" or "released" (the stamp is the one seen), "stale" (and
+        older than `stale_after` seconds), "absent" (no health row), "own" (nothing: the caller won that term).
         """
 
     def renew(self, group: str, member: str, term: int) -> Renewal:
-        """Writes the active member's heartbeat if it holds the token under this very term."""
+        """Writes the member's heartbeat if it holds the token under this very term."""
 
     def release(self, group: str, member: str, term: int) -> None:
-        """Makes the active member's heartbeat a released one, under the same condition."""
+        """Makes it a released one, under the same condition."""
 
     def leave(self, group: str, member: str) -> None:
-        """Removes a standby's health row, unless its id holds the token, or none is there: then it is a trace."""
+        """Removes a standby's health row; where its id holds the token, or there is none, it is a trace."""
 
     def sweep(self, group: str, member: str) -> None:
-        """Removes the others' health rows of yesterday and before: ids of pods change, rows would grow for ever."""
+        """Removes the others' health rows of yesterday and before: ids of pods change."""
 
     def last_term(self, group: str) -> int:
         """The highest term that the ledger knows, 0 without one."""
 
-    def members(self, group: str) -> List[MemberRow]:
-        """The health rows of the group; requests to step down are none."""
+    def members(self, group: str) -> list[MemberRow]:
+        """The group's health rows; requests to step down are none."""
 
 
 class Allowance:
@@ -1447,18 +1444,45 @@ class Allowance:
         return metered
 
 
-def guarded(base: Any, method: str, guard: Callable[..., None]) -> Any:
-    """A driver's connection with a look at what the peer asked for around its own `method`; without one it is none."""
+def guarded(base: Any, method: str) -> Any:
+    """A driver's class whose `method` is to be overridden by a look at what the peer asks for."""
     if not callable(getattr(base, method, None)):
         raise DatabaseRefused(f"{base.__module__} has no {method}: this version of the driver cannot be guarded")
-    original = getattr(base, method)
+    return base
 
-    def look(self: Any, *args: Any) -> Any:
-        result = None if args else original(self)
-        guard(self, *args)
-        return original(self, *args) if args else result
 
-    return type("Guarded", (base,), {method: look})
+# What a driver's error means, and what to do. The first kind whose pattern in the dialect's FAULTS fits is taken.
+KINDS: dict[str, tuple[type[Error], str]] = {
+    "login": (DatabaseRefused, "the login was refused"),
+    "password": (DatabaseRefused, "the password was refused"),
+    "database": (DatabaseRefused, "there is no such database"),
+    "forbidden": (DatabaseRefused, "the user may not use this database"),
+    "privilege": (
+        DatabaseRefused, "a privilege is missing; members need SELECT, INSERT, UPDATE and DELETE on the three tables"
+    ),
+    "table": (DatabaseRefused, "a table is missing; see `ftpcoord.py schema {}`"),
+    "column": (DatabaseRefused, "a table lacks a column; compare it with `ftpcoord.py schema {}`"),
+    "certificate": (DatabaseRefused, "its certificate is not trusted; set database_ca_file"),
+    "tls": (
+        DatabaseRefused,
+        "no TLS that can be trusted; set database_ca_file, or database_tls to prefer or disable if the network is "
+        "trusted",
+    ),
+    "secret": (DatabaseRefused, "this login needs TLS, `pip install cryptography` or a right password"),
+    "file": (DatabaseRefused, "members need the file and its folder writable"),
+    "exists": (RowExists, ""),
+    "row": (RowRefused, ""),
+    "busy": (DatabaseBusy, ""),
+    "read-only": (DatabaseDown, "has become read-only"),
+    "garbled": (DatabaseDown, "its answer cannot be understood"),
+    "other": (DatabaseDown, ""),
+}  # fmt: skip
+
+# The columns of $rows: what a change makes of a row, and the row that it was read from.
+COLUMNS = (
+    "id", "new_path", "new_size", "new_mtime", "new_state", "new_attempts", "new_failures", "new_action", "new_error",
+    "delay", "old_size", "old_mtime", "old_state", "old_term", "old_attempts",
+)  # fmt: skip
 
 
 class Database(abc.ABC):
@@ -1466,48 +1490,108 @@ class Database(abc.ABC):
 
     name: ClassVar[str]
     least_timeout: ClassVar[float]
-    LOOK: ClassVar[str]
-    FIRST: ClassVar[str]
+    TABLES: ClassVar[str]  # names of tables, ours among them
+    HEARTBEAT_TYPE: ClassVar[str]  # the type of health_check.last_heartbeat, as the database calls it
+    FAULTS: ClassVar[dict[str, str]]  # kind: pattern of how code and text of a driver's error begin
+    UTC: ClassVar[str]  # now
+    SECONDS: ClassVar[str]  # from {0} to {1}
+    SHIFTED: ClassVar[str]  # {0} by {1} seconds
+    TYPES: ClassVar[dict[str, str]] = {}  # values of $rows that the key's index serves only with their type
+    WORDS: ClassVar[dict[str, str]] = {}  # $name: text, each may hold others that follow
+    SHARED: ClassVar[dict[str, str]] = {
+        "fence": "(SELECT term FROM token_holder t WHERE $held $share) mine",
+        "held": "t.group_id = :group AND t.task_id = :member AND t.term = :term",
+        "seen": "t.group_id = :group AND t.task_id = :holder AND t.term = :old_term",
+        "his_row": "health_check h ON h.group_id = t.group_id AND h.task_id = t.task_id",
+        "beat_of": "INSERT INTO health_check (task_id, group_id, last_heartbeat) SELECT :member, :group, $now FROM",
+        "as_seen": "(h.last_heartbeat = :stamp OR :stamp IS NULL AND h.last_heartbeat IS NULL) "
+        "AND (0 = :aged OR h.last_heartbeat < $ago)",
+        # Not beyond all dates, or PostgreSQL's infinity: there a step would not move it.
+        "moved": "CASE WHEN h.last_heartbeat > $now AND h.last_heartbeat < '9999-01-01' THEN $later ELSE $now END",
+        "stamp": "CASE WHEN h.task_id IS NOT NULL THEN COALESCE(CAST(h.last_heartbeat AS $text), '') END",
+        "those": "(SELECT :group AS group_id, r.* FROM ($rows) r) v",
+        "same": "file_id = id AND size = old_size AND mtime = old_mtime AND state = old_state AND l.term = old_term "
+        "AND attempts = old_attempts",
+        "set": "size = new_size, mtime = new_mtime, state = new_state, attempts = new_attempts, "
+        "failures = new_failures, error = new_error, action = new_action, updated_at = $utc, next_attempt_at = $due",
+        "insert": "INSERT INTO file_ledger (group_id, file_id, path, size, mtime, state, term, task_id, attempts, "
+        "failures, updated_at, error, action)",
+        "until": "CASE WHEN updated_at <= $utc THEN $wait END",
+        "released": "'1970-01-01 00:00:01'",
+        "ignore": "ON CONFLICT DO NOTHING",
+        "or_update": "ON CONFLICT (task_id, group_id) DO UPDATE SET",
+        "won": "RETURNING term",
+        "made": "RETURNING file_id",
+        "tell": "",  # a function that brings its value back to the client
+        "share": "",
+        "text": "text",
+    }
+
+    # Two messages, where one statement cannot do both.
+    BEAT = """
+        $beat_of (SELECT 1 AS one) o
+         WHERE NOT EXISTS (SELECT 1 FROM token_holder WHERE group_id = :group AND task_id = :member)
+            $or_update last_heartbeat =
+               CASE WHEN health_check.last_heartbeat > $now THEN health_check.last_heartbeat ELSE $now END"""
+    LOOK = """
+        SELECT t.task_id, t.term, t.task_id = :member, $stamp, $age, $epoch, h.last_heartbeat = $released
+          FROM (SELECT 1 AS one) o LEFT JOIN token_holder t ON t.group_id = :group LEFT JOIN $his_row"""
+    # These win the token alone; SEAT and then RENEW, which needs it still to be so, make the lease. A member that dies
+    # between them costs the group one S of waiting; one stopped inside a transaction would cost more.
+    FIRST = """
+        INSERT INTO token_holder (group_id, task_id, term) VALUES (:group, :member, :term) $ignore $won"""
     TAKE: ClassVar[str]
-    TAKE_ABSENT: ClassVar[str]
+    TAKE_ABSENT = """
+        UPDATE token_holder AS t SET task_id = :member, term = $tell(t.term + 1)
+         WHERE $seen AND (1 = :own OR NOT EXISTS (
+               SELECT 1 FROM health_check WHERE group_id = :group AND task_id = :holder)) $won"""
+    SEAT = "$beat_of token_holder t WHERE $held $or_update last_heartbeat = $now"
     RENEW: ClassVar[str]
     RELEASE: ClassVar[str]
-    CLAIM: ClassVar[str]
-    CHANGE: ClassVar[str]
-    FORGET: ClassVar[str]
-    ROW: ClassVar[str]
-    ROWS: ClassVar[str] = "{}"
-    BETWEEN_ROWS: ClassVar[str] = " UNION ALL "
-    SECONDS_UNTIL: ClassVar[str]
-    AGE: ClassVar[str]
-    STAMP: ClassVar[str] = "h.last_heartbeat"
-
     LEAVE = """
         DELETE FROM health_check WHERE group_id = :group AND task_id = :member
            AND EXISTS (SELECT 1 FROM token_holder WHERE group_id = :group AND task_id <> :member)"""
-    TOKEN = "SELECT group_id, task_id, term FROM token_holder WHERE group_id = :group"
-    GROUPS = """
-        SELECT t.group_id, $age FROM token_holder t
-          LEFT JOIN health_check h ON h.group_id = t.group_id AND h.task_id = t.task_id"""
-    IN_LEDGER = "SELECT 1 FROM file_ledger WHERE group_id = :group LIMIT 1"
-    OWN_ROW = "SELECT task_id, group_id FROM health_check WHERE group_id = :group AND task_id = :member"
-    MEMBERS = """
-        SELECT task_id, $age, CASE WHEN last_heartbeat = $released THEN 1 ELSE 0 END, $stamp
-          FROM health_check h WHERE group_id = :group ORDER BY task_id"""
     SWEEP = """
         DELETE FROM health_check WHERE group_id = :group AND task_id <> :member AND $age > 86400
            AND NOT EXISTS (
                SELECT 1 FROM token_holder t WHERE t.group_id = :group AND t.task_id = health_check.task_id)"""
+    TOKEN = "SELECT group_id, task_id, term FROM token_holder WHERE group_id = :group"
+    GROUPS = "SELECT t.group_id, $age FROM token_holder t LEFT JOIN $his_row"
+    OWN_ROW = "SELECT task_id, group_id FROM health_check WHERE group_id = :group AND task_id = :member"
+    MEMBERS = """
+        SELECT task_id, $age, CASE WHEN last_heartbeat = $released THEN 1 ELSE 0 END, $stamp
+          FROM health_check h WHERE group_id = :group ORDER BY task_id"""
+    ASK_STEP_DOWN = """
+        INSERT INTO health_check (task_id, group_id, last_heartbeat) VALUES (:request, :group, $now) $ignore"""
+
+    # $rows, as SQLite has it:
+    #   SELECT '6ca1...' AS id, '/in/a.csv' AS new_path, 10 AS new_size, '2026-01-12' AS new_mtime, 'done' AS new_state,
+    #          1 AS new_attempts, 0 AS new_failures, '' AS new_action, '' AS new_error, NULL AS delay, 10 AS old_size,
+    #          '2026-01-12' AS old_mtime, 'claimed' AS old_state, 1 AS old_term, 1 AS old_attempts UNION ALL SELECT ...
+    CLAIM = """
+        $insert
+        SELECT :group, id, new_path, new_size, new_mtime, new_state, term, :member, new_attempts, new_failures, $utc,
+               new_error, new_action
+          FROM $fence, ($rows) v WHERE 1 = 1 $ignore $made"""
+    CHANGE = """
+        UPDATE file_ledger AS l SET $set, term = mine.term, task_id = :member
+          FROM $fence, $those WHERE l.group_id = v.group_id AND $same $made"""
+    FORGET: ClassVar[str]
+    ADOPT = """
+        $insert
+        SELECT :group, id, new_path, new_size, new_mtime, 'done', 0, :member, 0, 0, $utc, '', ''
+          FROM ($rows) v WHERE 1 = 1 $ignore"""
+    RETRY = """
+        UPDATE file_ledger SET state = 'failed', failures = 0, action = '', next_attempt_at = $utc, updated_at = $utc
+         WHERE group_id = :group AND file_id = :file_id AND state = :state AND action = :action"""
+    IN_LEDGER = "SELECT 1 FROM file_ledger WHERE group_id = :group LIMIT 1"
     LAST_TERM = "SELECT COALESCE(MAX(term), 0) FROM file_ledger WHERE group_id = :group"
     PAGE = """
-        SELECT file_id, path, size, mtime, state, term, attempts, failures, action, $until, error
-          FROM file_ledger WHERE group_id = :group AND file_id > :after ORDER BY file_id LIMIT 5000"""
-    OPEN = """
-        SELECT file_id, path, size, mtime, state, term, attempts, failures, action, $until, error
-          FROM file_ledger WHERE group_id = :group AND file_id > :after AND (state <> 'done' OR action <> '')
+        SELECT file_id, path, size, mtime, state, term, attempts, failures, action, $until, error FROM file_ledger
+         WHERE group_id = :group AND file_id > :after AND (1 = :all OR state <> 'done' OR action <> '')
          ORDER BY file_id LIMIT 5000"""
     STANDING = """
-        SELECT file_id, state, mtime, action, term, attempts, failures, size FROM file_ledger
+        SELECT file_id, size, mtime, state, term, attempts, failures, action FROM file_ledger
          WHERE group_id = :group AND file_id IN ($ids)"""
     DONE_COUNT = "SELECT COUNT(*) FROM file_ledger WHERE group_id = :group AND state = 'done' AND action = ''"
     COUNTS = f"""
@@ -1518,58 +1602,52 @@ class Database(abc.ABC):
     ERRORS = """
         SELECT file_id, path, state, attempts, error, $since FROM file_ledger WHERE group_id = :group AND error <> ''
          ORDER BY CASE WHEN state = 'quarantined' THEN 0 ELSE 1 END, updated_at DESC LIMIT 20"""
-    ASK_STEP_DOWN: ClassVar[str]
-    ADOPT: ClassVar[str]
-    RETRY: ClassVar[str]
 
     def __init__(self, config: Config, timing: Timing) -> None:
         self.config = config
         self.timing = timing
         self.ledger = config.ledger
-        self.now = self.tick = ""
-        self.released = "'1970-01-01 00:00:01'"
+        self.prepared = False
         self.connection: Any = None
         self.allowance = Allowance()
         self.where = without_password(config.database)
+        self._keep_heartbeats(6, "")
 
     # -- what each dialect does in its own way ------------------------------------------------------------------------
 
     @abc.abstractmethod
     def _open(self, host: str, port: int) -> None:
-        """Logs in to one host. Raises what the driver raises, and DatabaseDown if nothing can be written there."""
+        """Logs in to one host. Raises what the driver raises, DatabaseDown if nothing can be written there."""
 
     @abc.abstractmethod
-    def _run(self, sql: str) -> List[Sequence[Any]]:
-        """Runs one statement as one transaction and gives its rows. Driver errors come out as they are."""
+    def _run(self, sql: str) -> list[Sequence[Any]]:
+        """Runs one statement as one transaction and gives its rows. Raises what the driver raises."""
 
-    @abc.abstractmethod
-    def _translate(self, exc: BaseException, place: str = "") -> Error:
-        """A driver's error as one of ours."""
+    def _said(self, exc: BaseException) -> tuple[str, str]:
+        """Code and text of a driver's error."""
+        return type(exc).__name__, reason(exc)
 
-    @abc.abstractmethod
-    def tables(self) -> Set[str]:
-        """Those of our tables that are there."""
-
-    @abc.abstractmethod
-    def _heartbeat_type(self) -> str:
-        """The type of health_check.last_heartbeat, as the database calls it."""
-
-    @abc.abstractmethod
-    def _set_precision(self, digits: int, column_type: str) -> None:
-        """Chooses $now, $tick and $released."""
+    def _now(self, digits: int, column_type: str) -> str:
+        """The present time, in the heartbeat column's precision."""
+        return self.UTC
 
     def literal(self, value: object) -> str:
-        """A value as SQL text. Strings hold no NUL, and backslashes are plain (standard SQL)."""
+        """A value as SQL text. Strings hold no NUL; backslashes are plain."""
         if isinstance(value, str):
             return "'" + value.replace("'", "''") + "'"
         return repr(value + 0) if isinstance(value, (int, float)) else "NULL"
+
+    def _rows(self, changes: Sequence[Change]) -> str:
+        """The changes as $rows."""
+        row = "SELECT " + ", ".join(f"{self.TYPES.get(name, '%s')} AS {name}" for name in COLUMNS)
+        return " UNION ALL ".join(row % self._literals(change) for change in changes)
 
     # -- running statements -------------------------------------------------------------------------------------------
 
     def clone(self) -> Database:
         """Another connection to the same database."""
         other = type(self)(self.config, self.timing)
-        other.now, other.tick, other.released = self.now, self.tick, self.released
+        other.prepared, other._words = self.prepared, self._words
         return other
 
     def close(self) -> None:
@@ -1579,9 +1657,9 @@ class Database(abc.ABC):
                 connection.close()
 
     def _connect(self) -> None:
-        """Logs in to the first host that will have it. None is a reason to give up while another may yet answer."""
-        problems: List[Error] = []
-        for host, port in self.config.endpoint.hosts:
+        """Logs in to the first host that will have it. None is a reason to give up while another may answer."""
+        problems: list[Error] = []
+        for host, port in self.config.endpoint.hosts or (("", 0),):
             self.allowance.renew(self.timing.call_timeout, ANSWER_BYTES)
             try:
                 return self._open(host, port)
@@ -1590,14 +1668,11 @@ class Database(abc.ABC):
             except Error as exc:
                 problems.append(exc)
             except Exception as exc:
-                problems.append(self._translate(exc, f"{host}:{port}: "))
+                problems.append(self._translate(exc, f"{host}:{port}: " if host else ""))
             self.close()
-        prefix = f"database {self.where}: "
-        texts = [str(problem)[len(prefix) :] for problem in problems if str(problem).startswith(prefix)]
-        if len(texts) < len(problems):  # a driver is missing
-            raise problems[0]
+        texts = dict.fromkeys(str(problem).removeprefix(f"database {self.where}: ") for problem in problems)
         refused = all(isinstance(problem, DatabaseRefused) for problem in problems)
-        raise (DatabaseRefused if refused else DatabaseDown)(prefix + "; ".join(texts))
+        raise (DatabaseRefused if refused else DatabaseDown)(f"database {self.where}: {'; '.join(texts)}")
 
     def _tls(self) -> ssl.SSLContext:
         config = self.config
@@ -1611,89 +1686,123 @@ class Database(abc.ABC):
             f"not proved who it is; set database_tls to verify, with database_ca_file for a private authority"
         )
 
-    def execute(self, sql: str, changes: Sequence[Change] = (), **values: object) -> List[Sequence[Any]]:
+    def execute(self, sql: str, changes: Sequence[Change] = (), **values: object) -> list[Sequence[Any]]:
         """Runs one statement in time T and gives its rows; connects first if need be. `changes` are its $rows.
 
         Raises DatabaseDown, DatabaseBusy or DatabaseRefused. After all but DatabaseBusy the connection is given up.
         """
         idle, began = self.connection is not None, boot_clock()
         try:
-            return self._execute(sql, changes, values)
-        except DatabaseDown as exc:
-            # Servers drop connections that idle: what is safe to repeat goes on without a word. Time-outs are told.
-            quick = boot_clock() - began < self.timing.call_timeout / 4
-            if not idle or self.connection is not None or not quick or not self._repeatable(sql):
-                raise exc from None
-        return self._execute(sql, changes, values)
-
-    def _execute(self, sql: str, changes: Sequence[Change], values: Mapping[str, object]) -> List[Sequence[Any]]:
-        try:
-            if self.connection is None:
+            if not idle:
                 self._connect()
-            most = LEDGER_BYTES if "file_ledger" in sql or sql in (self.MEMBERS, self.GROUPS) else ANSWER_BYTES
-            self.allowance.renew(self.timing.call_timeout, most)
+            many = "file_ledger" in sql or sql in (self.MEMBERS, self.GROUPS)
+            self.allowance.renew(self.timing.call_timeout, LEDGER_BYTES if many else ANSWER_BYTES)
             return self._run(self._bind(sql, values, changes))
-        except Error:
-            self.close()
-            raise
         except Exception as exc:
-            wrong_text = isinstance(exc, UnicodeError)
-            error = RowRefused(f"database {self.where}: {reason(exc)}") if wrong_text else self._translate(exc)
-            if not isinstance(error, DatabaseBusy):
-                self.close()
-            raise error from None
+            error = exc if isinstance(exc, Error) else self._translate(exc)
+        if not isinstance(error, DatabaseBusy):
+            self.close()
+        # Servers drop connections that idle: what may be carried out twice goes on without a word. Time-outs are told.
+        again = sql.lstrip().startswith("SELECT") or sql in (
+            self.BEAT, self.LOOK, self.RENEW, self.RELEASE, self.LEAVE, self.SWEEP
+        )  # fmt: skip
+        quick = boot_clock() - began < self.timing.call_timeout / 4
+        if idle and again and quick and isinstance(error, DatabaseDown) and self.connection is None:
+            return self.execute(sql, changes, **values)
+        raise error
 
-    def _repeatable(self, sql: str) -> bool:
-        """Whether a statement may be sent again although it may have been carried out."""
-        verbs = ("BEAT", "LOOK", "RENEW", "RELEASE", "LEAVE", "SWEEP")
-        return sql.lstrip().startswith("SELECT") or any(sql is getattr(self, verb, None) for verb in verbs)
+    def _translate(self, exc: BaseException, place: str = "") -> Error:
+        """A driver's error as one of ours."""
+        code, text = self._said(exc)
+        text = " ".join(text.split())[:LONGEST_REASON]
+        if isinstance(exc.__cause__ or exc, (TimeoutError, socket.timeout)):  # it may be wrapped as a network error
+            text = f"no answer within {self.timing.call_timeout:g} s"
+        kind = "row" if isinstance(exc, UnicodeError) else "garbled" if isinstance(exc, GARBLED) else "other"
+        known = (known for known, begins in self.FAULTS.items() if re.match(begins, f"{code} {text}"))
+        error, words = KINDS[next(known, kind)]
+        words = f"{words.format(self.name)} ({text})" if words else text
+        return error(f"database {self.where}: {place}{words}")
 
     def _bind(self, sql: str, values: Mapping[str, object], changes: Sequence[Change] = ()) -> str:
         """The text to be sent. What was put in is not looked at again: a file may be named `:group`."""
-        sql = sql.replace("$since", self.AGE.replace("last_heartbeat", "updated_at"))
-        sql = sql.replace("$age", self.AGE).replace("$until", self.SECONDS_UNTIL)
-        sql = sql.replace("$now", self.now).replace("$tick", self.tick).replace("$released", self.released)
-        sql = sql.replace("$stamp", f"CASE WHEN h.task_id IS NOT NULL THEN COALESCE({self.STAMP}, '') END")
-        rows = self._table(changes) if changes else ""
+        for name, text in self._words.items():
+            sql = sql.replace(f"${name}", text)
+        rows = self._rows(changes) if changes else ""
         return re.sub(r"\$rows|(?<![:\w]):([a-z_]+)", lambda m: self.literal(values[m[1]]) if m[1] else rows, sql)
 
-    def _table(self, changes: Sequence[Change]) -> str:
-        """The changes as $rows. ROW is bound by the % operator: a pattern for each value of each row took longer."""
-        row = re.sub(r":([a-z_]+)", r"%(\1)s", self.ROW)
-        bound = [row % {name: self.literal(value) for name, value in _values(change).items()} for change in changes]
-        return self.ROWS.format(self.BETWEEN_ROWS.join(bound))
+    def _literals(self, change: Change) -> tuple[str, ...]:
+        """The values of COLUMNS; a removal and a first claim lack some."""
+        new, old = (row or Row("", 0, "", "", 0, 0, 0) for row in (change.new, change.old))
+        path = _path(change)
+        shown, action, error = printable(path), new.action, new.error
+        if change.plain:
+            shown, error = plain(path), error if error.isascii() else plain(printable(error))
+            action = action if action.isascii() else "%" + plain(action)
+        if change.plain > 1:
+            error = error[:SHORT_ERROR]
+        delay = None if change.delay is None else min(change.delay, LONGEST_DELAY)
+        values = (sha256_text(path), shown, *new[1:4], *new[5:7], action, error, delay, *old[1:6])
+        return tuple(map(self.literal, values))
+
+    def _keep_heartbeats(self, digits: int, column_type: str) -> None:
+        """Chooses the words for a heartbeat column of that precision."""
+        seconds, shifted = self.SECONDS.format, self.SHIFTED.format
+        self._words = {
+            **self.SHARED, **self.WORDS,
+            "age": seconds("last_heartbeat", "$now"),
+            "since": seconds("updated_at", "$utc"),
+            "wait": seconds("$utc", "next_attempt_at"),
+            "due": shifted("$utc", "delay"),
+            "ago": shifted("$now", "-:stale_after"),
+            "later": shifted("h.last_heartbeat", 0.001 if digits >= 3 else 1),
+            "now": self._now(digits, column_type),
+            "utc": self.UTC,
+        }  # fmt: skip
+
+    def tables(self) -> set[str]:
+        """Those of our tables that are there."""
+        return {str(row[0]) for row in self.execute(self.TABLES)} & set(ddl(mysql=False))
+
+    def _missing(self) -> dict[str, str]:
+        present = self.tables()
+        return {table: text for table, text in ddl(self.name == "mysql").items() if table not in present}
 
     def prepare(self) -> Timing:
         """Connects, checks the tables, reads the heartbeat column's precision; the timing that follows from it.
 
         Raises DatabaseRefused with the DDL of the tables that are missing, and nothing else.
         """
-        self._set_precision(6, "")
-        present = self.tables()
-        wanted = ["token_holder", "health_check"] + (["file_ledger"] if self.ledger else [])
-        missing = [table for table in wanted if table not in present]
+        missing = self._missing()
+        if not self.ledger:
+            missing.pop("file_ledger", None)
         if missing:
-            statements = ";\n".join(ddl(self.name == "mysql")[table] for table in missing)
-            hint = " (or set ledger = off)" if missing == ["file_ledger"] else ""
+            hint = " (or set ledger = off)" if list(missing) == ["file_ledger"] else ""
+            statements = ";\n".join(missing.values())
             raise DatabaseRefused(
                 f"database {self.where}: table {', '.join(missing)} is missing; create it{hint} with "
                 f"`ftpcoord.py schema {self.name} --apply` or with\n{statements};"
             )
-        kind = self._heartbeat_type().lower()
-        digits = re.search(r"\((\d)\)", kind)
-        fraction = int(digits[1]) if digits else (0 if kind in ("datetime", "timestamp") else 6)
-        self._set_precision(fraction, kind)
-        config = self.config
-        self.timing = Timing(
-            config.heartbeat_frequency, config.liveness_check_interval, self.least_timeout, whole_seconds=fraction < 3
-        )
+        kind = str(self.execute(self.HEARTBEAT_TYPE)[0][0]).lower()
+        named = re.search(r"\((\d)\)", kind)
+        digits = int(named[1]) if named else (0 if kind in ("datetime", "timestamp") else 6)
+        self._keep_heartbeats(digits, kind)
+        heartbeat, liveness = self.config.heartbeat_frequency, self.config.liveness_check_interval
+        self.timing = Timing(heartbeat, liveness, self.least_timeout, whole_seconds=digits < 3)
+        self.prepared = True
         return self.timing
+
+    def apply_schema(self) -> list[str]:
+        """Creates the tables that are missing and names them."""
+        missing = self._missing()
+        for statement in missing.values():
+            self.execute(statement)
+        return list(missing)
 
     def settle_group(self, config: Config) -> None:
         """Keeps the text of a default group that the token, or else the ledger, has: older versions took the URL's own.
 
-        So members of both, and such whose URLs spell the same folder differently, agree: on the group with a living
-        holder, else on the one of their own spelling, else on any; a new one has the normal form.
+        So members whose URLs spell one folder differently agree: on the group with a living holder, else on their own
+        spelling, else on any; a new one has the normal form.
         """
         text, usual = config._spelling, config.coordination_group
         if not text:
@@ -1722,48 +1831,50 @@ class Database(abc.ABC):
                     f"id columns of token_holder and health_check a binary collation, or choose ids that differ in more"
                 )
 
-    # -- the election's verbs (Store) ---------------------------------------------------------------------------------
+    # -- the election's verbs: see Store ------------------------------------------------------------------------------
 
     def look(self, group: str, member: str) -> View:
         sent = boot_clock()
-        row = self._look(group, member)
-        holder, term, mine, stamp, age, now, released = row
-        view = View(
-            None if holder is None else str(holder),
-            int(term or 0),
-            bool(mine),
-            None if stamp is None else str(stamp),
-            None if age is None else float(age),
-            float(now),
-            boot_clock() - sent,
-            bool(released),
-        )
-        if view.mine and view.holder != member:
+        if self.BEAT:
+            self.execute(self.BEAT, group=group, member=member)
+        holder, term, mine, stamp, age, now, released = self.execute(self.LOOK, group=group, member=member)[0]
+        took = boot_clock() - sent
+        if mine and holder != member:
             self.check_ids(group, member)
-        return view
-
-    def _look(self, group: str, member: str) -> Sequence[Any]:
-        return self.execute(self.LOOK, group=group, member=member)[0]
+        return View(holder, int(term or 0), bool(mine), stamp, _number(age), float(now), took, bool(released))
 
     def first(self, group: str, member: str, term: int) -> Optional[int]:
-        return _one(self.execute(self.FIRST, group=group, member=member, term=term))
+        try:
+            rows = self.execute(self.FIRST, group=group, member=member, term=term)
+        except RowExists:
+            return None
+        return self._seated(group, member, rows)
 
     def take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> Optional[int]:
-        return _one(self._take(group, member, seen, stale_after, why))
-
-    def _take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> List[Sequence[Any]]:
-        values: Dict[str, Any] = {"group": group, "member": member, "holder": seen.holder, "old_term": seen.term}
+        values: dict[str, Any] = {"group": group, "member": member, "holder": seen.holder, "old_term": seen.term}
         if why in ("absent", "own"):
-            return self.execute(self.TAKE_ABSENT, own=int(why == "own"), **values)
-        aged = int(why == "stale")
-        return self.execute(self.TAKE, stale_after=stale_after, aged=aged, stamp=seen.stamp or None, **values)
+            rows = self.execute(self.TAKE_ABSENT, own=int(why == "own"), **values)
+        else:
+            values.update(stale_after=stale_after, aged=int(why == "stale"), stamp=seen.stamp or None)
+            rows = self.execute(self.TAKE, **values)
+        return self._seated(group, member, rows)
+
+    def _seated(self, group: str, member: str, won: Sequence[Sequence[Any]]) -> Optional[int]:
+        """The term won, once its heartbeat is written."""
+        if not won:
+            return None
+        term = int(won[0][0])
+        if self.SEAT:
+            self.execute(self.SEAT, group=group, member=member, term=term)
+            return term if self.renew(group, member, term).held else None
+        return term
 
     def renew(self, group: str, member: str, term: int) -> Renewal:
         rows = self.execute(self.RENEW, group=group, member=member, term=term, request=f"{STEP_DOWN}{term}")
         return Renewal(True, bool(rows[0][0])) if rows else Renewal(False)
 
     def release(self, group: str, member: str, term: int) -> None:
-        self.execute(self.RELEASE, group=group, member=member, term=term)
+        self.execute(self.RELEASE, group=group, member=member, term=term, request="")
 
     def leave(self, group: str, member: str) -> None:
         self.execute(self.LEAVE, group=group, member=member)
@@ -1774,31 +1885,38 @@ class Database(abc.ABC):
     def last_term(self, group: str) -> int:
         return int(self.execute(self.LAST_TERM, group=group)[0][0]) if self.ledger else 0
 
+    def members(self, group: str) -> list[MemberRow]:
+        rows = self.execute(self.MEMBERS, group=group)
+        return [
+            MemberRow(member, LONGEST_DELAY if age is None else float(age), bool(released), stamp)
+            for member, age, released, stamp in rows if not member.startswith(STEP_DOWN)
+        ]  # fmt: skip
+
     # -- the ledger's verbs -------------------------------------------------------------------------------------------
 
     def rows(self, group: str, only_open: bool = False) -> Iterator[Row]:
         """All rows of the group, or those that are not simply done, in pages."""
         after = ""
         while True:
-            page = self.execute(self.OPEN if only_open else self.PAGE, group=group, after=after)
+            page = self.execute(self.PAGE, group=group, after=after, all=int(not only_open))
             for file_id, path, size, mtime, state, term, attempts, failures, action, due, error in page:
                 yield Row(
-                    _true_path(str(path), str(file_id)), int(size), str(mtime), str(state), int(term), int(attempts),
-                    int(failures), _true_action(str(action)), None if due is None else float(due), str(error),
+                    _true_path(path, file_id), size, mtime, state, term, attempts, failures, _true_action(action),
+                    _number(due), error,
                 )  # fmt: skip
             if len(page) < 5000:
                 return
-            after = str(page[-1][0])
+            after = page[-1][0]
 
     def done_count(self, group: str) -> int:
         return int(self.execute(self.DONE_COUNT, group=group)[0][0])
 
-    def write(self, fence: Fence, changes: Sequence[Change]) -> List[bool]:
+    def write(self, fence: Fence, changes: Sequence[Change]) -> list[bool]:
         """Makes each change whose old row still stands, if the fence holds; tells which were made.
 
         All claims of new files are one statement, all changes and all removals another.
         """
-        made: Set[str] = set()
+        made: set[str] = set()
         for sql, chosen in (
             (self.CLAIM, [c for c in changes if c.old is None]),
             (self.CHANGE, [c for c in changes if c.old is not None and c.new is not None]),
@@ -1808,57 +1926,43 @@ class Database(abc.ABC):
                 made |= self._write(fence, sql, chosen)
         return [sha256_text(_path(change)) in made for change in changes]
 
-    def _write(self, fence: Fence, sql: str, changes: Sequence[Change]) -> Set[str]:
-        return {str(row[0]) for row in self.execute(sql, changes, **fence._asdict())}
+    def _write(self, fence: Fence, sql: str, changes: Sequence[Change]) -> set[str]:
+        return {row[0] for row in self.execute(sql, changes, **fence._asdict())}
 
-    def written(self, fence: Fence, changes: Sequence[Change]) -> List[bool]:
+    def written(self, fence: Fence, changes: Sequence[Change]) -> list[bool]:
         """Which changes stand in the table. Only one process writes under a term: what stands is what it wrote."""
         ids = [sha256_text(_path(change)) for change in changes]
-        names = ", ".join(self.literal(file_id) for file_id in ids)
-        rows = self.execute(self.STANDING.replace("$ids", names), group=fence.group)
-        found = {
-            str(row[0]): (str(row[1]), str(row[2]), _true_action(str(row[3])), *(int(v) for v in row[4:]))
-            for row in rows
-        }
-        wanted = [
-            c.new and (c.new.state, c.new.mtime, c.new.action, fence.term, c.new.attempts, c.new.failures, c.new.size)
-            for c in changes
-        ]
+        rows = self.execute(self.STANDING.replace("$ids", ", ".join(map(self.literal, ids))), group=fence.group)
+        found = {file_id: (*known, _true_action(action)) for file_id, *known, action in rows}
+        wanted = [change.new and change.new._replace(term=fence.term)[1:8] for change in changes]
         return [found.get(file_id) == new for file_id, new in zip(ids, wanted)]
 
     # -- the operator's verbs -----------------------------------------------------------------------------------------
 
-    def members(self, group: str) -> List[MemberRow]:
-        rows = self.execute(self.MEMBERS, group=group)
-        return [
-            MemberRow(str(member), LONGEST_DELAY if age is None else float(age), bool(released), str(stamp))
-            for member, age, released, stamp in rows if not str(member).startswith(STEP_DOWN)
-        ]  # fmt: skip
-
-    def token(self, group: str) -> Tuple[Optional[str], int]:
+    def token(self, group: str) -> tuple[Optional[str], int]:
         """The holder and its term."""
         rows = self.execute(self.TOKEN, group=group)
-        return (str(rows[0][1]), int(rows[0][2])) if rows else (None, 0)
+        return (rows[0][1], rows[0][2]) if rows else (None, 0)
 
-    def counts(self, group: str) -> Dict[str, int]:
+    def counts(self, group: str) -> dict[str, int]:
         """Files by state; apart from them those `unlisted`, if any: not done, and not to be had either."""
         counted = {"claimed": 0, "done": 0, "failed": 0, "quarantined": 0}
         for state, unlisted, number in self.execute(self.COUNTS, group=group):
             if state in counted:  # the page, and whoever scrapes, are shown no other words
-                key = "unlisted" if unlisted else str(state)
+                key = "unlisted" if unlisted else state
                 counted[key] = counted.get(key, 0) + int(number)
         return counted
 
-    def activity(self, group: str, term: int) -> Tuple[Optional[float], Optional[float]]:
+    def activity(self, group: str, term: int) -> tuple[Optional[float], Optional[float]]:
         """Seconds since the first write to the ledger that still stands of that term, and since the last of all."""
-        row = self.execute(self.ACTIVITY, group=group, term=term)[0]
-        return cast(Tuple[Optional[float], Optional[float]], tuple(None if v is None else float(v) for v in row))
+        first, last = self.execute(self.ACTIVITY, group=group, term=term)[0]
+        return _number(first), _number(last)
 
-    def errors(self, group: str) -> List[Dict[str, Any]]:
+    def errors(self, group: str) -> list[dict[str, Any]]:
         """The last errors that the ledger knows, quarantined files first."""
         return [
-            {"path": printable(_true_path(str(path), str(file_id))), "state": str(state), "attempts": int(attempts),
-             "error": printable(str(error)), "age": float(age)}
+            {"path": printable(_true_path(path, file_id)), "state": state, "attempts": attempts,
+             "error": printable(error), "age": float(age)}
             for file_id, path, state, attempts, error, age in self.execute(self.ERRORS, group=group)
         ]  # fmt: skip
 
@@ -1879,18 +1983,9 @@ class Database(abc.ABC):
         """Puts a file back to be handled at the next poll, if it is still in the state that was read."""
         self.execute(self.RETRY, group=group, file_id=sha256_text(row.path), state=row.state, action=row.action)
 
-    def apply_schema(self) -> List[str]:
-        """Creates the tables that are missing and names them."""
-        present = self.tables()
-        statements = ddl(self.name == "mysql")
-        missing = [table for table in statements if table not in present]
-        for table in missing:
-            self.execute(statements[table])
-        return missing
 
-
-def _one(rows: List[Sequence[Any]]) -> Optional[int]:
-    return int(rows[0][0]) if rows else None
+def _number(value: Any) -> Optional[float]:
+    return None if value is None else float(value)
 
 
 def _path(change: Change) -> str:
@@ -1916,160 +2011,66 @@ def plain(text: str) -> str:
     return urllib.parse.quote(text.encode("utf-8", "surrogateescape"), safe=PLAIN)
 
 
-def _values(change: Change) -> Dict[str, object]:
-    """A change as the columns of $rows; what a removal or a first claim does not have is left at nothing."""
-    new = change.new or Row("", 0, "", "", 0, 0, 0)
-    old = change.old or Row("", 0, "", "", 0, 0, 0)
-    path = _path(change)
-    shown, action, error = printable(path), new.action, new.error
-    if change.plain:
-        shown, error = plain(path), error if error.isascii() else plain(printable(error))
-        action = action if action.isascii() else "%" + plain(action)
-    if change.plain > 1:
-        error = error[:SHORT_ERROR]
-    return {
-        "file_id": sha256_text(path), "path": shown, "size": new.size, "mtime": new.mtime, "state": new.state,
-        "attempts": new.attempts, "failures": new.failures, "action": action, "error": error,
-        "delay": None if change.delay is None else min(change.delay, LONGEST_DELAY), "old_size": old.size,
-        "old_mtime": old.mtime, "old_state": old.state, "old_term": old.term, "old_attempts": old.attempts,
-    }  # fmt: skip
-
-
 class PostgreSQL(Database):
     """PostgreSQL 11 and newer through pg8000, READ COMMITTED or stricter; also behind a transaction pooler."""
 
     name = "postgresql"
     least_timeout = 0.25
-    AGE = "CASE WHEN isfinite(last_heartbeat) THEN EXTRACT(EPOCH FROM $now - last_heartbeat)::float8 END"
-    STAMP = "h.last_heartbeat::text"
-    SECONDS_UNTIL = """CASE WHEN updated_at <= CURRENT_TIMESTAMP AT TIME ZONE 'UTC'
-        THEN EXTRACT(EPOCH FROM next_attempt_at - (CURRENT_TIMESTAMP AT TIME ZONE 'UTC'))::float8 END"""
+    TABLES = """
+        SELECT name FROM (VALUES ('token_holder'), ('health_check'), ('file_ledger')) AS n (name)
+         WHERE to_regclass(name) IS NOT NULL"""
+    HEARTBEAT_TYPE = """
+        SELECT format_type(atttypid, atttypmod) FROM pg_attribute
+         WHERE attrelid = to_regclass('health_check') AND attname = 'last_heartbeat'"""
+    UTC = "(CURRENT_TIMESTAMP AT TIME ZONE 'UTC')"
+    SECONDS = "CASE WHEN isfinite({0}) THEN EXTRACT(EPOCH FROM {1} - {0})::float8 END"
+    SHIFTED = "{0} + interval '1 second' * ({1})"
+    # CHANGE and FORGET must find their rows by the key, or each would read the whole ledger: without the CAST the
+    # column would be compared as text, which its index does not serve, and OFFSET 0 hides that all are of one group,
+    # whose size the planner underestimates until the table is analyzed.
+    TYPES = {"id": "CAST(%s AS char(64))", "delay": "CAST(%s AS float8)"}
+    WORDS = {
+        "those": "(SELECT :group AS group_id, r.* FROM ($rows) r OFFSET 0) v",
+        "share": "FOR SHARE",
+        "released": "'1970-01-01 00:00:01+00'",  # columns without time zone pass over it
+        "epoch": "EXTRACT(EPOCH FROM CURRENT_TIMESTAMP)::float8",
+    }
 
-    # One round trip: beat, unless the token is under the own id, and look.
-    LOOK = """
-        WITH beat AS (
-            INSERT INTO health_check AS h (task_id, group_id, last_heartbeat)
-            SELECT :member, :group, $now
-             WHERE NOT EXISTS (SELECT 1 FROM token_holder WHERE group_id = :group AND task_id = :member)
-                ON CONFLICT (task_id, group_id) DO UPDATE
-               SET last_heartbeat = GREATEST(h.last_heartbeat, EXCLUDED.last_heartbeat))
-        SELECT t.task_id, t.term, t.task_id = :member, $stamp, $age,
-               EXTRACT(EPOCH FROM CURRENT_TIMESTAMP)::float8, h.last_heartbeat = $released
-          FROM (SELECT 1) AS one LEFT JOIN token_holder t ON t.group_id = :group
-          LEFT JOIN health_check h ON h.group_id = t.group_id AND h.task_id = t.task_id"""
-    FIRST = """
-        WITH won AS (
-            INSERT INTO token_holder (group_id, task_id, term) VALUES (:group, :member, :term)
-                ON CONFLICT (group_id) DO NOTHING RETURNING term),
-        beat AS (
-            INSERT INTO health_check (task_id, group_id, last_heartbeat) SELECT :member, :group, $now FROM won
-                ON CONFLICT (task_id, group_id) DO UPDATE SET last_heartbeat = EXCLUDED.last_heartbeat)
-        SELECT term FROM won"""
-    TAKE = """
-        WITH token AS (
-            SELECT group_id FROM token_holder
-             WHERE group_id = :group AND task_id = :holder AND term = :old_term FOR UPDATE),
+    # A statement may hold several, so all are one round trip.
+    BEAT, SEAT = "", ""
+    LOOK = f"WITH beat AS ({Database.BEAT}) {Database.LOOK}"
+    SEATED = ", beat AS ($beat_of won $or_update last_heartbeat = $now) SELECT term FROM won"
+    FIRST = f"WITH won AS ({Database.FIRST}){SEATED}"
+    TAKE = f"""
+        WITH token AS (SELECT group_id FROM token_holder t WHERE $seen FOR UPDATE),
         dead AS (
             SELECT h.group_id FROM health_check h JOIN token ON h.group_id = token.group_id
-             WHERE h.task_id = :holder
-               AND (h.last_heartbeat = :stamp OR :stamp IS NULL AND h.last_heartbeat IS NULL)
-               AND (0 = :aged OR h.last_heartbeat < $now - interval '1 second' * :stale_after) FOR UPDATE OF h),
+             WHERE h.task_id = :holder AND $as_seen FOR UPDATE OF h),
         won AS (
             UPDATE token_holder t SET task_id = :member, term = t.term + 1 FROM dead
-             WHERE t.group_id = dead.group_id RETURNING t.term),
-        beat AS (
-            INSERT INTO health_check (task_id, group_id, last_heartbeat) SELECT :member, :group, $now FROM won
-                ON CONFLICT (task_id, group_id) DO UPDATE SET last_heartbeat = EXCLUDED.last_heartbeat)
-        SELECT term FROM won"""
-    TAKE_ABSENT = """
-        WITH won AS (
-            UPDATE token_holder t SET task_id = :member, term = t.term + 1
-             WHERE t.group_id = :group AND t.task_id = :holder AND t.term = :old_term
-               AND (1 = :own OR NOT EXISTS (
-                   SELECT 1 FROM health_check WHERE group_id = :group AND task_id = :holder)) RETURNING t.term),
-        beat AS (
-            INSERT INTO health_check (task_id, group_id, last_heartbeat) SELECT :member, :group, $now FROM won
-                ON CONFLICT (task_id, group_id) DO UPDATE SET last_heartbeat = EXCLUDED.last_heartbeat)
-        SELECT term FROM won"""
+             WHERE t.group_id = dead.group_id RETURNING t.term){SEATED}"""
+    TAKE_ABSENT = f"WITH won AS ({Database.TAKE_ABSENT}){SEATED}"
     RENEW = """
-        WITH mine AS (
-            SELECT group_id FROM token_holder
-             WHERE group_id = :group AND task_id = :member AND term = :term FOR UPDATE)
-        UPDATE health_check h
-           SET last_heartbeat = CASE WHEN h.last_heartbeat > $now AND isfinite(h.last_heartbeat)
-                                     THEN h.last_heartbeat + $tick ELSE $now END
+        WITH mine AS (SELECT group_id FROM token_holder t WHERE $held FOR UPDATE)
+        UPDATE health_check h SET last_heartbeat = $moved
           FROM mine WHERE h.group_id = mine.group_id AND h.task_id = :member
         RETURNING EXISTS (SELECT 1 FROM health_check WHERE group_id = :group AND task_id = :request)"""
-    RELEASE = """
-        WITH mine AS (
-            SELECT group_id FROM token_holder
-             WHERE group_id = :group AND task_id = :member AND term = :term FOR UPDATE)
-        UPDATE health_check h SET last_heartbeat = $released
-          FROM mine WHERE h.group_id = mine.group_id AND h.task_id = :member"""
-
-    # A VALUES list is planned in a fifth of the time that as many SELECTs take. CHANGE and FORGET must find their rows
-    # by the key, or each group of files would read the whole ledger: without the CAST the column would be compared as
-    # text, which its index does not serve, and OFFSET 0 hides that all are of one group, whose size the planner
-    # underestimates until the table is analyzed.
-    ROW = """(CAST(:file_id AS char(64)), :path, :size, :mtime, :state, :attempts, :failures, :action, :error,
-        CAST(:delay AS float8), :old_size, :old_mtime, :old_state, :old_term, :old_attempts)"""
-    BETWEEN_ROWS = ", "
-    ROWS = """
-        SELECT * FROM (VALUES {}) AS r (file_id, path, size, mtime, state, attempts, failures, action, error, delay,
-                                        old_size, old_mtime, old_state, old_term, old_attempts)"""
-    CLAIM = """
-        INSERT INTO file_ledger (group_id, file_id, path, size, mtime, state, term, task_id, attempts, failures,
-                                 next_attempt_at, updated_at, error, action)
-        SELECT :group, v.file_id, v.path, v.size, v.mtime, v.state, mine.term, :member, v.attempts, v.failures,
-               NULL, CURRENT_TIMESTAMP AT TIME ZONE 'UTC', v.error, v.action
-          FROM (SELECT term FROM token_holder
-                 WHERE group_id = :group AND task_id = :member AND term = :term FOR SHARE) mine, ($rows) v
-            ON CONFLICT DO NOTHING RETURNING file_id"""
-    CHANGE = """
-        UPDATE file_ledger l
-           SET size = v.size, mtime = v.mtime, state = v.state, term = mine.term, task_id = :member,
-               attempts = v.attempts, failures = v.failures, error = v.error, action = v.action,
-               next_attempt_at = (CURRENT_TIMESTAMP AT TIME ZONE 'UTC') + interval '1 second' * v.delay,
-               updated_at = CURRENT_TIMESTAMP AT TIME ZONE 'UTC'
-          FROM (SELECT term FROM token_holder
-                 WHERE group_id = :group AND task_id = :member AND term = :term FOR SHARE) mine,
-               (SELECT :group AS group_id, r.* FROM ($rows) r OFFSET 0) v
-         WHERE l.group_id = v.group_id AND l.file_id = v.file_id AND l.size = v.old_size AND l.mtime = v.old_mtime
-           AND l.state = v.old_state AND l.term = v.old_term AND l.attempts = v.old_attempts
-        RETURNING l.file_id"""
+    RELEASE = RENEW.replace("$moved", "$released")
     FORGET = """
-        DELETE FROM file_ledger l
-         USING (SELECT term FROM token_holder
-                 WHERE group_id = :group AND task_id = :member AND term = :term FOR SHARE) mine,
-               (SELECT :group AS group_id, r.* FROM ($rows) r OFFSET 0) v
-         WHERE l.group_id = v.group_id AND l.file_id = v.file_id AND l.size = v.old_size AND l.mtime = v.old_mtime
-           AND l.state = v.old_state AND l.term = v.old_term AND l.attempts = v.old_attempts
-        RETURNING l.file_id"""
-    ASK_STEP_DOWN = """
-        INSERT INTO health_check (task_id, group_id, last_heartbeat) VALUES (:request, :group, $now)
-            ON CONFLICT (task_id, group_id) DO NOTHING"""
-    ADOPT = """
-        INSERT INTO file_ledger (group_id, file_id, path, size, mtime, state, term, task_id, attempts, failures,
-                                 next_attempt_at, updated_at, error, action)
-        SELECT :group, v.file_id, v.path, v.size, v.mtime, 'done', 0, :member, 0, 0, NULL,
-               CURRENT_TIMESTAMP AT TIME ZONE 'UTC', '', ''
-          FROM ($rows) v ON CONFLICT DO NOTHING"""
-    RETRY = """
-        UPDATE file_ledger SET state = 'failed', failures = 0, action = '',
-               next_attempt_at = CURRENT_TIMESTAMP AT TIME ZONE 'UTC',
-               updated_at = CURRENT_TIMESTAMP AT TIME ZONE 'UTC'
-         WHERE group_id = :group AND file_id = :file_id AND state = :state AND action = :action"""
+        DELETE FROM file_ledger l USING $fence, $those
+         WHERE l.group_id = v.group_id AND $same RETURNING file_id"""
 
-    REFUSED: ClassVar[Dict[str, str]] = {
-        "28000": "the login was refused",
-        "28P01": "the password was refused",
-        "3D000": "there is no such database",
-        "42501": "a privilege is missing; members need SELECT, INSERT, UPDATE and DELETE on the three tables",
-        "42P01": "a table is missing; see `ftpcoord.py schema postgresql`",
-        "42703": "a table lacks a column; compare it with `ftpcoord.py schema postgresql`",
+    FAULTS = {
+        "password": "28P01",
+        "database": "3D000",
+        "privilege": "42501",
+        "table": "42P01",
+        "column": "42703",
+        "certificate": "SSLCertVerificationError",
+        "row": "22|23|44|54|P0",  # classes: data, constraints, check options, limits, a trigger's refusal
+        "busy": "55P03|40001|40P01|57014",
+        "login": "28000|.*authentication failed",  # pgbouncer has no code of its own for it
     }
-    BUSY = ("55P03", "40001", "40P01", "57014")
-    ROW_FAULT = ("22", "23", "44", "54", "P0")  # classes: data, constraints, check options, limits, a trigger's refusal
 
     def _open(self, host: str, port: int) -> None:
         native = import_driver("pg8000.native", "pg8000")
@@ -2078,18 +2079,23 @@ class PostgreSQL(Database):
         sock = self.allowance.connect(host, port)
         trusted = config.database_tls == "verify" or (config.database_tls == "disable" and is_near(sock))
 
-        def guard(connection: object, data: bytes, context: object) -> None:
-            """Authentication requests: 3 is the password in clear, 11 has SCRAM's cost, which this host is to pay."""
-            kind, cost = int.from_bytes(data[:4], "big"), re.search(rb",i=(\d{1,20})", data[4:])
-            if kind == 3 and not trusted:
-                raise self._told_in_clear(host, port)
-            if kind == 11 and cost and int(cost[1]) > MOST_ITERATIONS:
-                raise DatabaseRefused(f"database {self.where}: {host}:{port} asks for too many rounds of SCRAM")
+        told = self._told_in_clear(host, port)
+        costly = DatabaseRefused(f"database {self.where}: {host}:{port} asks for too many rounds of SCRAM")
+
+        class Guarded(guarded(native.Connection, "handle_AUTHENTICATION_REQUEST")):  # type: ignore[misc]
+            def handle_AUTHENTICATION_REQUEST(self, data: bytes, context: object) -> None:
+                """3 is the password in clear, 11 has SCRAM's cost, which this host is to pay."""
+                kind, cost = int.from_bytes(data[:4], "big"), re.search(rb",i=(\d{1,20})", data[4:])
+                if kind == 3 and not trusted:
+                    raise told
+                if kind == 11 and cost and int(cost[1]) > MOST_ITERATIONS:
+                    raise costly
+                super().handle_AUTHENTICATION_REQUEST(data, context)
 
         try:
             if config.database_tls != "disable":
                 sock = self._encrypted(sock, host, port)
-            self.connection = guarded(native.Connection, "handle_AUTHENTICATION_REQUEST", guard)(
+            self.connection = Guarded(
                 endpoint.user, host=host, port=port, database=endpoint.name, password=config.database_login(),
                 ssl_context=False, application_name="ftpcoord", sock=sock,
             )  # fmt: skip
@@ -2120,56 +2126,25 @@ class PostgreSQL(Database):
             f"the network is trusted"
         )
 
-    def _run(self, sql: str) -> List[Sequence[Any]]:
+    def _run(self, sql: str) -> list[Sequence[Any]]:
         # SET LOCAL lasts for this message, which is one transaction: so it also works behind a transaction pooler.
         lock_timeout = int(self.timing.lock_timeout * 1000)
         return self.connection.run(f"SET LOCAL lock_timeout = '{lock_timeout}ms'; {sql}") or []
 
-    def _translate(self, exc: BaseException, place: str = "") -> Error:
+    def _said(self, exc: BaseException) -> tuple[str, str]:
         detail = exc.args[0] if exc.args and isinstance(exc.args[0], dict) else {}
-        code = str(detail.get("C", ""))
-        cause = exc.__cause__ or exc  # what pg8000 calls a network error may be a time-out
-        text = (str(detail.get("M", "")) or reason(cause))[:LONGEST_REASON]
-        if code in self.REFUSED:
-            return DatabaseRefused(f"database {self.where}: {place}{self.REFUSED[code]} ({text})")
-        if code in self.BUSY:
-            return DatabaseBusy(f"database {self.where}: {text}")
-        if code[:2] in self.ROW_FAULT:
-            return RowRefused(f"database {self.where}: {text}")
-        if "authentication failed" in text:  # pgbouncer, which has no code of its own for it
-            return DatabaseRefused(f"database {self.where}: {place}the login was refused ({text})")
-        if isinstance(exc, ssl.SSLCertVerificationError):
-            return DatabaseRefused(
-                f"database {self.where}: {place}its certificate is not trusted ({exc.verify_message}); "
-                f"set database_ca_file"
-            )
-        if isinstance(exc, GARBLED):
-            text = f"its answer cannot be understood ({text})"
-        if isinstance(cause, (TimeoutError, socket.timeout)):
-            text = f"no answer within {self.timing.call_timeout:g} s"
-        return DatabaseDown(f"database {self.where}: {place}{text}")
+        code, text = super()._said(exc)
+        return str(detail.get("C", code)), str(detail.get("M", text))
 
-    def tables(self) -> Set[str]:
-        rows = self.execute(
-            "SELECT name FROM (SELECT 'token_holder' AS name UNION ALL SELECT 'health_check' UNION ALL "
-            "SELECT 'file_ledger') n WHERE to_regclass(name) IS NOT NULL"
-        )
-        return {str(row[0]) for row in rows}
+    def _now(self, digits: int, column_type: str) -> str:
+        now = "CURRENT_TIMESTAMP" if "with time zone" in column_type else self.UTC
+        return now if digits >= 3 else f"date_trunc('second', {now})"
 
-    def _heartbeat_type(self) -> str:
-        return str(
-            self.execute(
-                "SELECT format_type(atttypid, atttypmod) || CASE WHEN atttypmod < 0 THEN '(6)' ELSE '' END "
-                "FROM pg_attribute WHERE attrelid = to_regclass('health_check') AND attname = 'last_heartbeat'"
-            )[0][0]
-        )
-
-    def _set_precision(self, digits: int, column_type: str) -> None:
-        zoned = "with time zone" in column_type
-        now = "CURRENT_TIMESTAMP" if zoned else "(CURRENT_TIMESTAMP AT TIME ZONE 'UTC')"
-        self.released = "'1970-01-01 00:00:01+00'" if zoned else "'1970-01-01 00:00:01'"
-        self.now = now if digits >= 3 else f"date_trunc('second', {now})"
-        self.tick = "interval '1 millisecond'" if digits >= 3 else "interval '1 second'"
+    def _rows(self, changes: Sequence[Change]) -> str:
+        # A VALUES list is planned in a fifth of the time that as many SELECTs take.
+        row = f"({', '.join(self.TYPES.get(name, '%s') for name in COLUMNS)})"
+        rows = ", ".join(row % self._literals(change) for change in changes)
+        return f"SELECT * FROM (VALUES {rows}) AS r ({', '.join(COLUMNS)})"
 
 
 class MySQL(Database):
@@ -2181,107 +2156,64 @@ class MySQL(Database):
 
     name = "mysql"
     least_timeout = 1.2  # innodb_lock_wait_timeout is a whole number of seconds, and the server gives up first
-    AGE = "TIMESTAMPDIFF(MICROSECOND, last_heartbeat, $now) / 1000000.0"
-    STAMP = "CAST(h.last_heartbeat AS CHAR)"
-    SECONDS_UNTIL = """CASE WHEN updated_at <= UTC_TIMESTAMP(6)
-        THEN TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), next_attempt_at) / 1000000.0 END"""
+    TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()"
+    HEARTBEAT_TYPE = """
+        SELECT column_type FROM information_schema.columns
+         WHERE table_schema = DATABASE() AND table_name = 'health_check' AND column_name = 'last_heartbeat'"""
+    UTC = "UTC_TIMESTAMP(6)"
+    SECONDS = "TIMESTAMPDIFF(MICROSECOND, {0}, {1}) / 1000000.0"
+    SHIFTED = "{0} + INTERVAL 1000000 * ({1}) MICROSECOND"
+    TYPES = dict.fromkeys(("id", "old_mtime", "old_state"), "_ascii %s COLLATE ascii_bin")
+    WORDS = {
+        "share": "LOCK IN SHARE MODE",  # READ COMMITTED would not lock it by itself
+        "epoch": "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', $utc) / 1000000.0",
+        "ignore": "ON DUPLICATE KEY UPDATE task_id = task_id",
+        "or_update": "ON DUPLICATE KEY UPDATE",
+        "won": "",
+        "made": "",
+        "tell": "LAST_INSERT_ID",
+        "text": "char",
+    }
 
-    BEAT = """
-        INSERT INTO health_check (task_id, group_id, last_heartbeat)
-        SELECT :member, :group, $now FROM (SELECT 1 AS one) o
-         WHERE NOT EXISTS (SELECT 1 FROM token_holder WHERE group_id = :group AND task_id = :member)
-            ON DUPLICATE KEY UPDATE last_heartbeat = GREATEST(COALESCE(health_check.last_heartbeat, $now), $now)"""
-    LOOK = """
-        SELECT t.task_id, t.term, t.task_id = :member, $stamp, $age,
-               TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1000000.0, h.last_heartbeat = $released
-          FROM (SELECT 1 AS one) o LEFT JOIN token_holder t ON t.group_id = :group
-          LEFT JOIN health_check h ON h.group_id = t.group_id AND h.task_id = t.task_id"""
-    # The claims win the token alone; SEAT and then RENEW, which needs it still to be so, make the lease. A member that
-    # dies between them costs the group one S of waiting, a transaction held open by a stopped member would cost more.
-    FIRST = "INSERT INTO token_holder (group_id, task_id, term) VALUES (:group, :member, :term)"
+    FIRST = "INSERT INTO token_holder (group_id, task_id, term) VALUES (:group, :member, $tell(:term))"
     TAKE = """
-        UPDATE token_holder t STRAIGHT_JOIN health_check h ON h.group_id = t.group_id AND h.task_id = t.task_id
-           SET t.term = LAST_INSERT_ID(t.term + 1), t.task_id = :member,
+        UPDATE token_holder t STRAIGHT_JOIN $his_row
+           SET t.term = $tell(t.term + 1), t.task_id = :member,
                h.last_heartbeat = h.last_heartbeat -- changes nothing, but makes the row a locked one
-         WHERE t.group_id = :group AND t.task_id = :holder AND t.term = :old_term
-           AND (h.last_heartbeat = :stamp OR :stamp IS NULL AND h.last_heartbeat IS NULL)
-           AND (0 = :aged OR h.last_heartbeat < $now - INTERVAL :stale_after * 1000000 MICROSECOND)"""
-    TAKE_ABSENT = """
-        UPDATE token_holder SET term = LAST_INSERT_ID(term + 1), task_id = :member
-         WHERE group_id = :group AND task_id = :holder AND term = :old_term
-           AND (1 = :own OR NOT EXISTS (
-               SELECT 1 FROM health_check h WHERE h.group_id = :group AND h.task_id = :holder))"""
-    SEAT = """
-        INSERT INTO health_check (task_id, group_id, last_heartbeat)
-        SELECT :member, :group, $now FROM token_holder
-         WHERE group_id = :group AND task_id = :member AND term = :term
-            ON DUPLICATE KEY UPDATE last_heartbeat = $now"""
+         WHERE $seen AND $as_seen"""
     # The result is twice the term, plus one if a request to step down is there.
     RENEW = """
-        UPDATE token_holder t STRAIGHT_JOIN health_check h ON h.group_id = t.group_id AND h.task_id = t.task_id
+        UPDATE token_holder t STRAIGHT_JOIN $his_row
           LEFT JOIN health_check r ON r.group_id = t.group_id AND r.task_id = :request
-           SET t.term = t.term + 0 * LAST_INSERT_ID(2 * t.term + (r.task_id IS NOT NULL)),
-               h.last_heartbeat = IF(h.last_heartbeat > $now, h.last_heartbeat + $tick, $now)
-         WHERE t.group_id = :group AND t.task_id = :member AND t.term = :term"""
-    RELEASE = """
-        UPDATE token_holder t STRAIGHT_JOIN health_check h ON h.group_id = t.group_id AND h.task_id = t.task_id
-           SET t.term = t.term, h.last_heartbeat = $released
-         WHERE t.group_id = :group AND t.task_id = :member AND t.term = :term"""
-
-    ROW = """
-        SELECT _ascii :file_id COLLATE ascii_bin AS file_id, :path AS path, :size AS size, :mtime AS mtime,
-               :state AS state, :attempts AS attempts, :failures AS failures, :action AS action, :error AS error,
-               :delay AS delay, :old_size AS old_size, _ascii :old_mtime COLLATE ascii_bin AS old_mtime,
-               _ascii :old_state COLLATE ascii_bin AS old_state, :old_term AS old_term, :old_attempts AS old_attempts"""
-    CLAIM = """
-        INSERT INTO file_ledger (group_id, file_id, path, size, mtime, state, term, task_id, attempts, failures,
-                                 next_attempt_at, updated_at, error, action)
-        SELECT :group, v.file_id, v.path, v.size, v.mtime, v.state, t.term, :member, v.attempts, v.failures,
-               NULL, UTC_TIMESTAMP(6), v.error, v.action
-          FROM (SELECT term FROM token_holder -- READ COMMITTED would not lock it by itself
-                 WHERE group_id = :group AND task_id = :member AND term = :term LOCK IN SHARE MODE) t, ($rows) v
-            ON DUPLICATE KEY UPDATE file_ledger.state = file_ledger.state"""
+           SET t.term = t.term + 0 * $tell(2 * t.term + (r.task_id IS NOT NULL)), h.last_heartbeat = $moved
+         WHERE $held"""
+    RELEASE = RENEW.replace("$moved", "$released")
     CHANGE = """
         UPDATE token_holder t, file_ledger l, ($rows) v
-           SET t.term = t.term, l.size = v.size, l.mtime = v.mtime, l.state = v.state, l.term = t.term,
-               l.task_id = :member, l.attempts = v.attempts, l.failures = v.failures, l.error = v.error,
-               l.action = v.action, l.updated_at = UTC_TIMESTAMP(6),
-               l.next_attempt_at = UTC_TIMESTAMP(6) + INTERVAL v.delay * 1000000 MICROSECOND
-         WHERE t.group_id = :group AND t.task_id = :member AND t.term = :term
-           AND l.group_id = :group AND l.file_id = v.file_id AND l.size = v.old_size AND l.mtime = v.old_mtime
-           AND l.state = v.old_state AND l.term = v.old_term AND l.attempts = v.old_attempts"""
+           SET t.term = t.term, l.term = t.term, l.task_id = :member, $set
+         WHERE $held AND l.group_id = :group AND $same"""
     FORGET = """
         DELETE l FROM token_holder t, file_ledger l, ($rows) v
-         WHERE t.group_id = :group AND t.task_id = :member AND t.term = :term
-           AND l.group_id = :group AND l.file_id = v.file_id AND l.size = v.old_size AND l.mtime = v.old_mtime
-           AND l.state = v.old_state AND l.term = v.old_term AND l.attempts = v.old_attempts"""
-    ASK_STEP_DOWN = """
-        INSERT INTO health_check (task_id, group_id, last_heartbeat) VALUES (:request, :group, $now)
-            ON DUPLICATE KEY UPDATE last_heartbeat = health_check.last_heartbeat"""
-    ADOPT = """
-        INSERT INTO file_ledger (group_id, file_id, path, size, mtime, state, term, task_id, attempts, failures,
-                                 next_attempt_at, updated_at, error, action)
-        SELECT :group, v.file_id, v.path, v.size, v.mtime, 'done', 0, :member, 0, 0, NULL, UTC_TIMESTAMP(6), '', ''
-          FROM ($rows) v ON DUPLICATE KEY UPDATE file_ledger.state = file_ledger.state"""
-    RETRY = """
-        UPDATE file_ledger SET state = 'failed', failures = 0, action = '', next_attempt_at = UTC_TIMESTAMP(6),
-               updated_at = UTC_TIMESTAMP(6)
-         WHERE group_id = :group AND file_id = :file_id AND state = :state AND action = :action"""
+         WHERE $held AND l.group_id = :group AND $same"""
 
-    REFUSED: ClassVar[Dict[int, str]] = {
-        1044: "the user may not use this database",
-        1045: "the login was refused",
-        1049: "there is no such database",
-        1142: "a privilege is missing; members need SELECT, INSERT, UPDATE and DELETE on the three tables",
-        1146: "a table is missing; see `ftpcoord.py schema mysql`",
-        1054: "a table lacks a column; compare it with `ftpcoord.py schema mysql`",
-        1698: "the login was refused",
+    FAULTS = {
+        "login": "1045|1698",
+        "database": "1049",
+        "forbidden": "1044",
+        "privilege": "1142",
+        "table": "1146",
+        "column": "1054",
+        "certificate": ".*CERTIFICATE_VERIFY_FAILED",
+        "tls": "2026|SSL",
+        "secret": "RuntimeError .*cryptography",
+        "exists": "1062",
+        "busy": "1205|1213",
+        # Too long, out of range, not in the character set or the enumeration, too large for a packet, a trigger's
+        # refusal, a constraint or check option; the rest of its kind PyMySQL knows by class.
+        "row": "1118|1153|1264|1265|1267|1292|1300|1364|1366|1369|1406|1644|1690|3819|3854|3988|4025|"
+        r"\d+ (Data|Integrity)Error",
+        "read-only": "1290|1792|1836",
     }
-    BUSY = (1205, 1213)
-    # Too long, out of range, not in the character set or the enumeration, too large for a packet, a trigger's refusal,
-    # a constraint or check option; the rest of its kind PyMySQL knows by class.
-    ROW_FAULT = (1118, 1153, 1264, 1265, 1267, 1292, 1300, 1364, 1366, 1369, 1406, 1644, 1690, 3819, 3854, 3988, 4025)
-    READ_ONLY = (1290, 1792, 1836)
 
     def _open(self, host: str, port: int) -> None:
         import_driver("pymysql.connections", "PyMySQL")
@@ -2312,16 +2244,20 @@ class MySQL(Database):
             def authenticate(self, packet: object) -> None:
                 raise told
 
-        def guard(connection: Any) -> None:
-            """The greeting. The server asks for another kind of login if it wants one: what is refused is not begun, as
-            PyMySQL gives the password for some of them at once."""
-            if tls is not None and not connection.server_capabilities & 0x800:
-                raise pymysql.OperationalError(2026, "the server offers none")
-            if connection._auth_plugin_name in refused:
-                connection._auth_plugin_name = "mysql_native_password"
+        class Guarded(guarded(pymysql.connections.Connection, "_get_server_information")):  # type: ignore[misc]
+            _auth_plugin_name: str
+
+            def _get_server_information(self) -> None:
+                """The greeting. The server asks for another kind of login if it wants one: what is refused is not
+                begun, as PyMySQL gives the password for some of them at once."""
+                super()._get_server_information()
+                if tls is not None and not self.server_capabilities & 0x800:
+                    raise pymysql.OperationalError(2026, "the server offers none")
+                if self._auth_plugin_name in refused:
+                    self._auth_plugin_name = "mysql_native_password"
 
         wait = max(1, int(self.timing.lock_timeout))
-        self.connection = guarded(pymysql.connections.Connection, "_get_server_information", guard)(
+        self.connection = Guarded(
             host=host, port=port, user=endpoint.user, password=config.database_login(), database=endpoint.name,
             charset="utf8mb4", autocommit=True, program_name="ftpcoord", defer_connect=True,
             auth_plugin_map=dict.fromkeys(refused, Refusal),
@@ -2332,7 +2268,7 @@ class MySQL(Database):
         if str(self._run("SELECT @@global.read_only")[0][0]) not in ("0", "OFF"):  # a number or, of late, a word
             raise DatabaseDown(f"database {self.where}: {host}:{port} is read-only (a replica?)")
 
-    def _run(self, sql: str) -> List[Sequence[Any]]:
+    def _run(self, sql: str) -> list[Sequence[Any]]:
         with self.connection.cursor() as cursor:
             cursor.execute(sql)
             if cursor.description is None:
@@ -2343,77 +2279,25 @@ class MySQL(Database):
             return list(cursor.fetchall())
 
     def literal(self, value: object) -> str:
-        # The session's sql_mode, set in _connect, makes the backslash an escape.
+        # The session's sql_mode, set at login, makes the backslash an escape.
         return super().literal(value.replace("\\", r"\\") if isinstance(value, str) else value)
 
-    def _translate(self, exc: BaseException, place: str = "") -> Error:
-        code = exc.args[0] if exc.args and isinstance(exc.args[0], int) else 0
-        text = (str(exc.args[1]) if code and len(exc.args) > 1 else reason(exc))[:LONGEST_REASON]
-        if code in self.REFUSED:
-            return DatabaseRefused(f"database {self.where}: {place}{self.REFUSED[code]} ({text})")
-        if code in self.BUSY:
-            return DatabaseBusy(f"database {self.where}: {text}")
-        if code == 1062:
-            return RowExists(f"database {self.where}: {text}")
-        if code in self.ROW_FAULT or type(exc).__name__ in ("DataError", "IntegrityError"):
-            return RowRefused(f"database {self.where}: {text}")
-        if code in self.READ_ONLY:
-            return DatabaseDown(f"database {self.where}: {place}has become read-only")
-        if code == 2026 or isinstance(exc, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in text:
-            return DatabaseRefused(
-                f"database {self.where}: {place}no TLS that can be trusted ({text}); set database_ca_file, or "
-                f"database_tls to prefer or disable if the network is trusted"
-            )
-        if isinstance(exc, RuntimeError) and "cryptography" in text:
-            return DatabaseRefused(
-                f"database {self.where}: {place}this login needs TLS, `pip install cryptography` or a right password"
-            )
-        if isinstance(exc, GARBLED):
-            text = f"its answer cannot be understood ({text})"
-        return DatabaseDown(f"database {self.where}: {place}{text}")
+    def _said(self, exc: BaseException) -> tuple[str, str]:
+        kind, text = super()._said(exc)
+        if len(exc.args) > 1 and isinstance(exc.args[0], int):
+            return f"{exc.args[0]} {kind}", str(exc.args[1])
+        return kind, text
 
-    def _look(self, group: str, member: str) -> Sequence[Any]:
-        self.execute(self.BEAT, group=group, member=member)
-        return super()._look(group, member)
-
-    def first(self, group: str, member: str, term: int) -> Optional[int]:
-        try:
-            self.execute(self.FIRST, group=group, member=member, term=term)
-        except RowExists:
-            return None
-        return self._seat(group, member, term)
-
-    def take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> Optional[int]:
-        term = _one(self._take(group, member, seen, stale_after, why))
-        return None if term is None else self._seat(group, member, term)
-
-    def _seat(self, group: str, member: str, term: int) -> Optional[int]:
-        self.execute(self.SEAT, group=group, member=member, term=term)
-        return term if self.renew(group, member, term).held else None
+    def _now(self, digits: int, column_type: str) -> str:
+        return f"UTC_TIMESTAMP({digits if digits >= 3 else 0})"
 
     def renew(self, group: str, member: str, term: int) -> Renewal:
         rows = self.execute(self.RENEW, group=group, member=member, term=term, request=f"{STEP_DOWN}{term}")
         return Renewal(True, bool(rows[0][0] % 2)) if rows and rows[0][0] // 2 == term else Renewal(False)
 
-    def _write(self, fence: Fence, sql: str, changes: Sequence[Change]) -> Set[str]:
+    def _write(self, fence: Fence, sql: str, changes: Sequence[Change]) -> set[str]:
         self.execute(sql, changes, **fence._asdict())
         return {sha256_text(_path(c)) for c, ok in zip(changes, self.written(fence, changes)) if ok}
-
-    def tables(self) -> Set[str]:
-        rows = self.execute("SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()")
-        return {str(row[0]) for row in rows} & {"token_holder", "health_check", "file_ledger"}
-
-    def _heartbeat_type(self) -> str:
-        return str(
-            self.execute(
-                "SELECT column_type FROM information_schema.columns WHERE table_schema = DATABASE() "
-                "AND table_name = 'health_check' AND column_name = 'last_heartbeat'"
-            )[0][0]
-        )
-
-    def _set_precision(self, digits: int, column_type: str) -> None:
-        self.now = f"UTC_TIMESTAMP({digits})" if digits >= 3 else "UTC_TIMESTAMP()"
-        self.tick = "INTERVAL 1000 MICROSECOND" if digits >= 3 else "INTERVAL 1 SECOND"
 
 
 class SQLite(Database):
@@ -2424,96 +2308,35 @@ class SQLite(Database):
 
     name = "sqlite"
     least_timeout = 0.25
-    AGE = "(julianday($now) - julianday(last_heartbeat)) * 86400.0"
-    SECONDS_UNTIL = """CASE WHEN updated_at <= strftime('%Y-%m-%d %H:%M:%f', 'now')
-        THEN (julianday(next_attempt_at) - julianday('now')) * 86400.0 END"""
+    TABLES = "SELECT name FROM sqlite_master WHERE type = 'table'"
+    HEARTBEAT_TYPE = "SELECT 'text'"  # whatever type the column was declared with: it keeps the text that is written
+    UTC = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
+    SECONDS = "(julianday({1}) - julianday({0})) * 86400.0"
+    SHIFTED = "strftime('%Y-%m-%d %H:%M:%f', {0}, ({1}) || ' seconds')"
+    WORDS = {"epoch": "(julianday($utc) - julianday('1970-01-01')) * 86400.0"}
 
-    BEAT = """
-        INSERT INTO health_check (task_id, group_id, last_heartbeat)
-        SELECT :member, :group, $now
-         WHERE NOT EXISTS (SELECT 1 FROM token_holder WHERE group_id = :group AND task_id = :member)
-            ON CONFLICT (task_id, group_id) DO UPDATE
-           SET last_heartbeat = max(COALESCE(last_heartbeat, ''), excluded.last_heartbeat)"""
-    LOOK = """
-        SELECT t.task_id, t.term, t.task_id = :member, $stamp, $age,
-               (julianday('now') - julianday('1970-01-01')) * 86400.0, h.last_heartbeat = $released
-          FROM (SELECT 1) LEFT JOIN token_holder t ON t.group_id = :group
-          LEFT JOIN health_check h ON h.group_id = t.group_id AND h.task_id = t.task_id"""
-    FIRST = """
-        INSERT INTO token_holder (group_id, task_id, term) VALUES (:group, :member, :term)
-            ON CONFLICT (group_id) DO NOTHING RETURNING term"""
     TAKE = """
-        UPDATE token_holder SET task_id = :member, term = term + 1
-         WHERE group_id = :group AND task_id = :holder AND term = :old_term AND EXISTS (
-               SELECT 1 FROM health_check h WHERE h.group_id = :group AND h.task_id = :holder
-                  AND (h.last_heartbeat = :stamp OR :stamp IS NULL AND h.last_heartbeat IS NULL) AND (0 = :aged
-                   OR h.last_heartbeat < strftime('%Y-%m-%d %H:%M:%f', 'now', '-' || :stale_after || ' seconds'))
-               ) RETURNING term"""
-    TAKE_ABSENT = """
-        UPDATE token_holder SET task_id = :member, term = term + 1
-         WHERE group_id = :group AND task_id = :holder AND term = :old_term
-           AND (1 = :own OR NOT EXISTS (
-               SELECT 1 FROM health_check h WHERE h.group_id = :group AND h.task_id = :holder)) RETURNING term"""
-    SEAT = """
-        INSERT INTO health_check (task_id, group_id, last_heartbeat) VALUES (:member, :group, $now)
-            ON CONFLICT (task_id, group_id) DO UPDATE SET last_heartbeat = excluded.last_heartbeat"""
+        UPDATE token_holder AS t SET task_id = :member, term = t.term + 1
+         WHERE $seen AND EXISTS (
+               SELECT 1 FROM health_check h WHERE h.group_id = :group AND h.task_id = :holder AND $as_seen) $won"""
     RENEW = """
-        UPDATE health_check SET last_heartbeat =
-               CASE WHEN last_heartbeat > $now THEN strftime('%Y-%m-%d %H:%M:%f', last_heartbeat, $tick) ELSE $now END
+        UPDATE health_check AS h SET last_heartbeat = $moved
          WHERE group_id = :group AND task_id = :member AND EXISTS (
-               SELECT 1 FROM token_holder WHERE group_id = :group AND task_id = :member AND term = :term)
-        RETURNING (SELECT COUNT(*) FROM health_check r WHERE r.group_id = :group AND r.task_id = :request)"""
-    RELEASE = """
-        UPDATE health_check SET last_heartbeat = $released
-         WHERE group_id = :group AND task_id = :member AND EXISTS (
-               SELECT 1 FROM token_holder WHERE group_id = :group AND task_id = :member AND term = :term)"""
-
-    ROW = """
-        SELECT :file_id AS file_id, :path AS path, :size AS size, :mtime AS mtime, :state AS state,
-               :attempts AS attempts, :failures AS failures, :action AS action, :error AS error, :delay AS delay,
-               :old_size AS old_size, :old_mtime AS old_mtime, :old_state AS old_state, :old_term AS old_term,
-               :old_attempts AS old_attempts"""
-    CLAIM = """
-        INSERT INTO file_ledger (group_id, file_id, path, size, mtime, state, term, task_id, attempts, failures,
-                                 next_attempt_at, updated_at, error, action)
-        SELECT :group, v.file_id, v.path, v.size, v.mtime, v.state, t.term, :member, v.attempts, v.failures,
-               NULL, strftime('%Y-%m-%d %H:%M:%f', 'now'), v.error, v.action
-          FROM token_holder t, ($rows) v WHERE t.group_id = :group AND t.task_id = :member AND t.term = :term
-            ON CONFLICT DO NOTHING RETURNING file_id"""
-    CHANGE = """
-        UPDATE file_ledger
-           SET size = v.size, mtime = v.mtime, state = v.state, term = :term, task_id = :member,
-               attempts = v.attempts, failures = v.failures, error = v.error, action = v.action,
-               next_attempt_at = strftime('%Y-%m-%d %H:%M:%f', 'now', '+' || v.delay || ' seconds'),
-               updated_at = strftime('%Y-%m-%d %H:%M:%f', 'now')
-          FROM token_holder t, ($rows) v
-         WHERE t.group_id = :group AND t.task_id = :member AND t.term = :term
-           AND file_ledger.group_id = :group AND file_ledger.file_id = v.file_id
-           AND file_ledger.size = v.old_size AND file_ledger.mtime = v.old_mtime
-           AND file_ledger.state = v.old_state AND file_ledger.term = v.old_term
-           AND file_ledger.attempts = v.old_attempts RETURNING file_id"""
+               SELECT 1 FROM token_holder t WHERE $held)
+        RETURNING EXISTS (SELECT 1 FROM health_check r WHERE r.group_id = :group AND r.task_id = :request)"""
+    RELEASE = RENEW.replace("$moved", "$released")
     FORGET = """
         DELETE FROM file_ledger
-         WHERE group_id = :group AND EXISTS (
-               SELECT 1 FROM token_holder WHERE group_id = :group AND task_id = :member AND term = :term)
-           AND (file_id, size, mtime, state, term, attempts) IN (
-               SELECT file_id, old_size, old_mtime, old_state, old_term, old_attempts FROM ($rows)) RETURNING file_id"""
-    ASK_STEP_DOWN = """
-        INSERT INTO health_check (task_id, group_id, last_heartbeat) VALUES (:request, :group, $now)
-            ON CONFLICT (task_id, group_id) DO NOTHING"""
-    ADOPT = """
-        INSERT INTO file_ledger (group_id, file_id, path, size, mtime, state, term, task_id, attempts, failures,
-                                 next_attempt_at, updated_at, error, action)
-        SELECT :group, v.file_id, v.path, v.size, v.mtime, 'done', 0, :member, 0, 0, NULL,
-               strftime('%Y-%m-%d %H:%M:%f', 'now'), '', ''
-          FROM ($rows) v WHERE true ON CONFLICT DO NOTHING"""
-    RETRY = """
-        UPDATE file_ledger SET state = 'failed', failures = 0, action = '',
-               next_attempt_at = strftime('%Y-%m-%d %H:%M:%f', 'now'),
-               updated_at = strftime('%Y-%m-%d %H:%M:%f', 'now')
-         WHERE group_id = :group AND file_id = :file_id AND state = :state AND action = :action"""
+         WHERE group_id = :group AND (file_id, size, mtime, state, term, attempts) IN (
+               SELECT id, old_size, old_mtime, old_state, old_term, old_attempts FROM $fence, ($rows)) $made"""
 
-    def _connect(self) -> None:
+    FAULTS = {
+        "busy": ".*(locked|busy)",
+        "row": "DataError|IntegrityError",
+        "file": ".*(unable to open|readonly|not a database)",
+    }
+
+    def _open(self, host: str, port: int) -> None:
         import sqlite3  # here, because a member that does not need it is a megabyte smaller
 
         if sqlite3.sqlite_version_info < (3, 35):
@@ -2528,7 +2351,7 @@ class SQLite(Database):
         for statement in ddl(mysql=False).values():
             self.connection.execute(statement)
 
-    def _run(self, sql: str) -> List[Sequence[Any]]:
+    def _run(self, sql: str) -> list[Sequence[Any]]:
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             rows = list(self.connection.execute(sql).fetchall())
@@ -2538,48 +2361,8 @@ class SQLite(Database):
         self.connection.execute("COMMIT")
         return rows
 
-    def _open(self, host: str, port: int) -> None:
-        raise NotImplementedError
 
-    def _translate(self, exc: BaseException, place: str = "") -> Error:
-        text = reason(exc)
-        if "locked" in text or "busy" in text:
-            return DatabaseBusy(f"database {self.where}: {text}")
-        if type(exc).__name__ in ("DataError", "IntegrityError"):
-            return RowRefused(f"database {self.where}: {text}")
-        if "unable to open" in text or "readonly" in text or "not a database" in text:
-            return DatabaseRefused(f"database {self.where}: {text}; members need the file and its folder writable")
-        return DatabaseDown(f"database {self.where}: {text}")
-
-    def _look(self, group: str, member: str) -> Sequence[Any]:
-        self.execute(self.BEAT, group=group, member=member)
-        return super()._look(group, member)
-
-    def first(self, group: str, member: str, term: int) -> Optional[int]:
-        return self._seat(group, member, super().first(group, member, term))
-
-    def take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> Optional[int]:
-        return self._seat(group, member, super().take(group, member, seen, stale_after, why))
-
-    def _seat(self, group: str, member: str, term: Optional[int]) -> Optional[int]:
-        """The winner's first heartbeat; then the renewal that needs the token still to be its own."""
-        if term is None:
-            return None
-        self.execute(self.SEAT, group=group, member=member)
-        return term if self.renew(group, member, term).held else None
-
-    def tables(self) -> Set[str]:
-        return {str(row[0]) for row in self.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-
-    def _heartbeat_type(self) -> str:
-        return "text(3)"  # whatever type the column was declared with: it keeps the text that is written
-
-    def _set_precision(self, digits: int, column_type: str) -> None:
-        self.now = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
-        self.tick = "'+0.001 seconds'"
-
-
-DIALECTS: Dict[str, Type[Database]] = {"postgresql": PostgreSQL, "mysql": MySQL, "sqlite": SQLite}
+DIALECTS: dict[str, type[Database]] = {"postgresql": PostgreSQL, "mysql": MySQL, "sqlite": SQLite}
 
 
 def open_database(config: Config) -> Database:
@@ -2590,7 +2373,7 @@ def open_database(config: Config) -> Database:
 
 
 def import_driver(module: str, package: str) -> Any:
-    """Imports a module that only some settings need."""
+    """A module that only some settings need."""
     try:
         return importlib.import_module(module)
     except ImportError as exc:
@@ -2600,10 +2383,7 @@ def import_driver(module: str, package: str) -> Any:
 
 
 def tls_context(setting: str, ca_file: str, verify: bool) -> ssl.SSLContext:
-    """For a TLS client: 1.2 and newer. Raises ConfigError that names the setting which `ca_file` came from.
-
-    Making one costs milliseconds of loading certificates.
-    """
+    """For a TLS client: 1.2 and newer. Raises ConfigError that names the setting which `ca_file` came from."""
     try:
         context = ssl.create_default_context(cafile=ca_file or None)
     except (OSError, ValueError) as exc:
@@ -8960,7 +8740,7 @@ def unread(config: Config, error: str = "") -> dict[str, Any]:
 
 def group_status(database: Database, config: Config) -> dict[str, Any]:
     """The group as the database shows it, in the form of `status --json`. Raises what the database raises."""
-    timing = database.prepare() if not database.now else database.timing
+    timing = database.prepare() if not database.prepared else database.timing
     database.settle_group(config)
     group, found = config.coordination_group, unread(config)
     found["holder"], found["term"] = database.token(group)

@@ -805,7 +805,6 @@ def part_cost(quick: bool) -> Result:
                 config = ftpcoord.Config(**settings_for(url, "g", member, 1, 30))
                 database = ftpcoord.open_database(config)
                 if member == "active":
-                    database._set_precision(6, "")
                     database.apply_schema()
                 timing = database.prepare()
                 election = ftpcoord.Election(database, "g", member, timing, ftpcoord.boot_clock, lambda *_, **__: None)

@@ -533,11 +533,7 @@ class SimDatabase(Tables):
             if self.kind == "mysql":
                 raise ftpcoord.DatabaseDown("(1062, \"Duplicate entry 'group' for key 'PRIMARY'\")")
             return []
-        self._win(member, term)
-        if self.kind == "mysql":
-            return []
-        self.health[member] = self.column(clock)
-        return [(term,)]
+        return self._won(clock, member, term)
 
     def take(
         self, clock: float, snapshot: Tables, group: str, member: str, holder: str, old_term: int,
@@ -582,7 +578,7 @@ class SimDatabase(Tables):
         asked = request in self._read(snapshot).health
         return [(2 * term + asked,)] if self.kind == "mysql" else [(asked,)]
 
-    def release(self, clock: float, snapshot: Tables, group: str, member: str, term: int) -> list[Any]:
+    def release(self, clock: float, snapshot: Tables, group: str, member: str, term: int, request: str) -> list[Any]:
         if self.token == (member, term) and member in self.health:
             self.health[member] = RELEASED_STAMP
             WORLD.released()
@@ -626,7 +622,7 @@ class SimDatabase(Tables):
 
     def standing(self, clock: float, snapshot: Tables, group: str, ids: list[str]) -> list[Any]:
         rows = [(file_id, snapshot.ledger[file_id]) for file_id in ids if file_id in snapshot.ledger]
-        return [(i, r.state, r.mtime, r.action, r.term, r.attempts, r.failures, r.size) for i, r in rows]
+        return [(i, *r[1:8]) for i, r in rows]
 
     def change(
         self, clock: float, snapshot: Tables, group: str, member: str, term: int, changes: Sequence[ftpcoord.Change]

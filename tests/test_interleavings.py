@@ -220,7 +220,7 @@ def test_of_two_claims_of_an_absent_holder_one_waits_and_loses(two: Two) -> None
 @SQL_SERVERS
 @LEVELS
 def test_a_takeover_waits_for_a_release_and_wins_once_it_has_seen_it(two: Two) -> None:
-    assert two.first.run(two.first.store.RELEASE, member="a", term=1) in ("won", "lost")
+    assert two.first.run(two.first.store.RELEASE, member="a", term=1, request="") in ("won", "lost")
     two.second.start(two.second.take)
     two.first.commit()
     assert two.second.finish() in ("lost", "conflict"), "the stamp is not the one that was seen"

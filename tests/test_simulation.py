@@ -180,7 +180,7 @@ class Twin:
         text = f"'{ftpcoord.utc_text(seconds).replace('T', ' ')[:-1]}'"
         if self.sim.whole:
             text = text[:-5] + "'"
-        self.store.now = f"TIMESTAMP {text}"
+        self.store._words["now"] = f"TIMESTAMP {text}"
 
     def execute(self, sql: str, changes: Any = (), **values: Any) -> Any:
         rows: Any
