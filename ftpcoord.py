@@ -1281,7 +1281,7 @@ class Fence(NamedTuple):
 
 
 class Marks(NamedTuple):
-    """What a row's error begins with, and what outlives the member that found it out."""
+    """What a row's error begins with; it outlives the member that found it out."""
 
     unlisted: bool = False  # failed or claimed, and dropped at next_attempt_at unless it is listed again
     gone: bool = False  # the server had no such file at the fetch: dropped when a whole listing lacks it, too
@@ -1326,12 +1326,12 @@ class Row(NamedTuple):
 
 
 class Change(NamedTuple):
-    """One step of a row: from `old` (None: there is none) to `new` (None: there is none), due in `delay` seconds."""
+    """One step of a row, from `old` to `new` (None: there is none), due in `delay` seconds."""
 
     old: Optional[Row]
     new: Optional[Row]
     delay: Optional[float] = None
-    plain: int = 0  # how the texts are stored: 0 as they are, 1 in ASCII, 2 in ASCII and the error shortened
+    plain: int = 0  # texts are stored 0 as they are, 1 in ASCII, 2 in ASCII and the error shortened
 
 
 class MemberRow(NamedTuple):
@@ -1344,7 +1344,7 @@ class MemberRow(NamedTuple):
 
 
 class Store(Protocol):
-    """What the election asks of a database. All raise DatabaseDown or DatabaseRefused; then nothing is known."""
+    """What the election asks of a database. After DatabaseDown or DatabaseRefused nothing is known."""
 
     def look(self, group: str, member: str) -> View:
         """Writes the member's heartbeat, unless its id holds the token, and looks at the holder."""
@@ -1366,7 +1366,7 @@ class Store(Protocol):
         """Makes it a released one, under the same condition."""
 
     def leave(self, group: str, member: str) -> None:
-        """Removes a standby's health row; where its id holds the token, or there is none, it is a trace."""
+        """Removes a standby's health row, unless its id holds the token, or nobody's does: then it is a trace."""
 
     def sweep(self, group: str, member: str) -> None:
         """Removes the others' health rows of yesterday and before: ids of pods change."""
@@ -1451,8 +1451,8 @@ def guarded(base: Any, method: str) -> Any:
     return base
 
 
-# What a driver's error means, and what to do. The first kind whose pattern in the dialect's FAULTS fits is taken.
-KINDS: dict[str, tuple[type[Error], str]] = {
+# What a driver's error means, and what to do: the first kind whose pattern in the dialect's FAULTS fits.
+MEANINGS: dict[str, tuple[type[Error], str]] = {
     "login": (DatabaseRefused, "the login was refused"),
     "password": (DatabaseRefused, "the password was refused"),
     "database": (DatabaseRefused, "there is no such database"),
@@ -1490,14 +1490,14 @@ class Database(abc.ABC):
 
     name: ClassVar[str]
     least_timeout: ClassVar[float]
-    TABLES: ClassVar[str]  # names of tables, ours among them
-    HEARTBEAT_TYPE: ClassVar[str]  # the type of health_check.last_heartbeat, as the database calls it
-    FAULTS: ClassVar[dict[str, str]]  # kind: pattern of how code and text of a driver's error begin
+    TABLES: ClassVar[str]
+    HEARTBEAT_TYPE: ClassVar[str]
+    FAULTS: ClassVar[dict[str, str]]  # kind: how code and text of a driver's error begin
     UTC: ClassVar[str]  # now
     SECONDS: ClassVar[str]  # from {0} to {1}
     SHIFTED: ClassVar[str]  # {0} by {1} seconds
-    TYPES: ClassVar[dict[str, str]] = {}  # values of $rows that the key's index serves only with their type
-    WORDS: ClassVar[dict[str, str]] = {}  # $name: text, each may hold others that follow
+    TYPES: ClassVar[dict[str, str]] = {}  # of $rows
+    WORDS: ClassVar[dict[str, str]] = {}  # $name: text, which may hold others that follow
     SHARED: ClassVar[dict[str, str]] = {
         "fence": "(SELECT term FROM token_holder t WHERE $held $share) mine",
         "held": "t.group_id = :group AND t.task_id = :member AND t.term = :term",
@@ -1506,7 +1506,7 @@ class Database(abc.ABC):
         "beat_of": "INSERT INTO health_check (task_id, group_id, last_heartbeat) SELECT :member, :group, $now FROM",
         "as_seen": "(h.last_heartbeat = :stamp OR :stamp IS NULL AND h.last_heartbeat IS NULL) "
         "AND (0 = :aged OR h.last_heartbeat < $ago)",
-        # Not beyond all dates, or PostgreSQL's infinity: there a step would not move it.
+        # Beyond all dates, and at PostgreSQL's infinity, a step would not move it.
         "moved": "CASE WHEN h.last_heartbeat > $now AND h.last_heartbeat < '9999-01-01' THEN $later ELSE $now END",
         "stamp": "CASE WHEN h.task_id IS NOT NULL THEN COALESCE(CAST(h.last_heartbeat AS $text), '') END",
         "those": "(SELECT :group AS group_id, r.* FROM ($rows) r) v",
@@ -1514,8 +1514,8 @@ class Database(abc.ABC):
         "AND attempts = old_attempts",
         "set": "size = new_size, mtime = new_mtime, state = new_state, attempts = new_attempts, "
         "failures = new_failures, error = new_error, action = new_action, updated_at = $utc, next_attempt_at = $due",
-        "insert": "INSERT INTO file_ledger (group_id, file_id, path, size, mtime, state, term, task_id, attempts, "
-        "failures, updated_at, error, action)",
+        "columns": "group_id, file_id, path, size, mtime, state, term, task_id, attempts, failures, updated_at, error, "
+        "action",
         "until": "CASE WHEN updated_at <= $utc THEN $wait END",
         "released": "'1970-01-01 00:00:01'",
         "ignore": "ON CONFLICT DO NOTHING",
@@ -1536,8 +1536,8 @@ class Database(abc.ABC):
     LOOK = """
         SELECT t.task_id, t.term, t.task_id = :member, $stamp, $age, $epoch, h.last_heartbeat = $released
           FROM (SELECT 1 AS one) o LEFT JOIN token_holder t ON t.group_id = :group LEFT JOIN $his_row"""
-    # These win the token alone; SEAT and then RENEW, which needs it still to be so, make the lease. A member that dies
-    # between them costs the group one S of waiting; one stopped inside a transaction would cost more.
+    # These win the token; SEAT and then RENEW, which needs it still to be so, make the lease. A member that dies
+    # between them costs the group one S; one stopped inside a transaction would cost more.
     FIRST = """
         INSERT INTO token_holder (group_id, task_id, term) VALUES (:group, :member, :term) $ignore $won"""
     TAKE: ClassVar[str]
@@ -1569,7 +1569,7 @@ class Database(abc.ABC):
     #          1 AS new_attempts, 0 AS new_failures, '' AS new_action, '' AS new_error, NULL AS delay, 10 AS old_size,
     #          '2026-01-12' AS old_mtime, 'claimed' AS old_state, 1 AS old_term, 1 AS old_attempts UNION ALL SELECT ...
     CLAIM = """
-        $insert
+        INSERT INTO file_ledger ($columns)
         SELECT :group, id, new_path, new_size, new_mtime, new_state, term, :member, new_attempts, new_failures, $utc,
                new_error, new_action
           FROM $fence, ($rows) v WHERE 1 = 1 $ignore $made"""
@@ -1578,7 +1578,7 @@ class Database(abc.ABC):
           FROM $fence, $those WHERE l.group_id = v.group_id AND $same $made"""
     FORGET: ClassVar[str]
     ADOPT = """
-        $insert
+        INSERT INTO file_ledger ($columns)
         SELECT :group, id, new_path, new_size, new_mtime, 'done', 0, :member, 0, 0, $utc, '', ''
           FROM ($rows) v WHERE 1 = 1 $ignore"""
     RETRY = """
@@ -1592,7 +1592,7 @@ class Database(abc.ABC):
          ORDER BY file_id LIMIT 5000"""
     STANDING = """
         SELECT file_id, size, mtime, state, term, attempts, failures, action FROM file_ledger
-         WHERE group_id = :group AND file_id IN ($ids)"""
+         WHERE group_id = :group AND file_id IN :ids"""
     DONE_COUNT = "SELECT COUNT(*) FROM file_ledger WHERE group_id = :group AND state = 'done' AND action = ''"
     COUNTS = f"""
         SELECT state, CASE WHEN state <> 'done' AND error LIKE '{UNLISTED}%' THEN 1 ELSE 0 END AS unlisted, COUNT(*)
@@ -1635,6 +1635,8 @@ class Database(abc.ABC):
         """A value as SQL text. Strings hold no NUL; backslashes are plain."""
         if isinstance(value, str):
             return "'" + value.replace("'", "''") + "'"
+        if isinstance(value, list):
+            return f"({', '.join(map(self.literal, value))})"
         return repr(value + 0) if isinstance(value, (int, float)) else "NULL"
 
     def _rows(self, changes: Sequence[Change]) -> str:
@@ -1647,7 +1649,7 @@ class Database(abc.ABC):
     def clone(self) -> Database:
         """Another connection to the same database."""
         other = type(self)(self.config, self.timing)
-        other.prepared, other._words = self.prepared, self._words
+        other.prepared, other._words, other._texts = self.prepared, self._words, self._texts
         return other
 
     def close(self) -> None:
@@ -1702,7 +1704,7 @@ class Database(abc.ABC):
             error = exc if isinstance(exc, Error) else self._translate(exc)
         if not isinstance(error, DatabaseBusy):
             self.close()
-        # Servers drop connections that idle: what may be carried out twice goes on without a word. Time-outs are told.
+        # Servers drop connections that idle: what may be done twice goes on without a word. Time-outs are told.
         again = sql.lstrip().startswith("SELECT") or sql in (
             self.BEAT, self.LOOK, self.RENEW, self.RELEASE, self.LEAVE, self.SWEEP
         )  # fmt: skip
@@ -1719,19 +1721,23 @@ class Database(abc.ABC):
             text = f"no answer within {self.timing.call_timeout:g} s"
         kind = "row" if isinstance(exc, UnicodeError) else "garbled" if isinstance(exc, GARBLED) else "other"
         known = (known for known, begins in self.FAULTS.items() if re.match(begins, f"{code} {text}"))
-        error, words = KINDS[next(known, kind)]
+        error, words = MEANINGS[next(known, kind)]
         words = f"{words.format(self.name)} ({text})" if words else text
         return error(f"database {self.where}: {place}{words}")
 
     def _bind(self, sql: str, values: Mapping[str, object], changes: Sequence[Change] = ()) -> str:
         """The text to be sent. What was put in is not looked at again: a file may be named `:group`."""
-        for name, text in self._words.items():
-            sql = sql.replace(f"${name}", text)
+        text = self._texts.get(sql)
+        if text is None:
+            text = sql
+            for name, word in self._words.items():
+                text = text.replace(f"${name}", word)
+            self._texts[sql] = text
         rows = self._rows(changes) if changes else ""
-        return re.sub(r"\$rows|(?<![:\w]):([a-z_]+)", lambda m: self.literal(values[m[1]]) if m[1] else rows, sql)
+        return re.sub(r"\$rows|(?<![:\w]):([a-z_]+)", lambda m: self.literal(values[m[1]]) if m[1] else rows, text)
 
     def _literals(self, change: Change) -> tuple[str, ...]:
-        """The values of COLUMNS; a removal and a first claim lack some."""
+        """The values of COLUMNS."""
         new, old = (row or Row("", 0, "", "", 0, 0, 0) for row in (change.new, change.old))
         path = _path(change)
         shown, action, error = printable(path), new.action, new.error
@@ -1758,6 +1764,7 @@ class Database(abc.ABC):
             "now": self._now(digits, column_type),
             "utc": self.UTC,
         }  # fmt: skip
+        self._texts: dict[str, str] = {}  # statements in these words
 
     def tables(self) -> set[str]:
         """Those of our tables that are there."""
@@ -1932,7 +1939,7 @@ class Database(abc.ABC):
     def written(self, fence: Fence, changes: Sequence[Change]) -> list[bool]:
         """Which changes stand in the table. Only one process writes under a term: what stands is what it wrote."""
         ids = [sha256_text(_path(change)) for change in changes]
-        rows = self.execute(self.STANDING.replace("$ids", ", ".join(map(self.literal, ids))), group=fence.group)
+        rows = self.execute(self.STANDING, group=fence.group, ids=ids)
         found = {file_id: (*known, _true_action(action)) for file_id, *known, action in rows}
         wanted = [change.new and change.new._replace(term=fence.term)[1:8] for change in changes]
         return [found.get(file_id) == new for file_id, new in zip(ids, wanted)]
@@ -1954,7 +1961,7 @@ class Database(abc.ABC):
         return counted
 
     def activity(self, group: str, term: int) -> tuple[Optional[float], Optional[float]]:
-        """Seconds since the first write to the ledger that still stands of that term, and since the last of all."""
+        """Seconds since the first write of that term that still stands in the ledger, and since the last of all."""
         first, last = self.execute(self.ACTIVITY, group=group, term=term)[0]
         return _number(first), _number(last)
 
@@ -2007,7 +2014,7 @@ def _true_action(action: str) -> str:
 
 
 def plain(text: str) -> str:
-    """A text as every character set has it: what is not printable ASCII, and the percent sign, as %XX of its UTF-8."""
+    """A text as every character set has it: all but printable ASCII, and the percent sign, as %XX of its UTF-8."""
     return urllib.parse.quote(text.encode("utf-8", "surrogateescape"), safe=PLAIN)
 
 
@@ -2025,9 +2032,9 @@ class PostgreSQL(Database):
     UTC = "(CURRENT_TIMESTAMP AT TIME ZONE 'UTC')"
     SECONDS = "CASE WHEN isfinite({0}) THEN EXTRACT(EPOCH FROM {1} - {0})::float8 END"
     SHIFTED = "{0} + interval '1 second' * ({1})"
-    # CHANGE and FORGET must find their rows by the key, or each would read the whole ledger: without the CAST the
-    # column would be compared as text, which its index does not serve, and OFFSET 0 hides that all are of one group,
-    # whose size the planner underestimates until the table is analyzed.
+    # CHANGE and FORGET must find their rows by the key, not read the whole ledger: without the CAST the column would be
+    # compared as text, which its index does not serve; OFFSET 0 hides that all are of one group, whose size the planner
+    # underestimates until the table is analyzed.
     TYPES = {"id": "CAST(%s AS char(64))", "delay": "CAST(%s AS float8)"}
     WORDS = {
         "those": "(SELECT :group AS group_id, r.* FROM ($rows) r OFFSET 0) v",
@@ -2036,7 +2043,7 @@ class PostgreSQL(Database):
         "epoch": "EXTRACT(EPOCH FROM CURRENT_TIMESTAMP)::float8",
     }
 
-    # A statement may hold several, so all are one round trip.
+    # One round trip each: a statement may hold others.
     BEAT, SEAT = "", ""
     LOOK = f"WITH beat AS ({Database.BEAT}) {Database.LOOK}"
     SEATED = ", beat AS ($beat_of won $or_update last_heartbeat = $now) SELECT term FROM won"
@@ -2127,7 +2134,7 @@ class PostgreSQL(Database):
         )
 
     def _run(self, sql: str) -> list[Sequence[Any]]:
-        # SET LOCAL lasts for this message, which is one transaction: so it also works behind a transaction pooler.
+        # SET LOCAL lasts for this message, which is one transaction: it works behind a transaction pooler, too.
         lock_timeout = int(self.timing.lock_timeout * 1000)
         return self.connection.run(f"SET LOCAL lock_timeout = '{lock_timeout}ms'; {sql}") or []
 
@@ -2150,8 +2157,8 @@ class PostgreSQL(Database):
 class MySQL(Database):
     """MySQL 5.7 and newer and MariaDB 10.2 and newer through PyMySQL, autocommit.
 
-    There is no RETURNING: LAST_INSERT_ID(expression) brings the result of an UPDATE back in the same round trip,
-    where counts of changed rows depend on the client's flags and on proxies.
+    There is no RETURNING: LAST_INSERT_ID(expression) brings a result back in the same round trip; counts of changed
+    rows depend on the client's flags and on proxies.
     """
 
     name = "mysql"
@@ -2208,8 +2215,8 @@ class MySQL(Database):
         "secret": "RuntimeError .*cryptography",
         "exists": "1062",
         "busy": "1205|1213",
-        # Too long, out of range, not in the character set or the enumeration, too large for a packet, a trigger's
-        # refusal, a constraint or check option; the rest of its kind PyMySQL knows by class.
+        # Too long, out of range, not in the character set or enumeration, too large for a packet, a trigger's refusal,
+        # a constraint or check option; PyMySQL knows the others by class.
         "row": "1118|1153|1264|1265|1267|1292|1300|1364|1366|1369|1406|1644|1690|3819|3854|3988|4025|"
         r"\d+ (Data|Integrity)Error",
         "read-only": "1290|1792|1836",
@@ -2248,8 +2255,8 @@ class MySQL(Database):
             _auth_plugin_name: str
 
             def _get_server_information(self) -> None:
-                """The greeting. The server asks for another kind of login if it wants one: what is refused is not
-                begun, as PyMySQL gives the password for some of them at once."""
+                """The greeting. What is refused is not begun, as PyMySQL gives the password for some kinds of login at
+                once; the server asks for another one if it wants it."""
                 super()._get_server_information()
                 if tls is not None and not self.server_capabilities & 0x800:
                     raise pymysql.OperationalError(2026, "the server offers none")
@@ -2274,7 +2281,7 @@ class MySQL(Database):
             if cursor.description is None:
                 if cursor.lastrowid or cursor.rowcount <= 0 or "LAST_INSERT_ID" not in sql:
                     return [(cursor.lastrowid,)] if cursor.lastrowid else []
-                # A trigger on the table keeps the result out of the answer. A row was changed, so it is in the session.
+                # A trigger keeps the result out of the answer. A row was changed, so it is in the session.
                 cursor.execute("SELECT LAST_INSERT_ID()")
             return list(cursor.fetchall())
 
@@ -2309,7 +2316,7 @@ class SQLite(Database):
     name = "sqlite"
     least_timeout = 0.25
     TABLES = "SELECT name FROM sqlite_master WHERE type = 'table'"
-    HEARTBEAT_TYPE = "SELECT 'text'"  # whatever type the column was declared with: it keeps the text that is written
+    HEARTBEAT_TYPE = "SELECT 'text'"  # whatever was declared: it keeps the text that is written
     UTC = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
     SECONDS = "(julianday({1}) - julianday({0})) * 86400.0"
     SHIFTED = "strftime('%Y-%m-%d %H:%M:%f', {0}, ({1}) || ' seconds')"
@@ -2423,7 +2430,7 @@ class ClockWatch:
         self.distrust = distrust
         self.longest_gap = longest_gap
         self._received = 0.0
-        self._bracket: Optional[Tuple[float, float]] = None
+        self._bracket: Optional[tuple[float, float]] = None
         self._trusted_from = float("-inf")
 
     def trusts(self, sent: float, view: View) -> bool:
@@ -2463,18 +2470,17 @@ class Election:
         self.view: Optional[View] = None  # the last look, for status
         self.step_down_asked = False
         self.database_error: Optional[DatabaseDown] = None
-        self.takeover_reason = ""
         self._clock, self._tell, self._chance = clock, tell, chance
         self._watch = ClockWatch(
             timing.margin / 2, timing.stale_after, 2 * timing.heartbeat + timing.call_timeout
         )
         self._own_term: Optional[int] = None  # the last term that this process itself won and did not release
         self._seen_term = 0
-        self._found: Optional[Dict[str, MemberRow]] = None  # the health rows before the own first beat ...
+        self._found: Optional[dict[str, MemberRow]] = None  # the health rows before the own first beat ...
         self._found_at = 0.0  # ... and when that was
-        self._missing: Optional[Dict[str, MemberRow]] = None  # and when the token was first seen missing
+        self._missing: Optional[dict[str, MemberRow]] = None  # and when the token was first seen missing
         self._stand_from = float("-inf")  # after a release or an outage others go first
-        self._still: Tuple[object, float] = (None, 0.0)  # what the holder looked like, and since when
+        self._still: tuple[object, float] = (None, 0.0)  # what the holder looked like, and since when
         self._trusted = False  # whether the database's clock goes on as the own one does
         self._swept = float("-inf")
         self._duplicate_term = 0
@@ -2486,9 +2492,9 @@ class Election:
         """
         # 1. A lease whose deadline has passed is over, whatever the database would say.
         if self.lease is not None and self.lease.remaining(now) <= 0:
-            self._lose("deadline passed")
+            self.lose("deadline passed")
         try:
-            wait = self._renew(self.lease, now) if self.lease is not None else self._stand_by(now, willing)
+            return self._renew(self.lease, now) if self.lease is not None else self._stand_by(now, willing)
         except DatabaseDown as exc:
             if self.database_error is None:
                 self._tell("database_down", error=str(exc))
@@ -2498,7 +2504,6 @@ class Election:
             if self.lease is not None:
                 return min(self.timing.heartbeat, max(0.02, self.lease.remaining(now) / 2))
             return self.timing.heartbeat
-        return wait
 
     def _database_answers(self, now: float) -> None:
         if self.database_error is not None:
@@ -2516,12 +2521,12 @@ class Election:
         self._database_answers(now)
         # 2. Not held: another one has it. No effect from here on.
         if not renewal.held:
-            self._lose("the token went to another member")
+            self.lose("the token went to another member")
             return self.timing.heartbeat
         # 3. Held: the lease counts from before the statement was sent.
         lease.extend(now + self.timing.stale_after - self.timing.margin)
         if lease.remaining() <= 0:  # it ran out before the answer came: the next tick wins a new one
-            self._lose("deadline passed")
+            self.lose("deadline passed")
             return 0.0
         self.step_down_asked = renewal.step_down
         if now - self._swept > 3600:
@@ -2529,12 +2534,14 @@ class Election:
             self.store.sweep(self.group, self.member)
         return self.timing.heartbeat
 
-    def _lose(self, why: str) -> None:
+    def lose(self, why: str) -> None:
+        """Ends the lease, if there is one, without a release: work of it may still run. The others wait until it is
+        stale."""
         lease, self.lease = self.lease, None
-        assert lease is not None
-        lease.end()
-        self.step_down_asked = False
-        self._tell("lost", term=lease.term, reason=why)
+        if lease is not None:
+            lease.end()
+            self.step_down_asked = False
+            self._tell("lost", term=lease.term, reason=why)
 
     def release(self, now: float) -> None:
         """Gives the lease up, after the work has stopped; the others need not wait. Does nothing without a lease.
@@ -2544,14 +2551,12 @@ class Election:
         lease, self.lease = self.lease, None
         if lease is None:
             return
-        valid = lease.remaining(now) > 0
+        tries = [False, True] if lease.remaining(now) > 0 else []
         lease.end()
         self.step_down_asked = False
         self._own_term = None
         self._stand_from = now + 2 * self.timing.heartbeat
-        for last in (False, True):
-            if not valid:
-                break
+        for last in tries:
             try:
                 self.store.release(self.group, self.member, lease.term)
                 self._tell("released", term=lease.term)
@@ -2560,11 +2565,6 @@ class Election:
                 if last:
                     self._tell("database_down", error=str(exc))
         self._tell("lost", term=lease.term, reason="it could not be released; the others wait until it is stale")
-
-    def resign(self, why: str) -> None:
-        """Ends the lease without a release: work of it may still be running. The others wait until it is stale."""
-        if self.lease is not None:
-            self._lose(why)
 
     def leave(self) -> None:
         """Removes this member's health row, if it is a standby's."""
@@ -2596,10 +2596,9 @@ class Election:
             # 4. A little early by chance, so that members do not march in step.
             return self.timing.heartbeat * (1 - 0.1 * self._chance())
         self._own_term = self._seen_term = term
-        self.takeover_reason = str(why)
         # 5. The lease counts from before the look was sent; the heartbeat was written after that.
         self.lease = Lease(term, now + self.timing.stale_after - self.timing.margin, self._clock)
-        self._tell("elected", term=term, reason=self.takeover_reason, before=view.holder)
+        self._tell("elected", term=term, reason=why, before=view.holder)
         return self.timing.heartbeat
 
     def _free(self, now: float, view: View) -> Optional[str]:
@@ -2630,7 +2629,7 @@ class Election:
     def _stood_still(self, now: float) -> bool:
         return now - self._still[1] >= self.timing.still_after
 
-    def _members(self) -> Dict[str, MemberRow]:
+    def _members(self) -> dict[str, MemberRow]:
         return {row.member_id: row for row in self.store.members(self.group)}
 
     def _first(self, now: float, view: View) -> Optional[int]:
@@ -6740,7 +6739,7 @@ class Member:
             if self._leaving():
                 return self._hand_over_now(self.election, now)
             if self._give_up is not None:
-                self.election.resign(self._give_up)
+                self.election.lose(self._give_up)
                 self._give_up = None
             self.election.store = database  # its members may have been divided
             wait = self.election.tick(now, willing=self._working is None and not self.stopping)
@@ -6813,7 +6812,7 @@ class Member:
 
     def _hand_over_now(self, election: Election, now: float) -> bool:
         if self._uncertain():  # and stopping, so that it cannot be waited for
-            election.resign("a command to the file server was left without its reply")
+            election.lose("a command to the file server was left without its reply")
         elif election.lease is not None and not self._no_release:
             election.release(now)
         self._hand_over = False

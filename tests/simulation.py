@@ -53,7 +53,6 @@ import logging
 import math
 import queue
 import random
-import re
 import socket
 import sys
 import tempfile
@@ -655,14 +654,13 @@ class SimDatabase(Tables):
 
 VERBS = (
     "BEAT", "LOOK", "FIRST", "TAKE", "TAKE_ABSENT", "SEAT", "RENEW", "RELEASE", "LEAVE", "SWEEP", "LAST_TERM",
-    "MEMBERS", "DONE_COUNT",
+    "MEMBERS", "DONE_COUNT", "STANDING",
 )  # fmt: skip
 
 
 class SimStoreMixin:
     """A dialect whose `execute` is the simulated database's; everything above it is the real one's."""
 
-    STANDING = "ids $ids"
     connection: Any
     timing: Any
     name: str
@@ -679,11 +677,8 @@ class SimStoreMixin:
             self._connected()
         verb = self.verbs.get(sql)
         if verb is None:
-            if sql in self.changing:
-                verb, values["changes"] = world.database.change, changes
-            else:
-                assert sql.startswith("ids "), sql
-                verb, values["ids"] = world.database.standing, re.findall("[0-9a-f]{64}", sql)
+            assert sql in self.changing, sql
+            verb, values["changes"] = world.database.change, changes
         return world.statement(self, verb, values)
 
     def _connected(self) -> None:

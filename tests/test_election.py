@@ -1117,17 +1117,17 @@ def test_a_release_without_lease_does_nothing(store: MemoryStore) -> None:
     assert site.events == []
 
 
-def test_a_resigned_lease_is_over_but_not_released(store: MemoryStore) -> None:
+def test_a_lease_that_is_lost_on_purpose_is_over_but_not_released(store: MemoryStore) -> None:
     a, b = elected(store), watching(store)
     lease = a.lease
     a.willing = False  # its work has not ended
-    a.election.resign("no progress")
-    resigned = store.clock.now
+    a.election.lose("no progress")
+    lost = store.clock.now
     assert lease is not None
     assert not lease.valid()
     assert a.told[-1] == ("lost", {"term": 1, "reason": "no progress"})
     run(60, a, b, until=lambda: b.active)
-    assert store.clock.now - resigned >= TIMING.stale_after - 2 * TIMING.heartbeat
+    assert store.clock.now - lost >= TIMING.stale_after - 2 * TIMING.heartbeat
 
 
 def test_a_leaving_standby_takes_its_row_along_and_an_outage_does_not_matter(store: MemoryStore) -> None:

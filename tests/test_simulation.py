@@ -170,7 +170,6 @@ class Twin:
         self.verbs = {
             getattr(store, verb): getattr(self.sim, verb.lower()) for verb in simulation.VERBS if hasattr(store, verb)
         }
-        self.verbs[store.STANDING.partition("$")[0]] = self.sim.standing
         self.verbs.update(dict.fromkeys((store.CLAIM, store.CHANGE, store.FORGET), self.sim.change))
         self.real = store.execute
         store.execute = self.execute  # type: ignore[method-assign]
@@ -181,6 +180,7 @@ class Twin:
         if self.sim.whole:
             text = text[:-5] + "'"
         self.store._words["now"] = f"TIMESTAMP {text}"
+        self.store._texts.clear()
 
     def execute(self, sql: str, changes: Any = (), **values: Any) -> Any:
         rows: Any
@@ -188,14 +188,12 @@ class Twin:
             rows = self.real(sql, changes, **values)
         except ftpcoord.DatabaseDown as exc:
             rows = type(exc)
-        verb = self.verbs.get(sql) or self.verbs.get(sql.partition("'")[0])
+        verb = self.verbs.get(sql)
         if verb is None:
             return rows
         like = dict(values)
         if verb == self.sim.change:
             like["changes"] = changes
-        elif verb == self.sim.standing:
-            like["ids"] = [part for part in sql.split("'") if len(part) == 64]
         elif like.get("stamp") is not None:
             seen = epoch(like["stamp"])
             present = self.sim.health.get(like["holder"]) or 0.0
