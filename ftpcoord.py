@@ -100,6 +100,7 @@ import threading
 import time
 import unicodedata
 import urllib.parse
+import weakref
 from collections import deque
 from pathlib import Path
 from types import FrameType
@@ -1415,14 +1416,19 @@ class Allowance:
 
             def makefile(self, *args: Any, **more: Any) -> Any:
                 stream = super().makefile(*args, **more)
-                read = stream.read
+                kind, itself = type(stream), weakref.ref(stream)  # else it would hold itself, and the socket, for long
 
                 def promised(size: int = -1) -> Any:
                     allowance.promise(size)
-                    return read(size)
+                    return kind.read(itself(), size)
 
                 stream.read = promised
                 return stream
+
+            def close(self) -> None:
+                with contextlib.suppress(OSError):  # the server sees the end now, whoever still holds the stream
+                    socket.socket.shutdown(self, socket.SHUT_RDWR)
+                super().close()
 
             def send(self, *args: Any) -> int:
                 self.settimeout(allowance.left())
