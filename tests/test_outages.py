@@ -260,7 +260,7 @@ def said(logged: pytest.LogCaptureFixture, name: str) -> int:
 
 
 class Absent:
-    """A database that is away until told otherwise; it has the two verbs that a standby needs."""
+    """A database that is away until told otherwise; it has the verbs that a standby needs."""
 
     def __init__(self) -> None:
         self.away = True
@@ -268,6 +268,15 @@ class Absent:
 
     def prepare(self) -> Any:
         return ftpcoord.Timing(1, 30)
+
+    def settle_group(self, config: ftpcoord.Config) -> None: ...
+
+    def members(self, group: str) -> list[ftpcoord.MemberRow]:
+        if self.away:
+            raise ftpcoord.DatabaseDown("nobody answers")
+        return []
+
+    def close(self) -> None: ...
 
     def look(self, group: str, member: str) -> Any:
         if self.away:
