@@ -7564,6 +7564,7 @@ class Poller:
         files of the listing the time that the ledger has, or the exact one. The paths left for the next poll."""
         now = boot_clock()
         unclear: List[Tuple[int, Row]] = []
+        changes: List[Change] = []
         for at, (path, _, entry) in enumerate(listing):
             row = self.ledger.get(path)
             if row is None or row.mtime == entry.mtime or row.size != entry.size or path in busy:
@@ -7571,8 +7572,9 @@ class Poller:
             same = same_version(row, entry)
             if same is None or (same and row.mtime.endswith("~") and self._doubt(row)[1] <= now):
                 unclear.append((at, row))
+            elif same and "=" in row.mtime and row.state != "done":  # a claim keeps it: the display may move meanwhile
+                self._keep_as(listing, at, row, row.mtime, changes)
         moves = moves_of_display([(row, listing[at].entry) for at, row in unclear])
-        changes: List[Change] = []
         exact: List[Tuple[int, Row]] = []
         for at, row in unclear:
             if times_of(row.mtime)[1]:
@@ -8027,7 +8029,10 @@ class Poller:
             return
         # What a handler refused is due at once for the next member, and for this one when another file succeeds.
         delay = None if isinstance(exc, TryLater) else pause
-        self.ledger.change(row, self._told(row)._replace(state="failed", error=kept_error(row, exc)), delay)
+        new = self._told(row)._replace(state="failed", error=kept_error(row, exc))
+        if isinstance(exc, FileChanged):  # the next claim takes the version that the line shows by then
+            new = new._replace(mtime=times_of(row.mtime)[0] or row.mtime)
+        self.ledger.change(row, new, delay)
         event(
             "not_now", logging.WARNING if tell else logging.DEBUG, term=self.lease.term, path=row.path,
             attempt=row.attempts, retry_in=pause, error=kept_error(row, exc),

@@ -485,6 +485,7 @@ class SimDatabase(Tables):
         self.frozen_until = self.stalled_until = self.locked_until = 0.0
         self.done: set[Version] = set()  # what was ever committed as done ...
         self.quarantined: set[Version] = set()  # ... or as quarantined
+        self.dated: set[tuple[str, int, Optional[float]]] = set()  # path, size and exact time of what rows stood for
         self.highest_term = 0
         self.won_at = 0.0
         self.winners: dict[int, Any] = {}
@@ -645,6 +646,7 @@ class SimDatabase(Tables):
                 continue
             self.updated[file_id] = clock
             self.ledger[file_id] = new._replace(term=term, due=None if delay is None else clock + delay)
+            self.dated.add((new.path, new.size, ftpcoord.epoch_seconds(ftpcoord.times_of(new.mtime)[1])))
             if new.state == "done":
                 self.done.update(WORLD.files.meant(new))
             elif new.state == "quarantined":
@@ -1660,11 +1662,14 @@ class World:
         if runs and not self.commits_lost and not self._beside_another(process):
             if version in self.database.done:
                 self.violate(f"{process.name} handles {file.path} again, which was done")
-            # Where its handler's end was not recorded only a line is known, and a display that moved since hides it.
+            # Where no exact time was recorded only a line is known, and a display that moved since hides it.
             moved = runs[-1].began - 10 * self.timing.heartbeat < self.files.moved_at
             unknown = self.files.lines and moved and runs[-1].lease is not file.lease
-            if file.attempt <= max(run.attempt for run in runs) and not unknown:
-                self.violate(f"{process.name} handles {file.path} again and is not told: attempt {file.attempt}")
+            if file.attempt <= max(run.attempt for run in runs):
+                if not unknown or (file.path, size, version.time) in self.database.dated:
+                    self.violate(f"{process.name} handles {file.path} again and is not told: attempt {file.attempt}")
+                for run in runs:  # it counts anew
+                    run.attempt = 0
             if version in self.database.quarantined:
                 self.violate(f"{process.name} handles {file.path} again, which is quarantined")
             for run in runs:

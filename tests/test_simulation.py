@@ -158,6 +158,24 @@ def test_each_version_of_a_minute_is_handled_also_where_an_earlier_one_was_in_do
         assert handled == ["ok"] * 4
 
 
+def test_a_claim_that_a_dead_member_left_is_counted_also_where_the_display_of_times_has_moved_since() -> None:
+    with quiet_world(
+        intervals=(1, 8), members=1, files=True, lines=True, refusals=0.0, handler_failures=1.0
+    ) as world:  # fmt: skip
+        world.start("a")
+        world.run_until(101)
+        version = simulation.Version("/in/f", 0, 1000, int(EPOCH + world.now))
+        world.files.files["/in/f"] = world.files.history[0] = version
+        runs = world.files.runs.setdefault(version, [])
+        while len(runs) < 2:
+            world.run_until(world.now + 0.05)
+        world.kill(world.processes[0], "dies", again=0.0)
+        world.files.zone += 3600
+        world.handler_failures = 0.0
+        world.run_until(200)
+        assert [(run.attempt, run.outcome) for run in runs] == [(1, "failed"), (2, ""), (3, "ok")]
+
+
 # -- the simulated database is like the real ones ---------------------------------------------------------------------
 
 

@@ -260,6 +260,26 @@ def test_a_version_that_arrives_while_the_last_one_is_handled_is_handled_too_als
             assert len(site.handled) == 2
 
 
+@pytest.mark.parametrize("kind", ["sftp", "mlsd", "mdtm", "list"])
+def test_a_file_that_is_replaced_within_its_minute_after_it_failed_is_handled_as_it_is_now(
+    tmp_path: Path, kind: str
+) -> None:
+    with a_host(kind) as host:
+        began = datetime.datetime.now(datetime.timezone.utc).replace(second=5, microsecond=0, tzinfo=None)
+        host.files["a"], host.times["a"] = OLD, began
+
+        class Failing(Site):
+            def receive(self, file: ftpcoord.File) -> None:
+                super().receive(file)
+                if len(self.handled) == 1:
+                    host.files["a"], host.times["a"] = NEW, began + datetime.timedelta(seconds=20)
+                    raise ValueError("not this one")
+
+        with Failing(tmp_path, host.settings, "handler") as site:
+            assert site.state("a", "done")["failures"] <= 1
+            assert [content for _, content, _ in site.handled] == [OLD, NEW]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # A display that moves is no new version
 # ---------------------------------------------------------------------------------------------------------------------
