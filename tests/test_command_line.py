@@ -290,7 +290,8 @@ def test_version_and_help(crew: Crew) -> None:
 def test_check_fails_where_nobody_understands_the_listing_and_the_dry_run_says_what_is_left(tmp_path: Path) -> None:
     line = b"lrwxrwxrwx    1 0        0               9 Jul 20  2024 l -> a"
     with FtpHost(files={"a": b"1"}, mlsd=False) as host:
-        settings = {**host.settings, "database": f"sqlite:///{tmp_path}/x.db", "download_dir": str(tmp_path)}
+        settings = {**host.settings, "timeout": 30, "database": f"sqlite:///{tmp_path}/x.db"}
+        settings["download_dir"] = str(tmp_path)
         environment = {**os.environ, **{f"FTPCOORD_{name.upper()}": str(value) for name, value in settings.items()}}
 
         def run(*words: str) -> Any:
