@@ -1913,9 +1913,10 @@ class Database(abc.ABC):
         while True:
             page = self.execute(self.PAGE, group=group, after=after, all=int(not only_open))
             for file_id, path, size, mtime, state, term, attempts, failures, action, due, error in page:
+                # A row that makes no sense is no row: it must not pass for another version of its file.
                 yield Row(
-                    _true_path(path, file_id), size, mtime, state, term, attempts, failures, _true_action(action),
-                    _number(due), error,
+                    _true_path(str(path), str(file_id)), int(size), str(mtime), str(state), int(term), int(attempts),
+                    int(failures), _true_action(str(action)), _number(due), str(error),
                 )  # fmt: skip
             if len(page) < 5000:
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import os
 import random
 import subprocess
@@ -39,6 +40,13 @@ from ftpcoord import (
 
 TICKS = int(os.environ.get("FTPCOORD_TICKS", 2_000_000))
 SEED = int(os.environ.get("FTPCOORD_SEED", 1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """Threads of a world that never ended are ended here: in the middle of another test they confuse Python's parser."""
+    yield
+    gc.collect()
 
 
 @pytest.mark.summary
