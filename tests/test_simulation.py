@@ -44,7 +44,7 @@ SEED = int(os.environ.get("FTPCOORD_SEED", 1))
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    """Threads of a world that never ended are ended here: in the middle of another test they confuse Python's parser."""
+    """What worlds have left is collected here, not in the middle of a later test."""
     yield
     gc.collect()
 
