@@ -292,7 +292,8 @@ def test_check_fails_where_nobody_understands_the_listing_and_the_dry_run_says_w
     with FtpHost(files={"a": b"1"}, mlsd=False) as host:
         settings = {**host.settings, "timeout": 30, "database": f"sqlite:///{tmp_path}/x.db"}
         settings["download_dir"] = str(tmp_path)
-        environment = {**os.environ, **{f"FTPCOORD_{name.upper()}": str(value) for name, value in settings.items()}}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("FTPCOORD_")}
+        environment.update({f"FTPCOORD_{name.upper()}": str(value) for name, value in settings.items()})
 
         def run(*words: str) -> Any:
             command = [sys.executable, str(MODULE), *words]

@@ -98,6 +98,7 @@ def test_retry_takes_a_name_that_is_one_for_that_file_and_not_as_a_pattern(
     for name, value in {"URL": "ftp://me@files.example/in", "COORDINATION_GROUP": "g", "MEMBER_ID": "a",
                         "DATABASE": f"sqlite:///{tmp_path / 'coordination.db'}", "EXEC": "true"}.items():  # fmt: skip
         monkeypatch.setenv(f"FTPCOORD_{name}", value)
+    monkeypatch.delenv("FTPCOORD_REQUIRE_ALL", raising=False)
     names = ["a.csv", "[a].csv", "?.csv", "new\nline"]
     with contextlib.closing(ftpcoord.open_database(ftpcoord.Config.from_env(os.environ))) as store:
         store.prepare()
@@ -189,7 +190,7 @@ def test_a_heartbeat_whose_answer_makes_no_sense_is_a_database_that_is_down(
             with monkeypatch.context() as patch:
                 patch.setattr(ftpcoord.SQLite, "renew", lambda *_: int("no"))
                 site.wait("lost")
-                assert "cannot be used" in unready(site)
+                wait_for(lambda: "cannot be used" in unready(site))
                 assert len(site.all("heartbeat_failed")) == 1
                 assert len(site.all("database_down")) == 1
             site.wait("elected", 2)
