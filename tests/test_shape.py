@@ -169,7 +169,7 @@ def test_the_systemd_unit_of_the_readme_is_verified(tmp_path: Path) -> None:
 
 
 def test_the_kubernetes_deployment_of_the_readme_fits_the_settings() -> None:
-    manifests = [loaded for loaded in map(yaml.safe_load, blocks("yaml")) if "kind" in loaded]
+    manifests = [loaded for block in blocks("yaml") for loaded in yaml.safe_load_all(block) if "kind" in loaded]
     deployment, policy = sorted(manifests, key=lambda loaded: str(loaded["kind"]))
     pod = deployment["spec"]["template"]["spec"]
     container = pod["containers"][0]
@@ -187,7 +187,7 @@ def test_the_kubernetes_deployment_of_the_readme_fits_the_settings() -> None:
 
 
 def test_the_alert_rules_of_the_readme_name_metrics_that_exist() -> None:
-    (rules,) = [loaded for loaded in map(yaml.safe_load, blocks("yaml")) if "groups" in loaded]
+    (rules,) = [loaded for block in blocks("yaml") for loaded in yaml.safe_load_all(block) if "groups" in loaded]
     for rule in rules["groups"][0]["rules"]:
         for metric in re.findall(r"ftpcoord_(\w+)", rule["expr"]):
             assert re.search(rf'\("{metric}", "(gauge|counter)"', SOURCE), metric
