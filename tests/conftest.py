@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, Union
 from urllib.parse import urlsplit
 
+import memory
 import pytest
 import servers
 from servers import wait_for
@@ -275,6 +276,14 @@ def crew(sqlite: Database, files: Files, tmp_path: Path) -> Iterator[Crew]:
 
     with Crew(tmp_path, sqlite, files) as crew:
         yield crew
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> memory.Clock:
+    """The member's clock, for rows in memory, too."""
+    clock = memory.Clock()
+    monkeypatch.setattr("ftpcoord.boot_clock", clock)
+    return clock
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

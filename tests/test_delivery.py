@@ -10,118 +10,20 @@ import sqlite3
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Database, Files, wait_for
+from conftest import wait_for
 from hostile import FtpHost, Site
 from members import PATIENCE, Crew, ftpcoord
+from memory import config, found
 
 OPENAT = pytest.mark.skipif(os.name != "posix", reason="openat")
-
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # download_dir
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def deep(files: Files, sqlite: Database, tmp_path: Path) -> Iterator[Crew]:
-    """Files in subfolders are delivered to `tmp_path/target`."""
-    (tmp_path / "target").mkdir()
-    with Crew(tmp_path, sqlite, files, download_dir=tmp_path / "target", exec=None, recursive="yes", settle=0) as crew:
-        yield crew
-
-
-def upload(crew: Crew, path: str) -> None:
-    (crew.files.root / path).parent.mkdir(parents=True, exist_ok=True)
-    crew.files.put(path, path.encode())
-
-
-@OPENAT
-@pytest.mark.parametrize("level", ["x", "x/y"])
-def test_a_subfolder_that_becomes_a_link_after_its_first_file_is_not_written_through_and_that_is_said(
-    deep: Crew, tmp_path: Path, level: str
-) -> None:
-    target, outside = tmp_path / "target", tmp_path / "outside"
-    (outside / "y").mkdir(parents=True)
-    member = deep.start("a")
-    upload(deep, "x/y/1")
-    wait_for((target / "x/y/1").exists, PATIENCE, member.said())
-    (target / level).rename(tmp_path / "before")
-    (target / level).symlink_to(outside)
-    upload(deep, "x/y/2")
-    said = member.wait("file_failed")
-    assert "is a link" in said.fields["error"] and level in said.fields["error"]
-    assert not [path for path in outside.rglob("*") if path.is_file()]
-    (target / level).unlink()
-    wait_for((target / "x/y/2").exists, PATIENCE, member.said())
-
-
-def test_a_subfolder_that_a_consumer_has_removed_is_made_again(deep: Crew, tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    member = deep.start("a")
-    done: list[int] = []
-    for number in range(3):
-        upload(deep, f"x/y/{number}")
-        wait_for((target / f"x/y/{number}").exists, PATIENCE, member.said())
-        wait_for(lambda: len(member.events("file_done")) == len(done) + 1)
-        done.append(number)
-        (target / f"x/y/{number}").unlink()
-        (target / "x/y").rmdir()
-        (target / "x").rmdir()
-    assert not member.events("file_failed")
-
-
-@OPENAT
-def test_a_download_folder_may_itself_be_a_link(deep: Crew, tmp_path: Path) -> None:
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "link").symlink_to("disk")
-    deep.start("a", download_dir=tmp_path / "link")
-    upload(deep, "x/1")
-    wait_for((tmp_path / "disk/x/1").exists, PATIENCE)
-
-
-@OPENAT
-def test_a_new_subfolder_is_durable_before_a_file_in_it_is_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A new name is durable when the folder that holds it was fsynced after it was made."""
-    synced: list[tuple[str, bool]] = []
-    plain = os.fsync
-
-    def fsync(handle: int) -> None:
-        path = os.readlink(f"/proc/self/fd/{handle}") if os.path.exists("/proc/self/fd") else ""
-        synced.append((path, (tmp_path / "in/x").exists()))
-        plain(handle)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    (tmp_path / "in").mkdir()
-    config = ftpcoord.Config(url="sftp://u@h/in", database="sqlite:///x", download_dir=str(tmp_path / "in"))
-    ftpcoord.Workplace(config, 1).temporary(ftpcoord.Found("/in/x/y/1", "x/y/1", ftpcoord.Entry("1", "file", 1, "")))
-    assert (str(tmp_path / "in"), True) in synced and (str(tmp_path / "in/x"), True) in synced
-
-
-@pytest.mark.parametrize("umask", [0o022, 0o077])
-@pytest.mark.parametrize(
-    ("file_mode", "wanted"), [(None, {0o022: 0o640, 0o077: 0o600}), ("0660", {0o022: 0o660, 0o077: 0o660}),
-                              (0o444, {0o022: 0o444, 0o077: 0o444})],
-)  # fmt: skip
-@pytest.mark.skipif(os.name != "posix", reason="permissions")
-def test_delivered_files_have_the_permissions_of_file_mode_and_new_folders_the_like(
-    tmp_path: Path, umask: int, file_mode: object, wanted: dict[int, int]
-) -> None:
-    before = os.umask(umask)
-    try:
-        with FtpHost(files={"a": b"1"}) as host, Site(tmp_path, host.settings, file_mode=file_mode) as site:
-            site.arrive({"a": b"1"})
-            assert stat.S_IMODE((site.target / "a").stat().st_mode) == wanted[umask]
-            database = stat.S_IMODE((tmp_path / "coordination.db").stat().st_mode)
-            assert not database & 0o007
-    finally:
-        os.umask(before)
 
 
 def test_a_file_larger_than_max_size_is_said_once_and_left(tmp_path: Path) -> None:
@@ -145,6 +47,21 @@ def test_a_file_larger_than_max_size_is_said_once_and_left(tmp_path: Path) -> No
 
 def copies(place: Path) -> list[Path]:
     return [path for path in place.rglob("*") if path.is_file()]
+
+
+def test_private_copies_are_seen_by_no_other_user_and_go_away() -> None:
+    place = ftpcoord.Workplace(config(), 1)
+    path = place.temporary(found("x/a.csv"))
+    assert path.name == "a.csv"
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    path.write_bytes(b"x")
+    assert place.finish(path, found("x/a.csv")) == path
+    place.discard(path)
+    assert not path.parent.exists()
+    top = path.parent.parent
+    assert top.exists()
+    place.close()
+    assert not top.exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="locks of folders")
@@ -293,42 +210,3 @@ def test_an_action_that_is_due_from_before_is_done_if_the_settings_are_the_same(
 # ---------------------------------------------------------------------------------------------------------------------
 # What is imported
 # ---------------------------------------------------------------------------------------------------------------------
-
-PLANTED = "import pathlib\npathlib.Path('executed').touch()\n"
-ORDERS = """
-import html, ftpcoord
-def take(file):
-    assert isinstance(file, ftpcoord.File) and html.escape("<") == "&lt;"
-    file.save("out")
-"""
-
-
-@pytest.mark.parametrize("arguments", [["run"], ["run", "--once"]])
-def test_a_module_in_the_working_folder_never_stands_for_one_of_pythons(crew: Crew, arguments: list[str]) -> None:
-    """Files are often uploaded there."""
-    (crew.folder / "out").mkdir()
-    (crew.folder / "orders.py").write_text(ORDERS)
-    for name in ("html", "ctypes", "sqlite3", "xml", "importlib", "encodings", "queue", "pyftpdlib"):
-        (crew.folder / f"{name}.py").write_text(PLANTED)
-    crew.files.put("1.txt", b"x")
-    crew.start("a", *arguments, exec=None, handler="orders:take").wait("file_done")
-    assert (crew.folder / "out/1.txt").exists() and not (crew.folder / "executed").exists()
-
-
-def test_a_handler_is_not_looked_for_where_files_are_delivered(crew: Crew) -> None:
-    (crew.folder / "orders.py").write_text(ORDERS)
-    for place in (".", "..", crew.folder):
-        done = crew.run(exec=None, handler="orders:take", download_dir=place)
-        assert done.returncode == 2 and "orders" in done.stderr, done.stderr
-
-
-def test_files_are_not_delivered_to_where_python_looks_for_modules(crew: Crew) -> None:
-    (crew.folder / "lib/in").mkdir(parents=True)
-    (crew.folder / "link").symlink_to("lib")
-    for place in ("lib", "link", "."):
-        environment = {**crew.environment(exec=None, download_dir=place), "PYTHONPATH": str(crew.folder / "lib")}
-        for command in ("run", "check"):
-            done = crew.run(command, environment=environment)
-            assert done.returncode == 2 and "download_dir: Python looks for modules" in done.stderr, done.stderr
-    environment["FTPCOORD_DOWNLOAD_DIR"] = "lib/in"
-    assert crew.run("check", environment=environment).returncode == 0

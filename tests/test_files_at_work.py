@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import Database, Files, wait_for
-from members import PATIENCE, Crew, alive, ftpcoord, never, stores
+from members import PATIENCE, Crew, alive, never, stores
 
 
 @pytest.fixture
@@ -266,77 +265,6 @@ def test_min_age_max_age_and_max_files(crew: Crew) -> None:
 
 
 # ----------------------------------------------------------------------------- download_dir
-
-
-def test_download_dir_keeps_subfolders_and_the_command_sees_the_finished_file(crew: Crew, target: Path) -> None:
-    crew.settings.update(download_dir=target, recursive="yes", after="delete")
-    contents = {"top.csv": b"1", "a/one.csv": b"22", "a/b/two.csv": b"333", "c/one.csv": b"4444"}
-    for name, content in contents.items():
-        crew.files.put(name, content)
-    crew.start("a")
-    crew.handled("one.csv", "one.csv", "top.csv", "two.csv")
-    for run in crew.runs():
-        relative = os.path.relpath(run.environment["FTPCOORD_PATH"], crew.files.root)
-        assert run.environment["FTPCOORD_FILE"] == str(target / relative)
-        assert run.content.encode() == contents[relative]
-    assert tree(target) == contents
-    wait_for(lambda: not tree(crew.files.root), PATIENCE)
-
-
-def test_an_existing_target_with_the_same_content_counts_as_delivered_another_one_is_not_replaced(
-    crew: Crew, target: Path
-) -> None:
-    crew.settings.update(download_dir=target, exec=None, after="delete")
-    (target / "same.csv").write_bytes(b"same")
-    (target / "other.csv").write_bytes(b"precious")
-    (target / "other.1.csv").write_bytes(b"precious, too")
-    (target / "link.csv").symlink_to("/etc/hostname")
-    for name in ("same.csv", "other.csv", "link.csv"):
-        crew.files.put(name, b"same")
-    crew.start("a")
-    wait_for(lambda: not crew.files.names(), PATIENCE)
-    assert sorted(os.listdir(target)) == [
-        "link.1.csv", "link.csv", "other.1.csv", "other.2.csv", "other.csv", "same.csv",
-    ]  # fmt: skip
-    assert (target / "other.csv").read_bytes() == b"precious" and (target / "other.2.csv").read_bytes() == b"same"
-    assert (target / "link.1.csv").read_bytes() == b"same" and (target / "link.csv").is_symlink()
-
-
-def test_parts_of_other_terms_are_removed_and_nothing_else_is(crew: Crew, target: Path) -> None:
-    """A member that dies in the middle of a download leaves a part; the next one removes it."""
-    crew.settings.update(download_dir=target, exec=None, after="keep")
-    crew.files.put("1.csv", b"x")
-    member = crew.start("a")
-    wait_for(lambda: (target / "1.csv").exists(), PATIENCE)
-    assert member.stop() == 0
-    config = ftpcoord.Config(**{key: value for key, value in crew.settings.items() if value is not None})
-    part = target / ftpcoord.Workplace(config, 1).temporary(
-        ftpcoord.Found("/x/1.csv", "1.csv", ftpcoord.Entry("1.csv", "file", 1, ""))
-    )
-    part.write_bytes(b"half")
-    mine = target / ".mine.part"
-    mine.write_bytes(b"somebody else's")
-    second = crew.start("b")
-    second.wait("elected", term=2)
-    wait_for(lambda: second.polls() >= 1)
-    assert sorted(os.listdir(target)) == [".mine.part", "1.csv"]
-
-
-def test_no_file_is_visible_under_its_name_before_it_is_whole(crew: Crew, target: Path) -> None:
-    crew.settings.update(download_dir=target, exec=None, after="keep")
-    size = 24 << 20
-    crew.files.put("big.bin", bytes(size))
-    member = crew.start("a")
-    seen: set[int] = set()
-
-    def arrived() -> bool:
-        if (target / "big.bin").exists():
-            seen.add((target / "big.bin").stat().st_size)
-        return bool(member.events("file_done"))
-
-    wait_for(arrived, PATIENCE)
-    assert seen == {size}
-    assert stat.S_IMODE((target / "big.bin").stat().st_mode) & 0o111 == 0
 
 
 # ----------------------------------------------------------------------------- odd names

@@ -441,47 +441,6 @@ def test_the_copy_of_a_handler_is_in_a_folder_that_nobody_else_may_enter_and_is_
     assert seen and not seen[0].parent.parent.exists()
 
 
-def test_links_planted_under_the_names_of_unfinished_copies_are_not_written_through(tmp_path: Path) -> None:
-    """The names can be guessed; whoever may write into the folder must not gain more than that."""
-    victim = tmp_path / "victim"
-    victim.write_text("untouched")
-    target = tmp_path / "delivered"
-    target.mkdir()
-    with FtpHost(files={"a": b"1", "b": b"2"}) as host:
-        site = Site(tmp_path, host.settings)
-        mark = f".ftpcoord-{ftpcoord.sha256_text(site.listener.config.coordination_group)[:8]}-1-{os.getpid()}-"
-        begin = next(ftpcoord._numbers)
-        for number in range(begin + 1, begin + 4):
-            (target / f"{mark}{number}.part").symlink_to(victim)
-        with site:
-            site.arrive({"a": b"1", "b": b"2"})
-            assert site.all("file_failed"), "a planted name was met"
-            for left in target.glob("*.part"):
-                left.unlink()
-    assert victim.read_text() == "untouched"
-
-
-def test_a_new_member_removes_unfinished_copies_of_earlier_terms_but_nothing_behind_a_link(tmp_path: Path) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    target = tmp_path / "delivered"
-    target.mkdir()
-    with FtpHost(files={"a": b"1"}) as host:
-        site = Site(tmp_path, host.settings)
-        mark = f".ftpcoord-{ftpcoord.sha256_text(site.listener.config.coordination_group)[:8]}-"
-        (outside / f"{mark}0-1-1.part").write_text("not ours to touch")
-        (target / "elsewhere").symlink_to(outside)
-        (target / f"{mark}0-1-2.part").write_text("left over")
-        (target / ".ftpcoord-00000000-0-1-3.part").write_text("of another group")
-        with site:
-            site.arrive({"a": b"1"})
-            assert not (target / f"{mark}0-1-2.part").exists()
-            assert (target / ".ftpcoord-00000000-0-1-3.part").exists()
-            (target / ".ftpcoord-00000000-0-1-3.part").unlink()
-            assert (outside / f"{mark}0-1-1.part").read_text() == "not ours to touch"
-            (outside / f"{mark}0-1-1.part").unlink()
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # What is weaker than it has to be
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,503 @@
+"""Publishing into download_dir: whole, durable, under a free name, through no link, once, whenever the process dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import servers
+from conftest import Database, Files, new_folder, wait_for
+from hostile import FtpHost, Site
+from members import PATIENCE, Crew
+from memory import config, found
+
+import ftpcoord
+from ftpcoord import (
+    LocalTrouble,
+    Workplace,
+    create_file,
+    numbered,
+    publish,
+)
+
+OPENAT = pytest.mark.skipif(os.name != "posix", reason="openat")
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    folder = tmp_path / "delivered"
+    folder.mkdir()
+    return folder
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# -- names that files get ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "third"),
+    [("report.csv", "report.3.csv"), ("a.tar.gz", "a.tar.3.gz"), ("README", "README.3"), (".profile", ".profile.3")],
+)
+def test_a_number_goes_before_the_suffix(name: str, third: str) -> None:
+    assert numbered(name, 3) == third
+
+
+def part(folder: Path, content: bytes = b"new") -> Path:
+    path = folder / ".part"
+    path.write_bytes(content)
+    return path
+
+
+def test_the_same_content_under_the_name_counts_as_this_very_file(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"new")
+    inode = (tmp_path / "a.csv").stat().st_ino
+    assert publish(part(tmp_path), tmp_path / "a.csv") == tmp_path / "a.csv"
+    assert os.listdir(tmp_path) == ["a.csv"]
+    assert (tmp_path / "a.csv").stat().st_ino == inode
+
+
+def test_other_content_is_not_replaced_but_gets_company(tmp_path: Path) -> None:
+    assert publish(part(tmp_path, b"old"), tmp_path / "a.csv") == tmp_path / "a.csv"
+    assert publish(part(tmp_path), tmp_path / "a.csv") == tmp_path / "a.1.csv"
+    assert publish(part(tmp_path, b"third"), tmp_path / "a.csv") == tmp_path / "a.2.csv"
+    assert publish(part(tmp_path), tmp_path / "a.csv") == tmp_path / "a.1.csv", "that is this very file"
+    assert sorted(os.listdir(tmp_path)) == ["a.1.csv", "a.2.csv", "a.csv"]
+    assert (tmp_path / "a.csv").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("kind", ["link", "broken link", "folder"])
+def test_what_is_no_file_is_neither_followed_nor_replaced(tmp_path: Path, kind: str) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"new")
+    target = tmp_path / "folder" / "a.csv"
+    target.parent.mkdir()
+    if kind == "folder":
+        target.mkdir()
+    else:
+        target.symlink_to(outside if kind == "link" else tmp_path / "nowhere")
+    assert publish(part(target.parent), target) == target.with_name("a.1.csv")
+    assert target.is_symlink() or target.is_dir()
+    assert outside.read_bytes() == b"new"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_without_hard_links_nothing_is_replaced_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "a.csv").write_bytes(b"old")
+    assert publish(part(tmp_path), tmp_path / "a.csv") == tmp_path / "a.1.csv"
+    assert publish(part(tmp_path), tmp_path / "b.csv") == tmp_path / "b.csv"
+    assert (tmp_path / "a.csv").read_bytes() == b"old"
+
+
+def test_a_file_is_made_only_where_nothing_is(tmp_path: Path) -> None:
+    (tmp_path / "there").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("there", "link"):
+        with pytest.raises(FileExistsError):
+            create_file(tmp_path / name)
+    assert (tmp_path / "there").read_bytes() == b"old"
+    assert not (tmp_path / "nowhere").exists()
+    before = os.umask(0o027)
+    try:
+        with create_file(tmp_path / "new") as stream:
+            stream.write(b"x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
+
+
+def test_copies_in_the_making_carry_the_term_and_those_of_other_terms_are_removed(tmp_path: Path) -> None:
+    old, mine = (Workplace(config(download_dir=str(tmp_path)), term) for term in (3, 4))
+    other = Workplace(config(download_dir=str(tmp_path), coordination_group="another"), 3)
+    left = [place.temporary(found("x/a.csv")) for place in (old, mine, other)]
+    for path in (*left, tmp_path / "x" / "a.part", tmp_path / "x" / "a.csv"):
+        path.write_bytes(b"")
+    assert len({path.name for path in left}) == 3
+    mine.clean()
+    assert sorted(path for path in (tmp_path / "x").iterdir()) == sorted(
+        [left[1], left[2], tmp_path / "x" / "a.part", tmp_path / "x" / "a.csv"]
+    )
+
+
+def test_a_download_folder_that_is_missing_is_this_hosts_trouble(tmp_path: Path) -> None:
+    with pytest.raises(LocalTrouble, match="create it"):
+        Workplace(config(download_dir=str(tmp_path / "nowhere")), 1).clean()
+
+
+# -- a member publishes -----------------------------------------------------------------------------------------------
+
+
+def test_download_dir_keeps_subfolders_and_the_command_sees_the_finished_file(crew: Crew, target: Path) -> None:
+    crew.settings.update(download_dir=target, recursive="yes", after="delete")
+    contents = {"top.csv": b"1", "a/one.csv": b"22", "a/b/two.csv": b"333", "c/one.csv": b"4444"}
+    for name, content in contents.items():
+        crew.files.put(name, content)
+    crew.start("a")
+    crew.handled("one.csv", "one.csv", "top.csv", "two.csv")
+    for run in crew.runs():
+        relative = os.path.relpath(run.environment["FTPCOORD_PATH"], crew.files.root)
+        assert run.environment["FTPCOORD_FILE"] == str(target / relative)
+        assert run.content.encode() == contents[relative]
+    assert tree(target) == contents
+    wait_for(lambda: not tree(crew.files.root), PATIENCE)
+
+
+def test_an_existing_target_with_the_same_content_counts_as_delivered_another_one_is_not_replaced(
+    crew: Crew, target: Path
+) -> None:
+    crew.settings.update(download_dir=target, exec=None, after="delete")
+    (target / "same.csv").write_bytes(b"same")
+    (target / "other.csv").write_bytes(b"precious")
+    (target / "other.1.csv").write_bytes(b"precious, too")
+    (target / "link.csv").symlink_to("/etc/hostname")
+    for name in ("same.csv", "other.csv", "link.csv"):
+        crew.files.put(name, b"same")
+    crew.start("a")
+    wait_for(lambda: not crew.files.names(), PATIENCE)
+    assert sorted(os.listdir(target)) == [
+        "link.1.csv", "link.csv", "other.1.csv", "other.2.csv", "other.csv", "same.csv",
+    ]  # fmt: skip
+    assert (target / "other.csv").read_bytes() == b"precious" and (target / "other.2.csv").read_bytes() == b"same"
+    assert (target / "link.1.csv").read_bytes() == b"same" and (target / "link.csv").is_symlink()
+
+
+def test_no_file_is_visible_under_its_name_before_it_is_whole(crew: Crew, target: Path) -> None:
+    crew.settings.update(download_dir=target, exec=None, after="keep")
+    size = 24 << 20
+    crew.files.put("big.bin", bytes(size))
+    member = crew.start("a")
+    seen: set[int] = set()
+
+    def arrived() -> bool:
+        if (target / "big.bin").exists():
+            seen.add((target / "big.bin").stat().st_size)
+        return bool(member.events("file_done"))
+
+    wait_for(arrived, PATIENCE)
+    assert seen == {size}
+    assert stat.S_IMODE((target / "big.bin").stat().st_mode) & 0o111 == 0
+
+
+def test_links_planted_under_the_names_of_unfinished_copies_are_not_written_through(tmp_path: Path) -> None:
+    """The names can be guessed; whoever may write into the folder must not gain more than that."""
+    victim = tmp_path / "victim"
+    victim.write_text("untouched")
+    target = tmp_path / "delivered"
+    target.mkdir()
+    with FtpHost(files={"a": b"1", "b": b"2"}) as host:
+        site = Site(tmp_path, host.settings)
+        mark = f".ftpcoord-{ftpcoord.sha256_text(site.listener.config.coordination_group)[:8]}-1-{os.getpid()}-"
+        begin = next(ftpcoord._numbers)
+        for number in range(begin + 1, begin + 4):
+            (target / f"{mark}{number}.part").symlink_to(victim)
+        with site:
+            site.arrive({"a": b"1", "b": b"2"})
+            assert site.all("file_failed"), "a planted name was met"
+            for left in target.glob("*.part"):
+                left.unlink()
+    assert victim.read_text() == "untouched"
+
+
+def test_a_new_member_removes_unfinished_copies_of_earlier_terms_but_nothing_behind_a_link(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    target = tmp_path / "delivered"
+    target.mkdir()
+    with FtpHost(files={"a": b"1"}) as host:
+        site = Site(tmp_path, host.settings)
+        mark = f".ftpcoord-{ftpcoord.sha256_text(site.listener.config.coordination_group)[:8]}-"
+        (outside / f"{mark}0-1-1.part").write_text("not ours to touch")
+        (target / "elsewhere").symlink_to(outside)
+        (target / f"{mark}0-1-2.part").write_text("left over")
+        (target / ".ftpcoord-00000000-0-1-3.part").write_text("of another group")
+        with site:
+            site.arrive({"a": b"1"})
+            assert not (target / f"{mark}0-1-2.part").exists()
+            assert (target / ".ftpcoord-00000000-0-1-3.part").exists()
+            (target / ".ftpcoord-00000000-0-1-3.part").unlink()
+            assert (outside / f"{mark}0-1-1.part").read_text() == "not ours to touch"
+            (outside / f"{mark}0-1-1.part").unlink()
+
+
+# -- subfolders -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deep(files: Files, sqlite: Database, tmp_path: Path) -> Iterator[Crew]:
+    """Files in subfolders are delivered to `tmp_path/target`."""
+    (tmp_path / "target").mkdir()
+    with Crew(tmp_path, sqlite, files, download_dir=tmp_path / "target", exec=None, recursive="yes", settle=0) as crew:
+        yield crew
+
+
+def upload(crew: Crew, path: str) -> None:
+    (crew.files.root / path).parent.mkdir(parents=True, exist_ok=True)
+    crew.files.put(path, path.encode())
+
+
+@OPENAT
+@pytest.mark.parametrize("level", ["x", "x/y"])
+def test_a_subfolder_that_becomes_a_link_after_its_first_file_is_not_written_through_and_that_is_said(
+    deep: Crew, tmp_path: Path, level: str
+) -> None:
+    target, outside = tmp_path / "target", tmp_path / "outside"
+    (outside / "y").mkdir(parents=True)
+    member = deep.start("a")
+    upload(deep, "x/y/1")
+    wait_for((target / "x/y/1").exists, PATIENCE, member.said())
+    (target / level).rename(tmp_path / "before")
+    (target / level).symlink_to(outside)
+    upload(deep, "x/y/2")
+    said = member.wait("file_failed")
+    assert "is a link" in said.fields["error"] and level in said.fields["error"]
+    assert not [path for path in outside.rglob("*") if path.is_file()]
+    (target / level).unlink()
+    wait_for((target / "x/y/2").exists, PATIENCE, member.said())
+
+
+def test_a_subfolder_that_a_consumer_has_removed_is_made_again(deep: Crew, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    member = deep.start("a")
+    done: list[int] = []
+    for number in range(3):
+        upload(deep, f"x/y/{number}")
+        wait_for((target / f"x/y/{number}").exists, PATIENCE, member.said())
+        wait_for(lambda: len(member.events("file_done")) == len(done) + 1)
+        done.append(number)
+        (target / f"x/y/{number}").unlink()
+        (target / "x/y").rmdir()
+        (target / "x").rmdir()
+    assert not member.events("file_failed")
+
+
+@OPENAT
+def test_a_download_folder_may_itself_be_a_link(deep: Crew, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    deep.start("a", download_dir=tmp_path / "link")
+    upload(deep, "x/1")
+    wait_for((tmp_path / "disk/x/1").exists, PATIENCE)
+
+
+@OPENAT
+def test_a_new_subfolder_is_durable_before_a_file_in_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new name is durable when the folder that holds it was fsynced after it was made."""
+    synced: list[tuple[str, bool]] = []
+    plain = os.fsync
+
+    def fsync(handle: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{handle}") if os.path.exists("/proc/self/fd") else ""
+        synced.append((path, (tmp_path / "in/x").exists()))
+        plain(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    (tmp_path / "in").mkdir()
+    config = ftpcoord.Config(url="sftp://u@h/in", database="sqlite:///x", download_dir=str(tmp_path / "in"))
+    ftpcoord.Workplace(config, 1).temporary(ftpcoord.Found("/in/x/y/1", "x/y/1", ftpcoord.Entry("1", "file", 1, "")))
+    assert (str(tmp_path / "in"), True) in synced and (str(tmp_path / "in/x"), True) in synced
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+@pytest.mark.parametrize(
+    ("file_mode", "wanted"), [(None, {0o022: 0o640, 0o077: 0o600}), ("0660", {0o022: 0o660, 0o077: 0o660}),
+                              (0o444, {0o022: 0o444, 0o077: 0o444})],
+)  # fmt: skip
+@pytest.mark.skipif(os.name != "posix", reason="permissions")
+def test_delivered_files_have_the_permissions_of_file_mode_and_new_folders_the_like(
+    tmp_path: Path, umask: int, file_mode: object, wanted: dict[int, int]
+) -> None:
+    before = os.umask(umask)
+    try:
+        with FtpHost(files={"a": b"1"}) as host, Site(tmp_path, host.settings, file_mode=file_mode) as site:
+            site.arrive({"a": b"1"})
+            assert stat.S_IMODE((site.target / "a").stat().st_mode) == wanted[umask]
+            database = stat.S_IMODE((tmp_path / "coordination.db").stat().st_mode)
+            assert not database & 0o007
+    finally:
+        os.umask(before)
+
+
+# -- whenever the process dies ----------------------------------------------------------------------------------------
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+COUNT = 150  # more than two groups
+
+
+CHILD = """
+import os, signal, sys
+import ftpcoord
+
+point, after, number, log = sys.argv[1], sys.argv[2] == "after", int(sys.argv[3]), sys.argv[4]
+calls = 0
+
+def wrap(owner, name):
+    plain = getattr(owner, name)
+    def wrapped(*arguments, **more):
+        global calls
+        if name != point:
+            with open(log, "a") as out:
+                out.write(name + "\\n")
+            return plain(*arguments, **more)
+        calls += 1
+        if calls == number and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = plain(*arguments, **more)
+        if calls == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    setattr(owner, name, wrapped)
+
+wrap(ftpcoord, "create_file")
+wrap(ftpcoord, "begin_sync")
+wrap(ftpcoord, "give_name")
+wrap(ftpcoord, "sync_folder")
+wrap(ftpcoord.os, "fsync")
+wrap(ftpcoord.Poller, "_done")
+sys.exit(ftpcoord.main(["run", "--once"]))
+"""
+
+
+class Delivery:
+    """A folder full of small files, and members that deliver them into `target`."""
+
+    def __init__(self, files: Files, place: Path) -> None:
+        self.files, self.place, self.target = files, place, place / "target"
+        self.target.mkdir()
+        self.log = place / "steps"
+        self.log.touch()
+        self.content = {f"f{n:03}.dat": (f"{n} " * n).encode() for n in range(COUNT)}
+        for name, data in self.content.items():
+            files.put(name, data)
+
+    def start(self, member: str, *crash: object) -> subprocess.Popen[bytes]:
+        settings = {
+            **self.files.settings, "database": f"sqlite:///{self.place}/db", "member_id": member, "settle": 0,
+            "coordination_group": "crash", "download_dir": self.target, "heartbeat_frequency": 0.2,
+            "liveness_check_interval": 1.5, "retry_delay": 0.1, "workers": 1,
+        }  # fmt: skip
+        env = {name: value for name, value in os.environ.items() if not name.startswith("FTPCOORD_")}
+        env.update({f"FTPCOORD_{name.upper()}": str(value) for name, value in settings.items()})
+        env["PYTHONPATH"] = str(ROOT)
+        words = [str(word) for word in crash or ("nothing", "before", 0)]
+        return subprocess.Popen(
+            [sys.executable, "-c", CHILD, *words, str(self.log)], env=env, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=self.place,
+        )
+
+    def finish(self, member: str) -> None:
+        """A further member does what is left, as soon as the lease of the one before is stale."""
+        deadline = time.monotonic() + 30
+        while True:
+            process = self.start(member)
+            said = process.communicate(timeout=60)[0].decode()
+            assert process.returncode == 0, said
+            if "another member is active" not in said:
+                return
+            assert time.monotonic() < deadline, said
+
+    def wait_for_the_first_file(self, process: subprocess.Popen[bytes]) -> None:
+        servers.wait_for(lambda: process.poll() is not None or any(self.target.iterdir()), 30)
+
+    def assert_each_file_is_there_once(self) -> None:
+        found = {path.name: path.read_bytes() for path in self.target.iterdir()}
+        assert sorted(found) == sorted(self.content), "a file is missing, left unfinished, or there under two names"
+        assert found == self.content
+
+    def assert_no_partial_file_has_a_final_name(self) -> None:
+        for path in self.target.iterdir():
+            if not path.name.startswith(".ftpcoord-"):
+                assert path.read_bytes() == self.content[path.name]
+
+
+@pytest.fixture(params=["sshd", "vsftpd_plain"])
+def delivery(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Delivery]:
+    with new_folder(request.param, request.getfixturevalue(request.param)) as files:
+        yield Delivery(files, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        ("create_file", "after", 20), ("begin_sync", "before", 20), ("fsync", "after", 20), ("give_name", "before", 1),
+        ("give_name", "after", 20), ("sync_folder", "before", 1), ("sync_folder", "after", 1), ("_done", "before", 1),
+        ("_done", "after", 1), ("_done", "after", 2),
+    ],
+    ids=lambda point: " ".join(str(word) for word in point),
+)  # fmt: skip
+def test_a_member_killed_in_the_middle_of_a_group_leaves_each_file_once(
+    delivery: Delivery, point: tuple[str, str, int]
+) -> None:
+    process = delivery.start("a", *point)
+    said = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == -signal.SIGKILL, said
+    delivery.assert_no_partial_file_has_a_final_name()
+    delivery.finish("b")
+    delivery.assert_each_file_is_there_once()
+
+
+def test_members_killed_at_any_moment_leave_each_file_once(delivery: Delivery) -> None:
+    for number in range(4):
+        process = delivery.start(f"m{number}")
+        delivery.wait_for_the_first_file(process)
+        time.sleep(0.01 * number)  # not the same moment each time; any will do
+        process.kill()
+        process.communicate()
+        delivery.assert_no_partial_file_has_a_final_name()
+    delivery.finish("last")
+    delivery.assert_each_file_is_there_once()
+
+
+def test_content_is_durable_before_the_name_and_the_name_before_done(delivery: Delivery) -> None:
+    delivery.finish("a")
+    delivery.assert_each_file_is_there_once()
+    steps = delivery.log.read_text().split()
+    synced = named = groups = 0
+    waiting_for_folder = False
+    for step in steps:
+        if step == "fsync":
+            synced += 1
+        elif step == "give_name":
+            named += 1
+            waiting_for_folder = True
+            assert named <= synced, "a name before its content was synced"
+        elif step == "sync_folder":
+            waiting_for_folder = False
+        elif step == "_done":
+            assert not waiting_for_folder, "done before the names were durable"
+            groups += 1
+    assert named == COUNT
+    assert 1 < groups <= steps.count("sync_folder") < COUNT / 4, "one wait for the folder serves a whole group"
+
+
+def test_a_file_that_cannot_be_fetched_does_not_hold_up_its_group(delivery: Delivery) -> None:
+    refused = delivery.files.root / "f100.dat"
+    refused.chmod(0)
+    process = delivery.start("a")
+    said = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 1, said
+    assert len(list(delivery.target.iterdir())) == COUNT - 1
+    assert "file_failed" in said
+    refused.chmod(0o644)
+    time.sleep(0.2)
+    delivery.finish("b")
+    delivery.assert_each_file_is_there_once()
