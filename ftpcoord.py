@@ -123,6 +123,7 @@ from typing import (
     Set,
     TextIO,
     Tuple,
+    TypeVar,
     Union,
     cast,
 )
@@ -2883,6 +2884,23 @@ def set_linger(sock: socket.socket, orderly: bool) -> None:
     socket.socket.setsockopt(sock, socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(form, not orderly, 0))
 
 
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+
+
+def conversation(doing: str) -> Callable[[Verb], Verb]:
+    """Makes a method about a path a conversation with the server: see FileServer._talking()."""
+
+    def bounded(verb: Verb) -> Verb:
+        @functools.wraps(verb)
+        def talk(self: FileServer, path: str, *others: Any) -> Any:
+            with self._talking(f"{doing} {path or 'the login folder'}"):
+                return verb(self, path, *others)
+
+        return cast(Verb, talk)
+
+    return bounded
+
+
 class FileServer(abc.ABC):
     """A connection to one file server. One thread uses it at a time; only abort() may come from another one.
 
@@ -2911,28 +2929,9 @@ class FileServer(abc.ABC):
     def _open(self) -> None:
         """Connect and log in, unbounded as a whole; any exception."""
 
+    @abc.abstractmethod
     def list(self, folder: str) -> Listing:
         """All entries but `.` and `..`. Raises FileGone (no such folder), FileRefused, ServerDown."""
-        started = time.monotonic()
-        with self._talking(f"listing {folder or 'the login folder'}"):
-            entries = self._list(folder)
-        self.habits.listing = time.monotonic() - started
-        return entries
-
-    @abc.abstractmethod
-    def _list(self, folder: str) -> Listing:
-        """list() within a conversation."""
-
-    def _find(self, path: str) -> Optional[Entry]:
-        """The entry in the listing of its folder; None if it, or the folder, is not there."""
-        folder, name = split_path(path)
-        try:
-            found = next((entry for entry in self._list(folder) if entry.name == name), None)
-        except FileGone:
-            return None
-        if found is None and may_tell_of(self.unread, name):
-            raise FileRefused(f"{path}: the line of the listing that may tell of it is not understood")
-        return found
 
     @abc.abstractmethod
     def absolute(self, path: str) -> str:
@@ -2946,14 +2945,12 @@ class FileServer(abc.ABC):
         """The entry as it is now, with its exact time beside that of its line; None if the server tells none."""
         return None
 
-    def exists(self, path: str) -> bool:
-        """Whether the path names anything."""
-        with self._talking(f"looking at {path}"):
-            return self._exists(path)
-
-    @abc.abstractmethod
-    def _exists(self, path: str) -> bool:
-        """exists() within a conversation."""
+    @conversation("looking at")
+    def exists(self, path: str, age: float = 0.0) -> bool:
+        """Whether the path names anything; a listing that decides it may be so many seconds old."""
+        path = self._full(path)
+        there = self._there(path)
+        return self._is_listed(path, age) if there is None else there
 
     @abc.abstractmethod
     def fetch_many(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
@@ -2966,18 +2963,100 @@ class FileServer(abc.ABC):
     def delete(self, path: str) -> None:
         """Raises FileGone, FileRefused."""
 
-    @abc.abstractmethod
+    @conversation("renaming")
     def rename(self, path: str, target: str) -> None:
         """Raises TargetExists instead of replacing a target, FileGone, FileRefused. FTP has no "unless it
         exists": a target that another client makes between the look and the command is lost there."""
+        path, target = self._full(path), self._full(target)
+        with self.habits.names.making(target):
+            if self.exists(target, NAMES_SERVE):        # SFTP servers replace it as well, which the draft (6.5) forbids
+                raise TargetExists(f"{target} exists")
+            try:
+                self._rename(path, target)
+            except (FileGone, FileRefused, FileBusy) as error:
+                if self.exists(target):
+                    raise TargetExists(f"{target}: {error}") from None
+                raise
 
-    @abc.abstractmethod
+    @conversation("making the folder")
     def mkdir(self, folder: str) -> None:
         """Make the folder and its parents; an existing one is fine. Raises FileRefused."""
+        path = self._full(folder).rstrip("/")
+        missing: list[str] = []
+        while path and not self._is_folder(path):
+            missing.append(path)
+            path = split_path(path)[0].rstrip("/")
+        for path in reversed(missing):
+            try:
+                self._make(path)
+            except (FileGone, FileRefused) as error:
+                if not self._is_folder(path):           # someone else may just have made it
+                    raise FileRefused(f"{folder}: {error}") from None
 
-    @abc.abstractmethod
     def alive(self) -> bool:
         """One round trip on the present connection; never connects."""
+        with contextlib.suppress(ServerDown), self._talking("a look whether it still answers"):
+            if self._sockets and self.quiet():
+                return self._answers()
+        self.close()
+        return False
+
+    # -- what a protocol brings, within a conversation; paths as _full() gives them
+
+    def _full(self, path: str) -> str:
+        """The path without need of a working folder."""
+        return path
+
+    @abc.abstractmethod
+    def _there(self, path: str) -> Optional[bool]:
+        """Whether the path names anything; None if only a listing of its folder can tell."""
+
+    @abc.abstractmethod
+    def _is_folder(self, path: str) -> bool:
+        """Whether the path leads to a folder, by a link or without."""
+
+    @abc.abstractmethod
+    def _make(self, folder: str) -> None:
+        """One folder. Raises FileGone, FileRefused."""
+
+    @abc.abstractmethod
+    def _rename(self, path: str, target: str) -> None:
+        """rename() to a name that is free. Raises FileGone, FileRefused, FileBusy."""
+
+    @abc.abstractmethod
+    def _answers(self) -> bool:
+        """To the smallest question."""
+
+    # -- what stands in a listing
+
+    def _find(self, path: str) -> Optional[Entry]:
+        """The entry in the listing of its folder; None if it, or the folder, is not there."""
+        folder, name = split_path(path)
+        try:
+            found = next((entry for entry in self.list(folder) if entry.name == name), None)
+        except FileGone:
+            return None
+        if found is None:
+            require_all_read(path, self.unread)
+        return found
+
+    def _is_listed(self, path: str, age: float) -> bool:
+        """Whether the name is in the whole listing of its folder, at most so many seconds old."""
+        folder, name = split_path(path)
+        known = self.habits.names.get(folder, age)
+        if known is None:
+            begun = time.monotonic()
+            try:
+                known = {entry.name for entry in self.list(folder)}, self.unread
+            except FileGone:
+                return False
+            self.habits.names.keep(folder, *known, begun)
+        names, unread = known
+        if name not in names:
+            require_all_read(path, unread)
+        return name in names
+
+    # -- the connection
 
     def quiet(self) -> bool:
         """Whether nothing came unasked, such as a goodbye. No round trip."""
@@ -3419,6 +3498,12 @@ def may_tell_of(lines: Iterable[str], name: str) -> bool:
     return any(line.rstrip(" /").endswith(name.rstrip(" ")) or f"{name} -> " in line for line in lines)
 
 
+def require_all_read(path: str, unread: Iterable[str]) -> None:
+    """Before a path that a listing does not show is believed absent. Raises FileRefused."""
+    if may_tell_of(unread, split_path(path)[1]):
+        raise FileRefused(f"{path}: the line of the listing that may tell of it is not understood")
+
+
 class ListingReader:
     """Takes the bytes of one MLSD or LIST, within bounds: its entries, and the lines that nobody understands."""
 
@@ -3822,7 +3907,7 @@ class FtpServer(FileServer):
             raise refusal(f"{self.label}: {self._without_password(reply)}")
         return reply
 
-    def _absolute(self, path: str) -> str:
+    def _full(self, path: str) -> str:
         """list() changes the working folder of the session, so relative paths are joined to the login
         folder."""
         if path.startswith("/"):
@@ -3833,7 +3918,7 @@ class FtpServer(FileServer):
         return self._home if path in ("", ".") else f"{self._home.rstrip('/')}/{path}"
 
     def absolute(self, path: str) -> str:
-        return normal_path(self._absolute(path))
+        return normal_path(self._full(path))
 
     def _data(self, command: str, argument: Optional[str] = None) -> FtpData:
         """A data connection on which the server has begun to answer. Raises _Refused, _Broken."""
@@ -3973,15 +4058,16 @@ class FtpServer(FileServer):
 
     def _is_gone(self, path: str, age: float = 0.0) -> bool:
         try:
-            return not self._exists(path, age)
+            return not self.exists(path, age)
         except FileRefused:                             # the folder cannot be listed: nobody knows
             return False
 
     # -- what a FileServer does
 
-    def _list(self, folder: str) -> Listing:
+    @conversation("listing")
+    def list(self, folder: str) -> Listing:
         # CWD, then no argument: servers take names with a leading dash or with * for options and patterns.
-        path, self.unread = self._absolute(folder), []
+        path, self.unread, started = self._full(folder), [], time.monotonic()
         reply = self._ask("CWD", path)
         if not reply.startswith("2"):
             raise (FileGone if self._is_gone(path) else FileRefused)(f"{folder}: {reply}")
@@ -3997,6 +4083,7 @@ class FtpServer(FileServer):
             if refusals and "MLSD" not in self._yes:
                 self._use_mlsd = False                  # named by FEAT, and not to be had
             self._yes[command] = path
+            self.habits.listing = time.monotonic() - started
             return entries
         said = [self._without_name(reply, path) for reply in refusals if verdict(reply) != "unknown"]
         if said and NO_FILES.search(said[-1]) and not RIGHTS.search(self._text(said[-1])):
@@ -4085,42 +4172,26 @@ class FtpServer(FileServer):
     def _text(self, reply: str) -> str:
         return decode_name(reply.encode("latin-1"), self.encoding)
 
-    def _is_listed(self, path: str, age: float) -> bool:
-        """Whether the name is in the whole listing of its folder, at most so many seconds old."""
-        folder, name = split_path(path)
-        known = self.habits.names.get(folder, age)
-        if known is None:
-            begun = time.monotonic()
-            try:
-                known = {entry.name for entry in self._list(folder)}, self.unread
-            except FileGone:
-                return False
-            self.habits.names.keep(folder, *known, begun)
-        names, unread = known
-        if name not in names and may_tell_of(unread, name):
-            raise FileRefused(f"{path}: the line of the listing that may tell of it is not understood")
-        return name in names
-
+    @conversation("looking at")
     def same(self, path: str, seen: Entry) -> Optional[bool]:
-        with self._talking(f"looking at {path}"):
-            path = self._absolute(path)
-            cheap = self._peek(path)
-            if cheap is not None and cheap.kind == seen.kind and (cheap.mtime or not seen.mtime):
-                same = same_version(seen, cheap, self.habits.zones)
-                if same or (same is False and "=" in seen.mtime):       # that time came from such a look
-                    return same
-            # Anything else may be due to zones, rights or links: the listing is what `seen` came from.
-            now = self._find(path)
-            if now is None:
-                return None
-            if cheap is not None:
-                self._joined(now, cheap)
-            return now.kind == seen.kind and bool(same_version(seen, now, self.habits.zones))
+        path = self._full(path)
+        cheap = self._peek(path)
+        if cheap is not None and cheap.kind == seen.kind and (cheap.mtime or not seen.mtime):
+            same = same_version(seen, cheap, self.habits.zones)
+            if same or (same is False and "=" in seen.mtime):       # that time came from such a look
+                return same
+        # Anything else may be due to zones, rights or links: the listing is what `seen` came from.
+        now = self._find(path)
+        if now is None:
+            return None
+        if cheap is not None:
+            self._joined(now, cheap)
+        return now.kind == seen.kind and bool(same_version(seen, now, self.habits.zones))
 
+    @conversation("looking at")
     def exact(self, path: str, seen: Entry) -> Optional[Entry]:
-        with self._talking(f"looking at {path}"):
-            told = self._told(path, seen.size)
-            return told and self._joined(seen, told)
+        told = self._told(path, seen.size)
+        return told and self._joined(seen, told)
 
     def _joined(self, seen: Entry, told: Entry) -> Optional[Entry]:
         """What LIST shows and what MLST or MDTM tell of one file, in one entry. None if the two do not fit: servers
@@ -4139,8 +4210,7 @@ class FtpServer(FileServer):
             return None
         return seen._replace(size=told.size, mtime=f"{line}={epoch_seconds(exact):.0f}")
 
-    def _exists(self, path: str, age: float = 0.0) -> bool:
-        path = self._absolute(path)
+    def _there(self, path: str) -> Optional[bool]:
         if not all(split_path(path)):                   # a root, of whatever kind
             return True
         if self._question("MLST", path):
@@ -4152,7 +4222,7 @@ class FtpServer(FileServer):
         no_file = self._says_no("SIZE", path)
         if self._ask("CWD", path).startswith("2"):
             return True
-        return not no_file and self._is_listed(path, age)
+        return False if no_file else None
 
     def fetch_many(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
         fetched: list[tuple[Job, str]] = []
@@ -4204,7 +4274,7 @@ class FtpServer(FileServer):
 
     def _told(self, path: str, size: int) -> Optional[Entry]:
         """One question: the entry by MLST, or the time by MDTM; None if that does not tell the time."""
-        path, started = self._absolute(path), time.monotonic()
+        path, started = self._full(path), time.monotonic()
         if "MLST" in self._features and "MLST" not in self._useless:
             told = self._peek(path)
         else:
@@ -4252,7 +4322,7 @@ class FtpServer(FileServer):
         if not same:
             if now is None and (told or self.habits.spare_listing):
                 self.habits.spare_listing = self.habits.spare_listing and told is not None
-                now = self._find(self._absolute(job.path))
+                now = self._find(self._full(job.path))
             if now and (now.kind != "file" or not same_version(seen, now)):
                 return FileChanged(f"{job.path}: another version than the one listed")
         joined = told and self._joined(seen, told)
@@ -4268,7 +4338,7 @@ class FtpServer(FileServer):
         return error
 
     def _retrieve(self, job: Job) -> None:
-        path = self._absolute(job.path)
+        path = self._full(job.path)
         try:
             try:
                 data = self._data("RETR", path)
@@ -4309,55 +4379,29 @@ class FtpServer(FileServer):
         if got != job.size:
             raise FileChanged(f"{job.path}: {got} bytes instead of the {job.size} listed")
 
+    @conversation("deleting")
     def delete(self, path: str) -> None:
-        with self._talking(f"deleting {path}"):
-            reply = self._ask("DELE", self._absolute(path))
-            if not reply.startswith("2"):
-                raise self._problem(path, _Refused(reply))
+        reply = self._ask("DELE", self._full(path))
+        if not reply.startswith("2"):
+            raise self._problem(path, _Refused(reply))
 
-    def rename(self, path: str, target: str) -> None:
-        with self._talking(f"renaming {path}"), self.habits.names.making(self._absolute(target)):
-            source, wanted = self._absolute(path), self._absolute(target)
-            encode_name(wanted, self.encoding)          # refuse it before RNFR
-            if not self._yes.keys() & {"MLST", "SIZE"}:
-                self._peek(source)                      # shows which question is answered, and saves a listing
-            if self._exists(wanted, NAMES_SERVE):
-                raise TargetExists(f"{target} exists")
-            reply = self._ask("RNFR", source)
-            if not reply.startswith("3"):
-                raise self._problem(path, _Refused(reply))
-            reply = self._ask("RNTO", wanted)
-            if not reply.startswith("2"):
-                if self._exists(wanted):
-                    raise TargetExists(f"{target}: {reply}")
-                raise self._problem(path, _Refused(reply))
+    def _rename(self, path: str, target: str) -> None:
+        reply = self._ask("RNFR", path)
+        if reply.startswith("3"):
+            reply = self._ask("RNTO", target)
+        if not reply.startswith("2"):
+            raise self._problem(path, _Refused(reply))
 
-    def mkdir(self, folder: str) -> None:
-        with self._talking(f"making the folder {folder}"):
-            path = self._absolute(folder).rstrip("/")
-            if not path or self._ask("CWD", path).startswith("2"):
-                return
-            parts = path.split("/")
-            for depth in range(2, len(parts) + 1):
-                part = "/".join(parts[:depth])
-                if self._ask("CWD", part).startswith("2"):
-                    continue
-                reply = self._ask("MKD", part)
-                # Someone else may just have made it.
-                if not reply.startswith("2") and not self._ask("CWD", part).startswith("2"):
-                    raise FileRefused(f"{folder}: {reply}")
+    def _is_folder(self, path: str) -> bool:
+        return self._ask("CWD", path).startswith("2")
 
-    def alive(self) -> bool:
-        if self._ftp is None:
-            return False
-        try:
-            with self._talking("NOOP"):
-                if self.quiet():
-                    return self._ask("NOOP").startswith("2")
-                self.close()
-                return False
-        except ServerDown:
-            return False
+    def _make(self, folder: str) -> None:
+        reply = self._ask("MKD", folder)
+        if not reply.startswith("2"):
+            raise FileRefused(reply)
+
+    def _answers(self) -> bool:
+        return self._ask("NOOP").startswith("2")
 
     def quiet(self) -> bool:
         return self._ftp is None or self._ftp.quiet()
@@ -5111,16 +5155,17 @@ class SftpServer(FileServer):
         if code != OK:
             raise _refused(path, code, text)
 
+    @conversation("looking at")
     def absolute(self, path: str) -> str:
-        with self._talking(f"looking at {path}"):
-            kind, fields = self._talk().call(REALPATH, self._name(path))
-            if kind == NAME and fields.number():
-                return normal_path(decode_name(bytes(fields.string()), self.encoding))
-            if not path.startswith("/"):
-                raise _refusal(path, kind, fields)
-            return normal_path(path)
+        kind, fields = self._talk().call(REALPATH, self._name(path))
+        if kind == NAME and fields.number():
+            return normal_path(decode_name(bytes(fields.string()), self.encoding))
+        if not path.startswith("/"):
+            raise _refusal(path, kind, fields)
+        return normal_path(path)
 
-    def _list(self, folder: str) -> Listing:
+    @conversation("listing")
+    def list(self, folder: str) -> Listing:
         session = self._talk()
         kind, fields = session.call(OPENDIR, self._name(folder))
         if kind != HANDLE:
@@ -5188,20 +5233,20 @@ class SftpServer(FileServer):
             raise FileRefused(f"{path}: the server does not tell its kind and size")
         return entry
 
+    @conversation("looking at")
     def same(self, path: str, seen: Entry) -> Optional[bool]:
-        with self._talking(f"looking at {path}"):
-            encode_name(path, self.encoding)            # a path that is never sent is no question for a listing
-            try:
-                now = self._stat(path)
-            except FileRefused:
-                now = self._find(path)
-            return None if now is None else now.kind == seen.kind and bool(same_version(now, seen))
+        encode_name(path, self.encoding)                # a path that is never sent is no question for a listing
+        try:
+            now = self._stat(path)
+        except FileRefused:
+            now = self._find(path)
+        return None if now is None else now.kind == seen.kind and bool(same_version(now, seen))
 
-    def _exists(self, path: str) -> bool:
+    def _there(self, path: str) -> Optional[bool]:
         kind, fields = self._talk().call(LSTAT, self._name(path))
         if kind == ATTRS:
             return True
-        return not isinstance(_refusal(path, kind, fields), FileGone) and self._find(path) is not None
+        return False if isinstance(_refusal(path, kind, fields), FileGone) else None
 
     def fetch_many(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
         complete, pipeline, ended = False, None, 0
@@ -5224,39 +5269,20 @@ class SftpServer(FileServer):
             if not complete:            # answers are under way that nobody waits for any more
                 self.close()
 
+    @conversation("deleting")
     def delete(self, path: str) -> None:
-        with self._talking(f"deleting {path}"):
-            self._do(path, REMOVE, self._name(path))
+        self._do(path, REMOVE, self._name(path))
 
-    def rename(self, path: str, target: str) -> None:
-        with self._talking(f"renaming {path}"):
-            body = self._name(path) + self._name(target)
-            if self._exists(target):    # some servers replace it, although the draft (6.5) forbids that
-                raise TargetExists(f"{target} exists")
-            try:
-                self._do(path, RENAME, body)
-            except (FileRefused, FileGone) as error:
-                if self._exists(target):
-                    raise TargetExists(f"{target} exists") from None
-                if isinstance(error, FileGone) and self._exists(path):
-                    raise FileRefused(f"{path}: no folder for {target}") from None
-                raise
+    def _rename(self, path: str, target: str) -> None:
+        try:
+            self._do(path, RENAME, self._name(path) + self._name(target))
+        except FileGone:
+            if self.exists(path):
+                raise FileRefused(f"{path}: no folder for {target}") from None
+            raise
 
-    def mkdir(self, folder: str) -> None:
-        with self._talking(f"making the folder {folder}"):
-            path = folder.rstrip("/")
-            if not path or self._is_folder(path):
-                return
-            parts = path.split("/")
-            for depth in range(1, len(parts) + 1):
-                part = "/".join(parts[:depth])
-                if not part or self._is_folder(part):
-                    continue
-                try:
-                    self._do(part, MKDIR, self._name(part) + b"\0\0\0\0")
-                except (FileRefused, FileGone) as error:
-                    if not self._is_folder(part):       # or someone else has just made it
-                        raise FileRefused(str(error)) from None
+    def _make(self, folder: str) -> None:
+        self._do(folder, MKDIR, self._name(folder) + b"\0\0\0\0")
 
     def _is_folder(self, path: str) -> bool:
         session = self._talk()
@@ -5275,15 +5301,9 @@ class SftpServer(FileServer):
     def quiet(self) -> bool:
         return self._session is None or self._session.open()
 
-    def alive(self) -> bool:
-        if self._session is None:
-            return False
-        try:
-            with self._talking("a look at the login folder"):
-                self._session.call(LSTAT, self._name("."))
-                return True
-        except ServerDown:
-            return False
+    def _answers(self) -> bool:
+        self._talk().call(LSTAT, self._name("."))
+        return True
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -853,7 +853,7 @@ class SimConnection(ftpcoord.FileServer):
     def _open(self) -> None:
         raise NotImplementedError
 
-    _list = _exists = _open  # type: ignore[assignment]
+    _there = _is_folder = _make = _rename = _answers = _open  # type: ignore[assignment]
 
     def absolute(self, path: str) -> str:
         return path
@@ -906,7 +906,7 @@ class SimConnection(ftpcoord.FileServer):
             return None
         return self.server.exact(version, seen)
 
-    def exists(self, path: str) -> bool:
+    def exists(self, path: str, age: float = 0.0) -> bool:
         self._call("exists", path)
         there = path in self.server.files or path in self.server.moved
         self._answer()

@@ -247,6 +247,7 @@ def test_no_folder_is_asked_for_where_the_question_was_answered_by_a_proven_no()
         host.folders.add("/in/done")
         with connected(host) as server:
             for number in range(5):
+                assert server.exists(f"/in/{number}")  # as each file is looked at before its move
                 server.rename(f"/in/{number}", f"/in/done/{number}")
         assert not host.said("CWD") and not host.said("MLSD")
 
