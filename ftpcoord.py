@@ -5776,51 +5776,7 @@ class Selector:
 # A claim of another term is void. One of this term that is not in work had an unknown outcome: it is void, too.
 
 
-class Rows(Protocol):
-    """Where the ledger's rows are: a Database, or MemoryRows."""
-
-    def rows(self, group: str, only_open: bool = False) -> Iterator[Row]: ...
-
-    def done_count(self, group: str) -> int: ...
-
-    def write(self, fence: Fence, changes: Sequence[Change]) -> List[bool]: ...
-
-    def written(self, fence: Fence, changes: Sequence[Change]) -> List[bool]: ...
-
-
-class MemoryRows:
-    """The ledger when it is off: this process's own memory of what it is doing, nothing that outlives it."""
-
-    def __init__(self) -> None:
-        self._rows: Dict[str, Row] = {}
-
-    def rows(self, group: str, only_open: bool = False) -> Iterator[Row]:
-        now = boot_clock()
-        return iter([
-            row._replace(due=None if row.due is None else row.due - now) for row in self._rows.values()
-            if not only_open or row.state != "done" or row.action
-        ])  # fmt: skip
-
-    def done_count(self, group: str) -> int:
-        return sum(row.state == "done" and not row.action for row in self._rows.values())
-
-    def write(self, fence: Fence, changes: Sequence[Change]) -> List[bool]:
-        return [self._change(fence.term, change) for change in changes]
-
-    def _change(self, term: int, change: Change) -> bool:
-        path = _path(change)
-        row = self._rows.get(path)
-        if (row and row[1:6]) != (change.old and change.old[1:6]):
-            return False
-        if change.new is None:
-            self._rows.pop(path, None)
-        else:
-            due = None if change.delay is None else boot_clock() + change.delay  # kept as a moment, told as a delay
-            self._rows[path] = change.new._replace(term=term, due=due)
-        return True
-
-    def written(self, fence: Fence, changes: Sequence[Change]) -> List[bool]:
-        return [False] * len(changes)
+LedgerRows = Union[Database, dict[str, Row]]  # a dict: with ledger = off, what this process alone remembers
 
 
 class Ledger:
@@ -5831,38 +5787,38 @@ class Ledger:
     """
 
     def __init__(
-        self, rows: Rows, group: str, member: str, lease: Lease, clock: Callable[[], float],
+        self, rows: LedgerRows, group: str, member: str, lease: Lease, clock: Callable[[], float],
         tell: Callable[[str], None] = lambda error: None,
     ) -> None:  # fmt: skip
         self.lease = lease
-        self.refused: Dict[str, RowRefused] = {}  # why a path's last change was refused in every form
+        self.refused: dict[str, RowRefused] = {}  # why a path's last change was refused in every form
         self._tell, self._told = tell, ""  # who hears why the ledger cannot be used; "" when it can be again
-        self._store, self._group, self._clock = rows, group, clock
+        self._store = None if isinstance(rows, dict) else rows
+        self._rows: dict[str, Row] = rows if isinstance(rows, dict) else {}
+        self._group, self._clock = group, clock
         self._fence = Fence(group, member, lease.term)
         self._lock = threading.Lock()
-        self._rows: Dict[str, Row] = {}
-        self._done = 0
         self._outdated = False  # a write found another row than the one remembered
 
     def load(self) -> None:
         """Reads all rows."""
-        with self._lock, self._telling():
-            self._rows = {row.path: self._dated(row) for row in self._store.rows(self._group)}
+        with self._asking():
+            if self._store is not None:
+                self._rows = {row.path: self._dated(row) for row in self._store.rows(self._group)}
             self._outdated = False
-            self._done = sum(row.state == "done" and not row.action for row in self._rows.values())
 
     def refresh(self) -> None:
         """Reads what an operator may have changed: two statements, however many files are known."""
-        with self._lock, self._telling():
-            self.lease.check()
+        with self._asking():
+            if self._store is None:
+                return
             still_open = {row.path: self._dated(row) for row in self._store.rows(self._group, only_open=True)}
             were_open = [path for path, row in self._rows.items() if row.state != "done" or row.action]
             for path in set(were_open) - still_open.keys():
                 del self._rows[path]
             self._rows.update(still_open)
-            self._done = len(self._rows) - len(still_open)
-            unchanged = self._store.done_count(self._group) == self._done and not self._outdated
-        if not unchanged:
+            unchanged = self._store.done_count(self._group) == len(self._rows) - len(still_open)
+        if self._outdated or not unchanged:
             self.load()
 
     def _dated(self, row: Row) -> Row:
@@ -5872,15 +5828,14 @@ class Ledger:
     def get(self, path: str) -> Optional[Row]:
         return self._rows.get(path)
 
-    def all(self) -> List[Row]:
+    def all(self) -> list[Row]:
         with self._lock:
             return list(self._rows.values())
 
-    def claim(self, works: Sequence[Work]) -> List[Optional[Row]]:
+    def claim(self, works: Sequence[Work]) -> list[Optional[Row]]:
         """Claims files; None for one that somebody changed in the meantime: it waits for the next poll."""
         changes = [Change(work.old, self.claimed(work)) for work in works]
-        made = self.write(changes)
-        return [change.new if ok else None for change, ok in zip(changes, made)]
+        return [change.new if made else None for change, made in zip(changes, self.write(changes))]
 
     def claimed(self, work: Work) -> Row:
         """The row that a claim makes."""
@@ -5895,37 +5850,35 @@ class Ledger:
                 raise LedgerRefused(str(self.refused[old.path]))
             raise LeaseLost(self.lease.term)
 
-    def write(self, changes: Sequence[Change]) -> List[bool]:
-        """Makes changes, trying again while the database is away, as long as the lease lasts.
+    def write(self, changes: Sequence[Change], unknown: bool = False) -> list[bool]:
+        """Which changes were made, trying again while the database is away, as long as the lease lasts.
 
-        Where a value is refused each is tried alone, and then with its texts in ASCII; what is refused all the same is
-        not made, and its path is in `refused`.
+        Where a value is refused each is tried alone, then with its texts in ASCII, then with few of them; what is
+        refused all the same is not made, and its path is in `refused`. `unknown`: an earlier try may have made them.
         """
         try:
-            return self._write(changes)
+            return self._write(changes, unknown)
         except RowRefused as exc:
-            if len(changes) > 1:  # some may have been carried out
-                return [self._write_alone(change, exc, unknown=True) for change in changes]
-            return [self._write_alone(changes[0]._replace(plain=1), exc)]
+            if len(changes) > 1:
+                return [made for change in changes for made in self.write([change], unknown=True)]
+            if changes[0].plain < 2:
+                return self.write([changes[0]._replace(plain=changes[0].plain + 1)], unknown)
+            self.refused[_path(changes[0])] = exc
+            return [False]
 
-    def _write_alone(self, change: Change, why: RowRefused, unknown: bool = False) -> bool:
-        for form in range(change.plain, 3):
-            try:
-                return self._write([change._replace(plain=form)], unknown)[0]
-            except RowRefused as exc:
-                why = exc
-        self.refused[_path(change)] = why
-        return False
-
-    def _write(self, changes: Sequence[Change], unknown: bool = False) -> List[bool]:
+    def _write(self, changes: Sequence[Change], unknown: bool) -> list[bool]:
+        """A try without an answer leaves unknown what was made: of what the next one does not make, the rows that stand
+        there as wanted are the earlier one's."""
         while True:
             began = boot_clock()
             try:
-                with self._lock:
-                    self.lease.check()  # only now: a database that hangs keeps one caller after the other waiting
-                    with self._telling(quiet=not unknown):
+                with self._asking(quiet=not unknown):
+                    if self._store is None:
+                        pairs = [(change.old, self._rows.get(_path(change))) for change in changes]
+                        made = [(old and old[1:6]) == (row and row[1:6]) for old, row in pairs]
+                    else:
                         made = self._store.write(self._fence, changes)
-                        if unknown and not all(made):  # an earlier try may have been carried out after all
+                        if unknown and not all(made):
                             made = [a or b for a, b in zip(made, self._store.written(self._fence, changes))]
                     for change, ok in zip(changes, made):
                         if ok:
@@ -5940,21 +5893,24 @@ class Ledger:
                 unknown = True
 
     @contextlib.contextmanager
-    def _telling(self, quiet: bool = False) -> Iterator[None]:
-        """Tells what the database says. A first quick failure is not told if `quiet`: it is tried again at once."""
-        began = boot_clock()
-        try:
-            yield
-        except RowRefused:
-            raise
-        except (DatabaseDown, DatabaseRefused) as exc:
-            if not quiet or boot_clock() - began > 0.2:
-                self._told = f"the ledger cannot be used: {exc}"
-                self._tell(self._told)
-            raise
-        if self._told:
-            self._told = ""
-            self._tell("")
+    def _asking(self, quiet: bool = False) -> Iterator[None]:
+        """One caller at a time, under the lease. What stands in the way is told, but no first quick failure if `quiet`:
+        that is tried again at once."""
+        with self._lock:
+            self.lease.check()  # only now: a database that hangs keeps one caller after the other waiting
+            began = boot_clock()
+            try:
+                yield
+            except RowRefused:
+                raise
+            except (DatabaseDown, DatabaseRefused) as exc:
+                if not quiet or boot_clock() - began > 0.2:
+                    self._told = f"the ledger cannot be used: {exc}"
+                    self._tell(self._told)
+                raise
+            if self._told:
+                self._told = ""
+                self._tell("")
 
     def _remember(self, change: Change) -> None:
         self.refused.pop(_path(change), None)
@@ -5964,7 +5920,7 @@ class Ledger:
             due = None if change.delay is None else self._clock() + change.delay
             self._rows[change.new.path] = change.new._replace(term=self.lease.term, due=due)
 
-    def due_actions(self, busy: Set[str]) -> List[Row]:
+    def due_actions(self, busy: Set[str]) -> list[Row]:
         """Rows whose after-action has not succeeded yet and may be tried now."""
         now = self._clock()
         return [row for row in self.all() if row.action and row.path not in busy and (row.due or 0) <= now]
@@ -5976,10 +5932,9 @@ class Ledger:
         """Dates the rows of files that are no longer listed, and drops them `retention` seconds later.
 
         `lacks` tells whether the listing proves that a path is not there. What the server called gone, too, is dropped
-        at once.
+        at once. A dated open row becomes one of this term, so that of a void claim the death is noted now.
         """
-        now = self._clock()
-        changes = []
+        now, changes = self._clock(), []
         for row in self.all():
             if row.path in listed:
                 if (row.due is not None or row.error) and row.dated and not row.action:
@@ -5989,14 +5944,15 @@ class Ledger:
                 if (still_open and row.marks.gone) or (row.dated and row.due is not None and row.due <= now):
                     changes.append(Change(row, None))
                 elif not row.dated or row.due is None:
-                    changes.append(Change(row, self._unlisted(row) if still_open else row, retention))
+                    died = row.state == "claimed" and row.term != self.lease.term
+                    dated = row.marked(unlisted=True, deaths=row.marks.deaths + died)._replace(state="failed")
+                    changes.append(Change(row, dated if still_open else row, retention))
+        self.write_all(changes)
+
+    def write_all(self, changes: Sequence[Change]) -> None:
+        """Like `write`, however many they are."""
         for start in range(0, len(changes), BATCH_FILES):
             self.write(changes[start : start + BATCH_FILES])
-
-    def _unlisted(self, row: Row) -> Row:
-        """An open row, dated. It becomes one of this term, so that of a void claim the death is noted now."""
-        died = row.state == "claimed" and row.term != self.lease.term
-        return row.marked(unlisted=True, deaths=row.marks.deaths + died)._replace(state="failed")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -7427,8 +7383,8 @@ class Poller:
     """Everything that one lease allows: polls, workers, the ledger of its term. Thrown away with the lease."""
 
     def __init__(
-        self, config: Config, member: Member, lease: Lease, selector: Selector, route: Optional[Route], rows: Rows,
-        yielding: Yielding, breaker: Breaker,
+        self, config: Config, member: Member, lease: Lease, selector: Selector, route: Optional[Route],
+        rows: LedgerRows, yielding: Yielding, breaker: Breaker,
     ) -> None:  # fmt: skip
         self.config, self.member, self.lease = config, member, lease
         self.selector, self.route = selector, route
@@ -7603,8 +7559,7 @@ class Poller:
             elif move_of_display(row, listing[at].entry) in moves:
                 self._keep_as(listing, at, row, listing[at].entry.mtime, changes)
         left = self._ask(listing, exact, changes) if exact else set()
-        for start in range(0, len(changes), BATCH_FILES):
-            self.ledger.write(changes[start : start + BATCH_FILES])
+        self.ledger.write_all(changes)
         return left
 
     def _doubt(self, row: Row) -> Tuple[float, float]:
@@ -8426,7 +8381,7 @@ class Listener:
     def _run(self) -> None:
         member, config = self.member, self.config
         selector, yielding, breaker = Selector(config, boot_clock), Yielding(config), Breaker(config, member.stats)
-        rows: Rows = open_database(config) if config.ledger else MemoryRows()
+        rows: LedgerRows = open_database(config) if config.ledger else {}
         try:
             while True:
                 lease = member.wait_for_lease(0.2 if self._once else None)
@@ -8447,7 +8402,7 @@ class Listener:
         event("stopped", group=config.coordination_group, member=config.member_id)
 
     def _reign(
-        self, lease: Lease, selector: Selector, rows: Rows, yielding: Yielding, breaker: Breaker
+        self, lease: Lease, selector: Selector, rows: LedgerRows, yielding: Yielding, breaker: Breaker
     ) -> None:  # fmt: skip
         route = self._route if self._routes else None
         poller = Poller(self.config, self.member, lease, selector, route, rows, yielding, breaker)

@@ -319,8 +319,8 @@ SABOTAGES = (
     ),
     Sabotage(
         "a path that the database refuses is not tried in ASCII",
-        "        for form in range(change.plain, 3):",
-        "        for form in ():",
+        "            if changes[0].plain < 2:",
+        "            if False:",
         "files are left over",
         fix=["files=True"],
     ),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import urllib.parse
 from collections.abc import Sequence
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory import NOON, Clock, choose, config, found, names, row
+from memory import NOON, Clock, MemoryRows, choose, config, found, names, row
 
 import ftpcoord
 from ftpcoord import (
@@ -19,7 +19,6 @@ from ftpcoord import (
     Lease,
     LeaseLost,
     Ledger,
-    MemoryRows,
     Row,
     Selector,
     Work,
@@ -56,7 +55,7 @@ class Shaky(MemoryRows):
 
 
 def ledger(rows: MemoryRows, clock: Callable[[], float], term: int = 1, lasting: float = 1e9) -> Ledger:
-    made = Ledger(rows, "g", "a", Lease(term, clock() + lasting, clock), clock)
+    made = Ledger(cast(Any, rows), "g", "a", Lease(term, clock() + lasting, clock), clock)
     made.load()
     return made
 

@@ -12,11 +12,12 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import pytest
 import simulation
 from conftest import Database
+from memory import MemoryRows
 from simulation import EPOCH, GROUP, Violation, World
 from test_dialects import Tables
 
@@ -30,7 +31,6 @@ from ftpcoord import (
     Lease,
     Ledger,
     MemberRow,
-    MemoryRows,
     Renewal,
     Row,
     Timing,
@@ -486,7 +486,7 @@ def test_a_back_off_does_not_last_until_a_clock_that_was_set_back_has_caught_up(
 def test_a_row_that_is_another_one_than_remembered_is_read_anew_at_the_next_poll() -> None:
     """After lost commits a `done` row may be an older one again: as many done rows, and none of them open."""
     store = MemoryRows()
-    ledger = Ledger(store, "g", "a", Lease(1, 100.0, lambda: 0.0), lambda: 0.0)
+    ledger = Ledger(cast(Any, store), "g", "a", Lease(1, 100.0, lambda: 0.0), lambda: 0.0)
     done = Row("/x", 2, "", "done", 1, 1, 0)
     assert store.write(Fence("g", "a", 1), [Change(None, done)]) == [True]
     ledger.load()
