@@ -2751,6 +2751,9 @@ class Habits:
 Listing = list[Entry]       # named because a FileServer has a method of the name list
 
 
+MINUTE = len("2026-01-12T10:15")
+
+
 class Told(Protocol):
     """What tells two contents of one path apart: an Entry, or a Row of the ledger."""
 
@@ -2762,27 +2765,35 @@ class Told(Protocol):
 
 
 def same_version(a: Told, b: Told, zones: Iterable[datetime.timedelta] = ()) -> Optional[bool]:
-    """Whether two looks at a path show one version: same size, and same time at the coarser precision and without a
-    year that one of them does not show. None: like cannot be compared with like, only the exact time tells.
+    """Whether two looks at a path show one version. None: only its exact time, which has to be asked for, tells.
 
-    `zones`: what lines of LIST are known to be ahead of UTC, beside nothing. Two lines that differ may be two versions
-    as far apart as the server is from UTC."""
+        sizes that differ       no
+        no time and any         yes: the size decides
+        exact and exact         yes if equal, a fraction as far as both show it; else no
+        line and line           yes if equal, as far as both show it; else ask
+        line and exact          yes if the line is that time in UTC or in one of the zones; else ask
+        line=exact and line     yes if the lines are equal, or it is that exact time in one of the zones; else ask
+
+    `zones`: what lines of LIST are known to be ahead of UTC. Of two lines that differ UTC itself has to be among them:
+    they may be two versions as far apart as the server is from UTC."""
     if a.size != b.size or a.mtime == b.mtime:
         return a.size == b.size
     (line_a, exact_a), (line_b, exact_b) = times_of(a.mtime), times_of(b.mtime)
     if not (line_a or exact_a) or not (line_b or exact_b):
-        return True                                     # no time was told: the size decides
-    if exact_a and exact_b:
-        shorter = min(len(exact_a), len(exact_b))
-        return exact_a[:shorter] == exact_b[:shorter]
-    yearless = getattr(a, "yearless", False) or getattr(b, "yearless", False)
-    if line_a and line_b and _same_line(line_a, line_b, yearless):
         return True
-    exact, line = (exact_a, line_b) if exact_a and line_b else (exact_b, line_a)
-    if not exact:
-        return None
-    known = zones if line_a and line_b else (UTC, *zones)
-    return any(_same_line(_moved(exact, zone), line, yearless) for zone in known) or None
+    if exact_a and exact_b:
+        return exact_a[: len(exact_b)] == exact_b[: len(exact_a)]
+    lines = [(line_a, line_b)] if line_a and line_b else []
+    if exact_a or exact_b:
+        line = line_b if exact_a else line_a
+        lines += [(_moved(exact_a or exact_b, zone), line) for zone in (zones if lines else (UTC, *zones))]
+    yearless = getattr(a, "yearless", False) or getattr(b, "yearless", False)
+    for x, y in lines:
+        # Whoever shows the minute may have left out the year, unless both are of that form and do not.
+        first = 5 if yearless or (len(x) != len(y) and MINUTE in (len(x), len(y))) else 0
+        if x[first : len(y)] == y[first : len(x)]:
+            return True
+    return None
 
 
 def times_of(mtime: str) -> tuple[str, str]:
@@ -2798,14 +2809,6 @@ def times_of(mtime: str) -> tuple[str, str]:
     return "", _moved(line[:17] + "59", datetime.timedelta(seconds=1)) + line[19:] if line[17:19] == "60" else line
 
 
-def _same_line(a: str, b: str, yearless: bool) -> bool:
-    """Whoever shows the minute may have left out the year, unless both are of that form and do not."""
-    minute = len("2026-01-12T10:15")
-    first = 5 if yearless or (len(a) != len(b) and minute in (len(a), len(b))) else 0
-    shorter = min(len(a), len(b))
-    return a[first:shorter] == b[first:shorter]
-
-
 def _moved(exact: str, by: datetime.timedelta) -> str:
     """An exact time later by so much; its fraction is cut off."""
     with contextlib.suppress(OverflowError, ValueError):
@@ -2819,18 +2822,18 @@ def may_still_run(mtime: str) -> bool:
     seconds = epoch_seconds(mtime)
     if seconds is None:
         return True
-    age, day, year = time.time() - seconds, 86400.0, 365.25 * 86400
-    return age < day if times_of(mtime)[1] else abs((age + year / 2) % year - year / 2) < 3 * day
+    age, year = time.time() - seconds, 365.25 * SECONDS_A_DAY
+    return age < SECONDS_A_DAY if times_of(mtime)[1] else abs((age + year / 2) % year - year / 2) < 3 * SECONDS_A_DAY
 
 
 def zone_between(line: str, exact: str) -> Optional[datetime.timedelta]:
     """What a line of LIST with minutes is ahead of the exact time of the same file; None if that cannot be a zone
     (a multiple of 15 minutes, within 14 hours or so): then one of the two times is not what it seems to be."""
-    utc = datetime.datetime.fromisoformat(exact[:16])
-    ahead = datetime.datetime.fromisoformat(line[:16]) - utc
+    utc = datetime.datetime.fromisoformat(exact[:MINUTE])
+    ahead = datetime.datetime.fromisoformat(line[:MINUTE]) - utc
     if abs(ahead) > MOST_AHEAD:                         # a guessed year is most often one too early
         with contextlib.suppress(ValueError):           # 29 February
-            ahead = datetime.datetime.fromisoformat(exact[:4] + line[4:16]) - utc
+            ahead = datetime.datetime.fromisoformat(exact[:4] + line[4:MINUTE]) - utc
     return ahead if abs(ahead) <= MOST_AHEAD and ahead % QUARTER == UTC else None
 
 
@@ -5319,16 +5322,16 @@ class Found(NamedTuple):
     entry: Entry
 
 
-class Look(List[Found]):
+class Look(list[Found]):
     """The files of one walk through the polled tree, and what it could not see. Folders are named by the start of the
     paths in them, with the slash."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.refused: Dict[str, str] = {}  # folders that could not be listed whole, and why
-        self.unread: Dict[str, List[str]] = {}  # lines that nobody understands, by folder
-        self.skipped: Dict[str, str] = {}  # links and folders that are left out, and why
-        self.folders: Set[str] = set()  # what was listed as a folder, below the polled one
+        self.refused: dict[str, str] = {}  # folders that could not be listed whole, and why
+        self.unread: dict[str, list[str]] = {}  # lines that nobody understands, by folder
+        self.skipped: dict[str, str] = {}  # links and folders that are left out, and why
+        self.folders: set[str] = set()  # what was listed as a folder, below the polled one
         self._size = 0
 
     def add(self, found: Found) -> None:
@@ -5368,15 +5371,14 @@ class Work(NamedTuple):
         return self.old.failures if self.old and same_version(self.old, self.found.entry) else 0
 
     @property
+    def marks(self) -> Marks:
+        """What is known of this version."""
+        return self.old.marks._replace(unlisted=False) if self.old and self.attempts else Marks()
+
+    @property
     def delivered(self) -> bool:
         """Whether this version has its name in download_dir, and only its handler did not succeed."""
         return self.marks.delivered
-
-    @property
-    def marks(self) -> Marks:
-        """What is known of this version."""
-        return self.old.marks._replace(unlisted=False) if self.attempts and self.old is not None else Marks()
-
 
     @property
     def suspect(self) -> bool:
@@ -5387,48 +5389,37 @@ class Work(NamedTuple):
 class Choice(NamedTuple):
     """What one look at a listing leads to."""
 
-    ready: List[Work]
-    unsettled: List[Work]  # perhaps still being written
+    ready: list[Work]
+    unsettled: list[Work]  # perhaps still being written
     waiting: int  # failed files whose back-off has not passed
-
-
-def is_older(a: Entry, b: Entry) -> bool:
-    """Whether one listed file is older than another, as far as their times show it."""
-    times = [(line[: min(len(line), len(other))], other[: min(len(line), len(other))])
-             for line, other in zip(times_of(a.mtime), times_of(b.mtime))]  # fmt: skip
-    return any(time_a < time_b for time_a, time_b in times)
 
 
 def epoch_seconds(mtime: str) -> Optional[float]:
     """A listed time as UTC epoch seconds, None if there is none. LIST has no zone: it is taken as UTC."""
     line, exact = times_of(mtime)
     seconds, point, fraction = (exact or line).partition(".")
-    try:
+    with contextlib.suppress(ValueError):
         moment = datetime.datetime.fromisoformat(seconds).replace(tzinfo=datetime.timezone.utc)
         return moment.timestamp() + float(f"0{point}{fraction}")
-    except ValueError:
-        return None
+    return None
 
 
 def move_of_display(row: Row, entry: Entry) -> Optional[datetime.timedelta]:
     """By what a line that the ledger has without its exact time differs from what is listed now, if that can be due
     to another zone, or to UTC told in its place."""
     line, now = times_of(row.mtime)[0], "".join(times_of(entry.mtime))
-    return zone_between(line, now) if len(line) == len("2026-01-12T10:15") <= len(now) else None
+    return zone_between(line, now) if len(line) == MINUTE <= len(now) else None
 
 
-def moves_of_display(unclear: Sequence[Tuple[Row, Entry]]) -> Set[datetime.timedelta]:
+def moves_of_display(unclear: Sequence[tuple[Row, Entry]]) -> set[datetime.timedelta]:
     """The moves that more than one file shows whose times are not of these days (whoever writes a file anew gives it
     the time of writing), and a good part of all such files."""
-    moves: Dict[datetime.timedelta, Set[str]] = {}
-    witnesses: Set[str] = set()
-    for row, entry in unclear:
-        if not times_of(row.mtime)[1] and not may_still_run(row.mtime) and not may_still_run(entry.mtime):
-            witnesses.add(row.mtime)
-            move = move_of_display(row, entry)
-            if move is not None:
-                moves.setdefault(move, set()).add(row.mtime)
-    return {move for move, files in moves.items() if len(files) > 1 and 4 * len(files) >= len(witnesses)}
+    shown = {
+        (row.mtime, move_of_display(row, entry)) for row, entry in unclear
+        if not times_of(row.mtime)[1] and not may_still_run(row.mtime) and not may_still_run(entry.mtime)
+    }  # fmt: skip
+    witnesses, moves = {mtime for mtime, _ in shown}, [move for _, move in shown if move is not None]
+    return {move for move in set(moves) if moves.count(move) > 1 and 4 * moves.count(move) >= len(witnesses)}
 
 
 NOT_IN_A_NAME = re.compile(r"[/\0\r\n]")
@@ -5441,137 +5432,6 @@ def is_plain_name(name: str) -> bool:
     return os.name == "posix" or not re.search(r'[\\:*?"<>|]', name)
 
 
-Globs = List[Tuple[bool, Callable[[str], object]]]  # (whether it is for the path below the folder, its match)
-
-
-def _globs(patterns: Iterable[str]) -> Globs:
-    """A pattern with a slash is for the path below the polled folder, another one for the name."""
-    return [("/" in pattern, re.compile(fnmatch.translate(pattern)).match) for pattern in patterns]
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".")
-
-
-def _is_temporary(name: str) -> bool:
-    return name.lower().endswith(TEMPORARY)
-
-
-def _matches(globs: Globs, relative: str) -> bool:
-    name = relative.rpartition("/")[2]
-    return any(match(relative if for_path else name) for for_path, match in globs)
-
-
-class Outline:
-    """What tells a folder that shows one above it once more, such as a link to `..` that is listed as a folder."""
-
-    def __init__(self, entries: Listing) -> None:
-        self.folders = {entry.name for entry in entries if entry.kind == "dir"}
-        self._entries = entries
-
-    def repeats(self, above: List[Outline]) -> bool:
-        """The same folders, and a common file; where there are no files at all, the same folders three times over. A
-        single folder without files may well contain one of its name: that ends by its depth."""
-        alike = [other for other in above if self.folders and other.folders == self.folders]
-        files = self._files() if alike else set()
-        return any(files & other._files() for other in alike) or (
-            not files and len(self.folders) > 1 and len(alike) > 1
-        )
-
-    def _files(self) -> Set[Tuple[str, int, str]]:
-        return {(entry.name, entry.size, entry.mtime) for entry in self._entries if entry.kind == "file"}
-
-
-class MoveTargets:
-    """The folders that `move:` names: wherever they are in the polled tree, they are not polled.
-
-    Compared in normal form from the root; without case where the server answers to a spelling that it does not list.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self._base, self._recursive = config.target.path, config.recursive
-        self._names = [a[len("move:") :] for a in (config.after, config.after_error) if a.startswith("move:")]
-        self._bases: Set[str] = set()  # the polled folder as it is set, and as the server resolves it
-        self._fixed: Set[str] = set()  # absolute targets likewise
-        self._answers: Dict[str, bool] = {}  # whether the server answers to a spelling
-        self._unlisted: Dict[str, bool] = {}  # whether it does so although it does not list it
-
-    def from_folder(self, base: str, parts: Sequence[str], name: str) -> Set[str]:
-        """Where files of the folders on the way to base/parts, and of those beside it, are moved."""
-        ups, rest = 0, normal_path(name)
-        while rest == ".." or rest.startswith("../"):
-            ups, rest = ups + 1, rest[3:]
-        return {
-            normal_path(posixpath.join(base, *parts[:depth], *[".."] * up, rest))
-            for depth in range(len(parts) + 1) for up in range(ups + 1)
-        }  # fmt: skip
-
-    def lead_back(self, base: str) -> bool:
-        """Whether files would be moved into the polled folder (with `recursive`: from some folder of it)."""
-        places = {normal_path(posixpath.join(base, name)) for name in self._names} | self._fixed
-        for name in self._names if self._recursive else ():
-            if not name.startswith("/"):
-                places |= self.from_folder(base, [], name)
-        return normal_path(base) in places
-
-    def check(self, server: FileServer) -> None:
-        """Raises FileRefused if files would be moved into the polled folder."""
-        if not self._names or self._bases:
-            return
-        bases = {normal_path(self._base), server.absolute(self._base)}
-        for name in self._names:
-            if name.startswith("/"):
-                self._fixed |= {normal_path(name), server.absolute(name)}
-        odd = {other for other in self._fixed for base in bases if _differ_in_case(other, base)}
-        if any(map(self.lead_back, bases)) or any(self._is_unlisted(server, other) for other in odd):
-            raise FileRefused(f"{self._base}: after or after_error would move files into it again; nothing is claimed")
-        self._bases = bases
-
-    def include(self, server: FileServer, look: Look, relative: str) -> bool:
-        """Whether a folder of the tree is one of them."""
-        parts = relative.split("/")
-        for base in self._bases:
-            path = posixpath.join(base, relative)
-            targets = set(self._fixed)
-            for name in self._names:
-                targets |= self.from_folder(base, parts[:-1], name) if name[:1] != "/" else set()
-            odd = [target for target in targets if _differ_in_case(target, path)]
-            if path in targets or any(self._is_same(server, look, base, parts, target) for target in odd):
-                return True
-        return False
-
-    def _is_same(self, server: FileServer, look: Look, base: str, parts: List[str], target: str) -> bool:
-        """Whether the server knows the folder at base/parts by the spelling of this target, too."""
-        spelled = target.split("/")[-len(parts) :]
-        for depth in range(1, len(parts) + 1):
-            if spelled[:depth] != parts[:depth] and "/".join(spelled[:depth]) in look.folders:
-                return False  # another folder, then
-        there = target[: len(base)]
-        return (there == base or self._is_unlisted(server, there)) and self._is_answered(server, target)
-
-    def _is_unlisted(self, server: FileServer, path: str) -> bool:
-        """Whether the server answers to this spelling of the polled folder although it does not list it."""
-        folder, name = split_path(path)
-        if path not in self._unlisted:
-            self._unlisted[path] = False
-            with contextlib.suppress(FileGone, FileRefused):
-                listed = any(entry.name == name for entry in server.list(folder))
-                self._unlisted[path] = not listed and self._is_answered(server, path)
-        return self._unlisted[path]
-
-    def _is_answered(self, server: FileServer, path: str) -> bool:
-        if path not in self._answers:
-            try:
-                self._answers[path] = server.exists(path)
-            except FileRefused:
-                return True  # rather a folder less than one that is polled without end
-        return self._answers[path]
-
-
-def _differ_in_case(a: str, b: str) -> bool:
-    return a != b and a.casefold() == b.casefold()
-
-
 class Selector:
     """Filters, the order, and the memory of when a file was first seen as it is. Knows no server and no ledger.
 
@@ -5581,16 +5441,12 @@ class Selector:
     def __init__(self, config: Config, clock: Callable[[], float]) -> None:
         self.config, self.clock = config, clock
         self.refused = 0
-        patterns = config.patterns("pattern")
-        self._patterns, self._exclude = _globs(patterns), _globs(config.patterns("exclude"))
-        # Hidden and temporary names need a pattern of their own.
-        self._hidden = _globs(p for p in patterns if _is_hidden(posixpath.basename(p)))
-        self._temporary = _globs(p for p in patterns if _is_temporary(p))
-        self._seen: Dict[str, Tuple[Entry, float]] = {}
-        self._told: Set[Tuple[str, str]] = set()
+        self._names, self._targets = Patterns(config), MoveTargets(config)
+        self._seen: dict[str, tuple[Entry, float]] = {}
+        self._told: set[tuple[str, str]] = set()
         self._base = config.target.path
-        self._named = {part for p in patterns for part in p.split("/")[:-1]}
-        self._targets = MoveTargets(config)
+
+    # -- what is there ------------------------------------------------------------------------------------------------
 
     def walk(self, server: FileServer) -> Look:
         """Lists the polled folder, with its subfolders if `recursive`. Raises what listing that folder raises, and
@@ -5600,15 +5456,19 @@ class Selector:
         self._visit(server, look, self._base, "", [])
         return look
 
-    def _visit(self, server: FileServer, look: Look, folder: str, below: str, above: List[Outline]) -> None:
+    def _visit(self, server: FileServer, look: Look, folder: str, below: str, above: Above) -> None:
         entries = server.list(folder)
         prefix = "" if folder in (".", "") else posixpath.join(folder, "")
-        self._note_unread(look, folder, prefix, server.unread)
-        outline = Outline(entries)
-        if outline.repeats(above):
+        if server.unread:
+            look.unread[prefix] = server.unread
+            self._refuse(folder, server.unread[0][:200], "a line of the listing that is not understood")
+        if len(server.unread) > MOST_UNREAD:
+            look.refused[prefix] = "too much of its listing is not understood"
+        folders = {entry.name for entry in entries if entry.kind == "dir"}
+        if repeats(folders, entries, above):
             self._skip(look, folder, "it shows a folder above it once more, as a link to it does")
             return
-        look.folders.update(below + name for name in outline.folders)
+        look.folders.update(below + name for name in folders)
         if len(look.folders) > MAX_FOLDERS:
             raise ServerDown(f"more than {MAX_FOLDERS} folders below {self._base}: poll fewer")
         for entry in entries:
@@ -5623,35 +5483,19 @@ class Selector:
                 why = self._stays_out(server, look, relative)
                 if why:
                     look.skipped[path] = why
-                else:
-                    self._descend(server, look, path, relative, [*above, outline])
-
-    def _descend(self, server: FileServer, look: Look, path: str, relative: str, above: List[Outline]) -> None:
-        """Each folder for itself: one that is refused does not stop the others."""
-        try:
-            self._visit(server, look, path, relative + "/", above)
-        except (FileGone, FileRefused) as exc:
-            look.refused[path + "/"] = str(exc)
-            self._refuse(*split_path(path), str(exc))
+                    continue
+                try:
+                    self._visit(server, look, path, relative + "/", [*above, (folders, entries)])
+                except (FileGone, FileRefused) as exc:  # each folder for itself
+                    look.refused[path + "/"] = str(exc)
+                    self._refuse(*split_path(path), str(exc))
 
     def _stays_out(self, server: FileServer, look: Look, relative: str) -> str:
         """Why a folder is not entered, if it is not."""
-        name = posixpath.basename(relative)
-        if _matches(self._exclude, relative):
-            return "excluded"
-        for kind, what in ((_is_hidden, "hidden"), (_is_temporary, "temporary")):
-            if kind(name) and not any(fnmatch.fnmatchcase(name, part) for part in self._named if kind(part)):
-                return f"{what}, and no pattern names it"
-        if self._targets.include(server, look, relative):
-            return "files are moved there"
-        return "more than 100 folders deep" if relative.count("/") > 100 else ""
-
-    def _note_unread(self, look: Look, folder: str, prefix: str, lines: List[str]) -> None:
-        if lines:
-            look.unread[prefix] = lines
-            self._refuse(folder, lines[0][:200], "a line of the listing that is not understood")
-        if len(lines) > MOST_UNREAD:
-            look.refused[prefix] = "too much of its listing is not understood"
+        why = self._names.leave_out(relative)
+        if not why and self._targets.include(server, look, relative):
+            why = "files are moved there"
+        return why or "more than 100 folders deep" * (relative.count("/") > 100)
 
     def _refuse(self, folder: str, name: str, why: str) -> None:
         self.refused += 1
@@ -5671,26 +5515,15 @@ class Selector:
         prefix = "" if self._base in (".", "") else posixpath.join(self._base, "")
         return path.startswith(prefix) and all(map(is_plain_name, path[len(prefix) :].split("/")))
 
-    def wants(self, found: Found) -> bool:
-        """Whether the name is asked for."""
-        name = found.entry.name
-        suffix = self.config.ready_suffix
-        if suffix and name.endswith(suffix):
-            return False
-        chosen = self._patterns
-        if _is_hidden(name):
-            chosen = self._hidden
-        elif _is_temporary(name):
-            chosen = self._temporary
-        return _matches(chosen, found.relative) and not _matches(self._exclude, found.relative)
+    # -- what is to be done -------------------------------------------------------------------------------------------
 
     def choose(self, listing: Sequence[Found], known: Callable[[str], Optional[Row]], busy: Set[str]) -> Choice:
         """Divides a listing. `known` gives a path's row in the ledger, `busy` are the paths in work."""
         now = self.clock()
         companions = {found.path: found.entry for found in listing} if self.config.ready_suffix else {}
         seen, self._seen = self._seen, {}
-        ready: List[Work] = []
-        unsettled: List[Work] = []
+        ready: list[Work] = []
+        unsettled: list[Work] = []
         waiting = 0
         for found in listing:
             path, entry = found.path, found.entry
@@ -5707,15 +5540,14 @@ class Selector:
             before = seen.get(path)
             since = before[1] if before and same_version(before[0], entry) else now
             self._seen[path] = (entry, since)
-            if now - since < self.config.min_age:
-                continue
-            settled = known_version or now - since >= self.config.settle
-            (ready if settled else unsettled).append(Work(found, row))
+            if now - since >= self.config.min_age:
+                settled = known_version or now - since >= self.config.settle
+                (ready if settled else unsettled).append(Work(found, row))
         return Choice(self.order(ready), self.order(unsettled), waiting)
 
     def verdict(
         self, found: Found, row: Optional[Row], companions: Mapping[str, Entry], now: float
-    ) -> Tuple[str, str]:  # fmt: skip
+    ) -> tuple[str, str]:  # fmt: skip
         """Whether a listed file is to be taken, and why not: take, skip, warn (which is to be said) or wait (its
         back-off has not passed). `row` is the ledger's of this very version."""
         config, entry, suffix = self.config, found.entry, self.config.ready_suffix
@@ -5740,27 +5572,176 @@ class Selector:
             return "wait", f"failed, tried again in {duration(row.due - now)}: {row.error}"
         return "take", ""
 
-    def settled(self, works: Sequence[Work], listing: Sequence[Found]) -> List[Work]:
+    def wants(self, found: Found) -> bool:
+        """Whether the name is asked for."""
+        suffix = self.config.ready_suffix
+        return not (suffix and found.entry.name.endswith(suffix)) and self._names.want(found.relative)
+
+    def settled(self, works: Sequence[Work], listing: Sequence[Found]) -> list[Work]:
         """Those that a second listing, `settle` seconds later, shows unchanged."""
         again = {found.path: found.entry for found in listing}
         kept = []
         for work in works:
-            entry = again.get(work.found.path)
+            entry = again.get(work.path)
             if entry is not None and same_version(entry, work.found.entry):
                 kept.append(work)
             else:
-                self._seen.pop(work.found.path, None)
+                self._seen.pop(work.path, None)
         return kept
 
-    def order(self, works: List[Work]) -> List[Work]:
+    def order(self, works: list[Work]) -> list[Work]:
         """In the order of `sort`; files of the same rank by path."""
         key = self.config.sort.lstrip("-")
-        works.sort(key=lambda work: work.found.path)
-        if key != "name":
-            works.sort(key=lambda work: (work.found.entry.size if key == "size" else 0, work.found.entry.mtime))
-        if self.config.sort.startswith("-"):
-            works.reverse()
-        return works
+
+        def rank(work: Work) -> tuple[int, str, str]:
+            entry = work.found.entry
+            return entry.size if key == "size" else 0, "" if key == "name" else entry.mtime, work.path
+
+        return sorted(works, key=rank, reverse=self.config.sort.startswith("-"))
+
+
+def is_older(a: Entry, b: Entry) -> bool:
+    """Whether one listed file is older than another, as far as their times show it."""
+    pairs = zip(times_of(a.mtime), times_of(b.mtime))
+    return any(x[: len(y)] < y[: len(x)] for x, y in pairs)
+
+
+# -- names and patterns -----------------------------------------------------------------------------------------------
+
+SPECIAL: dict[str, Callable[[str], bool]] = {  # names that are asked for by patterns of their kind alone
+    "hidden": lambda name: name.startswith("."),
+    "temporary": lambda name: name.lower().endswith(TEMPORARY),
+}
+
+
+def matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
+    """Whether one of the globs is for a path below the polled folder: one without a slash is for its name alone."""
+    globs = [("/" in pattern, re.compile(fnmatch.translate(pattern)).match) for pattern in patterns]
+
+    def matches(relative: str) -> bool:
+        name = relative.rpartition("/")[2]
+        return any(match(relative if for_path else name) for for_path, match in globs)
+
+    return matches
+
+
+class Patterns:
+    """What `pattern` and `exclude` say of a path below the polled folder."""
+
+    def __init__(self, config: Config) -> None:
+        patterns = config.patterns("pattern")
+        self._excluded = matcher(config.patterns("exclude"))
+        self._wanted = {"": matcher(patterns)}
+        for kind, is_one in SPECIAL.items():
+            self._wanted[kind] = matcher(p for p in patterns if is_one(posixpath.basename(p)))
+        self._folders = {part for p in patterns for part in p.split("/")[:-1]}
+
+    def want(self, relative: str) -> bool:
+        name = relative.rpartition("/")[2]
+        kind = next((kind for kind, is_one in SPECIAL.items() if is_one(name)), "")
+        return self._wanted[kind](relative) and not self._excluded(relative)
+
+    def leave_out(self, relative: str) -> str:
+        """Why a folder is not entered, if it is not."""
+        if self._excluded(relative):
+            return "excluded"
+        name = relative.rpartition("/")[2]
+        for kind, is_one in SPECIAL.items():
+            if is_one(name) and not any(is_one(part) and fnmatch.fnmatchcase(name, part) for part in self._folders):
+                return f"{kind}, and no pattern names it"
+        return ""
+
+
+Above = list[tuple[set[str], Listing]]  # of each folder on the way: the names of the folders in it, and all entries
+
+
+def repeats(folders: set[str], entries: Listing, above: Above) -> bool:
+    """Whether a folder shows one above it once more, as a link to `..` that is listed as a folder does: the same
+    folders, and a common file; where there are no files at all, the same folders three times over. A single folder
+    without files may well contain one of its name: that ends by its depth."""
+    alike = [others for names, others in above if folders and names == folders]
+    files = {entry for entry in entries if entry.kind == "file"} if alike else set()
+    if files:
+        return not all(map(files.isdisjoint, alike))
+    return len(folders) > 1 and len(alike) > 1
+
+
+class MoveTargets:
+    """The folders that `move:` names: wherever they are in the polled tree, they are not polled.
+
+    Compared in normal form from the root; without case where the server answers to a spelling that it does not list.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._base, self._recursive = config.target.path, config.recursive
+        names = {normal_path(a[len("move:") :]) for a in (config.after, config.after_error) if a.startswith("move:")}
+        self._absolute = {name for name in names if name.startswith("/")}
+        split = [name.split("/") for name in names - self._absolute]
+        self._relative = [(parts.count(".."), [part for part in parts if part != ".."]) for parts in split]  # up, down
+        self._bases: set[str] = set()  # the polled folder as it is set, and as the server resolves it
+        self._places: set[str] = set()  # where files go, but for the tails of relative names below their own folder
+        self._answers: dict[str, bool] = {}  # whether the server answers to a spelling
+
+    def lead_back(self, base: str) -> bool:
+        """Whether files would be moved into the polled folder (with `recursive`: from some folder of it)."""
+        return normal_path(base) in self._from(base)
+
+    def _from(self, base: str) -> set[str]:
+        """Where files of the polled folder go, and from folders below it those that go up beyond it or to it."""
+        return self._absolute | {
+            normal_path(posixpath.join(base, *[".."] * up, *tail))
+            for ups, tail in self._relative for up in range(0 if self._recursive else ups, ups + 1)
+        }  # fmt: skip
+
+    def check(self, server: FileServer) -> None:
+        """Raises FileRefused if files would be moved into the polled folder."""
+        if self._bases or not (self._absolute or self._relative):
+            return
+        bases = {normal_path(self._base), server.absolute(self._base)}
+        self._absolute |= set(map(server.absolute, self._absolute))
+        places = {place for base in bases for place in self._from(base)}
+        for place, base in itertools.product(set(places), bases):
+            head, tail = place[: len(base)], place[len(base) :]
+            if _differ_in_case(head, base) and tail[:1] in ("", "/") and self._is_unlisted(server, head):
+                places.add(base + tail)
+        if bases & places:
+            raise FileRefused(f"{self._base}: after or after_error would move files into it again; nothing is claimed")
+        self._bases, self._places = bases, places
+
+    def include(self, server: FileServer, look: Look, relative: str) -> bool:
+        """Whether a folder of the tree is one of them, perhaps in another spelling that the server knows it by."""
+        parts = relative.split("/")
+        for base in self._bases:
+            path = posixpath.join(base, relative)
+            targets = {posixpath.join(base, *parts[: -len(tail)], *tail) for _, tail in self._relative} | self._places
+            for target in targets:
+                if target == path:
+                    return True
+                if _differ_in_case(target, path) and target.startswith(base):
+                    spelled = target[len(path) - len(relative) :].split("/")
+                    odd = ["/".join(spelled[:n]) for n in range(1, len(parts) + 1) if spelled[:n] != parts[:n]]
+                    if look.folders.isdisjoint(odd) and self._is_answered(server, target):  # no other folders, then
+                        return True
+        return False
+
+    def _is_unlisted(self, server: FileServer, path: str) -> bool:
+        """Whether the server answers to this spelling of the polled folder although it does not list it."""
+        folder, name = split_path(path)
+        with contextlib.suppress(FileGone, FileRefused):
+            return all(entry.name != name for entry in server.list(folder)) and self._is_answered(server, path)
+        return False
+
+    def _is_answered(self, server: FileServer, path: str) -> bool:
+        if path not in self._answers:
+            try:
+                self._answers[path] = server.exists(path)
+            except FileRefused:
+                return True  # rather a folder less than one that is polled without end
+        return self._answers[path]
+
+
+def _differ_in_case(a: str, b: str) -> bool:
+    return a != b and a.casefold() == b.casefold()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
