@@ -573,10 +573,13 @@ class Kind(NamedTuple):
     parse: Callable[[Any], Any]
 
 
-def _text(value: Any) -> str:
-    if "\0" in str(value):
-        raise ValueError
-    return str(value)
+def matching(pattern: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if "\0" in str(value) or not re.fullmatch(pattern, str(value)):
+            raise ValueError
+        return str(value)
+
+    return parse
 
 
 def _seconds(value: Any) -> float:
@@ -600,13 +603,19 @@ def _file_mode(value: Any) -> str:
     return f"{mode:04o}"
 
 
+PORT = r"(?:[0-5]?[0-9]{1,4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 BYTES = Kind("a number of bytes, or of K, M or G of 1024", _byte_size)
 MODE = Kind("permissions in octal that let the owner read, like 0640", _file_mode)
 SECONDS = Kind("a number of seconds", _seconds)
+IDENTIFIER = Kind("1 to 128 printable ASCII characters without spaces", matching(rf"(?!{STEP_DOWN})[!-~]{{1,128}}"))
+ACTION = Kind("keep, delete or move:FOLDER (`.` is no folder)", matching(r"keep|delete|move:(?!\./?\Z)[^\r\n]+"))
+FINGERPRINT = Kind("a fingerprint as ssh-keygen -lf prints it, SHA256:...", matching("SHA256:.*"))
+FUNCTION = Kind("module:function", matching(r"[\w.]+:[\w.]+"))
+ADDRESS = Kind("host:port, e.g. 127.0.0.1:8080", matching(f".*:{PORT}"))
 KINDS: dict[type, Kind] = {  # where the default tells it
     bool: Kind("yes or no", lambda value: configparser.ConfigParser.BOOLEAN_STATES[str(value).strip().lower()]),
-    float: SECONDS, int: Kind("a whole number", lambda value: int(str(value))), str: Kind("text", _text),
-}  # fmt: skip
+    float: SECONDS, int: Kind("a whole number", lambda value: int(str(value))), str: Kind("text", matching(r"[\s\S]*")),
+}
 
 
 def setting(default: Any, **metadata: Any) -> Any:
@@ -626,7 +635,7 @@ class Config:
     key: str = setting("", schemes=SSH)
     key_passphrase: str = setting("", schemes=SSH)
     known_hosts: str = "~/.ssh/known_hosts"
-    host_key: str = setting("", schemes=SSH)
+    host_key: str = setting("", kind=FINGERPRINT, schemes=SSH)
     ca_file: str = ""
     client_cert: str = setting("", schemes=TLS)
     client_key: str = setting("", schemes=TLS)
@@ -638,8 +647,8 @@ class Config:
     database_password: str = ""
     database_tls: str = setting("", choices=("", "disable", "prefer", "require", "verify"))
     database_ca_file: str = ""
-    coordination_group: str = ""
-    member_id: str = ""
+    coordination_group: str = setting("", kind=IDENTIFIER)
+    member_id: str = setting("", kind=IDENTIFIER)
     heartbeat_frequency: float = setting(1.0, least=0.01)
     liveness_check_interval: float = setting(30.0, least=0.1)
     polling_interval: float = setting(60.0, least=0.01)
@@ -657,9 +666,9 @@ class Config:
     exec: str = ""
     download_dir: str = ""
     file_mode: str = setting(f"{FILE_MODE:04o}", kind=MODE)
-    handler: str = ""
-    after: str = "keep"
-    after_error: str = "keep"
+    handler: str = setting("", kind=FUNCTION)
+    after: str = setting("keep", kind=ACTION)
+    after_error: str = setting("keep", kind=ACTION)
     max_attempts: int = setting(5, least=1)
     retry_delay: float = setting(10.0, least=0.0)
     exec_timeout: Optional[float] = setting(None, kind=SECONDS, least=0.1)
@@ -669,7 +678,7 @@ class Config:
     drain_timeout: float = setting(30.0, least=0.0)
     ledger: bool = True
     ledger_retention: float = setting(30.0, least=0.0)  # days
-    http: str = ""
+    http: str = setting("", kind=ADDRESS)
     log_level: str = setting("info", choices=("debug", "info", "warning", "error"))
     log_format: str = setting("text", choices=("text", "json"))
 
@@ -681,15 +690,13 @@ class Config:
         for name, field in fields.items():
             setattr(self, name, field.default)
         for name, value in settings.items():
-            base = name[: -len("_file")] if name.endswith("_file") else ""
             if name in fields:
                 setattr(self, name, _typed(name, value, fields[name]))
-            elif base in FILE_SETTINGS:
-                self.files[base] = str(value)
+            elif name.removesuffix("_file") in FILE_SETTINGS:
+                self.files[name.removesuffix("_file")] = str(value)
             else:
-                near = [known for known in fields if known.startswith(name[:4])] if len(name) > 3 else []
-                hint = f" (did you mean {', '.join(near)}?)" if near else ""
-                raise ConfigError(f"{name}: there is no such setting{hint}")
+                near = ", ".join(known for known in fields if known.startswith(f"{name:4.4}"))
+                raise ConfigError(f"{name}: there is no such setting" + (f" (did you mean {near}?)" if near else ""))
         for name in self.files:
             if settings.get(name):
                 raise ConfigError(f"{name}: is set twice, as {name} and as {name}_file; keep one of them")
@@ -706,9 +713,9 @@ class Config:
 
         What Kubernetes adds for a Service called ftpcoord is none of ours.
         """
-        names = {name: name[len("FTPCOORD_") :].lower() for name in environ if name.startswith("FTPCOORD_")}
+        ours = {name[9:].lower(): value for name, value in environ.items() if name.startswith("FTPCOORD_") and value}
         try:
-            return cls(**{k: environ[name] for name, k in names.items() if environ[name] and not SERVICE_LINK.match(k)})
+            return cls(**{name: value for name, value in ours.items() if not SERVICE_LINK.match(name)})
         except ConfigError as exc:
             name, colon, text = str(exc).partition(":")
             raise ConfigError(f"FTPCOORD_{name.upper()}{colon}{text}" if name.isidentifier() else str(exc)) from None
@@ -722,32 +729,32 @@ class Config:
                 parser.read_file(stream)
         except (OSError, UnicodeError) as exc:
             raise ConfigError(f"{path}: cannot be read ({reason(exc)})") from None
-        except configparser.Error as exc:
-            raise ConfigError(f"{path}: not a settings file ({type(exc).__name__}, line {_ini_line(exc)})") from None
+        except configparser.Error as exc:  # its own text would print the line, which may hold a secret
+            line = getattr(exc, "lineno", None) or getattr(exc, "errors", [["?"]])[0][0]
+            raise ConfigError(f"{path}: not a settings file ({type(exc).__name__}, line {line})") from None
         if not parser.sections():
             raise ConfigError(f"{path}: has no section; each listener is one, e.g. [orders]")
         configs = []
         for section in parser.sections():
             try:
-                configs.append(cls(**{k: v for k, v in parser.items(section) if v != ""}))
-                if configs[-1].holds_secret():
-                    configs[-1].source = path
+                configs.append(cls(**{name: value for name, value in parser.items(section) if value != ""}))
             except ConfigError as exc:
                 raise ConfigError(f"{path} [{section}] {exc}") from None
+            configs[-1].source = path if configs[-1].holds_secret() else ""
         return configs
 
     # -- derived ------------------------------------------------------------------------------------------------------
 
     def secret(self, name: str) -> str:
         """A secret's present value; one that came from a file is read anew, so that it can be rotated."""
-        path = self.files.get(name)
-        if path is None:
+        if name not in self.files:
             return str(getattr(self, name))
+        path = self.files[name]
         try:
-            if stat.S_ISREG(os.stat(os.path.expanduser(path)).st_mode):
-                with open(os.path.expanduser(path), encoding="utf-8-sig") as stream:
-                    return stream.read(LONGEST_SECRET).rstrip("\r\n")
-            raise ConfigError(f"{name}_file: {path} is not a plain file, and so cannot be read at each login")
+            if not stat.S_ISREG(os.stat(os.path.expanduser(path)).st_mode):
+                raise ConfigError(f"{name}_file: {path} is not a plain file, and so cannot be read at each login")
+            with open(os.path.expanduser(path), encoding="utf-8-sig") as stream:
+                return stream.read(LONGEST_SECRET).rstrip("\r\n")
         except (OSError, UnicodeError) as exc:
             raise ConfigError(f"{name}_file: {path} cannot be read ({reason(exc)})") from None
 
@@ -767,20 +774,15 @@ class Config:
     def database_login(self) -> str:
         return self.secret("database_password") or _parse_database(self.secret("database"))[1]
 
-    def holds_secret(self) -> bool:
-        """Whether a secret stands in the settings themselves."""
-        inline = [getattr(self, name) for name in SECRETS]
-        inline += [_parse_url(self.url)[1]] if self.url and "url" not in self.files else []
-        inline += [_parse_database(self.database)[1]] if "database" not in self.files else []
-        return any(inline)
-
     def public(self) -> dict[str, object]:
         """All settings, secrets masked: for the status page and for people."""
-        shown = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        shown.update({name: "***" for name in SECRETS if shown[name] or name in self.files})
-        shown["url"] = without_password(self.url)
-        shown["database"] = without_password(self.database)
-        return shown
+        known = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        masked = {name: "***" for name in SECRETS if known[name] or name in self.files}
+        return {**known, **masked, "url": without_password(self.url), "database": without_password(self.database)}
+
+    def holds_secret(self) -> bool:
+        """Whether a secret stands in the settings themselves."""
+        return any(self.public()[name] != getattr(self, name) for name in FILE_SETTINGS if name not in self.files)
 
     def __repr__(self) -> str:
         return f"Config(coordination_group={self.coordination_group!r}, member_id={self.member_id!r})"
@@ -800,64 +802,40 @@ class Config:
             self.member_id = re.sub(r"[^!-~]", "_", socket.gethostname())[:110] + f":{os.getpid()}"
 
     def _check(self) -> None:
+        """What is wrong with settings together."""
         if not self.database:
             raise ConfigError(
                 "database: is required, e.g. postgresql://user@host/name, mysql://user@host/name or "
                 "sqlite:///file for members on one host; members without a common one would each elect themselves"
             )
-        dialect = DIALECTS[self.endpoint.dialect]
-        if self.url:
-            self._check_server(self.target)
-        elif not self.coordination_group:
-            raise ConfigError("url: is required, e.g. sftp://user@host/inbox (a Coordinator: coordination_group)")
-        for name in ("coordination_group", "member_id"):
-            value = getattr(self, name)
-            if value and (not ID_PATTERN.match(value) or value.startswith(STEP_DOWN)):
-                wanted = "1 to 128 printable ASCII characters without spaces"
-                raise ConfigError(f"{name}: must be {wanted}, not {quoted(value)}")
+        dialect, scheme = DIALECTS[self.endpoint.dialect], self.target.scheme if self.url else ""
         Timing(self.heartbeat_frequency, self.liveness_check_interval, dialect.least_timeout)
-        try:
-            serves = "/a.Z".encode(self.encoding) == b"/a.Z"
-        except (LookupError, UnicodeError):  # `undefined` is one that encodes nothing
-            raise ConfigError(f"encoding: Python knows none called {quoted(self.encoding)}") from None
-        if not serves:
-            raise ConfigError(f"encoding: must leave ASCII as it is, {quoted(self.encoding)} does not")
-        self._check_delivery()
-
-    def _check_server(self, target: Target) -> None:
         for field in dataclasses.fields(self):
             name, schemes = field.name, field.metadata.get("schemes", ())
             given = getattr(self, name) != field.default or name in self.files
-            if given and schemes and target.scheme not in schemes:
-                wanted = " and ".join(f"{scheme}://" for scheme in schemes)
-                raise ConfigError(f"{name}: is for {wanted} only, but url is {target.scheme}://")
-        if self.client_key and not self.client_cert:
-            raise ConfigError("client_key: needs client_cert")
-        if self.host_key and not self.host_key.startswith("SHA256:"):
-            raise ConfigError("host_key: must be a fingerprint as ssh-keygen -lf prints it, SHA256:...")
-
-    def _check_delivery(self) -> None:
-        for name in ("after", "after_error"):
-            value = getattr(self, name)
-            word, _, folder = value.partition(":")
-            if value not in ("keep", "delete") and (word != "move" or not folder):
-                raise ConfigError(f"{name}: must be keep, delete or move:FOLDER, not {quoted(value)}")
-            if re.search(r"[\r\n]", folder) or folder in (".", "./"):
-                raise ConfigError(f"{name}: {quoted(folder)} is no folder that files can be moved to")
-        if self.url and MoveTargets(self).lead_back(self.target.path):
-            raise ConfigError("after, after_error: files would be moved into the polled folder again")
-        if not self.ledger and self.after == "keep":
-            raise ConfigError("ledger: off needs after = delete or move:FOLDER, else every poll takes all again")
-        if self.exec and self.handler:
-            raise ConfigError("exec and handler: a file goes to one of them; remove the other")
+            if given and scheme and schemes and scheme not in schemes:
+                wanted = " and ".join(f"{one}://" for one in schemes)
+                raise ConfigError(f"{name}: is for {wanted} only, but url is {scheme}://")
+        try:
+            ascii_too = "/a.Z".encode(self.encoding) == b"/a.Z"
+        except (LookupError, UnicodeError):  # `undefined` is one that encodes nothing
+            raise ConfigError(f"encoding: Python knows none called {quoted(self.encoding)}") from None
+        for wrong, sentence in (
+            (not self.url and not self.coordination_group,
+             "url: is required, e.g. sftp://user@host/inbox (a Coordinator: coordination_group)"),
+            (not ascii_too, f"encoding: must leave ASCII as it is, {quoted(self.encoding)} does not"),
+            (self.client_key and not self.client_cert, "client_key: needs client_cert"),
+            (self.url and MoveTargets(self).lead_back(self.target.path),
+             "after, after_error: files would be moved into the polled folder again"),
+            (not self.ledger and self.after == "keep",
+             "ledger: off needs after = delete or move:FOLDER, else every poll takes all again"),
+            (self.exec and self.handler, "exec and handler: a file goes to one of them; remove the other"),
+            (not self.patterns("pattern"), "pattern: matches nothing"),
+        ):
+            if wrong:
+                raise ConfigError(sentence)
         if self.exec:
             self.command()
-        if self.handler and not re.match(r"[\w.]+:[\w.]+\Z", self.handler):
-            raise ConfigError(f"handler: must be module:function, not {quoted(self.handler)}")
-        if self.http:
-            self.http_address()
-        if not self.patterns("pattern"):
-            raise ConfigError("pattern: matches nothing")
 
     def command(self) -> list[str]:
         """`exec` split into its words."""
@@ -867,10 +845,10 @@ class Config:
             raise ConfigError(f"exec: cannot be split into words ({exc})") from None
         if not words:
             raise ConfigError("exec: is empty")
-        told = word_told_to_run(words)
-        if told:
+        code = word_told_to_run(words)
+        if code:
             raise ConfigError(
-                f"exec: {quoted(told)} is what an interpreter is told to run, and a file's name in it would be code; "
+                f"exec: {quoted(code)} is what an interpreter is told to run, and a file's name in it would be code; "
                 'write "$FTPCOORD_FILE", "$FTPCOORD_NAME" or "$FTPCOORD_PATH" there, or pass an argument: '
                 """sh -c 'import "$1"' sh {file}"""
             )
@@ -878,9 +856,7 @@ class Config:
 
     def http_address(self) -> tuple[str, int]:
         """`http` as (host, port)."""
-        host, colon, port = self.http.rpartition(":")
-        if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
-            raise ConfigError(f"http: must be host:port, e.g. 127.0.0.1:8080, not {quoted(self.http)}")
+        host, _, port = self.http.rpartition(":")
         return host.strip("[]") or "127.0.0.1", int(port)
 
     def patterns(self, name: str) -> list[str]:
@@ -962,7 +938,7 @@ def _told_to_run(words: Iterator[str], text: str, taking: str, ends: str, others
 
 def _typed(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
     """A setting's value in its own type, within its bounds."""
-    if value is None:
+    if value is None or value == field.default == "":
         return field.default
     bounds = field.metadata
     kind = bounds.get("kind") or KINDS[type(field.default)]
@@ -986,67 +962,61 @@ def quoted(value: object) -> str:
     return repr(line) + ("" if line == text else " ...")
 
 
-def _ini_line(exc: configparser.Error) -> object:
-    """The line of a configparser error; its own text would print the line, which may hold a secret."""
-    errors = getattr(exc, "errors", None)
-    return getattr(exc, "lineno", None) or (errors[0][0] if errors else "?")
+# A login ends at the last @: in a database's URL of all, in a file server's of those before the first slash.
+FILE_URL = re.compile(r"([A-Za-z]+)://(?:([^/:]*)(?::([^/]*))?@)?([^/]*)(.*)", re.DOTALL)
+DATABASE_URL = re.compile(r"([a-z]+)://([^:]+)(?::(.*))?@([^/@]+)/([^?@]+)", re.DOTALL)
+HOST = re.compile(rf"(\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[\w.-]+)(?::({PORT})?)?")
+
+
+def _host(name: str, text: str, port: int) -> tuple[str, int]:
+    match = HOST.fullmatch(text)
+    if not match:
+        raise ConfigError(
+            f"{name}: names no host, or no port, where it has to; it must look like SCHEME://user@host:port/... "
+            "with %40 for @ and %2F for / in a password"
+        )
+    return match[1].strip("[]").lower(), int(match[2] or 0) or port
 
 
 def _parse_url(url: str) -> tuple[Target, str]:
     """Splits the file server's URL (RFC 3986; `/~/` as curl reads it) into its target and its password."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        scheme, host, port = parts.scheme, parts.hostname or "", parts.port
-    except ValueError:
-        raise ConfigError("url: cannot be read; it must look like sftp://user@host:port/path") from None
-    path, user, password = (
-        urllib.parse.unquote(part or "", "utf-8", errors)
-        for part, errors in ((parts.path, "surrogateescape"), (parts.username, "replace"), (parts.password, "replace"))
-    )
+    match = FILE_URL.fullmatch(url)
+    scheme = match[1].lower() if match else ""
+    if not match or scheme not in DEFAULT_PORTS:
+        raise ConfigError(f"url: must begin with {', '.join(f'{scheme}://' for scheme in DEFAULT_PORTS)}")
+    host, port = _host("url", match[4], DEFAULT_PORTS[scheme])
+    user, password = (urllib.parse.unquote(match[part] or "") for part in (2, 3))
     user = user or ("" if scheme == "sftp" else "anonymous")
-    slash = "@" in parts.path and (parts.password is not None or "@" not in parts.netloc)  # ftp://user:12/34@host/
+    path = urllib.parse.unquote(match[5], errors="surrogateescape")
     for wrong, why in (
-        (scheme not in DEFAULT_PORTS, f"must begin with {', '.join(s + '://' for s in DEFAULT_PORTS)}, not {scheme or '?'}://"),
-        (not host, f"names no host; it must look like {scheme}://user@host/path"),
-        (not re.fullmatch(r"[\w.-]+|[0-9a-fA-F:.]+(%[\w.-]+)?", host),
-         "names one host, a name or an address; write %40 for @ and %2F for / in a password"),
-        (re.search(r"[\0-\x1f\x7f\\]", url), "has a backslash or a control character; write %5C and the like"),
-        (parts.query or parts.fragment, "has ? or # in it; write %3F or %23 if they belong to a name or a password"),
-        (slash, "has @ after a slash; write %2F for / in a password and %40 for @ in a path"),
-        (re.search(r"[\0\r\n]", path), "its path holds a line break or NUL"),
+        (re.search(r"[\0-\x1f\x7f\\?#]", url), "has a backslash, ?, # or control character; write %5C, %3F, %23"),
+        ("@" in match[5] and (match[2] is None or match[3] is not None),  # ftp://user:12/34@host/
+         "has @ after a slash; write %2F for / in a password and %40 for @ in a path"),
         (not user, "names no user; it must look like sftp://user@host/path"),
-        (re.search(r"[\0\r\n]", user + password), "its user or password holds a line break or NUL"),
-    ):  # fmt: skip
+        (re.search(r"[\0\r\n]", path + user + password), "has a line break or NUL in its user, password or path"),
+    ):
         if wrong:
             raise ConfigError(f"url: {why}")
-    path = posixpath.normpath(path[3:] or ".") if path.startswith("/~/") or path == "/~" else "/" + path.strip("/")
-    return Target(scheme, user, host, port or DEFAULT_PORTS[scheme], path), password
+    path = posixpath.normpath(path[3:] or ".") if re.match(r"/~(/|\Z)", path) else "/" + path.strip("/")
+    return Target(scheme, user, host, port, path), password
 
 
 def _parse_database(url: str) -> tuple[Endpoint, str]:
     """Splits the database's URL into its endpoint and its password."""
-    scheme, colon, rest = url.partition("://")
-    if scheme == "sqlite" and colon:
-        path = urllib.parse.unquote(rest[1:])
-        if not rest.startswith("/") or not path or path == ":memory:":
+    unquote, (scheme, _, rest) = urllib.parse.unquote, url.partition("://")
+    if scheme == "sqlite":
+        if rest[:1] != "/" or rest in ("/", "/:memory:"):
             raise ConfigError("database: sqlite:///FILE (or sqlite:////FILE for an absolute path) names a file")
-        return Endpoint("sqlite", "", (), path), ""
-    dialect = {"postgresql": "postgresql", "postgres": "postgresql", "mysql": "mysql", "mariadb": "mysql"}.get(scheme)
-    if dialect is None or not colon:
+        return Endpoint("sqlite", "", (), unquote(rest[1:])), ""
+    port = {"postgresql": 5432, "postgres": 5432, "mysql": 3306, "mariadb": 3306}.get(scheme)
+    if port is None:
         raise ConfigError("database: must begin with postgresql://, mysql:// or sqlite:///")
-    login, _, place = rest.rpartition("@")
-    netloc, _, name = place.partition("/")
-    user, _, password = login.partition(":")
-    hosts = []
-    for part in netloc.split(","):
-        match = re.match(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]*)(?::(\d{1,5}))?\Z", part)
-        if not match or not match[1] or int(match[2] or 1) > 65535:
-            raise ConfigError(f"database: {scheme}://user@host:port/name is expected; the part with the hosts is wrong")
-        hosts.append((match[1].strip("[]"), int(match[2] or (5432 if dialect == "postgresql" else 3306))))
-    if not user or not name or "?" in name:
+    match = DATABASE_URL.fullmatch(url)
+    if not match:
         raise ConfigError(f"database: must name a user and a database, {scheme}://user@host/name, without options")
-    unquote = urllib.parse.unquote
-    return Endpoint(dialect, unquote(user), tuple(hosts), unquote(name)), unquote(password)
+    hosts = tuple(_host("database", text, port) for text in match[4].split(","))
+    endpoint = Endpoint("postgresql" if port == 5432 else "mysql", unquote(match[2]), hosts, unquote(match[5]))
+    return endpoint, unquote(match[3] or "")
 
 
 def without_password(url: str) -> str:
@@ -8485,7 +8455,6 @@ SURVEY_SHARE = 20  # ... and at most for a twentieth of the time: counting a lar
 SURVEY_WAIT = 1.0  # a request waits so long for the database, then shows what was read before
 HTTP_SECONDS = 5.0  # the longest that one request may take, from its first byte to our last
 HTTP_REQUESTS = 16  # connections at once; for a further one another one is cut
-PROBES = ("/livez", "/readyz", "/active")  # answered from what this process knows, without the database
 FOR_ANY_HOST = ("/livez", "/readyz", "/metrics")  # a probe says the address of the pod, or whatever it likes
 HTTP_BYTES = 8192  # the longest request
 CALL_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -8542,7 +8511,7 @@ class Stats:
         self.listed = self.waiting = self.refused = 0
         self.queued: Callable[[], int] = int  # files taken up and not ended
         self.takeovers: deque[Takeover] = deque(maxlen=50)
-        self.elections: dict[str, int] = {}  # by reason
+        self.elections = dict.fromkeys(("absent", "own", "released", "stale", "still", "vacant"), 0)  # by reason
         self.ends = {"lost": 0, "released": 0}
         self.last_progress = boot_clock()
         self.quiet_until = 0.0  # waiting is no stall before that
@@ -8684,16 +8653,18 @@ class Stats:
 
 
 class Finding(NamedTuple):
-    """Something that somebody should know of a group or a member."""
+    """Something that somebody should know of a group or a member.
+
+    `severity`: stuck, only a new process helps; unready, the member cannot do what its role asks for; problem, somebody
+    is needed; passing, not ready, but that ends by itself; note. `short`: as probes and systemd are told it.
+    """
 
     severity: str
     text: str
     advice: str = ""
-    short: str = ""  # as probes and systemd are told it
+    short: str = ""
 
 
-# Severities: stuck, only a new process helps; unready, the member cannot do what its role asks for; problem, somebody
-# is needed; passing, not ready, but that ends by itself; note.
 PROBLEMS = ("stuck", "unready", "problem")
 
 
@@ -8702,7 +8673,7 @@ def unread(config: Config, error: str = "") -> dict[str, Any]:
     return {
         "group": config.coordination_group, "active": None, "term": None, "holder": None, "members": [], "files": {},
         "database": without_password(config.database), "stale_after": 0.0, "errors": [], "database_error": error,
-    }  # fmt: skip
+    }
 
 
 def group_status(database: Database, config: Config) -> dict[str, Any]:
@@ -8717,14 +8688,13 @@ def group_status(database: Database, config: Config) -> dict[str, Any]:
         for row in database.members(group)
     ]
     if config.ledger:
-        found["files"] = database.counts(group)
+        found["files"], found["errors"] = database.counts(group), database.errors(group)
         found["active_for"], found["last_change"] = database.activity(group, found["term"])
-        found["errors"] = database.errors(group)
-    return with_roles(found, 0.0)
+    return judged(found)
 
 
-def with_roles(status: Mapping[str, Any], elapsed: float) -> dict[str, Any]:
-    """The members' roles, `elapsed` seconds after the database was read; then what is to be said."""
+def judged(status: Mapping[str, Any], elapsed: float = 0.0) -> dict[str, Any]:
+    """With the members' roles, `elapsed` seconds after the database was read, and what is to be said."""
     found, own = dict(status, members=[], active=None), status.get("member", {})
     if own.get("role") == "active":  # it knows better than what was read a while ago
         found.update(active=own["member_id"], holder=own["member_id"], term=own.get("term", status["term"]))
@@ -8736,11 +8706,10 @@ def with_roles(status: Mapping[str, Any], elapsed: float) -> dict[str, Any]:
         if role == "active" and not down:
             found["active"] = row["member_id"]
         found["members"].append({**row, "role": role, "heartbeat_age": age})
-    said = list(findings(found))
-    found["problems"] = [{"problem": one.text, "advice": one.advice} for one in said if one.severity in PROBLEMS]
-    found["notes"] = [one.text for one in said if one.severity not in PROBLEMS]
-    found["healthy"] = not found["problems"]
-    return found
+    told = list(findings(found))
+    found["problems"] = [{"problem": one.text, "advice": one.advice} for one in told if one.severity in PROBLEMS]
+    found["notes"] = [one.text for one in told if one.severity not in PROBLEMS]
+    return {**found, "healthy": not found["problems"]}
 
 
 def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
@@ -8751,14 +8720,14 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
             "stuck", f"this member makes no progress: {own['stuck']}",
             "Restart the process. WatchdogSec of systemd or a liveness probe of /livez does it by itself.",
             own["stuck"],
-        )  # fmt: skip
+        )
     if status["database_error"]:
         yield Finding(
             "unready", f"the database cannot be used: {status['database_error']}",
             "Nothing is polled before it is back; then work goes on by itself. See that it runs, that this host "
             "reaches it, and that the login is right (`ftpcoord.py check`).",
             f"database down: {status['database_error']}",
-        )  # fmt: skip
+        )
     elif active is None:
         yield _nobody_active(status)
     if own.get("role") in ("starting", "stopping"):
@@ -8768,7 +8737,7 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
             "unready", f"the file server cannot be used: {server['error']}",
             "It is tried again for ever; the files wait there. `ftpcoord.py check` tells more.",
             f"file server down: {server['error']}",
-        )  # fmt: skip
+        )
     if own.get("not_now"):
         yield Finding("passing", f"claims wait for the system behind the handler: {own['not_now']}")
     for row in status["members"]:
@@ -8776,12 +8745,12 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding(
                 "problem", f"the heartbeat of {active} lies {duration(-row['heartbeat_age'])} in the future",
                 "The database's clock was set back. A dead member is noticed all the same; correct the clock.",
-            )  # fmt: skip
+            )
     if files.get("quarantined"):
         yield Finding(
             "problem", f"{files['quarantined']} {'file is' if files['quarantined'] == 1 else 'files are'} quarantined",
             "`ftpcoord.py files --state quarantined` tells why; `ftpcoord.py retry GLOB` has them tried again.",
-        )  # fmt: skip
+        )
     if active is not None and all(row["role"] != "standby" for row in status["members"]):
         yield Finding("note", "there is no standby: nobody takes over if the active member dies")
     if files.get("failed"):
@@ -8789,17 +8758,16 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _nobody_active(status: Mapping[str, Any]) -> Finding:
-    holder, why = status["holder"], "none ever was"
-    if holder:
-        why = f"{holder} was, and has no heartbeat"
-    for row in status["members"]:
+    holder, rows = status["holder"], status["members"]
+    last = f"{holder} was, and has no heartbeat" if holder else "none ever was"
+    for row in rows:
         if row["member_id"] == holder:
             last = f"{holder} was, and its last heartbeat is {duration(row['heartbeat_age'])} old"
-            why = f"{holder} gave the role up" if row["released"] else last
-    standbys = ", ".join(row["member_id"] for row in status["members"] if row["role"] == "standby")
+            last = f"{holder} gave the role up" if row["released"] else last
+    standbys = ", ".join(row["member_id"] for row in rows if row["role"] == "standby")
     advice = "Start a member (`ftpcoord.py run`); until then the files wait on the server."
     advice = f"{standbys} will take over within moments; look again." if standbys else advice
-    return Finding("problem", f"no member is active: {why}", advice)
+    return Finding("problem", f"no member is active: {last}", advice)
 
 
 def in_short(status: Mapping[str, Any], severities: Collection[str]) -> str:
@@ -8811,7 +8779,7 @@ def duration(seconds: float) -> str:
     """0.4 s, 12 s, 5 min, 3 h 12 min, 4 days; never less than nothing"""
     seconds = max(0.0, seconds)
     if seconds < 100:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{seconds:.{int(seconds < 10)}f} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     hours, minutes = divmod(int(seconds / 60), 60)
@@ -8822,8 +8790,7 @@ class Survey:
     """A group as the database shows it, for pages: read seldom, on a connection and a thread of its own."""
 
     def __init__(self, config: Config) -> None:
-        self.config = config
-        self.error = ""
+        self.config, self.error = config, ""
         self._database: Optional[Database] = None
         self._status: Optional[dict[str, Any]] = None
         self._read_at = self._next = float("-inf")
@@ -8843,10 +8810,9 @@ class Survey:
     def _read(self) -> None:
         began, found, error = boot_clock(), None, ""
         try:
-            # What idled may have been dropped by a firewall.
-            if self._database is None or began - self._read_at > 60:
+            if began - self._read_at > 60:  # what idled may have been dropped by a firewall
                 self.close()
-                self._database = open_database(self.config)
+            self._database = self._database or open_database(self.config)
             found = group_status(self._database, self.config)
         except Exception as exc:
             error = str(exc) if isinstance(exc, Error) else reason(exc)
@@ -8889,7 +8855,7 @@ def own_status(listener: Listener) -> dict[str, Any]:
     """What only the process knows. Asks nobody, so that probes need no database."""
     config, member, stats = listener.config, listener.member, listener.member.stats
     role, lease, view = role_of(member), member.lease, member.election.view if member.election else None
-    error, beats = stats.database_error or stats.ledger_error, sum(stats.heartbeats.counts)
+    error = stats.database_error or stats.ledger_error
     return {
         **unread(config, error),
         "member": {
@@ -8903,19 +8869,18 @@ def own_status(listener: Listener) -> dict[str, Any]:
         "heartbeat": {
             "up": not error and stats.database_at is not None, "error": error,
             "age": None if stats.database_at is None else boot_clock() - stats.database_at,
-            "failed": stats.failed_heartbeats, "count": beats, "mean": stats.heartbeats.sum / max(1, beats),
+            "mean": stats.heartbeats.sum / max(1, sum(stats.heartbeats.counts)),
         },
         "server": {
             "url": without_password(config.url), "up": stats.server_reached, "error": stats.server_error,
             "last_poll": stats.last_poll, "listed": stats.listed, "waiting": stats.waiting, "refused": stats.refused,
-            "polls": sum(stats.polls.counts), "failed_polls": stats.failed_polls,
         },
         "work": {
             **stats.files, "bytes": stats.bytes, "queue": stats.queued(), "handlers": stats.running(),
             "last_done": stats.last_done, "minutes": [list(minute) for minute in list(stats.minutes)],
         },
         "takeovers": [takeover._asdict() for takeover in reversed(list(stats.takeovers))],
-    }  # fmt: skip
+    }
 
 
 def why_unready(listener: Listener) -> str:
@@ -8932,12 +8897,8 @@ def listener_status(listener: Listener, survey: Survey) -> dict[str, Any]:
     if config.exec:  # its arguments may hold a token
         words = config.command()
         settings["exec"] = words[0] + (f" ... ({len(words) - 1} arguments)" if words[1:] else "")
-    defaults = {field.name: str(field.default) for field in dataclasses.fields(Config)}
-    found.update(
-        read or {}, as_of=None if read is None else age, database_error=error, settings=settings,
-        changed_settings=sorted(name for name in settings if settings[name] != defaults[name]),
-    )  # fmt: skip
-    return with_roles(found, age)
+    found.update(read or {}, as_of=None if read is None else age, database_error=error, settings=settings)
+    return judged(found, age)
 
 
 # -- metrics, names and units after Prometheus' naming guide ----------------------------------------------------------
@@ -8946,23 +8907,20 @@ def listener_status(listener: Listener, survey: Survey) -> dict[str, Any]:
 def metrics(listeners: Sequence[tuple[Listener, Survey]]) -> str:
     """Prometheus' text format 0.0.4: all samples of a name stand together."""
     build = {"version": __version__, "python": sys.version.split()[0]}
-    families = {"build_info": ["gauge The version that runs.", *_samples("build_info", 1, build)]}
+    families = {("build_info", "gauge", "The version that runs."): list(_samples("build_info", 1, build))}
     for listener, survey in listeners:
         own = {"group": listener.config.coordination_group, "member": listener.config.member_id}
-        for name, kind, text, value in _metrics(listener_status(listener, survey), listener.member.stats):
-            families.setdefault(name, [f"{kind} {text}"]).extend(_samples(name, value, own))
-    lines = []
-    for name, (head, *samples) in families.items():
-        kind, _, text = head.partition(" ")
-        if samples:
-            lines += [f"# HELP ftpcoord_{name} {text}", f"# TYPE ftpcoord_{name} {kind}", *samples]
-    return "".join(f"{line}\n" for line in lines)
+        for *family, value in _metrics(listener_status(listener, survey), listener.member.stats):
+            families.setdefault((family[0], family[1], family[2]), []).extend(_samples(family[0], value, own))
+    return "".join(
+        f"# HELP ftpcoord_{name} {text}\n# TYPE ftpcoord_{name} {kind}\n" + "".join(samples)
+        for (name, kind, text), samples in families.items() if samples
+    )
 
 
 def _metrics(status: Mapping[str, Any], stats: Stats) -> list[tuple[str, str, str, Any]]:
     """(name, kind, text, value); a value by labels stands under the label's name; None is left out."""
     own, beat, server, work = status["member"], status["heartbeat"], status["server"], status["work"]
-    reasons = dict.fromkeys(("absent", "own", "released", "stale", "still", "vacant"), 0)
     fresh = status["as_of"] is not None and status["as_of"] < 60 and not status["database_error"]
     roles = [row["role"] for row in status["members"]]
     return [
@@ -8973,18 +8931,17 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> list[tuple[str, str, st
         ("lease_remaining_seconds", "gauge", "Until the lease ends if it is not renewed; 0 on a standby.",
          own["lease_remaining"] or 0.0),
         ("takeovers_total", "counter", "Elections that this member won, by the reason why the role was free.",
-         {"reason": {**reasons, **stats.elections}}),
+         {"reason": stats.elections}),
         ("leases_ended_total", "counter", "Leases of this member that ended.", {"how": stats.ends}),
-        ("database_up", "gauge", "Whether the database answered the last heartbeat.",
-         beat["up"]),
+        ("database_up", "gauge", "Whether the database answered the last heartbeat.", beat["up"]),
         ("heartbeat_age_seconds", "gauge", "Since the database last answered.", beat["age"]),
-        ("heartbeat_late_seconds", "gauge", "By how much the last heartbeat left late.", stats.late),
         ("heartbeat_duration_seconds", "histogram", "What heartbeats took, round trip.", stats.heartbeats),
-        ("heartbeat_failures_total", "counter", "Heartbeats that the database did not answer.", beat["failed"]),
+        ("heartbeat_failures_total", "counter", "Heartbeats that the database did not answer.",
+         stats.failed_heartbeats),
         ("server_up", "gauge", "Whether the last poll reached the file server; absent on a standby.", server["up"]),
         ("poll_duration_seconds", "histogram", "What polls took.", stats.polls),
         ("polls_total", "counter", "Polls, by result.",
-         {"result": {"ok": server["polls"], "failed": server["failed_polls"]}}),
+         {"result": {"ok": sum(stats.polls.counts), "failed": stats.failed_polls}}),
         ("listing_files", "gauge", "Files in the last listing.", server["listed"]),
         ("retry_waiting_files", "gauge", "Failed files whose time has not come, at the last poll.", server["waiting"]),
         ("refused_names_total", "counter", "Listed names that are no plain file names, each time they were listed.",
@@ -9001,7 +8958,7 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> list[tuple[str, str, st
          {"state": status["files"] if fresh else {}}),
         ("members", "gauge", "Members in the database, by role; the same on every member.",
          {"role": {r: roles.count(r) for r in ("active", "standby", "released", "stale") if fresh}}),
-    ]  # fmt: skip
+    ]
 
 
 def _samples(name: str, value: Any, labels: Mapping[str, str]) -> Iterator[str]:
@@ -9016,43 +8973,39 @@ def _samples(name: str, value: Any, labels: Mapping[str, str]) -> Iterator[str]:
                 yield from _samples(name, number, {**labels, label: str(key)})
     elif value is not None:
         # A JSON string escapes what the format wants escaped, and nothing else in printable ASCII.
-        shown = ",".join(f"{key}={json.dumps(text)}" for key, text in labels.items())
-        yield f"ftpcoord_{name}{{{shown}}} {float(value)!r}"
+        told = ",".join(f"{key}={json.dumps(text)}" for key, text in labels.items())
+        yield f"ftpcoord_{name}{{{told}}} {float(value)!r}\n"
 
 
 # -- the page for people ----------------------------------------------------------------------------------------------
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --back: #f6f7f9; --card: #fff; --line: #d5d9df;
-        --good: #0a5a9c; --goodback: #eef6fd; --bad: #a40e26; --badback: #fff1f1; }
-@media (prefers-color-scheme: dark) {
-:root { --ink: #e8eaed; --soft: #a2abb6; --back: #14171b; --card: #1d2126; --line: #383e46;
-        --good: #7cc0ff; --goodback: #14283a; --bad: #ff9a9a; --badback: #3a1a1d; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 12px; max-width: 1100px; background: var(--back); color: var(--ink);
+        --good: #0a5a9c; --bad: #a40e26; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #a2abb6; --back: #14171b; --card: #1d2126;
+        --line: #383e46; --good: #7cc0ff; --bad: #ff9a9a; } }
+body { margin: auto; padding: 12px; max-width: 1100px; background: var(--back); color: var(--ink);
        font: 15px/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }
 header, footer, small, dt, th { color: var(--soft); font-size: 13px; font-weight: normal; }
 a { color: inherit; }
 section, .cards div { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; }
-section { margin: 12px 0; }
-h2 { font-size: 17px; margin: 4px 0 10px; }
-h3 { font-size: 14px; margin: 20px 0 6px; }
+section, .cards { margin: 12px 0; }
+h2 { font-size: 17px; }
+h3 { font-size: 14px; }
 p, dd { margin: 2px 0; }
-.state { border-left: 6px solid var(--good); background: var(--goodback); padding: 8px 12px; margin: 8px 0; }
-.bad { border-left: 6px double var(--bad); background: var(--badback); }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 10px; margin: 12px 0; }
+.state { border-left: 6px solid var(--good); padding: 8px 12px; margin: 8px 0; }
+.bad { border-left: 6px double var(--bad); }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 10px; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: 4px 12px 4px 0; border-top: 1px solid var(--line);
          white-space: nowrap; }
 .wide { white-space: normal; width: 100%; }
-code { font: 13px/1.4 ui-monospace, monospace; }
-svg { display: block; width: 100%; height: 26px; fill: var(--good); stroke: none; }
-.ill svg { fill: var(--bad); }
+svg { display: block; width: 100%; height: 26px; fill: var(--good); }
 """
 POLICY = (
     "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; img-src data:; style-src 'sha256-"
     + base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode() + "'"
-)  # fmt: skip
+)
 
 
 def shown(text: object) -> str:
@@ -9073,23 +9026,19 @@ def ago(seconds: Optional[float]) -> str:
 
 def page(groups: Sequence[Mapping[str, Any]], refresh: int) -> str:
     """The page for people, out of what /status tells."""
-    healthy = all(group["healthy"] for group in groups)
     roles = ", ".join(sorted({group["member"]["role"] for group in groups}))
-    mark = "<circle cx='8' cy='8' r='6' fill='#0a5a9c'/>" if healthy else "<path d='M8 1 15 15H1z' fill='#c1121f'/>"
-    icon = f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'>{mark}</svg>"
-    title = f"{'✔' if healthy else '▲'} {roles}: " + ", ".join(str(group["group"]) for group in groups)
+    mark = "✔" if all(group["healthy"] for group in groups) else "▲"
+    title = f"{mark} {roles}: " + ", ".join(str(group["group"]) for group in groups)
     again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
     word = f'every {refresh} s; <a href="?refresh=0">stop</a>' if refresh else 'no more; <a href="?">go on</a>'
+    links = ", ".join(f'<a href="{name}">{name}</a>' for name in ("status", "metrics", "livez", "readyz", "active"))
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{again}<title>{shown(title)}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:image/svg+xml;base64,{base64.b64encode(icon.encode()).decode()}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<style>{STYLE}</style></head><body>"
         f"<header>ftpcoord {__version__} at {moment(time.time())} UTC; refreshes {word}</header><main>"
         + "".join("<section>" + "".join(_parts(group)) + "</section>" for group in groups)
-        + "</main><footer>For programs: "
-        + ", ".join(f'<a href="{name}">{name}</a>' for name in ("status", "metrics", "livez", "readyz", "active"))
-        + "</footer></body></html>\n"
+        + f"</main><footer>For programs: {links}</footer></body></html>\n"
     )
 
 
@@ -9099,87 +9048,84 @@ def _parts(group: Mapping[str, Any]) -> Iterator[str]:
     for found in group["problems"]:
         what = found["problem"][:1].upper() + found["problem"][1:]
         yield f"<div class='state bad'><b>▲ {shown(what)}</b><p>{shown(found['advice'])}</div>"
-    own, age = group["member"], group["as_of"]
+    own, work, age = group["member"], group["work"], group["as_of"]
     if group["active"] is not None:
         since = own["active_since"] if group["active"] == own["member_id"] else own["other_since"]
         known = f", for at least {duration(group['active_for'])}" if group.get("active_for") else ""
         known = f", since {moment(since)} UTC ({ago(since)})" if since else known
         yield f"<div class=state><b>● {shown(group['active'])} is active</b> at term {group['term']}{known}</div>"
     yield "".join(f"<p>{shown(note)}" for note in group["notes"])
-    yield from _cards(group)
-    yield "<h3>Members</h3>"
+    yield "<dl class=cards>"
+    for name, *lines in _cards(group):
+        state, what, more = map(shown, lines)
+        yield f"<div><dt>{name}<dd><b>{state}</b><dd><small>{what}<br>{more}</small></div>"
+    yield "</dl>"
     if age is not None and group["database_error"]:
-        yield f"<p>▲ As the database showed them {duration(age)} ago."
-    yield _table("Role|Member*|Heartbeat", [
+        yield f"<p>▲ As the database showed it {duration(age)} ago:"
+    yield _table("Members", "Role|Member*|Heartbeat", [
         (f"{SYMBOLS[row['role']]} {row['role']}", row["member_id"],
          "gave its lease up" if row["released"] else f"{duration(row['heartbeat_age'])} ago")
         for row in group["members"]
-    ], "There are none." if age is not None else "Not known: the database has not been read.")  # fmt: skip
+    ], "There are none." if age is not None else "Not known: the database has not been read.")
     yield "<h3>Files</h3><p>"
     yield ", ".join(f"<b>{number:,}</b> {state}" for state, number in group["files"].items()) or "None counted."
     yield f"; the last change {duration(group['last_change'])} ago" if group.get("last_change") else ""
     yield "<h3>Handled by this member: the last 60 minutes, now at the right</h3>"
-    yield from _chart(group["work"]["minutes"], int(time.time() // 60))
-    if group["errors"]:
-        yield "<h3>Quarantined and failed files</h3>"
-    yield _table("State|File and error*", [
+    for column, state in enumerate(("done", "failed", "quarantined"), 1):
+        yield from _bars(state, {minute: counts[column - 1] for minute, *counts in work["minutes"]})
+    yield _table("Quarantined and failed files", "State|File and error*", [
         (f"{'▲' if row['state'] == 'quarantined' else '△'} {row['state']}", row["path"],
          f"attempt {row['attempts']}, {duration(row['age'])} ago", row["error"]) for row in group["errors"]
-    ])  # fmt: skip
-    yield "<h3>Changes of the active member, as this one saw them</h3>"
-    yield _table("UTC|Change*", [(moment(one["time"]), _told(one)) for one in group["takeovers"]], "None.")
-    yield "<h3>Settings that are not the default</h3>"
-    yield _table("Name|Value*", [(name, group["settings"][name]) for name in group["changed_settings"]])
+    ], "None.")
+    yield _table("Changes of the active member, as this one saw them", "UTC|Change*",
+                 [(moment(change["time"]), _told(change)) for change in group["takeovers"]], "None.")
+    usual = {field.name: str(field.default) for field in dataclasses.fields(Config)}
+    yield _table("Settings that are not the default", "Name|Value*",
+                 [pair for pair in sorted(group["settings"].items()) if pair[1] != usual[pair[0]]], "None.")
 
 
-def _table(heads: str, rows: Sequence[Sequence[str]], otherwise: str = "") -> str:
+def _table(title: str, heads: str, rows: Sequence[Sequence[str]], otherwise: str) -> str:
     """The column with a * takes the width that is left, and breaks its lines; what a row has more stands below."""
-    if not rows:
-        return f"<p>{otherwise}"
     columns = heads.split("|")
     lines = ["".join(f"<th scope=col>{head.rstrip('*')}" for head in columns)]
     for row in rows:
         cells = [f"<td{' class=wide' if head[-1] == '*' else ''}>{shown(cell)}" for head, cell in zip(columns, row)]
         lines.append("".join(cells) + "".join(f"<br><small>{shown(more)}</small>" for more in row[len(columns) :]))
-    return "<table><tr>" + "<tr>".join(lines) + "</table>"
+    return f"<h3>{title}</h3>" + ("<table><tr>" + "<tr>".join(lines) + "</table>" if rows else f"<p>{otherwise}")
 
 
-def _cards(group: Mapping[str, Any]) -> Iterator[str]:
+def _cards(group: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Name, state, and two lines below it."""
     own, heartbeat, server, work = group["member"], group["heartbeat"], group["server"], group["work"]
-    database = "✔ up" if heartbeat["up"] else "▲ down" if heartbeat["error"] else "◐ not reached yet"
+    yield "This member", f"{SYMBOLS[own['role']]} {own['role']}", own["member_id"], f"started {ago(own['started'])}"
+    state = "✔ up" if heartbeat["up"] else "▲ down" if heartbeat["error"] else "◐ not reached yet"
     answered = heartbeat["age"] is not None and f"answered {duration(heartbeat['age'])} ago"
-    answered = f"{answered}, {heartbeat['mean'] * 1000:.1f} ms on average" if answered else ""
-    files = {None: "○ not used now", False: "▲ down", True: "✔ up"}[server["up"]]
-    polled = [f"polled {ago(server['last_poll'])}", f"{server['listed']:,} listed"] if server["last_poll"] else []
-    polled += [f"{server['waiting']:,} wait to be tried again"] if server["waiting"] else []
-    polled += [f"{server['refused']:,} odd names refused"] if server["refused"] else []
-    cards = (
-        ("This member", f"{SYMBOLS[own['role']]} {own['role']}", own["member_id"], f"started {ago(own['started'])}"),
-        ("Database", database, group["database"], answered),
-        ("File server", files, server["url"], ", ".join(polled)),
-        ("In work", f"{work['queue']} files", f"{work['handlers']} handlers run, last done {ago(work['last_done'])}",
-         f"{work['bytes']:,} bytes fetched"),
-    )  # fmt: skip
-    yield "<dl class=cards>"
-    for name, *lines in cards:
-        state, what, more = map(shown, lines)
-        yield f"<div><dt>{name}<dd><b>{state}</b><dd><small>{what}<br>{more}</small></div>"
-    yield "</dl>"
+    yield "Database", state, group["database"], (
+        f"{answered}, {heartbeat['mean'] * 1000:.1f} ms on average" if answered else ""
+    )
+    polled = (
+        (server["last_poll"], f"polled {ago(server['last_poll'])}, {server['listed']:,} listed"),
+        (server["waiting"], f"{server['waiting']:,} wait to be tried again"),
+        (server["refused"], f"{server['refused']:,} odd names refused"),
+    )
+    state = {None: "○ not used now", False: "▲ down", True: "✔ up"}[server["up"]]
+    yield "File server", state, server["url"], ", ".join(text for count, text in polled if count)
+    handlers = f"{work['handlers']} handlers run, last done {ago(work['last_done'])}"
+    yield "In work", f"{work['queue']} files", handlers, f"{work['bytes']:,} bytes fetched"
 
 
-def _chart(minutes: Sequence[Sequence[int]], now: int) -> Iterator[str]:
-    """A row of bars, one a minute, for each result: no colour has to be told from another."""
-    for column, state in enumerate(("done", "failed", "quarantined"), 1):
-        counts = {minute[0]: minute[column] for minute in minutes if now - minute[0] < 60 and minute[column]}
-        most, total = max(counts.values(), default=0), sum(counts.values())
-        told = f"<b>{total:,}</b> {state}" + (f", at most {most:,} in a minute" if total else "")
-        yield f"<p{' class=ill' if column > 1 else ''}><small>{told}</small>"
-        yield f'<svg viewBox="0 0 300 26" preserveAspectRatio="none" role="img" aria-label="{total} {state}">'
-        for minute, count in counts.items():
-            height = max(2.0, 22 * count / most)
-            place = f'x="{5 * (59 - now + minute)}" y="{24 - height:.1f}" width="4" height="{height:.1f}"'
-            yield f"<rect {place}><title>{utc_text(minute * 60)[11:16]} UTC: {count:,} {state}</title></rect>"
-        yield '<rect y="25" width="299" height="0.6"/></svg>'
+def _bars(state: str, counts: Mapping[int, int]) -> Iterator[str]:
+    """A row of bars, one a minute, for one result: no colour has to be told from another."""
+    now = int(time.time() // 60)
+    counts = {minute: count for minute, count in counts.items() if now - minute < 60 and count}
+    most, total = max(counts.values(), default=0), sum(counts.values())
+    yield f"<p><small><b>{total:,}</b> {state}" + (f", at most {most:,} in a minute" if total else "") + "</small>"
+    yield f'<svg viewBox="0 0 300 26" preserveAspectRatio="none" role="img" aria-label="{total} {state}">'
+    for minute, count in counts.items():
+        height = max(2.0, 22 * count / most)
+        place = f'x="{5 * (59 - now + minute)}" y="{24 - height:.1f}" width="4" height="{height:.1f}"'
+        yield f"<rect {place}><title>{utc_text(minute * 60)[11:16]} UTC: {count:,} {state}</title></rect>"
+    yield '<rect y="25" width="299" height="0.6"/></svg>'
 
 
 def _told(change: Mapping[str, Any]) -> str:
@@ -9193,6 +9139,12 @@ def _told(change: Mapping[str, Any]) -> str:
 
 
 # -- HTTP -------------------------------------------------------------------------------------------------------------
+
+# Answered from what this process knows, without the database.
+PROBES: dict[str, Callable[[Listener], str]] = {
+    "/livez": lambda listener: why_stuck(listener) or "ok", "/readyz": lambda listener: why_unready(listener) or "ok",
+    "/active": lambda listener: role_of(listener.member),
+}
 
 
 class StatusServer:
@@ -9275,39 +9227,40 @@ class StatusServer:
     def _answer(self, request: bytes) -> bytes:
         first, *fields = request.decode("latin-1").split("\n")
         words = first.split()
-        path = "".join(words[1:2]).partition("?")[0]
+        method, target, version = words if len(words) == 3 else ("", "", "")
+        path = target.partition("?")[0]
         hosts = [value.strip() for key, _, value in (f.partition(":") for f in fields) if key.strip().lower() == "host"]
-        kind, body, extra = "text/plain", "", ""
+        kind, body = "text/plain", ""
         try:
             if len(request) > HTTP_BYTES:
                 status, body = "431 Request Header Fields Too Large", "too long\n"
-            elif len(words) != 3 or not words[2].startswith("HTTP/1."):
+            elif not version.startswith("HTTP/1."):
                 status, body = "400 Bad Request", "not an HTTP/1 request\n"
-            elif words[0] not in ("GET", "HEAD"):
-                status, body, extra = "405 Method Not Allowed", "GET and HEAD only\n", "Allow: GET, HEAD\r\n"
+            elif method not in ("GET", "HEAD"):
+                status, body = "405 Method Not Allowed", "GET and HEAD only\n"
             elif len(hosts) > 1:
                 status, body = "400 Bad Request", "more than one Host\n"
             elif path not in FOR_ANY_HOST and not self._is_ours("".join(hosts)):
                 status, body = "421 Misdirected Request", "this Host is no name of ours: use the address\n"
-            elif path in PROBES:
-                status, kind, body = self._route(words[1])
-            elif not self._pages.acquire(blocking=False):
+            elif path not in PROBES and not self._pages.acquire(blocking=False):
                 status, body = "503 Service Unavailable", "too many ask at once\n"
             else:
                 try:
-                    status, kind, body = self._route(words[1])
+                    status, kind, body = self._route(target)
                 finally:
-                    self._pages.release()
+                    if path not in PROBES:
+                        self._pages.release()
         except Exception as exc:
             event("http_failed", logging.ERROR, exc=exc, error=reason(exc))
             status, body = "500 Internal Server Error", "an error of ours; the log tells it\n"
         content = body.encode("utf-8", "backslashreplace")
         head = (
-            f"HTTP/1.1 {status}\r\nContent-Type: {kind}; charset=utf-8\r\nContent-Length: {len(content)}\r\n{extra}"
+            f"HTTP/1.1 {status}\r\nContent-Type: {kind}; charset=utf-8\r\nContent-Length: {len(content)}\r\n"
             f"Content-Security-Policy: {POLICY}\r\nX-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n"
-            "Cross-Origin-Resource-Policy: same-origin\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
+            "Cross-Origin-Resource-Policy: same-origin\r\nCache-Control: no-store\r\nAllow: GET, HEAD\r\n"
+            "Connection: close\r\n\r\n"
         )
-        return head.encode("latin-1") + (b"" if words[:1] == ["HEAD"] else content)
+        return head.encode("latin-1") + (b"" if method == "HEAD" else content)
 
     def _is_ours(self, host: str) -> bool:
         """Whether a Host is none, an address or a name of this host; others may be a web page's that had its own name
@@ -9339,12 +9292,10 @@ class StatusServer:
         if path == "/metrics":
             return "200 OK", "text/plain; version=0.0.4", metrics(chosen)
         if path in PROBES:
-            roles = [role_of(listener.member) for listener, _ in chosen]
-            why = why_stuck if path == "/livez" else why_unready
-            told = roles if path == "/active" else [why(listener) or "ok" for listener, _ in chosen]
-            well = "active" in roles if path == "/active" else set(told) == {"ok"}
-            lines = [f"{pair[0].config.coordination_group}: {text}\n" for pair, text in zip(chosen, told)]
-            return "200 OK" if well else "503 Service Unavailable", "text/plain", "".join(lines)
+            told = {listener.config.coordination_group: PROBES[path](listener) for listener, _ in chosen}
+            well = "active" in told.values() if path == "/active" else {*told.values()} == {"ok"}
+            lines = "".join(f"{group}: {text}\n" for group, text in told.items())
+            return "200 OK" if well else "503 Service Unavailable", "text/plain", lines
         return "404 Not Found", "text/plain", "/, /status, /metrics, /livez, /readyz and /active are here\n"
 
 
@@ -9362,6 +9313,9 @@ def start_status_servers(listeners: Sequence[Listener]) -> list[StatusServer]:
     return servers
 
 
+# -- systemd ----------------------------------------------------------------------------------------------------------
+
+
 def summary(groups: Sequence[Mapping[str, Any]]) -> str:
     """How a process goes, in one line."""
     roles, done = [one["member"]["role"] for one in groups], sum(one["work"]["done"] for one in groups)
@@ -9372,7 +9326,7 @@ def summary(groups: Sequence[Mapping[str, Any]]) -> str:
     words = [
         f"active at term {own['term']}" if active else own["role"], own["follows"] and f"active: {own['follows']}",
         f"{done} files done" if done or active else "", in_short(groups[0], ("stuck", "unready")).partition("\n")[0],
-    ]  # fmt: skip
+    ]
     return printable(", ".join(filter(None, words)))
 
 
@@ -9388,8 +9342,8 @@ class Notifier:
         usec = environ.get("WATCHDOG_USEC", "")
         self._every = int(usec) / 2e6 if usable and own and usec.isdigit() and int(usec) else float("inf")
         self.pause = min(1.0, self._every / 4)  # between two calls of `tick`
-        self._fed, self._line = 0.0, ""
-        self._said: set[str] = set()
+        self._fed = 0.0
+        self._told: dict[str, str] = {}
 
     def tick(self) -> None:
         if not self._address:
@@ -9397,30 +9351,25 @@ class Notifier:
         now, groups = time.monotonic(), [own_status(listener) for listener in self._listeners]
         members = [listener.member for listener in self._listeners]
         if all(member.ready.is_set() for member in members):
-            self._once("READY=1")
+            self._tell("READY", "1")
         if all(member.stopping for member in members):
             self.stopping()
-        line = summary(groups)
-        if line != self._line:
-            self._line = line
-            self._send(f"STATUS={line}")
+        self._tell("STATUS", summary(groups))
         if now - self._fed >= self._every and not any(one["member"]["stuck"] for one in groups):
             self._fed = now
-            self._send("WATCHDOG=1")
+            self._tell("WATCHDOG", "1", again=True)
 
     def stopping(self) -> None:
-        self._once("STOPPING=1")
+        self._tell("STOPPING", "1")
 
-    def _once(self, text: str) -> None:
-        if self._address and text not in self._said:
-            self._said.add(text)
-            self._send(text)
-
-    def _send(self, text: str) -> None:
+    def _tell(self, name: str, value: str, again: bool = False) -> None:
+        if not self._address or (self._told.get(name) == value and not again):
+            return
+        self._told[name] = value
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
                 sender.settimeout(1.0)
-                sender.sendto(text.encode("utf-8", "replace"), self._address)
+                sender.sendto(f"{name}={value}".encode("utf-8", "replace"), self._address)
         except OSError as exc:
             event("notify_failed", logging.DEBUG, error=reason(exc))
 
@@ -9501,7 +9450,7 @@ def read_status(config: Config) -> dict[str, Any]:
         with contextlib.closing(open_database(config)) as database:
             return group_status(database, config)
     except (DatabaseDown, DatabaseRefused) as exc:
-        return with_roles(unread(config, str(exc)), 0.0)
+        return judged(unread(config, str(exc)))
 
 
 def command_status(configs: Sequence[Config], options: argparse.Namespace) -> int:

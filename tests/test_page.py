@@ -173,11 +173,10 @@ def group(**changes: Any) -> dict[str, Any]:
         ],
         "settings": {"database": "postgresql://app@db.example/app", "exec": "/usr/bin/import ... (2 arguments)",
                      "password": "***", "polling_interval": "10.0", "url": "sftp://me@files.example:22/inbox"},
-        "changed_settings": ["database", "exec", "password", "polling_interval", "url"],
     }  # fmt: skip
     for name, value in changes.items():
         found[name] = {**found[name], **value} if isinstance(value, dict) and name in found else value
-    judged: dict[str, Any] = ftpcoord.with_roles(found, 0.0)
+    judged: dict[str, Any] = ftpcoord.judged(found)
     return judged
 
 
