@@ -2833,6 +2833,12 @@ def split_path(path: str) -> tuple[str, str]:
     return folder or slash, name
 
 
+def same_name(a: str, b: str) -> bool:
+    """Whether two paths end in one name, in whatever case and Unicode form a server shows it."""
+    names = (split_path(path.rstrip("/"))[1] for path in (a, b))
+    return len({unicodedata.normalize("NFC", name).casefold() for name in names}) == 1
+
+
 def normal_path(path: str) -> str:
     return re.sub(r"\A//+", "/", posixpath.normpath(path))
 
@@ -4091,16 +4097,19 @@ class FtpServer(FileServer):
         """The entry of an absolute path by MLST, or by SIZE and MDTM; None if it is not there or cannot be
         told."""
         name = split_path(path)[1]
-        for line in body_lines(self._question("MLST", path)):
-            entry = parse_mlsd_line(decode_name(line.encode("latin-1"), self.encoding))
-            if entry is not None:
-                return entry._replace(name=name)
+        for entry in self._facts(self._question("MLST", path)):
+            return entry._replace(name=name)
         if "MLST" in self._yes:
             return None
         size = self._question("SIZE", path)[4:].strip()
         if not DIGITS.fullmatch(size):
             return None
         return Entry(name, "file", int(size), iso_time(self._question("MDTM", path)[4:].strip()))
+
+    def _facts(self, reply: str) -> Listing:
+        """What a reply to MLST tells."""
+        lines = [parse_mlsd_line(self._text(line)) for line in body_lines(reply)]
+        return [entry for entry in lines if entry is not None]
 
     def _question(self, command: str, path: str) -> str:
         """The yes of MLST or SIZE about an absolute path; "" for anything else. A server that does not know or never
@@ -4117,8 +4126,10 @@ class FtpServer(FileServer):
             self.connect()
             return ""
         if reply.startswith("250" if command == "MLST" else "213"):
-            entries = [parse_mlsd_line(line) for line in body_lines(reply)]
-            if command == "SIZE" or any(entry and entry.kind == "file" for entry in entries):
+            facts = self._facts(reply) if command == "MLST" else []
+            if facts and not any(entry.name == "." or same_name(entry.name, path) for entry in facts):
+                return ""                               # of another: servers take patterns, or tell what is in a folder
+            if command == "SIZE" or any(entry.kind == "file" for entry in facts):
                 self._yes[command] = split_path(path)[0]
             return reply
         if verdict(reply) == "unknown":
@@ -4181,7 +4192,7 @@ class FtpServer(FileServer):
             self.habits.zones.add(zone)
         elif line not in (_moved(exact, days * MOST_AHEAD)[:10] for days in (-1, 0, 1)):
             return None
-        return seen._replace(size=told.size, mtime=f"{line}={epoch_seconds(exact):.0f}")
+        return seen._replace(size=told.size, mtime=f"{line}={epoch_seconds(exact[:19]):.0f}")
 
     def _there(self, path: str) -> Optional[bool]:
         if not all(split_path(path)):                   # a root, of whatever kind

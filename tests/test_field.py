@@ -131,6 +131,23 @@ def without_mlsd(answer: str) -> Behaviour:
     return both(always("MLSD", reply(answer)), always("LIST", as_lines))
 
 
+def with_fractions(fraction: str) -> Behaviour:
+    """LIST, and an MDTM that is as exact as the server's file system."""
+
+    def act(session: Any, argument: str) -> None:
+        session.say(f"213 {session.host.times.get(session.name(argument), BEGAN):%Y%m%d%H%M%S}.{fraction}")
+
+    return both(listed_by_lines, always("MDTM", act))
+
+
+def tell_of_another(session: Any, argument: str) -> None:
+    """MLST takes a name for a pattern that fits nothing, and tells what is in the folder."""
+    if session.name(argument) in session.host.files:
+        session.on_mlst(argument)
+    else:
+        session.say("250-it is\r\n type=dir;modify=20260112101500; done\r\n250 end")
+
+
 def listed_by_lines(host: FtpHost) -> None:
     """LIST is all it knows, and MDTM tells exact times."""
     host.mlsd = False
@@ -211,6 +228,24 @@ def handled_once(tmp_path: Path, behaviour: Behaviour) -> None:
             site.arrive({"a": b"1", "b": b"2"})
             site.polls(6)
             assert sorted(site.handled) == [("a", b"1", 1), ("b", b"2", 1)]
+
+
+def handled_once_and_deleted(tmp_path: Path, behaviour: Behaviour) -> None:
+    with FtpHost(files={"a": b"1", "b": b"2"}) as host:
+        of_these_days(host, -1)
+        behaviour(host)
+        with Site(tmp_path, host.settings, "handler", after="delete") as site:
+            wait_for(lambda: not host.files, PATIENCE, "\n".join(site.log))
+            assert sorted(site.handled) == [("a", b"1", 1), ("b", b"2", 1)] and not site.all("file_kept")
+
+
+def moved_under_its_own_name(tmp_path: Path, behaviour: Behaviour) -> None:
+    with FtpHost(files={"[a].csv": b"1", "done/other": b"2"}) as host:
+        host.folders.add("/in/done")
+        behaviour(host)
+        with Site(tmp_path, host.settings, "handler", after="move:done") as site:
+            wait_for(lambda: "[a].csv" not in host.files, PATIENCE, "the move: " + "\n".join(site.log[-10:]))
+            assert host.files == {"done/[a].csv": b"1", "done/other": b"2"}
 
 
 def a_shifted_display_is_no_new_version(tmp_path: Path, behaviour: Behaviour) -> None:
@@ -543,6 +578,10 @@ TABLE: list[tuple[dict[str, Behaviour], str, Run]] = [
       "each MLSD is 550 after the first": both(
           lambda host: host.on("MLSD", lambda session, argument: session.on_mlsd(argument)), without_mlsd("550 no")),
       }, "each file is handled once", handled_once),
+    ({f"MDTM tells a fraction of {fraction}": with_fractions(fraction) for fraction in ("000", "499", "5", "999999")},
+     "each file is handled once", handled_once_and_deleted),
+    ({"MLST of a name tells of another": always("MLST", tell_of_another)},
+     "a move has its own name", moved_under_its_own_name),
     ({"the server is three days ahead, by lines": days_ahead}, "each file is handled once", handled_once),
     ({name: always("LIST", hostile.content(line.encode() + b"\r\n")) for name, line in LINES.items()},
      "it is read right or not at all", read_right_or_not_at_all),
