@@ -17,7 +17,6 @@ import io
 import itertools
 import logging
 import os
-import queue
 import random
 import shlex
 import shutil
@@ -30,7 +29,8 @@ import time
 from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional
 
-PROGRAM = Path(__file__).resolve().parent.parent / "ftpcoord.py"
+from processes import MEMBER, Process, environment
+
 NAMES = ["a", "b", "c"]
 HEARTBEAT, LIVENESS, POLLING, SETTLE = 0.4, 4.0, 0.5, 0.5     # seconds: settings of the members
 WORKERS = 4                                                   # files that a member has in work at once
@@ -92,13 +92,6 @@ class Reign:
     since: float
 
 
-@dataclasses.dataclass
-class Member:
-    process: subprocess.Popen[str]
-    log: list[str] = dataclasses.field(default_factory=list)
-    leaving: bool = False                                     # its end is part of the play
-
-
 class Server:
     """pyftpdlib in a thread of this process. Each member logs in as a user of its own, to be told apart."""
 
@@ -135,9 +128,8 @@ class Demo:
         self.record.touch()
         self.read_up_to = 0                                   # in the record
         self.server = Server(folder / "ftp")
-        self.members: dict[str, Member] = {}
-        self.readers: list[threading.Thread] = []             # of the members' logs
-        self.events: queue.SimpleQueue[tuple[float, str, str, str]] = queue.SimpleQueue()
+        self.members: dict[str, Process] = {}
+        self.leaving: set[str] = set()                        # members whose end is part of the play
         self.roles: dict[str, list[str]] = {name: [] for name in NAMES}
         self.standing_by: set[str] = set()
         self.reigns: list[Reign] = []
@@ -157,33 +149,26 @@ class Demo:
     def say(self, what: str, text: str) -> None:
         print(f"{time.monotonic() - self.zero:7.1f}  {self.paint(what, 9)}{text}", flush=True)
 
-    def listen(self, name: str, member: Member) -> None:
-        """(thread) Read the log of a member: `time level event key=value ...`."""
-        assert member.process.stdout
-        for line in member.process.stdout:
-            member.log.append(line.rstrip())
-            for event in {"elected", "standby", *UNEXPECTED}.intersection(line.split()[1:4]):
-                self.events.put((time.monotonic(), name, event, line.rstrip()))
-
     def look(self) -> None:
         """Take in what the members logged, and what their commands noted, since the last look."""
-        while not self.events.empty():
-            at, member, event, text = self.events.get()
-            if event == "elected":
-                term = int(text.split(" term=")[1].split()[0])
-                self.reigns.append(Reign(member, term, at))
-                self.standing_by.discard(member)
-                self.roles[member].append(f"active (term {term})")
-                self.say("ACTIVE", f"{member} is the active member now, term {term}")
-            elif event == "standby":
-                self.standing_by.add(member)
-            else:
-                self.say("note", f"{member} logs: {text}")
+        for member, process in self.members.items():
+            for line in process.news():
+                event = line.split()[2]
+                if event == "elected":
+                    term = int(line.split(" term=")[1].split()[0])
+                    self.reigns.append(Reign(member, term, time.monotonic()))
+                    self.standing_by.discard(member)
+                    self.roles[member].append(f"active (term {term})")
+                    self.say("ACTIVE", f"{member} is the active member now, term {term}")
+                elif event == "standby":
+                    self.standing_by.add(member)
+                elif event in UNEXPECTED:
+                    self.say("note", f"{member} logs: {line}")
         with open(self.record, "rb") as file:
             file.seek(self.read_up_to)
-            for line in itertools.takewhile(lambda line: line.endswith(b"\n"), file):
-                self.read_up_to += len(line)
-                what, name, member, won, attempt, digest, noted = line.decode().split()
+            for raw in itertools.takewhile(lambda raw: raw.endswith(b"\n"), file):
+                self.read_up_to += len(raw)
+                what, name, member, won, attempt, digest, noted = raw.decode().split()
                 if what == "begin":
                     self.runs.append(Run(name, member, int(won), int(attempt), float(noted)))
                 else:
@@ -223,7 +208,7 @@ class Demo:
         self.look()
         while not condition():
             for name, member in self.members.items():
-                if not member.leaving and member.process.poll() is not None:
+                if name not in self.leaving and not member.running():
                     raise Trouble(f"member {name} ended by itself, exit code {member.process.returncode}")
             if time.monotonic() > end:
                 raise Trouble(f"waited {seconds:.0f} s in vain for {what}")
@@ -240,28 +225,21 @@ class Demo:
             "coordination_group": "demo", "member_id": name, "heartbeat_frequency": HEARTBEAT,
             "liveness_check_interval": LIVENESS, "polling_interval": POLLING, "settle": SETTLE,
             "workers": WORKERS, "exec": " ".join(map(shlex.quote, command)), "after": "move:done"}
-        environ = {key: value for key, value in os.environ.items() if not key.startswith("FTPCOORD_")}
-        environ.update({"FTPCOORD_" + key.upper(): str(value) for key, value in settings.items()})
-        environ.update(PYTHONUNBUFFERED="1", TMPDIR=str(self.folder / "tmp"))
-        process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), "--config", "env", "run"], env=environ, cwd=self.folder, text=True,
-            errors="replace", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True)                           # Ctrl-C is for this process, which ends them
-        member = self.members[name] = Member(process)
+        environ = environment(settings, TMPDIR=self.folder / "tmp")
+        self.members[name] = Process(name, [*MEMBER, "run"], environ, self.folder)
+        self.leaving.discard(name)
         self.roles[name].append("standby")
-        self.readers.append(threading.Thread(target=self.listen, args=(name, member), daemon=True))
-        self.readers[-1].start()
 
     def signal(self, name: str, number: signal.Signals) -> float:
-        self.members[name].leaving = True
-        self.members[name].process.send_signal(number)
+        self.leaving.add(name)
+        self.members[name].send(number)
         return time.monotonic()
 
     def expect_end(self, name: str) -> None:
-        process = self.members[name].process
-        self.wait(lambda: process.poll() is not None, 10, f"{name} to stop")
-        if process.returncode:
-            raise Trouble(f"member {name} was stopped; its exit code is {process.returncode}, not 0")
+        member = self.members[name]
+        self.wait(lambda: not member.running(), 10, f"{name} to stop")
+        if member.process.returncode:
+            raise Trouble(f"member {name} was stopped; its exit code is {member.process.returncode}, not 0")
 
     def connect(self) -> ftplib.FTP:
         ftp = ftplib.FTP()
@@ -355,7 +333,7 @@ class Demo:
         self.tell()
         last = self.reigns[-1].member
         for name in sorted(NAMES, key=lambda name: name == last):   # the active one last: no more elections
-            if not self.members[name].leaving:
+            if name not in self.leaving:
                 self.signal(name, signal.SIGTERM)
                 self.expect_end(name)
         self.say("end", "all members are stopped")
@@ -368,11 +346,9 @@ class Demo:
 
     def close(self) -> None:
         for member in self.members.values():
-            member.process.kill()
-            member.process.wait()
+            member.end()
         self.server.closing.set()
-        for thread in [*self.readers, self.server.thread]:
-            thread.join(5)
+        self.server.thread.join(5)
 
     # --------------------------------------------------------------------------------- what was promised
 
@@ -496,7 +472,7 @@ def main() -> int:
         if demo:
             demo.close()                                      # after it their logs are complete
         for name, member in demo.members.items() if demo else ():
-            print(f"last log lines of {name}:", *member.log[-15:], sep="\n  ", file=sys.stderr)
+            print(f"last log lines of {name}:", *member.said().splitlines()[-15:], sep="\n  ", file=sys.stderr)
         return 1
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)          # a second Ctrl-C must leave nothing behind

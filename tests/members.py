@@ -8,34 +8,31 @@
         a.kill(); b.wait("elected")
 
 Leaving the block ends all processes, and fails the test if a member has said a secret or printed a traceback, or
-if two elections had the same term.  FTPCOORD_MODULE names another ftpcoord.py to be tested instead of ours.
+if two elections had the same term.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import importlib
 import io
 import json
 import os
-import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
 import unittest.mock
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 from urllib.parse import urlsplit
 
 import pytest
 from conftest import Database, Files, wait_for
+from processes import MEMBER, MODULE, Event, Process, environment, parse
 from servers import Proxy
 
-MODULE = Path(os.environ.get("FTPCOORD_MODULE") or Path(__file__).resolve().parent.parent / "ftpcoord.py")
 sys.path.insert(0, str(MODULE.parent))
 ftpcoord: Any = importlib.import_module("ftpcoord")
 
@@ -67,15 +64,6 @@ note("end", length=len(content), content=content[:200].decode("latin-1"))
 '''
 
 
-class Event(NamedTuple):
-    """One line of a member's log."""
-
-    at: float  # epoch seconds
-    level: str
-    name: str
-    fields: dict[str, str]
-
-
 class Run(NamedTuple):
     """One begin or end of the recording command."""
 
@@ -92,35 +80,8 @@ class Run(NamedTuple):
     arguments: list[str]
 
 
-def parse(line: str) -> Event:
-    """A line of the log in its text form: `time level event key=value ...`."""
-    moment, level, name, rest = (line + " ").split(" ", 3)
-    at = datetime.datetime.strptime(moment, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=datetime.timezone.utc)
-    fields = {}
-    for key, value in re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|\S*)', rest):
-        fields[key] = str(json.loads(value)) if value.startswith('"') else value
-    return Event(at.timestamp(), level, name, fields)
-
-
-class Member:
+class Member(Process):
     """One process of `python ftpcoord.py`."""
-
-    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
-        self.name = name
-        number = len(list(folder.glob("*.out")))
-        self.out, self.err = folder / f"{number}-{name}.out", folder / f"{number}-{name}.err"
-        with open(self.out, "wb") as out, open(self.err, "wb") as err:
-            self.process = subprocess.Popen(
-                command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err
-            )
-        self.pid = self.process.pid
-
-    def __repr__(self) -> str:
-        return f"<{self.name} {self.pid}>"
-
-    def lines(self) -> list[str]:
-        text = self.out.read_text()
-        return text[: text.rfind("\n") + 1].splitlines()
 
     def events(self, name: str = "", since: float = 0.0, **fields: object) -> list[Event]:
         """Its events so far of that name, with those fields, from that moment on (epoch seconds)."""
@@ -136,7 +97,7 @@ class Member:
         """The first such event; waits for it."""
 
         def first() -> Optional[Event]:
-            ended = self.process.poll() is not None
+            ended = not self.running()
             found = self.events(name, since, **fields)
             assert found or not ended, f"{self} ended with {self.process.returncode} without {name}: {self.said()}"
             return found[0] if found else None
@@ -144,33 +105,9 @@ class Member:
         event: Event = wait_for(first, timeout, f"{self} to say {name} {fields or ''}: {self.said()}")
         return event
 
-    def said(self) -> str:
-        """All its output, for messages."""
-        return self.out.read_text()[-3000:] + self.err.read_text()[-2000:]
-
-    def running(self) -> bool:
-        return self.process.poll() is None
-
     def polls(self) -> int:
         """How many polls it has completed."""
         return len([event for event in self.events("polled") if "listed" in event.fields])
-
-    def send(self, number: int) -> float:
-        """Sends a signal to this process alone; the moment before, in whole milliseconds as in the log."""
-        moment = int(time.time() * 1000) / 1000
-        self.process.send_signal(number)
-        return moment
-
-    def kill(self) -> float:
-        """SIGKILL; the moment before."""
-        moment = self.send(signal.SIGKILL)
-        self.process.wait()
-        return moment
-
-    def stop(self, timeout: float = PATIENCE, number: int = signal.SIGTERM) -> int:
-        """SIGTERM, and its exit code."""
-        self.send(number)
-        return self.process.wait(timeout)
 
 
 class Crew:
@@ -205,18 +142,11 @@ class Crew:
 
     def environment(self, **changes: Any) -> dict[str, str]:
         """FTPCOORD_* of all settings; None removes one."""
-        found = {key: value for key, value in os.environ.items() if not key.startswith("FTPCOORD_")}
-        found["PYTHONPATH"] = str(MODULE.parent)
-        for key, value in {**self.settings, **changes}.items():
-            if value is not None:
-                found[f"FTPCOORD_{key.upper()}"] = str(value)
-        return found
+        return environment({**self.settings, **changes})
 
     def start(self, name: str, *arguments: str, **changes: Any) -> Member:
         """A member of that id runs from here on."""
-        environment = self.environment(member_id=name, **changes)
-        command = [sys.executable, str(MODULE), "--config", "env", *arguments]
-        return self._add(Member(name, command, environment, self.folder))
+        return self.add(Member(name, [*MEMBER, *arguments], self.environment(member_id=name, **changes), self.folder))
 
     def script(self, code: str, name: str = "script", **changes: Any) -> Member:
         """A Python script runs, to which `settings` is known: all settings as a dictionary, without `exec`."""
@@ -224,10 +154,9 @@ class Crew:
                     if value is not None and key != "exec"}  # fmt: skip
         path = self.folder / f"{name}.py"
         path.write_text(f"import sys, ftpcoord\nsettings = {settings!r}\n" + code)
-        environment = {key: value for key, value in self.environment().items() if not key.startswith("FTPCOORD_")}
-        return self._add(Member(name, [sys.executable, str(path)], environment, self.folder))
+        return self.add(Member(name, [sys.executable, str(path)], environment({}), self.folder))
 
-    def _add(self, member: Member) -> Member:
+    def add(self, member: Member) -> Member:
         self.members.append(member)
         return member
 
@@ -258,9 +187,7 @@ class Crew:
 
     def __exit__(self, kind: object, *_: object) -> None:
         for member in self.members:
-            if member.running():
-                member.send(signal.SIGCONT)
-                member.send(signal.SIGKILL)
+            member.process.kill()
         for member in self.members:
             member.process.wait()
         self.let_go()

@@ -16,7 +16,8 @@ import pytest
 import servers
 from conftest import Database, Files, new_folder, wait_for
 from hostile import FtpHost
-from members import MODULE, Crew, ftpcoord, kinds, never
+from members import Crew, ftpcoord, kinds, never
+from processes import MEMBER, MODULE, environment
 
 CANARY = "canary-2b7e1516"  # in every secret of the tests that look for secrets
 
@@ -292,12 +293,9 @@ def test_check_fails_where_nobody_understands_the_listing_and_the_dry_run_says_w
     with FtpHost(files={"a": b"1"}, mlsd=False) as host:
         settings = {**host.settings, "timeout": 30, "database": f"sqlite:///{tmp_path}/x.db"}
         settings["download_dir"] = str(tmp_path)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("FTPCOORD_")}
-        environment.update({f"FTPCOORD_{name.upper()}": str(value) for name, value in settings.items()})
 
         def run(*words: str) -> Any:
-            command = [sys.executable, str(MODULE), *words]
-            return subprocess.run(command, env=environment, capture_output=True, text=True)
+            return subprocess.run([*MEMBER, *words], env=environment(settings), capture_output=True, text=True)
 
         host.lines.append(line)
         assert run("check").returncode == 0

@@ -26,7 +26,8 @@ import pytest
 import servers
 from conftest import Files, wait_for
 from hostile import FtpHost, SftpHost, Site
-from members import LOAD, MODULE, PATIENCE, ROUND_TRIP, Crew, alive
+from members import LOAD, PATIENCE, ROUND_TRIP, Crew, alive
+from processes import MODULE
 
 import ftpcoord
 

@@ -227,14 +227,6 @@ def test_pages_are_for_addresses_and_names_of_this_host_and_probes_for_any(
             assert status(path)[0] == 200
 
 
-def test_nothing_that_is_asked_for_tells_a_secret(server: ftpcoord.StatusServer) -> None:
-    client = Client(server.port)
-    for path in ("/", "/status", "/metrics", "/livez", "/readyz", "/active", "/x", f"/?group={SECRET[:3]}"):
-        answer = client.read(f"GET {path} HTTP/1.1\r\n\r\n".encode())
-        assert answer and SECRET.encode() not in answer
-
-
-
 def test_names_that_dns_is_slow_about_cost_no_more_than_one_thread(
     server: ftpcoord.StatusServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

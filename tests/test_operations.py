@@ -17,7 +17,8 @@ from typing import Any, Optional
 import pytest
 import servers
 from conftest import Database, Files, new_database, new_folder, wait_for
-from members import MODULE, Crew, Event, Member, ftpcoord, never, through
+from members import Crew, Member, ftpcoord, never, through
+from processes import MODULE, Event, environment
 from servers import Proxy
 
 
@@ -141,23 +142,21 @@ def test_a_handler_within_its_time_is_progress(sqlite: Database, files: Files, t
 class Listeners:
     """One process with a section for each listener."""
 
-    def __init__(self, crew: Crew, sections: dict[str, dict[str, Any]], **environment: str) -> None:
+    def __init__(self, crew: Crew, sections: dict[str, dict[str, Any]], **more: str) -> None:
         self.crew, path = crew, crew.folder / "settings.ini"
         lines = []
         for name, changes in sections.items():
             values = {**crew.settings, "coordination_group": name, "member_id": "m", **changes}
             lines += [f"[{name}]", *(f"{key} = {value}" for key, value in values.items() if value is not None)]
         path.write_text("\n".join(lines))
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("FTPCOORD_")}
         command = [sys.executable, str(MODULE), "--config", str(path)]
-        self.member = Member("m", command, {**clean, "PYTHONPATH": str(MODULE.parent), **environment}, crew.folder)
+        self.member = Member("m", command, environment({}, **more), crew.folder)
 
     def __enter__(self) -> Member:
         return self.member
 
     def __exit__(self, *_: object) -> None:
-        if self.member.running():
-            self.member.kill()
+        self.member.end()
         assert "Traceback" not in self.member.said(), self.member.said()
 
 

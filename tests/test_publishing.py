@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import stat
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from conftest import Database, Files, new_folder, wait_for
 from hostile import FtpHost, Site
 from members import PATIENCE, Crew
 from memory import config, found
+from processes import Process, environment
 
 import ftpcoord
 from ftpcoord import (
@@ -388,35 +388,28 @@ class Delivery:
         for name, data in self.content.items():
             files.put(name, data)
 
-    def start(self, member: str, *crash: object) -> subprocess.Popen[bytes]:
+    def start(self, member: str, *crash: object) -> Process:
         settings = {
             **self.files.settings, "database": f"sqlite:///{self.place}/db", "member_id": member, "settle": 0,
             "coordination_group": "crash", "download_dir": self.target, "heartbeat_frequency": 0.2,
             "liveness_check_interval": 1.5, "retry_delay": 0.1, "workers": 1,
         }  # fmt: skip
-        env = {name: value for name, value in os.environ.items() if not name.startswith("FTPCOORD_")}
-        env.update({f"FTPCOORD_{name.upper()}": str(value) for name, value in settings.items()})
-        env["PYTHONPATH"] = str(ROOT)
         words = [str(word) for word in crash or ("nothing", "before", 0)]
-        return subprocess.Popen(
-            [sys.executable, "-c", CHILD, *words, str(self.log)], env=env, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=self.place,
-        )
+        return Process(member, [sys.executable, "-c", CHILD, *words, str(self.log)], environment(settings), self.place)
 
     def finish(self, member: str) -> None:
         """A further member does what is left, as soon as the lease of the one before is stale."""
         deadline = time.monotonic() + 30
         while True:
             process = self.start(member)
-            said = process.communicate(timeout=60)[0].decode()
-            assert process.returncode == 0, said
+            code, said = process.process.wait(60), process.said()
+            assert code == 0, said
             if "another member is active" not in said:
                 return
             assert time.monotonic() < deadline, said
 
-    def wait_for_the_first_file(self, process: subprocess.Popen[bytes]) -> None:
-        servers.wait_for(lambda: process.poll() is not None or any(self.target.iterdir()), 30)
+    def wait_for_the_first_file(self, process: Process) -> None:
+        servers.wait_for(lambda: not process.running() or any(self.target.iterdir()), 30)
 
     def assert_each_file_is_there_once(self) -> None:
         found = {path.name: path.read_bytes() for path in self.target.iterdir()}
@@ -448,8 +441,7 @@ def test_a_member_killed_in_the_middle_of_a_group_leaves_each_file_once(
     delivery: Delivery, point: tuple[str, str, int]
 ) -> None:
     process = delivery.start("a", *point)
-    said = process.communicate(timeout=60)[0].decode()
-    assert process.returncode == -signal.SIGKILL, said
+    assert process.process.wait(60) == -signal.SIGKILL, process.said()
     delivery.assert_no_partial_file_has_a_final_name()
     delivery.finish("b")
     delivery.assert_each_file_is_there_once()
@@ -461,7 +453,6 @@ def test_members_killed_at_any_moment_leave_each_file_once(delivery: Delivery) -
         delivery.wait_for_the_first_file(process)
         time.sleep(0.01 * number)  # not the same moment each time; any will do
         process.kill()
-        process.communicate()
         delivery.assert_no_partial_file_has_a_final_name()
     delivery.finish("last")
     delivery.assert_each_file_is_there_once()
@@ -493,10 +484,9 @@ def test_a_file_that_cannot_be_fetched_does_not_hold_up_its_group(delivery: Deli
     refused = delivery.files.root / "f100.dat"
     refused.chmod(0)
     process = delivery.start("a")
-    said = process.communicate(timeout=60)[0].decode()
-    assert process.returncode == 1, said
+    assert process.process.wait(60) == 1, process.said()
     assert len(list(delivery.target.iterdir())) == COUNT - 1
-    assert "file_failed" in said
+    assert "file_failed" in process.said()
     refused.chmod(0o644)
     time.sleep(0.2)
     delivery.finish("b")

@@ -1,4 +1,4 @@
-"""Security: what is refused by default, where secrets do not go, what is never done with names and files."""
+"""Security: what is refused by default, what is never done with names and files, what is said to be weak."""
 
 from __future__ import annotations
 
@@ -13,23 +13,20 @@ import socket
 import stat
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Union
 
-import hostile
 import pytest
 from conftest import wait_for
-from hostile import FtpHost, SftpHost, Site, reply
+from hostile import FtpHost, Site, reply
+from processes import MEMBER, Process, environment
 
 import ftpcoord
 
 MODULE = Path(ftpcoord.__file__)
 SOURCE = MODULE.read_text(encoding="utf-8")
 TREE = ast.parse(SOURCE)
-CANARY = "c4n4ry-7f3a9e"
-HOSTS = pytest.mark.parametrize("kind", [FtpHost, SftpHost], ids=["ftp", "sftp"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -156,36 +153,6 @@ def listening(pid: int) -> list[str]:
     return lines
 
 
-class Process:
-    """`python ftpcoord.py --config FILE`, its settings in an INI file."""
-
-    def __init__(self, folder: Path, settings: dict[str, Any], *arguments: str, **environment: str) -> None:
-        self.ini = folder / "settings.ini"
-        lines = "".join(f"{name} = {value}\n" for name, value in settings.items())
-        self.ini.write_text(f"[DEFAULT]\n[orders]\n{lines}")
-        self.out, self.err = folder / "out", folder / "err"
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("FTPCOORD_")}
-        with open(self.out, "ab") as out, open(self.err, "ab") as err:
-            self.process = subprocess.Popen(
-                [sys.executable, str(MODULE), "--config", str(self.ini), *arguments], cwd=folder,
-                env={**clean, **environment}, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-            )  # fmt: skip
-
-    def said(self) -> str:
-        return self.out.read_text(errors="replace") + self.err.read_text(errors="replace")
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        finally:
-            self.process.kill()
-            self.process.wait()
-
-
 def settings_for(host: Any, folder: Path, **changes: Any) -> dict[str, Any]:
     return {**host.settings, "database": f"sqlite:///{folder / 'c.db'}", "member_id": "a", "settle": 0,
             "polling_interval": 0.1, "retry_delay": 0.05, "heartbeat_frequency": 0.2, "liveness_check_interval": 4,
@@ -196,160 +163,16 @@ def settings_for(host: Any, folder: Path, **changes: Any) -> dict[str, Any]:
 def test_a_running_member_listens_on_nothing_by_default(tmp_path: Path) -> None:
     (tmp_path / "target").mkdir()
     with FtpHost(files={"a": b"1"}) as host, Process(
-        tmp_path, settings_for(host, tmp_path, download_dir=tmp_path / "target")
+        "a", MEMBER, environment(settings_for(host, tmp_path, download_dir=tmp_path / "target")), tmp_path
     ) as member:  # fmt: skip
         wait_for(lambda: "file_done" in member.said(), 20, "the file")
         assert listening(os.getpid()), "the look works: our own host listens"
-        assert listening(member.process.pid) == []
+        assert listening(member.pid) == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Secrets
 # ---------------------------------------------------------------------------------------------------------------------
-
-RECORDER = f"""
-import json, os, sys
-lines = []
-for pid in filter(str.isdigit, os.listdir("/proc") if os.path.exists("/proc") else ()):
-    try:
-        lines.append(open("/proc/" + pid + "/cmdline", "rb").read().replace(b"\\0", b" ").decode("latin-1"))
-    except OSError:
-        pass
-mine = " ".join(sys.argv)
-found = [line for line in lines if "{CANARY[:6]}" + "{CANARY[6:]}" in line]
-with open(sys.argv[1], "a") as out:
-    out.write(json.dumps([sys.argv[2:], dict(os.environ), found]) + "\\n")
-print("said on stdout", flush=True)
-sys.exit("a reason" if "bad" in sys.argv[2] else 0)
-"""
-
-
-def everything(folder: Path, *but: Path) -> Iterator[tuple[Path, bytes]]:
-    """The names and the contents of all files below a folder."""
-    for path in folder.rglob("*"):
-        if path not in but:
-            yield path, os.fsencode(path)
-            if path.is_file() and not path.is_symlink():
-                yield path, path.read_bytes()
-
-
-@pytest.mark.parametrize(("place", "form"), [("password", "text"), ("password_file", "json"), ("url", "text")])
-def test_a_password_is_nowhere_in_what_a_member_writes_says_or_hands_on_even_if_the_server_says_it(
-    tmp_path: Path, place: str, form: str
-) -> None:
-    (tmp_path / "recorder.py").write_text(RECORDER)
-    work, hidden = tmp_path / "work", tmp_path / "hidden"
-    work.mkdir()
-    hidden.mkdir()
-    (work / "target").mkdir()
-    (hidden / "password").write_text(CANARY + "\n")
-    with FtpHost(files={"a.csv": b"1", "bad.csv": b"22", "kept.csv": b"333"}) as host:
-        host.password = CANARY
-        echo = reply(f"550 your password is {CANARY}")
-        host.on("RETR", echo)
-        host.on("DELE", echo)
-        host.on("MLSD", echo)
-        host.on("CWD", hostile.say_and_leave(f"421 {CANARY}"))
-        host.on("PASS", reply(f"230-welcome {CANARY}\r\n230 in"), times=2)
-        settings = settings_for(
-            host, work, after="delete", download_dir=work / "target", max_attempts=2, log_level="debug",
-            log_format=form,
-            exec=f"{shlex.quote(sys.executable)} {tmp_path / 'recorder.py'} {work / 'record'} {{name}}",
-        )  # fmt: skip
-        del settings["password"]
-        if place == "url":
-            settings["url"] = settings["url"].replace("me@", f"me:{CANARY}@")
-        else:
-            settings[place] = hidden / "password" if place == "password_file" else CANARY
-        with Process(work, settings, FTPCOORD_PASSWORD=CANARY) as member:
-            wait_for(lambda: "file_quarantined" in member.said() and "kept.csv" not in host.files, 30, "all")
-            wait_for(lambda: "a.csv" not in host.files, 30, "all to be deleted")
-            command_line = Path(f"/proc/{member.process.pid}/cmdline")
-            assert not command_line.exists() or CANARY.encode() not in command_line.read_bytes()
-            for arguments in (["check"], ["status"], ["status", "--json"], ["files"], ["files", "--json"], ["retry"]):
-                host.on("MLSD", echo)
-                with Process(work, settings, *arguments) as command:
-                    command.process.wait(30)
-        with FtpHost() as other:
-            other.on("PASS", reply(f"530 {CANARY} is wrong"), times=None)
-            settings["url"] = settings["url"].replace(f":{host.port}/", f":{other.port}/")
-            with Process(work, settings, "check") as command:
-                assert command.process.wait(30) == 1
-    said = member.said()
-    assert "your password is ***" in said and "Traceback" not in said, said
-    for path, content in everything(work, member.ini):
-        assert CANARY.encode() not in content, path
-    for line in (work / "record").read_text().splitlines():
-        _, environment, command_lines = json.loads(line)
-        assert command_lines == []
-        words = {name for name in environment if name.startswith("FTPCOORD_")}
-        assert words == {f"FTPCOORD_{name}" for name in (
-            "FILE", "PATH", "NAME", "SIZE", "MTIME", "ATTEMPT", "TERM", "GROUP", "MEMBER")}  # fmt: skip
-
-
-@HOSTS
-def test_a_password_is_in_no_error_that_a_server_provokes(kind: type[Any]) -> None:
-    with kind(files={"a": b"1"}) as host:
-        host.password = CANARY
-        config = ftpcoord.Config(**host.settings, database=f"postgresql://u:{CANARY}@h/d")
-        caught: list[BaseException] = []
-        objects: list[object] = [config, ftpcoord.Listener(config), ftpcoord.Member(config), ftpcoord.Pool(config)]
-        objects.append(ftpcoord.open_database(config))
-        server = ftpcoord.open_server(config)
-        objects.append(server)
-        says = reply(f"550 {CANARY}") if kind is FtpHost else hostile.status(3, CANARY.encode())
-        verbs = ["MLSD", "CWD", "RETR", "DELE", "RNFR", "RNTO", "MKD"] if kind is FtpHost else [
-            "OPENDIR", "OPEN", "READ", "REMOVE", "RENAME", "MKDIR", "READDIR"]  # fmt: skip
-        for verb in verbs:
-            for call in (lambda: server.list("/in"), lambda: server.fetch("/in/a", 1, bytes),
-                         lambda: server.delete("/in/a"), lambda: server.rename("/in/a", "/in/b"),
-                         lambda: server.mkdir("/in/x/y")):  # fmt: skip
-                host.behave()
-                host.files["a"] = b"1"
-                host.files.pop("b", None)
-                host.on(verb, says)
-                try:
-                    call()
-                except ftpcoord.Error as exc:
-                    caught.append(exc)
-        server.close()
-        host.behave()
-        host.password = "changed"
-        with pytest.raises(ftpcoord.LoginRefused) as refused:
-            ftpcoord.open_server(config)
-        caught.append(refused.value)
-        assert len(caught) > 5
-        for error in caught:
-            shown = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-            assert CANARY not in shown + repr(error) + str(error), shown
-        for thing in objects:
-            assert CANARY not in repr(thing) + str(thing)
-
-
-@pytest.mark.parametrize("text", [
-    "handler = a:b\n  password = {}", "after = move\n\tpassword = {}", "http = x\n database_password={}",
-    "log_level = x\n password: {}", "encoding = x\n password = {}", "workers = 3\n  password = {}",
-    "member_id = a\n password = {}",
-])  # fmt: skip
-def test_a_password_on_an_indented_line_of_a_file_is_not_shown_as_a_part_of_the_setting_above(
-    tmp_path: Path, text: str
-) -> None:
-    path = tmp_path / "settings.ini"
-    path.write_text("[a]\nurl = ftp://u@h/\ndatabase = sqlite:///x\n" + text.format(CANARY) + "\n")
-    with pytest.raises(ftpcoord.ConfigError) as caught:
-        ftpcoord.Config.from_file(str(path))
-    assert CANARY not in str(caught.value)
-
-
-@pytest.mark.parametrize("url", [
-    "ftp://me:12/{}@h/in", "ftp://me:{}/x@h/in", "sftp://me:{}#x@h/in", "ftp://me:{}?x@h/in", "fpt://me:{}@h/in",
-    "ftp://me:{}@h:port/in", "ftp://me:{}@/in", "ftp://me:{}@h/a%0ab", "ftp://me:{}%0a@h/a", "//me:{}@h/in",
-])  # fmt: skip
-def test_a_password_in_a_url_that_is_wrong_is_not_shown(url: str) -> None:
-    with pytest.raises(ftpcoord.ConfigError) as caught:
-        ftpcoord.Config(url=url.format(CANARY), database="sqlite:///x")
-    assert CANARY not in str(caught.value)
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Names, terminals, commands
@@ -383,7 +206,10 @@ NAMES: list[Union[str, bytes]] = [
 def test_names_reach_a_command_as_they_are_and_a_file_is_never_an_option(
     tmp_path: Path, download_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "recorder.py").write_text(RECORDER)
+    (tmp_path / "recorder.py").write_text(
+        "import json, os, sys\nwith open(sys.argv[1], 'a') as out:\n"
+        "    out.write(json.dumps([sys.argv[2:], dict(os.environ)]) + '\\n')\n"
+    )
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -394,12 +220,12 @@ def test_names_reach_a_command_as_they_are_and_a_file_is_never_an_option(
             wait_for(lambda: len(site.all("file_done")) == len(NAMES), 40, "\n".join(site.log[-20:]))
     seen = [json.loads(line) for line in record.read_text().splitlines()]
     expected = {os.fsdecode(name) for name in NAMES}
-    assert {arguments[0][1:] for arguments, _, _ in seen} == expected
-    for arguments, environment, _ in seen:
+    assert {arguments[0][1:] for arguments, _ in seen} == expected
+    for arguments, inherited in seen:
         name = arguments[0][1:]
         assert arguments[1].startswith("/") and os.path.basename(arguments[1]) == name
-        assert arguments[1] == environment["FTPCOORD_FILE"] and environment["FTPCOORD_NAME"] == name
-        assert arguments[2] == environment["FTPCOORD_PATH"] == f"/in/{name}"
+        assert arguments[1] == inherited["FTPCOORD_FILE"] and inherited["FTPCOORD_NAME"] == name
+        assert arguments[2] == inherited["FTPCOORD_PATH"] == f"/in/{name}"
     assert not list(tmp_path.rglob("pwned"))
 
 
@@ -535,44 +361,11 @@ def test_a_settings_file_with_a_password_that_all_can_read_is_said(tmp_path: Pat
     with FtpHost(files={"a": b"1"}) as host:
         settings = settings_for(host, tmp_path, exec="true")
         assert settings["password"]
-        with Process(tmp_path, settings) as member:
+        path = tmp_path / "settings.ini"
+        path.write_text("[orders]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items()))
+        path.chmod(0o644)
+        command = [sys.executable, str(MODULE), "--config", str(path)]
+        with Process("a", command, environment({}), tmp_path) as member:
             wait_for(lambda: "file_done" in member.said(), 20, "the file")
             warnings = [line for line in member.said().splitlines() if " settings_warning " in line]
             assert [re.findall(r"setting=(\w+)", line) for line in warnings] == [["url"], ["config"]]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Short passwords
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("password", ["e", "in", "530", "#", "a.b", "30 s"])
-def test_a_short_password_is_masked_where_it_stands_alone_and_breaks_no_message(password: str) -> None:
-    with FtpHost() as host:
-        host.on("PASS", reply(f"530 the password <{password}> is refused"))
-        server = ftpcoord.new_server(ftpcoord.Config(**{
-            **host.settings, "password": password, "database": "sqlite:///x", "member_id": "a"}))  # fmt: skip
-        with pytest.raises(ftpcoord.LoginRefused) as caught:
-            server.connect()
-    said = str(caught.value)
-    assert f"<{password}>" not in said and "<***>" in said
-    assert "the password" in said and "refused" in said and said.startswith("ftp://127.0.0.1:")
-
-
-@pytest.mark.parametrize("kind", ["fifo", "device", "huge"])
-def test_a_secret_file_that_never_ends_costs_neither_time_nor_memory(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "secret"
-    if kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "huge":
-        with open(path, "wb") as file:
-            file.truncate(1 << 40)
-    config = ftpcoord.Config(
-        url="ftp://me@files.example/in", password_file="/dev/zero" if kind == "device" else str(path),
-        database="sqlite:////nowhere", coordination_group="g",
-    )  # fmt: skip
-    if kind == "huge":
-        assert len(config.file_password()) < 100_000
-    else:
-        with pytest.raises(ftpcoord.ConfigError, match=r"password_file: .* is not a plain file"):
-            config.file_password()

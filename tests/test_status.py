@@ -21,7 +21,8 @@ from typing import Any, Optional
 import pytest
 import servers
 from conftest import Database, Files, new_folder, wait_for
-from members import MODULE, Crew, Member, ftpcoord, kinds
+from members import Crew, Member, ftpcoord, kinds
+from processes import MODULE, environment
 from prometheus_client.parser import text_string_to_metric_families
 
 CANARY = "canary-2b7e1516"
@@ -250,12 +251,8 @@ def test_sections_with_one_http_value_share_a_server_and_others_get_their_own(cr
     one, two = servers.free_port(), servers.free_port()
     path = ini(crew, "settings.ini", {"http": f"127.0.0.1:{one}"}, {"http": f"127.0.0.1:{one}"},
                {"http": f"127.0.0.1:{two}"}, {})  # fmt: skip
-    member = Member("m", [sys.executable, str(MODULE), "--config", path], os.environ, crew.folder)
-    try:
+    with Member("m", [sys.executable, str(MODULE), "--config", path], environment({}), crew.folder) as member:
         look_at_sections(member, one, two)
-    finally:
-        if member.running():
-            member.kill()
 
 
 def look_at_sections(member: Member, one: int, two: int) -> None:
@@ -368,34 +365,6 @@ def test_a_file_server_that_is_down_fails_readyz_of_the_active_member_only(
         assert ("ftpcoord_server_up", "") not in samples(b.get("/metrics").text)
         server.start()
         wait_for(lambda: a.get("/readyz").code == 200, 30)
-
-
-# ----------------------------------------------------------------------------- secrets
-
-
-def test_nothing_confidential_is_in_any_answer_or_command(sqlite: Database, files: Files, tmp_path: Path) -> None:
-    with Crew(tmp_path, sqlite, files, log_format="text") as crew:  # two groups: their terms are not compared
-        url = files.url.replace("@", f":{servers.PASSWORD}@")
-        secret = tmp_path / "password"
-        secret.write_text(CANARY)
-        crew.settings.update(
-            url=url, password=None, exec=f"{crew.settings['exec']} --token={CANARY}", key_passphrase=None,
-        )  # fmt: skip
-        a = Watched(crew, "a")
-        a.member.wait("polled")
-        # Another one whose secrets are all wrong, and in every place where a secret may stand.
-        wrong = Watched(crew, "w", coordination_group="w", url=files.url, password_file=str(secret),
-                        database_password=CANARY)  # fmt: skip
-        wait_for(lambda: wrong.up() and wrong.get("/readyz").code == 503 and "file server" in wrong.get("/readyz").text)
-        told = [one.get(path).text for one in (a, wrong)
-                for path in ("/", "/status", "/metrics", "/livez", "/readyz", "/active")]  # fmt: skip
-        told += [crew.run(*words).stdout for words in (["status"], ["status", "--json"], ["status", "--check"],
-                                                       ["run", "--dry-run"], ["files"])]  # fmt: skip
-        for text in told:
-            assert CANARY not in text and f":{servers.PASSWORD}@" not in text and str(secret) not in text
-        settings = a.status()["settings"]
-        assert settings["url"] == files.url and settings["exec"].endswith("arguments)")
-        assert wrong.status()["settings"]["password"] == wrong.status()["settings"]["database_password"] == "***"
 
 
 # ----------------------------------------------------------------------------- the command line

@@ -13,7 +13,8 @@ from typing import Optional
 import pytest
 import servers
 from conftest import Database, Files, new_folder, wait_for
-from members import MODULE, Crew, Member, never
+from members import Crew, Member, never
+from processes import MODULE
 
 GROUP = "crew"
 
@@ -53,7 +54,7 @@ def test_members_of_two_versions_take_turns_in_one_group_with_columns_that_neith
 
         def start(name: str, module: Path) -> Member:
             environment = crew.environment(member_id=name)
-            return crew._add(Member(name, [sys.executable, str(module), "--config", "env"], environment, tmp_path))
+            return crew.add(Member(name, [sys.executable, str(module), "--config", "env"], environment, tmp_path))
 
         old = start("old", MODULE)
         old.wait("elected")
