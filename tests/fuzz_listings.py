@@ -231,11 +231,11 @@ def urls(data: bytes) -> None:
     check_config(lambda: [ftpcoord.Config(url="ftp://h/", database=f"{before}:{CANARY}@{after}")])
 
 
-_folder = tempfile.TemporaryDirectory(prefix="ftpcoord-fuzz-")
+FOLDER = tempfile.TemporaryDirectory(prefix="ftpcoord-fuzz-")
 
 
 def ini(data: bytes) -> None:
-    path = Path(_folder.name) / "settings.ini"
+    path = Path(FOLDER.name) / "settings.ini"
     lines = [line for line in data.replace(CANARY.encode(), b"").splitlines() if b"_file" not in line]
     secret = re.compile(rb"[ \t]*(password|key_passphrase|database_password)[ \t]*[=:]", re.IGNORECASE)
     for at, line in enumerate(lines):
@@ -283,7 +283,7 @@ def _attributes(flags: int, *values: bytes) -> bytes:
     return b"\0\0\0\1a\0\0\0\1-" + flags.to_bytes(4, "big") + b"".join(values)
 
 
-def _message(kind: int, number: int, body: bytes) -> bytes:
+def message(kind: int, number: int, body: bytes) -> bytes:
     return (len(body) + 5).to_bytes(4, "big") + bytes([kind]) + number.to_bytes(4, "big") + body
 
 
@@ -309,8 +309,8 @@ SEEDS: dict[Callable[[bytes], None], Sequence[bytes]] = {
         _attributes(0x8000000F, b"\0" * 8, b"\0" * 8, b"\0\0\x41\xff", b"\0" * 8, b"\0\0\0\1\0\0\0\1a\0\0\0\1b"),
     ],
     messages: [
-        _message(102, 1, b"\0\0\0\1h") + _message(102, 2, b"\0\0\0\1i") + _message(101, 3, b"\0\0\0\2\0\0\0\0")
-        + _message(101, 4, b"\0\0\0\1\0\0\0\0") + _message(103, 5, b"\0\0\x80\0" + b"x" * 32768),
+        message(102, 1, b"\0\0\0\1h") + message(102, 2, b"\0\0\0\1i") + message(101, 3, b"\0\0\0\2\0\0\0\0")
+        + message(101, 4, b"\0\0\0\1\0\0\0\0") + message(103, 5, b"\0\0\x80\0" + b"x" * 32768),
     ],
     names: [b"\0caf\xc3\xa9", b"\0caf\xe9", b"\1caf\xe9", b"\5a\0", b"\7+2AA-"],
     known_hosts: [

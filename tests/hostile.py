@@ -43,7 +43,7 @@ PATIENCE = 20.0
 MOST_SECONDS = 60.0  # a fault of the client's must not leave threads of ours behind
 
 
-class _Gone(Exception):
+class Gone(Exception):
     """The session is over."""
 
 
@@ -62,8 +62,8 @@ class Host:
         self.over = threading.Event()
         self.password = PASSWORD
         self._actions: dict[str, list[tuple[Action, Optional[int]]]] = {}
-        self._lock = threading.Lock()
-        self._sockets: list[socket.socket] = []
+        self.lock = threading.Lock()
+        self.sockets: list[socket.socket] = []
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -80,8 +80,8 @@ class Host:
 
     def drop(self) -> None:
         """Cuts all sessions."""
-        with self._lock:
-            sockets, self._sockets = self._sockets, []
+        with self.lock:
+            sockets, self.sockets = self.sockets, []
         for sock in sockets:
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
@@ -92,16 +92,16 @@ class Host:
 
     def on(self, verb: str, action: Action, times: Optional[int] = 1) -> None:
         """The next so many commands of this kind are answered by `action`; None: all that follow."""
-        with self._lock:
+        with self.lock:
             self._actions.setdefault(verb, []).append((action, times))
 
     def behave(self) -> None:
         """From here on everything is answered as it should be."""
-        with self._lock:
+        with self.lock:
             self._actions.clear()
 
     def take(self, verb: str) -> Optional[Action]:
-        with self._lock:
+        with self.lock:
             waiting = self._actions.get(verb, [])
             if not waiting:
                 return None
@@ -123,8 +123,8 @@ class Host:
         with contextlib.suppress(OSError):
             while not self.over.is_set():
                 sock = self.listener.accept()[0]
-                with self._lock:
-                    self._sockets.append(sock)
+                with self.lock:
+                    self.sockets.append(sock)
                 self.sessions += 1
                 threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 
@@ -132,7 +132,7 @@ class Host:
         self.open_sessions += 1
         try:
             self.session(sock)
-        except (OSError, _Gone, ValueError, AssertionError):
+        except (OSError, Gone, ValueError, AssertionError):
             pass
         finally:
             self.open_sessions -= 1
@@ -173,7 +173,7 @@ class FtpHost(Host):
         for name, content in list(self.files.items()):
             place, _, base = name.rpartition("/")
             if posixpath.normpath(f"/in/{place}") == folder:
-                lines.append(self._line(base, content, self.times.get(name, BEGAN)))
+                lines.append(self.line(base, content, self.times.get(name, BEGAN)))
         return b"".join(line + b"\r\n" for line in lines + (self.lines if folder == "/in" else []))
 
     def folder_line(self, path: str) -> bytes:
@@ -181,7 +181,7 @@ class FtpHost(Host):
         text = f"type=dir; {name}" if self.mlsd else f"drwxr-xr-x    2 0        0            4096 Jan 12  2024 {name}"
         return text.encode("latin-1")
 
-    def _line(self, name: str, content: bytes, when: datetime.datetime) -> bytes:
+    def line(self, name: str, content: bytes, when: datetime.datetime) -> bytes:
         if self.mlsd:
             text = f"type=file;size={len(content)};modify={when:%Y%m%d%H%M%S}; {name}"
         else:
@@ -210,8 +210,8 @@ class FtpSession:
         self.passive.settimeout(MOST_SECONDS)
         with self.passive:
             connection: socket.socket = self.passive.accept()[0]
-        with self.host._lock:
-            self.host._sockets.append(connection)
+        with self.host.lock:
+            self.host.sockets.append(connection)
         return connection
 
     def send(self, content: bytes, end: str = "226 done") -> None:
@@ -225,7 +225,7 @@ class FtpSession:
         for sock in sockets:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()
-        raise _Gone
+        raise Gone
 
     def name(self, path: str) -> str:
         path = posixpath.normpath(posixpath.join(self.folder, path))
@@ -308,7 +308,7 @@ class FtpSession:
         elif content is None:
             self.say("550 no such file")
         else:
-            line = self.host._line(argument, content, self.host.times.get(name, BEGAN)).decode("latin-1")
+            line = self.host.line(argument, content, self.host.times.get(name, BEGAN)).decode("latin-1")
             self.say(f"250-it is\r\n {line}\r\n250 end")
 
     def on_size(self, argument: str) -> None:
@@ -389,7 +389,7 @@ def reply(text: str) -> Action:
 def say_and_leave(text: str) -> Action:
     def act(session: FtpSession, argument: str) -> None:
         session.say(text)
-        raise _Gone
+        raise Gone
 
     return act
 
@@ -419,7 +419,7 @@ def stall_after(count: int) -> Action:
             data.sendall(session.host.files.get(session.name(argument), b"type=file;size=1; x\r\n")[:count])
             data.settimeout(MOST_SECONDS)
             data.recv(1)
-        raise _Gone
+        raise Gone
 
     return act
 
@@ -428,7 +428,7 @@ def silence(session: FtpSession, argument: str) -> None:
     """No answer until the client leaves."""
     session.sock.settimeout(MOST_SECONDS)
     session.sock.recv(1)
-    raise _Gone
+    raise Gone
 
 
 def stream(pieces: Iterable[bytes], pause: float = 0.0) -> Action:
@@ -464,12 +464,12 @@ class SftpHost(Host):
     """
 
     scheme = "sftp"
-    _key: Any = None
+    key: Any = None
 
     def __init__(self, files: Mapping[Any, bytes] = NOTHING) -> None:
-        if SftpHost._key is None:
-            SftpHost._key = paramiko.ECDSAKey.generate()
-        self.pin = "SHA256:" + base64.b64encode(hashlib.sha256(self._key.asbytes()).digest()).decode().rstrip("=")
+        if SftpHost.key is None:
+            SftpHost.key = paramiko.ECDSAKey.generate()
+        self.pin = "SHA256:" + base64.b64encode(hashlib.sha256(self.key.asbytes()).digest()).decode().rstrip("=")
         self.entries: list[tuple[bytes, bytes]] = []  # further (name, attributes) of the listing
         self.long_names = False  # the bare name stands where `ls -l` has its line
         self.logins = "password"  # what may be tried
@@ -483,7 +483,7 @@ class SftpHost(Host):
 
     def session(self, sock: socket.socket) -> None:
         transport = paramiko.Transport(sock)
-        transport.add_server_key(self._key)
+        transport.add_server_key(self.key)
         for name, offered in self.offers.items():
             setattr(transport, "_preferred_" + name, offered)
         host = self
@@ -534,14 +534,14 @@ class SftpHost(Host):
             transport.close()
 
 
-def _string(text: bytes) -> bytes:
+def string(text: bytes) -> bytes:
     return struct.pack(">I", len(text)) + text
 
 
 class SftpSession:
     """One channel."""
 
-    Gone = _Gone
+    Gone = Gone
     VERBS = {3: "OPEN", 4: "CLOSE", 5: "READ", 7: "LSTAT", 8: "FSTAT", 11: "OPENDIR", 12: "READDIR", 13: "REMOVE",
              14: "MKDIR", 17: "STAT", 18: "RENAME"}  # fmt: skip
 
@@ -557,11 +557,11 @@ class SftpSession:
         self.raw(struct.pack(">IBI", len(body) + 5, kind, self.number) + body)
 
     def status(self, code: int, text: bytes = b"so it is") -> None:
-        self.answer(101, struct.pack(">I", code) + _string(text) + _string(b""))
+        self.answer(101, struct.pack(">I", code) + string(text) + string(b""))
 
     def names(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
         long_names = self.host.long_names
-        packed = [_string(name) + _string(name if long_names else b"") + told for name, told in entries]
+        packed = [string(name) + string(name if long_names else b"") + told for name, told in entries]
         self.answer(104, struct.pack(">I", len(packed)) + b"".join(packed))
 
     def attributes(self, path: str) -> bytes:
@@ -576,7 +576,7 @@ class SftpSession:
         while len(data) < count:
             piece = self.channel.recv(count - len(data))
             if not piece:
-                raise _Gone
+                raise Gone
             data += piece
         return data
 
@@ -604,7 +604,7 @@ class SftpSession:
         exists = name in host.files or argument in ("/in", "/in/done", ".")
         if verb == "OPENDIR":
             self.listed = False
-            self.answer(102, _string(b"folder"))
+            self.answer(102, string(b"folder"))
         elif verb == "READDIR" and self.listed:
             self.status(1)
         elif verb == "READDIR":
@@ -619,10 +619,10 @@ class SftpSession:
         elif verb in ("LSTAT", "FSTAT", "STAT"):
             self.answer(105, self.attributes("/in" if argument == "." else argument))
         elif verb == "OPEN":
-            self.answer(102, _string(argument.encode("latin-1")))
+            self.answer(102, string(argument.encode("latin-1")))
         elif verb == "READ":
             piece = host.files.get(name, b"")[self.offset : self.offset + self.length]
-            self.answer(103, _string(piece)) if piece else self.status(1)
+            self.answer(103, string(piece)) if piece else self.status(1)
         elif verb == "REMOVE":
             del host.files[name]
             self.status(0)
@@ -645,7 +645,7 @@ def status(code: int, text: bytes = b"so it is") -> Action:
 
 def leave(session: Any, argument: str) -> None:
     """Ends the connection at once."""
-    raise _Gone
+    raise Gone
 
 
 def nothing(session: SftpSession, argument: str) -> None:
@@ -678,7 +678,7 @@ class Site(logging.Handler):
         chosen = {name: value for name, value in {**chosen, **changes}.items() if value is not None}
         self.listener = ftpcoord.Listener(**chosen)
         if delivery == "handler":
-            self.listener.on_file("*")(self.receive)
+            self.listener.on_file("*")(lambda file: self.receive(file))  # a test may set another one
 
     def receive(self, file: ftpcoord.File) -> None:
         self.handled.append((file.name, file.read(), file.attempt))

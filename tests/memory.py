@@ -41,6 +41,12 @@ def names(works: Sequence[Work]) -> list[str]:
     return [work.found.relative for work in works]
 
 
+def path_of(change: Change) -> str:
+    row = change.new or change.old
+    assert row is not None
+    return row.path
+
+
 class MemoryRows:
     """A database's rows of one group, without the database."""
 
@@ -60,7 +66,7 @@ class MemoryRows:
         return [self._change(fence.term, change) for change in changes]
 
     def _change(self, term: int, change: Change) -> bool:
-        path = ftpcoord._path(change)
+        path = path_of(change)
         row = self._rows.get(path)
         if (row and row[1:6]) != (change.old and change.old[1:6]):
             return False

@@ -246,7 +246,7 @@ def _ftp_ids() -> tuple[int, int]:
     return found
 
 
-def _chown(path: Union[str, bytes, Path], ids: Optional[tuple[int, int]]) -> None:
+def chown(path: Union[str, bytes, Path], ids: Optional[tuple[int, int]]) -> None:
     if ids and setup_env.IS_ROOT:
         os.chown(path, *ids)
 
@@ -270,7 +270,7 @@ def _template(key: str, build: Callable[[Path], None], ids: Optional[tuple[int, 
         if not (folder / key).exists():
             fresh = Path(tempfile.mkdtemp(dir=folder))
             fresh.chmod(0o755)
-            _chown(fresh, ids)
+            chown(fresh, ids)
             try:
                 build(fresh)
                 fresh.rename(folder / key)
@@ -309,11 +309,11 @@ def _build_tls(folder: Path) -> None:
         )
 
 
-def _tls_files(folder: Path, ids: Optional[tuple[int, int]] = None) -> Path:
+def tls_files(folder: Path, ids: Optional[tuple[int, int]] = None) -> Path:
     """A copy of the certificates in `folder`/tls, readable by that user."""
     tls = Path(shutil.copytree(_template("tls", _build_tls), folder / "tls"))
     for path in (tls, *tls.iterdir()):
-        _chown(path, ids)
+        chown(path, ids)
     return tls
 
 
@@ -523,12 +523,12 @@ class Server:
             parent = os.path.dirname(parent)
         for parent in reversed(missing):
             os.mkdir(parent)
-            _chown(parent, self.ids)
+            chown(parent, self.ids)
         handle, fresh = tempfile.mkstemp(dir=os.fsencode(self.dir))
         with open(handle, "wb") as file:
             file.write(data)
         os.chmod(fresh, 0o644)
-        _chown(fresh, self.ids)
+        chown(fresh, self.ids)
         if mtime is not None:
             os.utime(fresh, (mtime, mtime))
         os.replace(fresh, target)
@@ -538,7 +538,7 @@ class Server:
         """A fresh empty folder below `root` that clients may write to."""
         path = self.root / (name or f"in{next(_numbers)}")
         path.mkdir()
-        _chown(path, self.ids)
+        chown(path, self.ids)
         return path
 
 
@@ -616,7 +616,7 @@ class Postgres(Server):
         self.bin, self.ids = found, _service_ids("postgres")
         self.url = f"postgresql://app:{PASSWORD}@{HOST}:{self.port}/app"
         self.admin_url = f"postgresql://postgres:{PASSWORD}@{HOST}:{self.port}/app"
-        _chown(self.dir, self.ids)
+        chown(self.dir, self.ids)
         switch = "on" if fsync else "off"
         self.options: dict[str, str] = {
             "listen_addresses": HOST,
@@ -629,7 +629,7 @@ class Postgres(Server):
             "dynamic_shared_memory_type": "mmap",
         }
         if tls:
-            files = _tls_files(self.dir, self.ids)
+            files = tls_files(self.dir, self.ids)
             self.ca = files / "ca.pem"
             self.options.update(ssl="on", ssl_cert_file=f"{files}/cert.pem", ssl_key_file=f"{files}/key.pem")
         self.options.update(options)
@@ -658,7 +658,7 @@ def _build_postgres(folder: Path) -> None:
     with tempfile.NamedTemporaryFile("w") as file:
         file.write(PASSWORD + "\n")
         file.flush()
-        _chown(file.name, ids)
+        chown(file.name, ids)
         _run(
             [
                 *_as(ids), f"{binaries}/initdb", "-D", f"{folder}/data", "-U", "postgres",
@@ -720,7 +720,7 @@ class Mysql(Server):
         self.program, self.ids = _mysql_program(name), _service_ids("mysql")
         self.url = f"mysql://app:{PASSWORD}@{HOST}:{self.port}/app"
         self.admin_url = f"mysql://admin:{PASSWORD}@{HOST}:{self.port}/app"
-        _chown(self.dir, self.ids)
+        chown(self.dir, self.ids)
         self.options: dict[str, str] = {
             "datadir": f"{self.dir}/data", "port": str(self.port), "bind-address": HOST,
             "socket": f"{self.dir}/s", "pid-file": f"{self.dir}/pid", "tmpdir": str(self.dir),
@@ -737,7 +737,7 @@ class Mysql(Server):
         else:
             self.options["innodb-log-file-size"] = "16M"
         if tls:
-            files = _tls_files(self.dir, self.ids)
+            files = tls_files(self.dir, self.ids)
             self.ca = files / "ca.pem"
             self.options.update(
                 {"ssl-ca": f"{files}/ca.pem", "ssl-cert": f"{files}/cert.pem", "ssl-key": f"{files}/key.pem"}
@@ -904,7 +904,7 @@ class Vsftpd(Server):
         self.scheme = {"plain": "ftp", "explicit": "ftpes", "implicit": "ftps"}[mode]
         self.root = self.dir / "root"
         self.root.mkdir()
-        _chown(self.root, self.ids)
+        chown(self.root, self.ids)
         self.url = self.url_of(self.root)
         empty = Path("/var/run/vsftpd/empty")
         empty.mkdir(parents=True, exist_ok=True)
@@ -924,7 +924,7 @@ class Vsftpd(Server):
             "vsftpd_log_file": str(self.log_file),
         }
         if mode != "plain":
-            tls = _tls_files(self.dir)
+            tls = tls_files(self.dir)
             self.ca = tls / "ca.pem"
             settings.update(
                 ssl_enable="YES", rsa_cert_file=f"{tls}/cert.pem", rsa_private_key_file=f"{tls}/key.pem",
@@ -1019,7 +1019,7 @@ class Sshd(Server):
         self.password = PASSWORD if setup_env.IS_ROOT else ""
         self.root = self.dir / "root"
         self.root.mkdir()
-        _chown(self.root, self.ids)
+        chown(self.root, self.ids)
         self.url = self.url_of(self.root)
         keys = _ssh_files(self)
         if setup_env.IS_ROOT:
@@ -1139,10 +1139,10 @@ class Pyftpd(Server):
         self.ids = _ftp_ids()
         self.root = self.dir / "root"
         self.root.mkdir()
-        _chown(self.root, self.ids)
+        chown(self.root, self.ids)
         self.url = self.url_of(self.root)
         if mode != "plain":
-            self.ca = _tls_files(self.dir) / "ca.pem"
+            self.ca = tls_files(self.dir) / "ca.pem"
         self._orders = json.dumps(
             {
                 "mode": mode, "port": self.port, "dir": str(self.dir), "without": list(without),
@@ -1256,7 +1256,7 @@ class Proftpd(Server):
         self.ids = _ftp_ids()
         self.root = self.dir / "root"
         self.root.mkdir()
-        _chown(self.root, self.ids)
+        chown(self.root, self.ids)
         self.url = self.url_of(self.root)
         users = self.dir / "users"
         users.write_text(
@@ -1277,7 +1277,7 @@ class Proftpd(Server):
         elif mode == "refusing":
             lines += ["<Limit MLSD MLST>", "DenyAll", "</Limit>"]
         elif mode == "explicit":
-            tls = _tls_files(self.dir)
+            tls = tls_files(self.dir)
             self.ca = tls / "ca.pem"
             (tls / "key.pem").chmod(0o600)
             lines += [
@@ -1325,7 +1325,7 @@ class PureFtpd(Server):
         self.ids = _ftp_ids()
         self.root = self.dir / "root"
         self.root.mkdir()
-        _chown(self.root, self.ids)
+        chown(self.root, self.ids)
         self.url = self.url_of(self.root)
         users = self.dir / "users"
         users.write_text(
@@ -1339,7 +1339,7 @@ class PureFtpd(Server):
             "-g", f"{self.dir}/pid", *options,
         ]
         if mode == "explicit":
-            tls = _tls_files(self.dir)
+            tls = tls_files(self.dir)
             self.ca = tls / "ca.pem"
             both = self.dir / "both.pem"
             both.write_text((tls / "key.pem").read_text() + (tls / "cert.pem").read_text())
@@ -1383,7 +1383,7 @@ class Asyncssh(Server):
         self.ids = _ftp_ids()
         self.root = self.dir / "root"
         self.root.mkdir()
-        _chown(self.root, self.ids)
+        chown(self.root, self.ids)
         self.url = self.url_of(self.root)
         self._orders = json.dumps(
             {

@@ -111,7 +111,7 @@ def test_when_the_primary_dies_under_load_the_group_goes_on_with_the_promoted_re
 
         data = primary.dir / "data"
         (data / "standby.signal").touch()
-        servers._chown(data / "standby.signal", primary.ids)
+        servers.chown(data / "standby.signal", primary.ids)
         primary.start()
         assert writable(primary).execute("SELECT pg_is_in_recovery()", admin=True) == [(True,)]
         # All connect anew, to the first that they can reach and write to.

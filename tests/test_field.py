@@ -65,7 +65,7 @@ def answer_mlst(form: str) -> Behaviour:
         if found is None:
             session.say("550 no such file")
             return
-        line = session.host._line(argument, found, session.host.times.get(name, BEGAN)).decode("latin-1")
+        line = session.host.line(argument, found, session.host.times.get(name, BEGAN)).decode("latin-1")
         session.say(form.format(line=line))
 
     return always("MLST", act)
@@ -81,7 +81,7 @@ def hang_up_after(verb: str) -> Behaviour:
 
     def act(session: Any, argument: str) -> None:
         getattr(session, f"on_{verb.lower()}")(argument)
-        raise hostile._Gone
+        raise hostile.Gone
 
     return always(verb, act)
 
@@ -519,7 +519,7 @@ def login_of_a_second_session(answer: str) -> Behaviour:
 
 def delete_and_leave(session: Any, argument: str) -> None:
     session.host.files.pop(session.name(argument), None)
-    raise hostile._Gone
+    raise hostile.Gone
 
 
 def refuse_sub(session: Any, argument: str) -> None:

@@ -515,7 +515,7 @@ def test_a_file_in_use_is_not_now_and_is_not_counted(tmp_path: Path, said: str, 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return servers._tls_files(tmp_path_factory.mktemp("tls")) / "cert.pem"
+    return servers.tls_files(tmp_path_factory.mktemp("tls")) / "cert.pem"
 
 
 @pytest.mark.parametrize("early", [True, False], ids=["handshake first", "150 first"])
@@ -618,7 +618,7 @@ def test_a_file_that_is_refused_under_tls_is_refused_and_not_a_broken_connection
 
 def then_leave(session: FtpSession, argument: str) -> None:
     session.on_retr(argument)
-    raise hostile._Gone
+    raise hostile.Gone
 
 
 @pytest.mark.parametrize("delivery", ["folder", "handler"])
@@ -700,7 +700,7 @@ def test_a_connection_that_has_ended_while_it_idled_is_replaced_without_a_word(
             super().on_mlsd(argument)
             if goodbye:
                 self.say(goodbye)
-            raise hostile._Gone
+            raise hostile.Gone
 
     with FtpHost(files={"a": b"1"}) as host:
         monkeypatch.setattr(host, "session", lambda sock: Farewell(host, sock).run())

@@ -166,14 +166,14 @@ KIND = st.sampled_from([101, 102, 103, 104, 105, 2])
 def test_whatever_an_sftp_server_answers_each_file_ends_once_and_whole_or_with_an_error(
     answers: list[tuple[int, int, bytes]]
 ) -> None:
-    fuzz_listings.messages(b"".join(fuzz_listings._message(*answer) for answer in answers))
+    fuzz_listings.messages(b"".join(fuzz_listings.message(*answer) for answer in answers))
 
 
 def test_an_sftp_server_that_sends_more_than_was_asked_for_delivers_nothing() -> None:
     """The surplus would stand where the next piece belongs: the file could end without its end being noticed."""
     pieces = [(2, 40_000), (3, 32_768), (4, 32_768), (5, 1_696)]
-    answers = fuzz_listings._message(102, 1, b"\0\0\0\1h") + b"".join(
-        fuzz_listings._message(103, number, struct.pack(">I", length) + b"x" * length) for number, length in pieces)
+    answers = fuzz_listings.message(102, 1, b"\0\0\0\1h") + b"".join(
+        fuzz_listings.message(103, number, struct.pack(">I", length) + b"x" * length) for number, length in pieces)
     session = ftpcoord.SftpSession(fuzz_listings.Answers(answers), (OSError,))
     job = ftpcoord.Job("/a", 100_000, lambda piece: None)
     with pytest.raises(ftpcoord._Broken):
@@ -216,7 +216,7 @@ def test_an_ini_file_means_what_python_means(chosen: dict[str, str]) -> None:
     values = {"url": "ftp://u@h/in", "database": "sqlite:///x", "member_id": "m", **values}
     parser = configparser.ConfigParser(interpolation=None)
     parser["a"] = values
-    path = Path(fuzz_listings._folder.name) / "same.ini"
+    path = Path(fuzz_listings.FOLDER.name) / "same.ini"
     with open(path, "w", encoding="utf-8") as stream:
         parser.write(stream)
 

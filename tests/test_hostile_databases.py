@@ -316,7 +316,7 @@ WORST = [
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return servers._tls_files(tmp_path_factory.mktemp("certificates"))
+    return servers.tls_files(tmp_path_factory.mktemp("certificates"))
 
 
 def certificate(folder: Path) -> ssl.SSLContext:

@@ -37,7 +37,7 @@ def break_transfer(host: Host, how: str) -> None:
         }[how])  # fmt: skip
     else:
         actions = {"cut": hostile.leave, "stalled": hostile.nothing, "left": hostile.leave,
-                   "too much": lambda session, path: session.answer(103, hostile._string(b"x" * (session.length + 1))),
+                   "too much": lambda session, path: session.answer(103, hostile.string(b"x" * (session.length + 1))),
                    "another's answer": lambda session, path: session.raw(b"\0\0\0\x09\x65\0\xff\xff\xff\0\0\0\0"),
                    "gibberish": lambda session, path: session.raw(b"Welcome!\r\n")}  # fmt: skip
         host.on("OPEN" if how == "left" else "READ", actions[how])
@@ -98,7 +98,7 @@ def test_whatever_words_a_handler_fails_with_it_is_counted(tmp_path: Path, words
             Site.receive(site, file)
             raise ValueError(words)
 
-        site.listener._routes[:] = [("*", receive)]
+        site.receive = receive  # type: ignore[method-assign]
         assert site.state("a", "quarantined")["failures"] == 3 == len(site.handled)
 
 

@@ -200,10 +200,10 @@ def test_links_planted_under_the_names_of_unfinished_copies_are_not_written_thro
     target.mkdir()
     with FtpHost(files={"a": b"1", "b": b"2"}) as host:
         site = Site(tmp_path, host.settings)
-        mark = f".ftpcoord-{ftpcoord.sha256_text(site.listener.config.coordination_group)[:8]}-1-{os.getpid()}-"
-        begin = next(ftpcoord._numbers)
+        mark, _, last = Workplace(site.listener.config, 1).temporary(found("a")).stem.rpartition("-")
+        begin = int(last)
         for number in range(begin + 1, begin + 4):
-            (target / f"{mark}{number}.part").symlink_to(victim)
+            (target / f"{mark}-{number}.part").symlink_to(victim)
         with site:
             site.arrive({"a": b"1", "b": b"2"})
             assert site.all("file_failed"), "a planted name was met"

@@ -19,7 +19,7 @@ from typing import Any, Union
 
 import pytest
 from conftest import wait_for
-from hostile import FtpHost, Site, reply
+from hostile import FtpHost, Site, reply, string
 from processes import MEMBER, Process, environment
 
 import ftpcoord
@@ -259,9 +259,9 @@ def test_the_copy_of_a_handler_is_in_a_folder_that_nobody_else_may_enter_and_is_
             for folder in (file.local.parent, file.local.parent.parent):
                 assert stat.S_IMODE(folder.stat().st_mode) == 0o700
             seen.append(file.local)
-            site.receive(file)
+            Site.receive(site, file)
 
-        site.listener._routes[:] = [("*", look)]
+        site.receive = look  # type: ignore[method-assign]
         with site:
             site.arrive({"a": b"1"})
     assert seen and not seen[0].parent.parent.exists()
@@ -271,8 +271,8 @@ def test_the_copy_of_a_handler_is_in_a_folder_that_nobody_else_may_enter_and_is_
 # What is weaker than it has to be
 # ---------------------------------------------------------------------------------------------------------------------
 
-KEY = ftpcoord._string(b"ssh-ed25519") + ftpcoord._string(b"k" * 32)
-OTHER = ftpcoord._string(b"ssh-ed25519") + ftpcoord._string(b"o" * 32)
+KEY = string(b"ssh-ed25519") + string(b"k" * 32)
+OTHER = string(b"ssh-ed25519") + string(b"o" * 32)
 
 
 def known_hosts(folder: Path, key: bytes, marker: str = "") -> str:

@@ -382,13 +382,13 @@ def test_a_file_that_is_written_anew_at_the_distance_of_two_zones_is_a_new_versi
         assert isinstance(host, FtpHost)
         now = datetime.datetime.now(datetime.timezone.utc).replace(second=7, microsecond=0, tzinfo=None) - HOUR
         host.times = {"old": now - 100 * 24 * HOUR, "a": now - hours * HOUR}
-        plain = host._line
+        plain = host.line
 
         def line(name: str, content: bytes, when: datetime.datetime) -> bytes:
             host.zone = 60 * (winters if name.endswith("old") else zone)
             return plain(name, content, when)
 
-        host._line = line  # type: ignore[method-assign]
+        host.line = line  # type: ignore[method-assign]
         with Site(tmp_path, host.settings, "handler") as site:
             site.wait("file_done", 2)
             site.polls()
