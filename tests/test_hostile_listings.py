@@ -237,8 +237,8 @@ def test_a_server_that_says_of_every_name_that_it_exists_holds_no_worker_for_eve
     monkeypatch.setattr(ftpcoord, "MOST_NUMBERED", 20)
     with FtpHost(files={"a": b"1"}) as host:
         host.folders.add("/in/done")
-        host.on("MLST", lambda session, path: (
-            session.say("250-\r\n type=file;size=1;modify=20240112101530; x\r\n250 end")), times=None)  # fmt: skip
+        yes = "250-\r\n type=file;size=1;modify=20240112101530; {}\r\n250 end"
+        host.on("MLST", lambda session, path: session.say(yes.format(path)), times=None)
         with Site(tmp_path, host.settings, "handler", workers=1, after="move:done") as site:
             site.wait("file_failed", path="/in/a")
             host.put("b", b"2")
