@@ -381,7 +381,8 @@ class Outbox:
 
     def put(self, write: Callable[[], object], level: int = logging.INFO) -> bool:
         """Calls `write`: at once, then True, or later by the other thread."""
-        if self._waiting.empty() and not self._busy():
+        ours = self.always or any(thread.name.startswith("ftpcoord-") for thread in threading.enumerate())
+        if not ours and self._waiting.empty():
             write()
             return True
         if self.full(level):
@@ -399,16 +400,12 @@ class Outbox:
         self._start()
         return written.wait(seconds)
 
-    def _busy(self) -> bool:
-        return self.always or any(thread.name.startswith("ftpcoord-") for thread in threading.enumerate())
-
     def _start(self) -> None:
         with self._lock:
             if self._thread is not None and self._thread.is_alive():
                 return
-            first, self._thread = self._thread is None, threading.Thread(
-                target=self._write, args=(True,), name=f"outbox-{self.name}", daemon=True
-            )
+            first, name = self._thread is None, f"outbox-{self.name}"
+            self._thread = threading.Thread(target=self._write, args=(True,), name=name, daemon=True)
             try:
                 self._thread.start()
                 if first:
@@ -431,11 +428,6 @@ class Outbox:
 
 
 log, said = Outbox("log", 10_000), Outbox("stderr", 1000)
-
-
-def flush_log(seconds: float = LAST_WORDS) -> bool:
-    """Waits until the events so far have reached the log's handlers; whether they have."""
-    return log.flush(seconds)
 
 
 def event(what: str, level: int = logging.INFO, **fields: object) -> None:
@@ -510,21 +502,12 @@ def utc_text(seconds: float) -> str:
     return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
-class LineHandler(logging.Handler):
+class LineHandler(logging.StreamHandler):  # type: ignore[type-arg]  # before 3.11
     """Writes lines to a stream. One that is gone is no reason to fill another one with tracebacks."""
 
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__()
-        self._stream = stream
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            line = self.format(record) + "\n"
-            with contextlib.suppress(OSError):
-                self._stream.write(line)
-                self._stream.flush()
-        except Exception:
-            self.handleError(record)
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self.stream.closed and not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 def start_logging(level: str, form: str, stream: TextIO) -> None:
@@ -8376,7 +8359,7 @@ class Listener:
         except LeaseLost:
             pass
         except Exception as exc:
-            if not self.member.stats.server_error:
+            if not self.member.stats.server["error"]:
                 event("poll_failed", logging.ERROR, exc=exc, error=reason(exc))
             self.member.wait(lease, poller.failed(Error(f"the poll failed: {reason(exc)}"), 1.0))
         finally:
@@ -8501,25 +8484,22 @@ class Stats:
     def __init__(self) -> None:
         self.timing = Timing(1, 30)
         self.member = ""
-        self.started, self.beat_at = time.time(), boot_clock()
+        self.beat_at = boot_clock()
         self.ledger_error = ""  # why the ledger cannot be used although the heartbeat is answered
         self.not_now = ""  # why the claims of the group wait; "" if they do not
-        self.bytes = 0  # fetched
-        self.files = {"done": 0, "failed": 0, "quarantined": 0}
-        self.file_bytes = dict(self.files)
+        # As /status shows it; moments in epoch seconds.
+        self.own: dict[str, Any] = {"started": time.time(), "active_since": None, "other_since": None}
+        self.server: dict[str, Any] = {  # `up`: None: a standby does not know
+            "up": None, "error": "", "last_poll": None, "listed": 0, "waiting": 0, "refused": 0,
+        }
+        self.work: dict[str, Any] = {"done": 0, "failed": 0, "quarantined": 0, "bytes": 0, "last_done": None}
+        self.file_bytes = {"done": 0, "failed": 0, "quarantined": 0}
         self.minutes: deque[list[int]] = deque(maxlen=60)  # [epoch minute, done, failed, quarantined]
-        self.last_done: Optional[float] = None  # epoch seconds, like all that follow
-        self.last_poll: Optional[float] = None
-        self.active_since: Optional[float] = None
-        self.other_since: Optional[float] = None  # when another member was seen to become active
         self.database_error = ""
         self.database_at: Optional[float] = None  # when it answered last, by boot_clock
-        self.server_error = ""
-        self.server_reached: Optional[bool] = None  # None: a standby does not know
         self.heartbeats, self.failed_heartbeats, self.late = Histogram(CALL_BOUNDS), 0, 0.0
         self.polls, self.failed_polls = Histogram(WORK_BOUNDS), 0
         self.handlers = Histogram(WORK_BOUNDS)
-        self.listed = self.waiting = self.refused = 0
         self.queued: Callable[[], int] = int  # files taken up and not ended
         self.takeovers: deque[Takeover] = deque(maxlen=50)
         self.elections = dict.fromkeys(("absent", "own", "released", "stale", "still", "vacant"), 0)  # by reason
@@ -8552,10 +8532,9 @@ class Stats:
     def looked(self, view: View) -> None:
         """What a standby saw: notices a takeover by another member, and when the holder was last alive."""
         now, seen = boot_clock(), (view.holder or "", view.term)
-        if self._holder not in (None, seen) and view.holder is not None:
-            self.other_since = time.time()
-            gap = None if self._alive_at is None else now - self._alive_at
-            self.takeovers.append(Takeover(self.other_since, "other", *seen, self._why, gap))
+        if view.holder is not None and self._holder not in (None, seen):
+            self.own["other_since"] = time.time()
+            self._changed("other", *seen, self._why, self._alive_at)
         alive = (view.age or 0.0) <= self.timing.stale_after
         self._holder, self._why = seen, "handed over" if alive else "released" if view.released else "stale"
         if view.age is not None and alive:
@@ -8567,19 +8546,21 @@ class Stats:
             self.database_error = ""
         if name not in ("elected", "lost", "released"):
             return
-        now, clock, seconds = time.time(), boot_clock(), None
         term, why = int(str(fields["term"])), str(fields.get("reason", "handed over"))
+        self._changed(name, self.member, term, why, self._alive_at)
+        self.own.update(active_since=None, other_since=None)
         if name == "elected":
-            if self._alive_at is not None:
-                seconds = clock - self._alive_at
             self.elections[why] = self.elections.get(why, 0) + 1
-            self.active_since, self.other_since, self._holder = now, None, (self.member, term)
+            self.own["active_since"], self._holder = time.time(), (self.member, term)
         else:
-            seconds = now - self.active_since if self.active_since is not None else None
             self.ends[name] += 1
-            self.active_since, self._alive_at, self._why = None, clock, "handed over"
-            self.server_reached, self.server_error = None, ""
-        self.takeovers.append(Takeover(now, name, self.member, term, why, seconds))
+            self._why = "handed over"
+            self.server.update(up=None, error="")
+        self._alive_at = boot_clock()  # from now on: how long it is active, or the group without a member
+
+    def _changed(self, name: str, member: str, term: int, why: str, since: Optional[float]) -> None:
+        seconds = None if since is None else boot_clock() - since
+        self.takeovers.append(Takeover(time.time(), name, member, term, why, seconds))
 
     # -- the work -----------------------------------------------------------------------------------------------------
 
@@ -8597,26 +8578,25 @@ class Stats:
             self.progress()
 
     def polled(self, listed: int, new: int, seconds: float, waiting: int = 0, refused: int = 0) -> None:
-        self.listed, self.waiting, self.refused, self.last_poll = listed, waiting, refused, time.time()
+        self.server.update(listed=listed, waiting=waiting, refused=refused, last_poll=time.time())
         with self._lock:
             self.polls.add(seconds)
         self.progress()
 
     def fetched(self, size: int) -> None:
         with self._lock:
-            self.bytes += size
+            self.work["bytes"] += size
 
     def file(self, state: str, size: int) -> None:
         """A file of `size` bytes is done, has failed or is quarantined."""
         now = time.time()
         with self._lock:
-            self.files[state] += 1
+            self.work[state] += 1
             self.file_bytes[state] += size
             if not self.minutes or self.minutes[-1][0] != int(now // 60):
                 self.minutes.append([int(now // 60), 0, 0, 0])
-            self.minutes[-1][1 + list(self.files).index(state)] += 1
-        if state == "done":
-            self.last_done = now
+            self.minutes[-1][1 + list(self.file_bytes).index(state)] += 1
+            self.work["last_done"] = now if state == "done" else self.work["last_done"]
 
     @contextlib.contextmanager
     def handling(self) -> Iterator[None]:
@@ -8648,16 +8628,15 @@ class Stats:
         """At once, then once a minute."""
         now = boot_clock()
         self.failed_polls += 1
-        if not self.server_error or now - self._server_said >= 60:
+        if not self.server["error"] or now - self._server_said >= 60:
             self._server_said = now
             event("server_down", logging.ERROR, group=config.coordination_group, error=str(exc), retry_in=pause)
-        self.server_error, self.server_reached = str(exc), False
+        self.server.update(up=False, error=str(exc))
 
     def server_up(self, config: Config) -> None:
-        self.server_reached = True
-        if self.server_error:
-            self.server_error = ""
+        if self.server["error"]:
             event("server_up", group=config.coordination_group)
+        self.server.update(up=True, error="")
 
 
 # -- the document: a group as the database shows it, a member as its process knows it, and all there is to say of them -
@@ -8870,8 +8849,7 @@ def own_status(listener: Listener) -> dict[str, Any]:
     return {
         **unread(config, error),
         "member": {
-            "member_id": config.member_id, "role": role, "active_since": stats.active_since,
-            "other_since": stats.other_since, "started": stats.started, "version": __version__,
+            **stats.own, "member_id": config.member_id, "role": role, "version": __version__,
             "term": lease.term if lease is not None else view.term if view is not None else None,
             "follows": view.holder or "nobody" if role == "standby" and view is not None else "",
             "lease_remaining": max(0.0, lease.remaining()) if lease is not None else None,
@@ -8882,13 +8860,10 @@ def own_status(listener: Listener) -> dict[str, Any]:
             "age": None if stats.database_at is None else boot_clock() - stats.database_at,
             "mean": stats.heartbeats.sum / max(1, sum(stats.heartbeats.counts)),
         },
-        "server": {
-            "url": without_password(config.url), "up": stats.server_reached, "error": stats.server_error,
-            "last_poll": stats.last_poll, "listed": stats.listed, "waiting": stats.waiting, "refused": stats.refused,
-        },
+        "server": {"url": without_password(config.url), **stats.server},
         "work": {
-            **stats.files, "bytes": stats.bytes, "queue": stats.queued(), "handlers": stats.running(),
-            "last_done": stats.last_done, "minutes": [list(minute) for minute in list(stats.minutes)],
+            **stats.work, "queue": stats.queued(), "handlers": stats.running(),
+            "minutes": [list(minute) for minute in list(stats.minutes)],
         },
         "takeovers": [takeover._asdict() for takeover in reversed(list(stats.takeovers))],
     }
@@ -8946,6 +8921,7 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> list[tuple[str, str, st
         ("leases_ended_total", "counter", "Leases of this member that ended.", {"how": stats.ends}),
         ("database_up", "gauge", "Whether the database answered the last heartbeat.", beat["up"]),
         ("heartbeat_age_seconds", "gauge", "Since the database last answered.", beat["age"]),
+        ("heartbeat_late_seconds", "gauge", "By how much the last heartbeat left late.", stats.late),
         ("heartbeat_duration_seconds", "histogram", "What heartbeats took, round trip.", stats.heartbeats),
         ("heartbeat_failures_total", "counter", "Heartbeats that the database did not answer.",
          stats.failed_heartbeats),
@@ -8957,7 +8933,8 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> list[tuple[str, str, st
         ("retry_waiting_files", "gauge", "Failed files whose time has not come, at the last poll.", server["waiting"]),
         ("refused_names_total", "counter", "Listed names that are no plain file names, each time they were listed.",
          server["refused"]),
-        ("files_total", "counter", "Files handled, by result.", {"result": stats.files}),
+        ("files_total", "counter", "Files handled, by result.",
+         {"result": {state: work[state] for state in stats.file_bytes}}),
         ("file_bytes_total", "counter", "Size of the files handled, by result.", {"result": stats.file_bytes}),
         ("fetched_bytes_total", "counter", "Bytes fetched from the file server.", work["bytes"]),
         ("handler_duration_seconds", "histogram", "What commands and handlers took.", stats.handlers),
@@ -9140,13 +9117,11 @@ def _bars(state: str, counts: Mapping[int, int]) -> Iterator[str]:
 
 
 def _told(change: Mapping[str, Any]) -> str:
+    own = change["event"] in ("lost", "released")
+    verb = {"lost": "lost", "released": "gave up"}.get(change["event"], "became active at")
     took = "" if change["seconds"] is None else duration(change["seconds"])
-    term = f"term {change['term']} ({change['reason']})"
-    if change["event"] in ("elected", "other"):
-        gap = f", {took} after the last sign of life of the one before" if took else ""
-        return f"{change['member']} became active at {term}{gap}"
-    how = f"✖ {change['member']} lost" if change["event"] == "lost" else f"{change['member']} gave up"
-    return f"{how} {term}" + (f" after {took}" if took else "")
+    took = took and (f" after {took}" if own else f", {took} after the last sign of life of the one before")
+    return f"{change['member']} {verb} term {change['term']} ({change['reason']}){took}"
 
 
 # -- HTTP -------------------------------------------------------------------------------------------------------------
@@ -9398,14 +9373,10 @@ def load_configs(source: str) -> list[Config]:
     return [Config.from_env(os.environ)] if source == "env" else Config.from_file(source)
 
 
-def with_ledger(configs: Sequence[Config]) -> Sequence[Config]:
-    if not all(config.ledger for config in configs):
+def opened(configs: Sequence[Config], ledger: bool = False) -> Iterator[tuple[Config, Database]]:
+    """Each group with its database; `ledger`: all of them must have one."""
+    if ledger and not all(config.ledger for config in configs):
         raise ConfigError("ledger: is off, so there is nothing to show, to record or to put back")
-    return configs
-
-
-def opened(configs: Sequence[Config]) -> Iterator[tuple[Config, Database]]:
-    """Each group with its database."""
     for config in configs:
         with contextlib.closing(open_database(config)) as database:
             database.prepare()
@@ -9556,22 +9527,22 @@ def command_dry_run(configs: Sequence[Config]) -> int:
 
 def command_schema(configs: Sequence[Config], options: argparse.Namespace) -> int:
     """print the tables, or create those that are missing"""
-    if options.apply:
-        config = configs[0]
-        if config.endpoint.dialect != options.dialect:
-            raise ConfigError(f"schema: the database setting is {config.endpoint.dialect}, not {options.dialect}")
-        with contextlib.closing(open_database(config)) as database:
-            made = database.apply_schema()
-        print(f"created {', '.join(made)}" if made else "all tables are there")
+    if not options.apply:
+        for statement in ddl(options.dialect == "mysql").values():
+            print(f"{statement};\n")
         return 0
-    for statement in ddl(options.dialect == "mysql").values():
-        print(f"{statement};\n")
+    dialect = configs[0].endpoint.dialect
+    if dialect != options.dialect:
+        raise ConfigError(f"schema: the database setting is {dialect}, not {options.dialect}")
+    with contextlib.closing(open_database(configs[0])) as database:
+        made = database.apply_schema()
+    print(f"created {', '.join(made)}" if made else "all tables are there")
     return 0
 
 
 def command_files(configs: Sequence[Config], options: argparse.Namespace) -> int:
     """what the ledger knows"""
-    for config, database in opened(with_ledger(configs)):
+    for config, database in opened(configs, ledger=True):
         for row in sorted(database.rows(config.coordination_group)):
             row = row._replace(path=printable(row.path), error=printable(row.error))
             if options.state not in (None, row.state):
@@ -9579,17 +9550,16 @@ def command_files(configs: Sequence[Config], options: argparse.Namespace) -> int
             if options.json:
                 print(json.dumps({**row._asdict(), "group": config.coordination_group}))
                 continue
-            more = [f"due: {row.action}"] if row.action else []
-            more += [row.error] if row.error else []
-            what = [f"{row.state:<11}", row.path, f"{row.size} B", row.mtime, f"attempts {row.attempts}", *more]
-            print(printable("  ".join(what)))
+            due = f"attempts {row.attempts}" + (f"  due: {row.action}" if row.action else "")
+            what = (f"{row.state:<11}", row.path, f"{row.size} B", row.mtime, due, row.error)
+            print(printable("  ".join(filter(None, what))))
     return 0
 
 
 def command_retry(configs: Sequence[Config], options: argparse.Namespace) -> int:
     """put quarantined files back"""
     state, total = "done" if options.done else "quarantined", 0
-    for config, database in opened(with_ledger(configs)):
+    for config, database in opened(configs, ledger=True):
         rows = [row for row in database.rows(config.coordination_group) if row.state == state]
         names = {row: (row.path, posixpath.basename(row.path)) for row in rows}
         # A file may be called `[a]`: what is one's name as it is shown means that file.
@@ -9605,12 +9575,12 @@ def command_retry(configs: Sequence[Config], options: argparse.Namespace) -> int
 
 def command_adopt(configs: Sequence[Config], options: argparse.Namespace) -> int:
     """record every file that is there now as done, unhandled"""
-    for config in with_ledger(configs):
+    for config, database in opened(configs, ledger=True):
+        database.close()  # until it is needed: a listing may take longer than a connection may idle
         with contextlib.closing(open_server(config)) as server:
             listing = Selector(config, boot_clock).walk(server)
         rows = [Row(found.path, found.entry.size, found.entry.mtime, "done", 0, 0, 0) for found in listing]
-        for _, database in opened([config]):
-            database.adopt(config.coordination_group, config.member_id, rows)
+        database.adopt(config.coordination_group, config.member_id, rows)
         print(f"{len(rows)} files of {config.coordination_group} are recorded as done, unless they were known already")
     return 0
 
@@ -9627,37 +9597,28 @@ def command_step_down(configs: Sequence[Config], options: argparse.Namespace) ->
 
 
 def parse_arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
-    # --config is taken before and after the command.
-    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)  # before or after the command
     common.add_argument("--config", metavar="env|FILE", help="FTPCOORD_... variables, or an INI file (default: env)")
-    parser = argparse.ArgumentParser(
-        prog="ftpcoord.py", parents=[common], description="One of several copies polls FTP, FTPS or SFTP."
-    )
+    text = "One of several copies polls FTP, FTPS or SFTP."
+    parser = argparse.ArgumentParser(prog="ftpcoord.py", parents=[common], description=text)
     parser.add_argument("--version", action="version", version=f"ftpcoord {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    def add(function: Callable[..., int]) -> argparse.ArgumentParser:
+    def add(function: Callable[..., int], **flags: str) -> argparse.ArgumentParser:
         name, text = function.__name__[len("command_") :].replace("_", "-"), function.__doc__
         added = commands.add_parser(name, parents=[common], help=text, description=text)
         added.set_defaults(function=function)
+        one_of = added.add_mutually_exclusive_group()
+        for flag, text in flags.items():
+            one_of.add_argument("--" + flag.replace("_", "-"), action="store_true", help=text)
         return added
 
-    run = add(command_run)
-    run.add_argument("--once", action="store_true", help="until nothing is left to do, then stop")
-    run.add_argument("--dry-run", action="store_true", help="tell which files would be handled now; changes nothing")
+    add(command_run, once="until nothing is left to do, then stop", dry_run="tell which files would be handled now")
     add(command_check)
-    status = add(command_status)
-    form = status.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true")
-    form.add_argument("--check", action="store_true", help="one line, and exit code 1 unless all groups are healthy")
-    schema = add(command_schema)
-    schema.add_argument("dialect", choices=list(DIALECTS))
-    schema.add_argument("--apply", action="store_true")
-    files = add(command_files)
-    files.add_argument("--state", choices=("claimed", "done", "failed", "quarantined"))
-    files.add_argument("--json", action="store_true")
-    retry = add(command_retry)
-    retry.add_argument("--done", action="store_true", help="put done files back instead")
+    add(command_status, json="", check="one line, and exit code 1 unless all groups are healthy")
+    add(command_schema, apply="").add_argument("dialect", choices=list(DIALECTS))
+    add(command_files, json="").add_argument("--state", choices=("claimed", "done", "failed", "quarantined"))
+    retry = add(command_retry, done="put done files back instead")
     retry.add_argument("glob", nargs="?", default="*", metavar="GLOB")
     add(command_adopt)
     add(command_step_down)
@@ -9720,7 +9681,8 @@ def as_module() -> None:
     """
     words = list(getattr(sys, "orig_argv", ()))
     flags, rest = words[1 : -len(sys.argv)], words[-len(sys.argv) :]
-    service = not {"--once", "--dry-run"} & set(rest) and parse_arguments(None).command == "run"
+    options = parse_arguments(None)
+    service = options.command == "run" and not options.once and not options.dry_run
     if os.name == "posix" and rest == sys.argv and service and all(re.match(r"-[a-zA-Z]", flag) for flag in flags):
         with contextlib.suppress(OSError):
             os.execv(sys.executable, [words[0], *flags, "-c", AS_MODULE, os.path.realpath(__file__), *rest[1:]])

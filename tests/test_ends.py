@@ -213,7 +213,7 @@ def test_a_stop_does_not_release_what_a_command_without_a_reply_may_still_change
             wait_for(lambda: host.said(verb), PATIENCE, f"{verb}: {site.log}")
             site.listener.stop()
             assert site.listener.join(PATIENCE)
-            ftpcoord.flush_log()
+            ftpcoord.log.flush()
             assert not site.all("released") and site.all("lost", reason=REASON), site.log
 
 
@@ -310,7 +310,7 @@ def test_an_after_action_whose_connect_was_cut_by_a_stop_is_done_before_the_rele
             wait_for(lambda: sessions and host.open_sessions and host.sessions > sessions[0], PATIENCE)
             site.listener.stop()
             assert site.listener.join(PATIENCE)
-            ftpcoord.flush_log()
+            ftpcoord.log.flush()
             assert "a" not in host.files and site.all("released")
 
 
@@ -566,8 +566,8 @@ def tell():
 thread = threading.Thread(target=tell, name="ftpcoord-test"); thread.start(); thread.join(20)
 assert not thread.is_alive()
 room.set()
-assert ftpcoord.flush_log(20)
-assert ftpcoord.flush_log(20)
+assert ftpcoord.log.flush(20)
+assert ftpcoord.log.flush(20)
 little = [fields["number"] for name, fields in names if name == "little"]
 much = [fields["number"] for name, fields in names if name == "much"]
 told = [fields["lines"] for name, fields in names if name == "log_dropped"]

@@ -175,7 +175,7 @@ def test_whatever_a_client_does_probes_are_answered_and_memory_and_threads_stay_
             for source in ("127.0.0.2", "127.0.0.1"):
                 for _ in range(20):
                     livez(server.port, source)
-            assert ftpcoord.flush_log(10)
+            assert ftpcoord.log.flush(10)
     finally:
         for one in client.open:
             one.close()

@@ -92,7 +92,7 @@ class Provoked:
         out = io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             code = ftpcoord.main(["--config", str(self.ini), *words])
-            ftpcoord.flush_log()
+            ftpcoord.log.flush()
         return f"{code} {out.getvalue()}"
 
     def everything(self) -> Iterator[str]:

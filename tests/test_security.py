@@ -339,7 +339,7 @@ def test_what_is_weaker_than_it_has_to_be_is_said_once_at_the_start_in_a_line(
         with caplog.at_level("WARNING", logger="ftpcoord"):
             for _ in range(2):
                 ftpcoord.warn_of_weaknesses(ftpcoord.Config(**changes))
-            assert ftpcoord.flush_log(10)
+            assert ftpcoord.log.flush(10)
     finally:
         os.umask(before)
         monitor.undo()
@@ -354,7 +354,7 @@ def test_a_coordinator_says_what_is_weak_too(tmp_path: Path, caplog: pytest.LogC
     with caplog.at_level("WARNING", logger="ftpcoord"), ftpcoord.Coordinator(
         database=f"sqlite:///{database}", coordination_group="g", member_id="a"
     ):  # fmt: skip
-        assert ftpcoord.flush_log(10) and "settings_warning" in caplog.text
+        assert ftpcoord.log.flush(10) and "settings_warning" in caplog.text
 
 
 def test_a_settings_file_with_a_password_that_all_can_read_is_said(tmp_path: Path) -> None:

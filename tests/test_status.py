@@ -545,15 +545,15 @@ def test_takeovers_seen_by_a_standby_have_their_reason() -> None:
         ("b", 2, "handed over"), ("c", 3, "stale"), ("d", 4, "released"),
     ]  # fmt: skip
     stats.role_event("elected", {"term": 5, "reason": "stale", "before": "d"})
-    assert stats.active_since is not None and stats.elections["stale"] == 1
+    assert stats.own["active_since"] is not None and stats.elections["stale"] == 1
     stats.role_event("lost", {"term": 5, "reason": "deadline passed"})
-    assert stats.active_since is None and stats.takeovers[-1].event == "lost"
+    assert stats.own["active_since"] is None and stats.takeovers[-1].event == "lost"
     stats.looked(view("e", 6, 0.1))
     assert stats.takeovers[-1][1:5] == ("other", "e", 6, "handed over")
     for number in range(1000):
         stats.looked(view("x", number, 0.1))
         stats.file("done", 1)
-    assert len(stats.takeovers) == 50 and len(stats.minutes) <= 2 and stats.files["done"] == 1000
+    assert len(stats.takeovers) == 50 and len(stats.minutes) <= 2 and stats.work["done"] == 1000
 
 
 def test_a_histogram_counts_each_duration_once_and_bounds_belong_to_their_bucket() -> None:
