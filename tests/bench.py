@@ -9,9 +9,9 @@ Contenders take turns in changing order; the figures are medians, and ratios wit
 fetches a folder with a single file: what start, login and election take, and a service pays but once.
 
 Without --only and --quick all parts but `takeover` run, about half an hour. Results go to
-tests/bench/results.json (parts that did not run keep their last result) and pictures are drawn from it:
-comparison.svg, takeover.svg, growth.svg. --quick is a smoke run with small files; it writes nothing there
-unless --json names a file. --install lets apt-get install lftp, rclone and curl.
+tests/bench/results.json (parts that did not run keep their last result), and comparison.svg is drawn from
+it. --quick is a smoke run with small files; it writes nothing there unless --json names a file. --install
+lets apt-get install lftp, rclone and curl.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import setup_env
+from processes import Process, environment
 
 ROOT = setup_env.ROOT
 FOLDER = ROOT / "tests" / "bench"
@@ -273,13 +274,7 @@ class Ftpcoord(Contender):
             settings["tls_verify"] = "no"
         if self.connections:
             settings["workers"] = self.connections
-        return product_env({**settings, **self.options})
-
-
-def product_env(settings: Mapping[str, Any]) -> dict[str, str]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("FTPCOORD_")}
-    env.update({f"FTPCOORD_{name.upper()}": str(value) for name, value in settings.items()})
-    return {**env, "PYTHONPATH": str(ROOT)}
+        return environment({**settings, **self.options})
 
 
 class Lftp(Contender):
@@ -500,7 +495,7 @@ def product(arguments: Sequence[str], settings: Mapping[str, Any]) -> str:
     """Run a command of ftpcoord; what it prints."""
     done = subprocess.run(
         [sys.executable, str(PRODUCT), "--config", "env", *arguments],
-        env=product_env(settings),
+        env=environment(settings),
         capture_output=True,
         check=False,
     )
@@ -1113,16 +1108,10 @@ def part_footprint(quick: bool) -> Result:
                     "download_dir": place,
                     "polling_interval": 3600,
                 }
-                process_env = {**product_env(settings), "PYTHONPATH": str(ROOT)}
-                log_path = place / f"{role}.log"
-                with open(log_path, "wb") as log:
-                    started = time.perf_counter()
-                    process = subprocess.Popen(
-                        [sys.executable, *command, "--config", "env"], env=process_env, stderr=log, stdout=log
-                    )
-                stack.callback(process.wait)
-                stack.callback(process.kill)
-                wait_for_word(log_path, b" elected " if role == "active" else b" standby ")
+                started = time.perf_counter()
+                process = Process(role, [sys.executable, *command, "--config", "env"], environment(settings), place)
+                stack.enter_context(process)
+                wait_for_word(process, " elected " if role == "active" else " standby ")
                 ready = time.perf_counter() - started
                 time.sleep(1)
                 before = cpu_seconds(process.pid)
@@ -1142,10 +1131,10 @@ def part_footprint(quick: bool) -> Result:
     return result
 
 
-def wait_for_word(log: Path, word: bytes) -> None:
+def wait_for_word(process: Process, word: str) -> None:
     import servers
 
-    servers.wait_for(lambda: word in log.read_bytes(), 30, f"{word!r} in {log}")
+    servers.wait_for(lambda: any(word in line for line in process.lines()), 30, f"{word!r}: {process.said()}")
 
 
 def role_busy(order: Mapping[str, Any]) -> None:
@@ -1214,122 +1203,51 @@ def part_starve(quick: bool) -> Result:
     return {}
 
 
-# ----------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------- the picture
 
 
 STYLE = """<style>
-text { font: 13px system-ui, sans-serif; fill: #1f2328 } .dim { fill: #59636e } .ours { fill: #0969da }
-.other { fill: #9aa4af } .line { stroke: #0969da; fill: none; stroke-width: 2 } .grid { stroke: #8884 }
-.second { stroke: #bc4c00; fill: none; stroke-width: 2 } .stop { fill: #1a7f37 } .kill { fill: #bc4c00 }
-@media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .dim { fill: #9198a1 } .ours { fill: #4493f8 }
-.other { fill: #6e7681 } .line { stroke: #4493f8 } .second { stroke: #f0883e } .stop { fill: #3fb950 }
-.kill { fill: #f0883e } }
+text { font: 13px system-ui, sans-serif; fill: #1f2328 } .dim { fill: #59636e }
+.ours { fill: #0969da } .other { fill: #9aa4af }
+@media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .dim { fill: #9198a1 } .ours { fill: #4493f8 } }
 </style>"""
 
 
-def svg(width: int, height: int, parts: Sequence[str]) -> str:
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-    return "\n".join([head, STYLE, *parts, "</svg>"]) + "\n"
-
-
-def text(x: float, y: float, words: str, more: str = "") -> str:
-    words = words.replace("&", "&amp;").replace("<", "&lt;")
-    return f'<text x="{x:.0f}" y="{y:.0f}" {more}>{words}</text>'
-
-
-def draw_comparison(results: Result) -> Optional[str]:
+def draw(results: Result) -> str:
     """Bars: seconds of each contender, ftpcoord's in colour."""
-    titles = [
-        ("small", "sftp memory", "SFTP, 5,000 files of 1 KiB"),
-        ("small", "ftp memory", "FTP, 5,000 files of 1 KiB"),
+    parts, y = [STYLE], 24
+    for part, key, title in (
+        ("small", "sftp memory", "SFTP, 5,000 files of 1 KiB"), ("small", "ftp memory", "FTP, 5,000 files of 1 KiB"),
         ("small", "ftpes memory", "FTPS, 5,000 files of 1 KiB"),
         ("far", "sftp 4", "SFTP at 20 ms, 400 files of 1 KiB, 4 connections"),
         ("far", "ftp 4", "FTP at 20 ms, 400 files of 1 KiB, 4 connections"),
-        ("large", "sftp", "SFTP, 4 files of 256 MiB"),
-        ("large", "ftp", "FTP, 4 files of 256 MiB"),
+        ("large", "sftp", "SFTP, 4 files of 256 MiB"), ("large", "ftp", "FTP, 4 files of 256 MiB"),
         ("large", "ftpes", "FTPS, 4 files of 256 MiB"),
-    ]
-    parts: list[str] = []
-    y = 24
-    for part, key, title in titles:
-        found = results.get(part, {}).get(key, {}).get("contenders", {})
-        best: dict[str, float] = {}
-        for entry in found.values():
-            if "seconds" in entry:
-                best[entry["tool"]] = min(entry["seconds"], best.get(entry["tool"], 1e9))
+    ):  # fmt: skip
+        best = fastest(results.get(part, {}).get(key))
         if "ftpcoord" not in best:
             continue
-        parts.append(text(10, y, title, 'font-weight="600"'))
-        y += 8
+        parts.append(f'<text x="10" y="{y}" font-weight="600">{title}</text>')
         for tool, seconds in sorted(best.items(), key=lambda item: item[1]):
-            width = 520 * seconds / max(best.values())
-            kind = "ours" if tool == "ftpcoord" else "other"
-            parts.append(text(10, y + 15, tool))
-            parts.append(f'<rect x="90" y="{y + 3}" width="{width:.1f}" height="15" rx="2" class="{kind}"/>')
+            kind, width = "ours" if tool == "ftpcoord" else "other", 520 * seconds / max(best.values())
             label = f"{seconds:.2f} s" + ("" if kind == "ours" else f"  {seconds / best['ftpcoord']:.1f} x")
-            parts.append(text(96 + width, y + 15, label, 'class="dim"'))
+            parts += [f'<text x="10" y="{y + 23}">{tool}</text>',
+                      f'<rect x="90" y="{y + 11}" width="{width:.0f}" height="15" class="{kind}"/>',
+                      f'<text x="{96 + width:.0f}" y="{y + 23}" class="dim">{label}</text>']  # fmt: skip
             y += 20
-        y += 26
-    return svg(720, y, parts) if parts else None
+        y += 34
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 {y}" width="720" height="{y}">'
+    return "\n".join([head, *parts, "</svg>"]) + "\n"
 
 
-def draw_takeover(results: Result) -> Optional[str]:
-    """Histograms: seconds until the other member is active."""
-    parts: list[str] = []
-    y = 24
-    for name, entry in results.get("takeover", {}).items():
-        limit = entry["liveness"]
-        for kind, title in (("kill", "after SIGKILL"), ("stop", "after a graceful stop")):
-            times = entry[kind]
-            span = limit if kind == "kill" else max(entry["heartbeat"] * 1.2, times[-1])
-            parts.append(
-                text(10, y, f"liveness {name}, heartbeat {entry['heartbeat']:g} s: {title}", 'font-weight="600"')
-            )
-            bins = [0] * 40
-            for seconds in times:
-                bins[min(39, int(seconds / span * 40))] += 1
-            for at, count in enumerate(bins):
-                height = 70 * count / max(bins)
-                parts.append(
-                    f'<rect x="{20 + at * 15}" y="{y + 84 - height:.1f}" width="13" height="{height:.1f}" class="{kind}"/>'  # noqa: E501
-                )
-            parts.append(f'<line x1="20" y1="{y + 85}" x2="620" y2="{y + 85}" class="grid"/>')
-            parts.append(text(20, y + 100, "0", 'class="dim"'))
-            parts.append(text(620, y + 100, f"{span:.2g} s", 'class="dim" text-anchor="end"'))
-            said = f"{len(times)} times; median {median(times):.3f} s, most {times[-1]:.3f} s"
-            parts.append(text(320, y + 100, said, 'class="dim" text-anchor="middle"'))
-            y += 134
-    return svg(640, y, parts) if parts else None
-
-
-def draw_growth(results: Result) -> Optional[str]:
-    """Lines on logarithmic axes: seconds of a poll and of a bare listing by the number of known files."""
-    import math
-
-    rows = results.get("folder", {}).get("ftp")
-    if not rows or len(rows) < 2:
-        return None
-    low, high = math.log10(rows[0]["files"]), math.log10(rows[-1]["files"])
-    values = [row[key] for row in rows for key in ("bare", "poll")]
-    bottom, top = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-
-    def place(files: float, seconds: float) -> tuple[float, float]:
-        x = 80 + 500 * (math.log10(files) - low) / (high - low)
-        return x, 260 - 220 * (math.log10(seconds) - bottom) / (top - bottom)
-
-    parts = [text(10, 20, "One poll of a folder whose files are all done (FTP)", 'font-weight="600"')]
-    for power in range(bottom, top + 1):
-        y = place(10**low, 10.0**power)[1]
-        parts.append(f'<line x1="80" y1="{y:.0f}" x2="580" y2="{y:.0f}" class="grid"/>')
-        parts.append(text(72, y + 4, f"{10.0**power:g} s", 'class="dim" text-anchor="end"'))
-    for row in rows:
-        x = place(row["files"], 1)[0]
-        parts.append(text(x, 280, f"{row['files']:,}", 'class="dim" text-anchor="middle"'))
-    for key, style, at, words in (("poll", "line", 44, "poll"), ("bare", "second", 62, "bare listing, same library")):
-        points = " ".join("{:.1f},{:.1f}".format(*place(row["files"], row[key])) for row in rows)
-        parts.append(f'<polyline points="{points}" class="{style}"/>')
-        parts.append(f'<line x1="400" y1="{at}" x2="424" y2="{at}" class="{style}"/>' + text(430, at + 4, words))
-    return svg(640, 296, parts)
+def fastest(entry: Optional[Result]) -> dict[str, float]:
+    """Each tool's best seconds; OpenSSH with the cipher that ftpcoord takes apart."""
+    best: dict[str, float] = {}
+    for label, row in entry["contenders"].items() if entry else ():
+        name = label if label == "sftp gcm" else row.get("tool", "")
+        if "seconds" in row:
+            best[name] = min(row["seconds"], best.get(name, 1e9))
+    return best
 
 
 def table(results: Result) -> str:
@@ -1350,11 +1268,7 @@ def table(results: Result) -> str:
     ]
     for part, key, words in scenes:
         entry = results.get(part, {}).get(key)
-        best: dict[str, float] = {}
-        for label, row in entry["contenders"].items() if entry else ():
-            name = label if label == "sftp gcm" else row.get("tool", "")
-            if "seconds" in row:
-                best[name] = min(row["seconds"], best.get(name, 1e9))
+        best = fastest(entry)
         ours = best.pop("ftpcoord", None)
         if not entry or ours is None:
             continue
@@ -1472,12 +1386,10 @@ def save(results: Result, path: Optional[Path], quick: bool) -> None:
     if path is None:
         return
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(rounded(results), indent=1, sort_keys=True) + "\n")
-    drawings = {"comparison": draw_comparison, "takeover": draw_takeover, "growth": draw_growth}
-    for name, draw in drawings.items():
-        picture = None if quick else draw(results)
-        if picture:
-            (path.parent / f"{name}.svg").write_text(picture)
+    parts = [json.dumps({name: rounded(results[name])}, sort_keys=True)[1:-1] for name in sorted(results)]
+    path.write_text("{" + ",\n".join(parts) + "}\n")
+    if not quick:
+        (path.parent / "comparison.svg").write_text(draw(results))
 
 
 def rounded(value: Any) -> Any:
