@@ -112,6 +112,7 @@ from typing import (
     ClassVar,
     Collection,
     Dict,
+    Generator,
     Iterable,
     Iterator,
     List,
@@ -6044,12 +6045,8 @@ def _same_content(a: str, b: str, folder: Optional[int]) -> bool:
         return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), dir_fd=folder)
 
     with open(a, "rb", opener=opened) as left, open(b, "rb", opener=opened) as right:
-        while True:
-            one, other = left.read(COPY_BYTES), right.read(COPY_BYTES)
-            if one != other:
-                return False
-            if not one:
-                return True
+        pieces = (iter(functools.partial(file.read, COPY_BYTES), b"") for file in (left, right))
+        return all(one == other for one, other in itertools.zip_longest(*pieces))
 
 
 def begin_sync(file: io.RawIOBase) -> None:
@@ -6142,19 +6139,23 @@ class Workplace:
         except OSError as exc:
             raise LocalTrouble(f"download_dir {self._folder}: {reason(exc)}") from None
 
-    def temporary(self, found: Found, private: bool = False) -> Path:
-        """A path for a copy in the making; its name carries the term, unless it is `private` and so never delivered."""
+    def create(self, found: Found, private: bool = False) -> tuple[Path, io.RawIOBase]:
+        """A new file for a copy; its name carries the term, unless it is `private` and so never delivered."""
         number = next(_numbers)
         if self._folder is None or private:
-            path = self._private_folder() / str(number) / found.entry.name
+            path, mode = self._private_folder() / str(number) / found.entry.name, PRIVATE_MODE
         else:
-            below = posixpath.dirname(found.relative)
-            place = self._folder / below if below else self._folder
-            path = place / f"{self._mark}{self._term}-{os.getpid()}-{number}.part"
-        if self._folder is None or private or below:
-            with self._inside(path.parent, make=True):
-                pass
-        return path
+            part = f"{self._mark}{self._term}-{os.getpid()}-{number}.part"
+            path, mode = (self._folder / found.relative).with_name(part), self._file_mode
+        try:
+            with self._inside(path.parent, make=True) as folder:
+                out = create_file(path, mode, folder)
+        except BaseException:
+            self.discard(path)
+            raise
+        if mode not in (FILE_MODE, PRIVATE_MODE) and hasattr(os, "fchmod"):  # asked for: the umask takes none of it
+            os.fchmod(out.fileno(), mode)
+        return path, out
 
     def _private_folder(self) -> Path:
         """Locked as long as this process lives; made anew when somebody who tidies up has removed it."""
@@ -6197,7 +6198,8 @@ class Workplace:
 
     def _enter(self, path: Path, parent: Optional[int], make: bool) -> Optional[int]:
         """From a folder, which is closed, into one in it. A new one is made durable before anything is in it."""
-        name, mode = _at(path, parent), self._mode(path)
+        name, private = _at(path, parent), self._is_private(path)
+        mode = PRIVATE_MODE if private else self._file_mode
         if make:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o700 | mode | (mode & 0o444) >> 2, dir_fd=parent)
@@ -6207,37 +6209,19 @@ class Workplace:
             return None
         handle = open_folder(name, parent)
         info = os.fstat(handle)
-        if not self._is_private(path) and (info.st_dev, info.st_ino) not in self._durable:
+        if not private and (info.st_dev, info.st_ino) not in self._durable:
             os.fsync(parent)
             self._durable.add((info.st_dev, info.st_ino))
         os.close(parent)
         return handle
 
-    def create(self, temporary: Path) -> io.RawIOBase:
-        """The copy as a new file."""
-        mode = self._mode(temporary)
-        with self._inside(temporary.parent) as folder:
-            out = create_file(temporary, mode, folder)
-        if mode not in (FILE_MODE, PRIVATE_MODE) and hasattr(os, "fchmod"):  # asked for: the umask takes none of it
-            os.fchmod(out.fileno(), mode)
-        return out
-
-    def _mode(self, path: Path) -> int:
-        return PRIVATE_MODE if self._is_private(path) else self._file_mode
-
     def _is_private(self, path: Path) -> bool:
         return self._private is not None and self._private in path.parents
 
-    def finish(self, temporary: Path, found: Found) -> Path:
-        """The finished copy's path: published in `download_dir`, or the temporary one itself."""
+    def name(self, temporary: Path, found: Found) -> Path:
+        """Gives a finished copy its name, which is durable only after `sync`; a private one keeps its own."""
         if self._folder is None:
             return temporary
-        named = self.name(temporary, found)
-        self.sync(named.parent)
-        return named
-
-    def name(self, temporary: Path, found: Found) -> Path:
-        """Like `finish` in `download_dir`, but the name is durable only after `sync`."""
         with self._inside(temporary.parent) as folder:
             return give_name(temporary, temporary.with_name(found.entry.name), folder)
 
@@ -6343,6 +6327,13 @@ class Command:
         """Raises HandlerFailed unless it exits with 0, LocalTrouble if it does not start, LeaseLost if it was cut."""
         values = {"file": str(file.local), "name": file.name, "path": file.path}
         words = [re.sub(r"\{(file|name|path)\}", lambda m: values[m[1]], word) for word in self._words]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("FTPCOORD_") and k != "NOTIFY_SOCKET"}
+        environment.update(
+            FTPCOORD_FILE=str(file.local), FTPCOORD_PATH=file.path, FTPCOORD_NAME=file.name,
+            FTPCOORD_SIZE=str(file.size), FTPCOORD_MTIME="" if file.mtime is None else f"{file.mtime:.0f}",
+            FTPCOORD_ATTEMPT=str(file.attempt), FTPCOORD_TERM=str(file.lease.term),
+            FTPCOORD_GROUP=self.config.coordination_group, FTPCOORD_MEMBER=self.config.member_id,
+        )  # fmt: skip
         if shutil.which(words[0]) is None:
             raise LocalTrouble(f"exec: {words[0]} is not a command here")
         with self._lock:
@@ -6350,7 +6341,7 @@ class Command:
                 raise LeaseLost(file.lease.term)
             try:
                 process = subprocess.Popen(
-                    self._prefix + words, env=self._environment(file), stdin=subprocess.DEVNULL,
+                    self._prefix + words, env=environment, stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
                 )  # fmt: skip
             except OSError as exc:
@@ -6376,25 +6367,14 @@ class Command:
         words_of_error = [tail.text() for tail in tails][-1]
         if self._cut:
             raise LeaseLost(file.lease.term)
-        said = f": {words_of_error}" if words_of_error and self.config.error_output else ""
+        said, code = f": {words_of_error}" if words_of_error and self.config.error_output else "", process.returncode
         if timed_out:
             raise HandlerFailed(f"command took longer than exec_timeout, {self.config.exec_timeout:g} s{said}")
-        if process.returncode == TRY_LATER:
-            raise TryLater(None, f"command exited with {TRY_LATER}, not now{said}")
-        if process.returncode < 0:
-            raise HandlerFailed(f"command was ended by signal {-process.returncode}{said}")
-        if process.returncode:
-            raise HandlerFailed(f"command exited with {process.returncode}{said}")
-
-    def _environment(self, file: File) -> Dict[str, str]:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("FTPCOORD_") and k != "NOTIFY_SOCKET"}
-        environment.update(
-            FTPCOORD_FILE=str(file.local), FTPCOORD_PATH=file.path, FTPCOORD_NAME=file.name,
-            FTPCOORD_SIZE=str(file.size), FTPCOORD_MTIME="" if file.mtime is None else f"{file.mtime:.0f}",
-            FTPCOORD_ATTEMPT=str(file.attempt), FTPCOORD_TERM=str(file.lease.term),
-            FTPCOORD_GROUP=self.config.coordination_group, FTPCOORD_MEMBER=self.config.member_id,
-        )  # fmt: skip
-        return environment
+        if code == TRY_LATER:
+            raise TryLater(None, f"command exited with {code}, not now{said}")
+        if code:
+            how = f"was ended by signal {-code}" if code < 0 else f"exited with {code}"
+            raise HandlerFailed(f"command {how}{said}")
 
     def cut(self, grace: float) -> None:
         """Ends all running commands and starts no more: SIGTERM, then SIGKILL `grace` seconds later."""
@@ -7019,149 +6999,127 @@ class Coordinator:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Copy(NamedTuple):
-    """A file of a group on its way: its claim, and the temporary file that is open for it."""
-
-    found: Found
-    row: Row
-    temporary: Path
-    out: io.RawIOBase
-
-
 class Pool:
-    """At most `workers` connections to the file server, handed out one user at a time; none before the first use."""
+    """At most `workers` connections to the file server, handed out one user at a time; none before the first use.
+
+    A server that refuses one more while others work has a limit: for LIMIT_SECONDS as many as there are will do. One is
+    made at a time, however many files wait, and after a refused login none for a minute, then ever longer up to an
+    hour: accounts get locked.
+    """
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._slots = threading.Semaphore(config.workers)
-        self._lock = threading.Lock()
-        self._idle: List[Tuple[FileServer, float]] = []
-        self._all: Set[FileServer] = set()
-        self._aborted = False
-        self._withheld: List[float] = []  # slots that the server has no connection for, and since when
-        self.trouble: Optional[ServerDown] = None  # why there was no connection at all, the last time one was wanted
-        self._refused: Optional[ServerDown] = None
-        self._refused_until = 0.0
-        self._refusals = Backoff(60.0, 3600.0)
-        self._connecting = threading.Lock()
         self.habits = Habits()
+        self.trouble: Optional[ServerDown] = None  # why there was no connection at all, the last time one was wanted
+        self._changed = threading.Condition()  # over what follows
+        self._all: set[FileServer] = set()
+        self._idle: list[tuple[FileServer, float]] = []  # and since when
+        self._connecting = self._aborted = False
+        self._limit, self._limited_until = config.workers, 0.0
+        self._refused, self._refused_until = ServerDown(), 0.0
+        self._refusals = Backoff(60.0, 3600.0)
         self._hurry: Optional[float] = None  # seconds for a connection, once the work is to end; 0: no more of them
         self._unanswered = float("-inf")
 
     @contextlib.contextmanager
     def server(self) -> Iterator[FileServer]:
         """A connected server. One that failed is closed, not used again. Raises ServerDown, LoginRefused."""
-        self._slots.acquire()
+        server = self._take()
         try:
-            server = self._take_or_wait()
-            try:
-                yield server
-            except (FileGone, FileChanged, FileRefused, NotNow, TargetExists):
-                self._put(server)
-                raise
-            except BaseException:
-                self._drop(server)
-                raise
+            yield server
+        except (FileGone, FileRefused, NotNow, TargetExists):
             self._put(server)
-        finally:
-            self._slots.release()
-
-    def _take_or_wait(self) -> FileServer:
-        """A connection. Servers limit them: where one more is refused while others work, one that is given back."""
-        while True:
-            try:
-                server = self._take()
-                self.trouble = None
-                return server
-            except BaseException as exc:
-                with self._lock:
-                    limited = isinstance(exc, ServerDown) and bool(self._all) and not self._aborted
-                    if limited:
-                        self._withheld.append(time.monotonic())
-                if not limited:
-                    self.trouble = exc if isinstance(exc, ServerDown) else None
-                    self.restore(0.0)
-                    raise
-            self._slots.acquire()  # one more: the first is held back for the limit
-
-    def restore(self, age: float) -> None:
-        """Gives back the slots that have been held back for a limit of the server for `age` seconds."""
-        with self._lock:
-            limit = time.monotonic() - age
-            old, self._withheld = len(self._withheld), [since for since in self._withheld if since > limit]
-            old -= len(self._withheld)
-        for _ in range(old):
-            self._slots.release()
+            raise
+        except BaseException:
+            self._drop(server)
+            raise
+        self._put(server)
 
     def _take(self) -> FileServer:
-        while True:
-            with self._lock:
-                if not self._idle:
-                    break
-                server, since = self._idle.pop()
-            # A connection that idled may have been dropped by the server or by a NAT.
-            server.preparing = True
-            try:
-                if server.quiet() and (time.monotonic() - since < 5 or server.alive()):
-                    return server
-            finally:
-                server.preparing = False
-            self._drop(server)
-        with self._connecting:  # one refused login at a time, however many files wait: accounts get locked
-            return self._log_in()
-
-    def _log_in(self) -> FileServer:
-        with self._lock:
-            others = bool(self._all)
-        if self.refused_for() > 0 and self._refused is not None and (others or isinstance(self._refused, LoginRefused)):
-            raise self._refused
-        hurry = self._hurry
-        server = self._new()
-        try:
-            server.connect()
-        except LoginRefused as exc:
-            self._drop(server)
-            if others:  # the login is good, as another connection shows: what was refused is one more
-                self._refused, self._refused_until = ServerFull(str(exc)), time.monotonic() + 60.0
-                raise self._refused from None
-            self._refused, self._refused_until = exc, time.monotonic() + self._refusals.next()
-            raise
-        except ConfigError as exc:
-            self._drop(server)
-            raise ServerDown(str(exc)) from None
-        except BaseException:
-            if hurry is not None:
-                self._hurry = 0.0
-            self._drop(server)
-            raise
-        self._refused = None
-        self._refusals.reset()
+        """A connection that rests, or a new one, or the next that is given back."""
+        server: Optional[FileServer] = None
+        while server is None:
+            with self._changed:
+                while not self._idle and not self._may_connect():
+                    self._changed.wait()
+                idle = self._idle.pop() if self._idle else None
+                self._connecting = self._connecting or idle is None
+            server = self._connect() if idle is None else self._rested(*idle)
+        self.trouble = None
         return server
 
-    def _new(self) -> FileServer:
+    def _may_connect(self) -> bool:
+        if time.monotonic() > self._limited_until:
+            self._limit = self._config.workers
+        return not self._connecting and len(self._all) < self._limit
+
+    def _rested(self, server: FileServer, since: float) -> Optional[FileServer]:
+        """The connection, unless the server or a NAT has dropped it while it idled."""
+        good, server.preparing = False, True
+        try:
+            good = server.quiet() and (time.monotonic() - since < 5 or server.alive())
+        finally:
+            server.preparing = False
+            if not good:
+                self._drop(server)
+        return server if good else None
+
+    def _connect(self) -> Optional[FileServer]:
+        """A new connection; None if the server allows no more than there are."""
+        try:
+            return self._log_in()
+        except ServerDown as exc:
+            with self._changed:
+                if self._all and not self._aborted:
+                    self._limit, self._limited_until = len(self._all), time.monotonic() + LIMIT_SECONDS
+                    return None
+                self.trouble, self._limited_until = exc, 0.0
+            raise
+        finally:
+            with self._changed:
+                self._connecting = False
+                self._changed.notify_all()
+
+    def _log_in(self) -> FileServer:
+        if self.refused_for() > 0:
+            raise self._refused
+        hurry = self._hurry
         try:
             server = new_server(self._config)
         except ConfigError as exc:  # a key or certificate file that is gone: may be back at the next try
             raise ServerDown(str(exc)) from None
         server.habits = self.habits
-        with self._lock:
+        with self._changed:
             if self._aborted or self._hurry == 0:
                 raise ServerDown("the connections were cut")
             self._all.add(server)
             if self._hurry is not None:
                 server.hurry(self._hurry)
+        try:
+            server.connect()
+        except BaseException as exc:
+            self._drop(server)
+            if isinstance(exc, ConfigError):
+                raise ServerDown(str(exc)) from None
+            if isinstance(exc, LoginRefused):
+                if not self._all:  # else the login is good, as the others show: what was refused is one more of them
+                    self._refused, self._refused_until = exc, time.monotonic() + self._refusals.next()
+            elif hurry is not None:
+                self._hurry = 0.0
+            raise
+        self._refusals.reset()
         return server
 
     def hurry(self, seconds: float) -> None:
         """The work is to end: a connect under way is cut, later ones get so long, and none is made after one failed."""
-        with self._lock:
+        with self._changed:
             self._hurry, servers = seconds, list(self._all)
         for server in servers:
             server.hurry(seconds)
 
     def unanswered(self) -> float:
         """When, by boot_clock, the last command that changes something was sent whose reply never came."""
-        with self._lock:
+        with self._changed:
             return max([self._unanswered, *(server.unanswered for server in self._all)])
 
     def refused_for(self) -> float:
@@ -7169,19 +7127,21 @@ class Pool:
         return self._refused_until - time.monotonic()
 
     def _put(self, server: FileServer) -> None:
-        with self._lock:
+        with self._changed:
             self._idle.append((server, time.monotonic()))
+            self._changed.notify_all()
 
     def _drop(self, server: FileServer) -> None:
-        with self._lock:
-            self._all.discard(server)
-            self._unanswered = max(self._unanswered, server.unanswered)
         with contextlib.suppress(Exception):
             server.close()
+        with self._changed:
+            self._all.discard(server)
+            self._unanswered = max(self._unanswered, server.unanswered)
+            self._changed.notify_all()
 
     def abort(self) -> None:
         """Cuts every connection, also one in use by another thread; no new one is made."""
-        with self._lock:
+        with self._changed:
             self._aborted = True
             servers = list(self._all)
         for server in servers:
@@ -7189,9 +7149,7 @@ class Pool:
                 server.abort()
 
     def close(self) -> None:
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for server, _ in idle:
+        for server in list(self._all):
             self._drop(server)
 
 
@@ -7324,6 +7282,117 @@ class Breaker:
             self._files = {path: rest for path, rest in self._files.items() if path in listed}
 
 
+class Recognizer:
+    """Which listed lines are versions that the ledger knows, where the lines alone do not tell: only the display of a
+    time may have moved, and a file may have been replaced within the minute that its line shows."""
+
+    def __init__(
+        self, ledger: Ledger, looking: Callable[[], contextlib.AbstractContextManager[FileServer]],
+        goes_on: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._ledger, self._looking = ledger, looking
+        self._goes_on = goes_on  # called before each question; raises once there is to be no other
+        self._doubts: dict[str, tuple[float, float]] = {}  # asked again: since when, and when next
+        self._listing: list[Found] = []
+        self._changes: list[Change] = []
+
+    def recognize(self, listing: list[Found], busy: Set[str]) -> Set[str]:
+        """Gives known files of a listing the time that the ledger has, or the exact one. The paths left for the next
+        poll."""
+        now = boot_clock()
+        self._listing, self._changes = listing, []
+        unclear: list[tuple[int, Row]] = []
+        for at, (path, _, entry) in enumerate(listing):
+            row = self._ledger.get(path)
+            if row is None or row.mtime == entry.mtime or row.size != entry.size or path in busy:
+                continue
+            same = same_version(row, entry)
+            if same is None or (same and row.mtime.endswith("~") and self._doubt(row)[1] <= now):
+                unclear.append((at, row))
+            elif same and "=" in row.mtime and row.state != "done":  # a claim keeps it: the display may move meanwhile
+                self._keep_as(at, row, row.mtime)
+        moves = moves_of_display([(row, listing[at].entry) for at, row in unclear])
+        exact = [(at, row) for at, row in unclear if times_of(row.mtime)[1]]
+        for at, row in unclear:
+            if not times_of(row.mtime)[1] and move_of_display(row, listing[at].entry) in moves:
+                self._keep_as(at, row, listing[at].entry.mtime)
+        left = self._ask(exact) if exact else set()
+        self._ledger.write_all(self._changes)
+        return left
+
+    def _doubt(self, row: Row) -> tuple[float, float]:
+        """Since when it is known here that a file may have been replaced within its minute, and when to ask next."""
+        age, now = time.time() - (epoch_seconds(row.mtime) or 0.0), boot_clock()
+        return self._doubts.setdefault(row.path, (now, now + (0.0 if age > 60 else 2.0)))
+
+    def _keep_as(self, at: int, row: Row, mtime: str) -> None:
+        """A listed file is the version of a row: both have its time in the same form from now on."""
+        if not mtime.endswith("~"):
+            self.forget(row.path)
+        if row.state == "claimed":  # of a term that is over; its time is that of the next claim
+            mtime = row.mtime
+        elif mtime != row.mtime:
+            delay = None if row.due is None else max(0.0, row.due - boot_clock())
+            self._changes.append(Change(row, row._replace(mtime=mtime), delay))
+        self._show(at, self._listing[at].entry._replace(mtime=mtime))
+
+    def _show(self, at: int, entry: Entry) -> None:
+        self._listing[at] = self._listing[at]._replace(entry=entry)
+
+    def _ask(self, unclear: Sequence[tuple[int, Row]]) -> Set[str]:
+        """Asks for exact times where the zones that are known do not explain a line. What one poll has no time for is
+        left for the next one."""
+        left: Set[str] = set()
+        questions, until = MOST_QUESTIONS, time.monotonic() + QUESTION_SECONDS
+        with self._looking() as server:
+            for at, row in unclear:
+                entry, now = self._listing[at].entry, boot_clock()
+                doubt = row.mtime.endswith("~")
+                # Nor do zones explain a line of these days: a file may be written anew every hour.
+                old = not doubt and not may_still_run(entry.mtime)
+                if old and same_version(row, entry, server.habits.zones):
+                    self._keep_as(at, row, row.mtime)
+                    continue
+                if questions == 0 or time.monotonic() > until:
+                    left.add(row.path)
+                    continue
+                self._goes_on()
+                questions -= 1
+                since = self._doubt(row)[0]
+                self._doubts[row.path] = (since, now + max(2.0, now - since))
+                told = server.exact(row.path, entry)
+                if told is not None and same_version(row, told):
+                    if doubt:
+                        doubt = now - since < 60 and time.time() - (epoch_seconds(told.mtime) or 0.0) < 900
+                    self._keep_as(at, row, told.mtime + "~" * doubt)
+                elif told is not None:
+                    self._show(at, told)
+        return left
+
+    def forget(self, path: str) -> None:
+        """A new version begins without doubts."""
+        self._doubts.pop(path, None)
+
+    def keep(self, listed: Set[str]) -> None:
+        """Files that are gone are forgotten."""
+        self._doubts = {path: doubt for path, doubt in self._doubts.items() if path in listed}
+
+
+@dataclasses.dataclass(eq=False)
+class Item:
+    """A claimed file on its way through a delivery."""
+
+    work: Work
+    row: Row  # the ledger's
+    mtime: str  # of the version, with the exact time once the fetch has told it
+    started: float = dataclasses.field(default_factory=lambda: time.monotonic())
+    temporary: Optional[Path] = None  # the copy in the making, removed at the end
+    out: Any = None  # the same, open
+    local: Path = Path()  # the finished copy
+    ended: bool = False  # done, or what went wrong has had its consequence
+    then: Union[Work, Row, None] = None  # what comes next: its after-action, or the same once more
+
+
 class Poller:
     """Everything that one lease allows: polls, workers, the ledger of its term. Thrown away with the lease."""
 
@@ -7336,25 +7405,24 @@ class Poller:
         self.stats = member.stats
         group, told = config.coordination_group, member.ledger_answers
         self.ledger = Ledger(rows, group, config.member_id, lease, boot_clock, told)
+        self.recognizer = Recognizer(self.ledger, self._looking, self._goes_on)
         self.pool = Pool(config)
         self.workplace = Workplace(config, lease.term)
         self.command = Command(config) if config.exec else None
         self.unreached = False  # the server, or something that it listed, could not be had at the last poll
         self.waiting = 0  # failed files whose back-off has not passed, at the last poll
         self.stuck = False  # a Python handler is still running although everything was to end
-        self._exact: Dict[str, str] = {}  # of files in work: the text with the exact time that LIST does not show
-        self._doubts: Dict[str, Tuple[float, float]] = {}  # asked again: since when, and when next
-        self._markers: Dict[str, Entry] = {}  # of files in work: the companion as it was at the claim
-        self._lister: Optional[FileServer] = None
         self._more = False  # the last poll left something that the next one may take
+        self._lister: Optional[FileServer] = None
+        self._markers: dict[str, Entry] = {}  # of files in work: the companion as it was at the claim
         self._one_suspect = threading.Lock()  # held while a file is in work that may end the process
-        self._queue: queue.Queue[Union[Work, Row, None]] = queue.Queue()  # a Row: its after-action is due
-        self._busy: Set[str] = set()
-        self._alone: Set[str] = set()  # files during which a group lost its connection: fetched without company
+        self._changed = threading.Condition()  # over the next four
+        self._queue: deque[Union[Work, Row]] = deque()  # a Row: its after-action is due
+        self._busy: set[str] = set()  # paths in the queue or in work
+        self._alone: set[str] = set()  # files during which a group lost its connection: fetched without company
+        self._ending = False
         self.stats.queued = self._busy.__len__
-        self._lock = threading.Lock()
-        self._filling = threading.Lock()  # held while a poll's files are being queued
-        self._threads: List[threading.Thread] = []
+        self._threads: list[threading.Thread] = []
         self._folder_alone = bool(config.download_dir) and route is None and self.command is None
         self._server_trouble = Backoff(1.0, min(60.0, max(1.0, config.polling_interval)))
         self._yielding, self._breaker = yielding, breaker
@@ -7372,7 +7440,7 @@ class Poller:
                 trouble = self._poll_once()
                 pause = self.config.polling_interval if trouble is None else trouble
                 if once and (trouble is None or self.unreached):
-                    self.member.wait(self.lease, float("inf"), self._idle)
+                    self.member.wait(self.lease, float("inf"), lambda: not self._busy)
                     if trouble is not None or not self._more:
                         return trouble is not None or self.member.may_work(self.lease)
                     pause = 0.0
@@ -7386,10 +7454,6 @@ class Poller:
             self.member.on_hand_over.remove(self._stop_listing)
             self.pool.close()
             self.workplace.close()
-
-    def _idle(self) -> bool:
-        with self._lock:
-            return not self._busy
 
     def _load(self) -> None:
         while self.member.may_work(self.lease):
@@ -7438,21 +7502,17 @@ class Poller:
         self.unreached = False
         self._start_workers()
         self.ledger.refresh()
-        self.pool.restore(LIMIT_SECONDS)
         self.pool.habits.spare_listing = True
-        with self._lock:
+        with self._changed:
             busy = set(self._busy)  # the listing may show these as they were before
-        listing = self._list()
+        listing = again = self._list()
         self.unreached = bool(listing.refused)
-        unclear = self._recognize(listing, busy)
-        for row in self.ledger.due_actions(busy):
-            if self._breaker.rested(row.path):
-                self._enqueue(row)
+        unclear = self.recognizer.recognize(listing, busy)
+        self._enqueue(row for row in self.ledger.due_actions(busy) if self._breaker.rested(row.path))
         choice = self.selector.choose(listing, self.ledger.get, busy | unclear)
         ready = choice.ready
         unsettled = 0
         self.stats.progress(self.config.settle)
-        again = listing
         if choice.unsettled and self.member.wait(self.lease, self.config.settle):
             again = self._list()
             settled = self.selector.settled(choice.unsettled, again)
@@ -7469,104 +7529,36 @@ class Poller:
             at_claim = {work.path: companions.get(work.path + self.config.ready_suffix) for work in ready}
             self._markers.update((path, entry) for path, entry in at_claim.items() if entry is not None)
         self._more = bool(ready or unsettled or unclear)
-        with self._filling:
-            for work in ready:
-                self._enqueue(work)
+        self._enqueue(ready)
         seconds = time.monotonic() - started
         self.stats.polled(len(listing), len(ready), seconds, self.waiting, self.selector.refused)
         event("polled", term=self.lease.term, listed=len(listing), new=len(ready), waiting=self.waiting)
-        while not self._queue.empty() and self.member.may_work(self.lease):
-            self.member.wait(self.lease, 1.0, self._queue.empty)
+        while self._queue and self.member.may_work(self.lease):
+            self.member.wait(self.lease, 1.0, lambda: not self._queue)
         if self.pool.trouble is not None:
             raise self.pool.trouble
         self._forget(listing, busy)
 
-    def _recognize(self, listing: List[Found], busy: Set[str]) -> Set[str]:
-        """Finds out where only the display of a time has moved, and where a line may hide a new version: gives these
-        files of the listing the time that the ledger has, or the exact one. The paths left for the next poll."""
-        now = boot_clock()
-        unclear: List[Tuple[int, Row]] = []
-        changes: List[Change] = []
-        for at, (path, _, entry) in enumerate(listing):
-            row = self.ledger.get(path)
-            if row is None or row.mtime == entry.mtime or row.size != entry.size or path in busy:
-                continue
-            same = same_version(row, entry)
-            if same is None or (same and row.mtime.endswith("~") and self._doubt(row)[1] <= now):
-                unclear.append((at, row))
-            elif same and "=" in row.mtime and row.state != "done":  # a claim keeps it: the display may move meanwhile
-                self._keep_as(listing, at, row, row.mtime, changes)
-        moves = moves_of_display([(row, listing[at].entry) for at, row in unclear])
-        exact: List[Tuple[int, Row]] = []
-        for at, row in unclear:
-            if times_of(row.mtime)[1]:
-                exact.append((at, row))
-            elif move_of_display(row, listing[at].entry) in moves:
-                self._keep_as(listing, at, row, listing[at].entry.mtime, changes)
-        left = self._ask(listing, exact, changes) if exact else set()
-        self.ledger.write_all(changes)
-        return left
-
-    def _doubt(self, row: Row) -> Tuple[float, float]:
-        """Since when it is known here that a file may have been replaced within its minute, and when to ask next."""
-        age, now = time.time() - (epoch_seconds(row.mtime) or 0.0), boot_clock()
-        return self._doubts.setdefault(row.path, (now, now + (0.0 if age > 60 else 2.0)))
-
-    def _keep_as(self, listing: List[Found], at: int, row: Row, mtime: str, changes: List[Change]) -> None:
-        """A listed file is the version of a row: both have its time in the same form from now on."""
-        if not mtime.endswith("~"):
-            self._doubts.pop(row.path, None)
-        if row.state == "claimed":  # of a term that is over; its time is that of the next claim
-            mtime = row.mtime
-        elif mtime != row.mtime:
-            delay = None if row.due is None else max(0.0, row.due - boot_clock())
-            changes.append(Change(row, row._replace(mtime=mtime), delay))
-        listing[at] = listing[at]._replace(entry=listing[at].entry._replace(mtime=mtime))
-
-    def _ask(self, listing: List[Found], unclear: Sequence[Tuple[int, Row]], changes: List[Change]) -> Set[str]:
-        """Asks for exact times where the zones that are known do not explain a line. What one poll has no time for is
-        left for the next one."""
-        left: Set[str] = set()
-        questions, until = MOST_QUESTIONS, time.monotonic() + QUESTION_SECONDS
-        with self.pool.server() as server:
-            self._lister = server
-            try:
-                for at, row in unclear:
-                    entry, now = listing[at].entry, boot_clock()
-                    # Nor do zones explain a line of these days: a file may be written anew every hour.
-                    old = not row.mtime.endswith("~") and not may_still_run(entry.mtime)
-                    if old and same_version(row, entry, self.pool.habits.zones):
-                        self._keep_as(listing, at, row, row.mtime, changes)
-                        continue
-                    if questions == 0 or time.monotonic() > until:
-                        left.add(row.path)
-                        continue
-                    if not self.member.may_work(self.lease):
-                        raise LeaseLost(self.lease.term)
-                    questions -= 1
-                    doubt, since = row.mtime.endswith("~"), self._doubt(row)[0]
-                    self._doubts[row.path] = (since, now + max(2.0, now - since))
-                    told = server.exact(row.path, entry)
-                    self.stats.progress()
-                    if told is not None and same_version(row, told):
-                        if doubt:
-                            doubt = now - since < 60 and time.time() - (epoch_seconds(told.mtime) or 0.0) < 900
-                        self._keep_as(listing, at, row, told.mtime + "~" * doubt, changes)
-                    elif told is not None:
-                        listing[at] = listing[at]._replace(entry=told)
-            finally:
-                self._lister = None
-        return left
-
-    def _list(self) -> Look:
+    def _goes_on(self) -> None:
+        """Raises LeaseLost once the work is to end."""
         if not self.member.may_work(self.lease):
             raise LeaseLost(self.lease.term)
+        self.stats.progress()
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[FileServer]:
+        """A connection for listings and questions, which a stop cuts."""
+        self._goes_on()
         with self.pool.server() as server:
             self._lister = server
             try:
-                return self.selector.walk(server)
+                yield server
             finally:
                 self._lister = None
+
+    def _list(self) -> Look:
+        with self._looking() as server:
+            return self.selector.walk(server)
 
     def _stop_listing(self) -> None:
         """A listing under way is of no use any more, nor a connect; what the handlers are doing is."""
@@ -7578,24 +7570,55 @@ class Poller:
     def _forget(self, look: Look, busy: Set[str]) -> None:
         if not self.member.may_work(self.lease):
             return
-        with self._lock:
+        with self._changed:
             busy = busy | self._busy
         listed = {found.path for found in look}
         self._breaker.forget(listed | busy)
         self._alone &= listed
-        self._doubts = {path: doubt for path, doubt in self._doubts.items() if path in listed}
+        self.recognizer.keep(listed)
         self._markers = {path: entry for path, entry in self._markers.items() if path in listed or path in busy}
         retention = self.config.ledger_retention * SECONDS_A_DAY
         self.ledger.forget_unlisted(listed, retention, look.lacks, busy.__contains__)
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
-    def _enqueue(self, work: Union[Work, Row]) -> None:
-        with self._lock:
-            if work.path in self._busy:
-                return
-            self._busy.add(work.path)
-        self._queue.put(work)
+    def _enqueue(self, items: Iterable[Union[Work, Row]], instead: Iterable[Union[Work, Row]] = ()) -> None:
+        """Hands files to the workers, unless they are busy, `instead` of some that no longer are. After-actions come
+        first: nobody is to find for long what is done."""
+        with self._changed:
+            self._busy.difference_update(item.path for item in instead)
+            for item in items:
+                if item.path not in self._busy:
+                    self._busy.add(item.path)
+                    (self._queue.appendleft if isinstance(item, Row) else self._queue.append)(item)
+            self._changed.notify_all()
+
+    def _put_off(self, kept: Callable[[Union[Work, Row]], bool] = lambda item: False) -> None:
+        """Leaves what waits for a worker to the next poll: the file server cannot be reached, or the work ends."""
+        with self._changed:
+            self._busy.difference_update(item.path for item in self._queue if not kept(item))
+            self._queue = deque(item for item in self._queue if kept(item))
+
+    def _take(self) -> list[Union[Work, Row]]:
+        """What a worker does next: an after-action, a file, or where delivery is the folder alone its fair share of the
+        small ones that wait. Waits for it; nothing at the end."""
+        with self._changed:
+            while not self._queue and not self._ending:
+                self._changed.wait()
+            share = min(BATCH_FILES, -(-len(self._queue) // self.config.workers))
+            taken: list[Union[Work, Row]] = []
+            size = 0
+            while self._queue and len(taken) < share and size < BATCH_BYTES:
+                item = self._queue[0]
+                alone = isinstance(item, Row) or not self._folder_alone or item.suspect or item.path in self._alone
+                if taken and alone:
+                    break
+                taken.append(self._queue.popleft())
+                if isinstance(item, Row) or alone:
+                    self._alone.discard(item.path)
+                    break
+                size += item.found.entry.size
+            return taken
 
     def _start_workers(self) -> None:
         """Those that are missing. Raises ServerDown if there is none: then another host may do better."""
@@ -7611,30 +7634,29 @@ class Poller:
             self._threads.append(thread)
 
     def _stop_workers(self) -> None:
-        """Lets the handlers end within `drain_timeout`, then cuts what can be cut; waits for all that still runs."""
-        while True:
-            try:
-                work = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if work is not None:
-                self._release_busy([work])
-        for _ in self._threads:
-            self._queue.put(None)
-        until = time.monotonic() + self.config.drain_timeout
-        for thread in self._threads:
-            while thread.is_alive() and time.monotonic() < until and self.lease.valid():
-                thread.join(0.05)
-        if any(thread.is_alive() for thread in self._threads):
+        """Lets the handlers end within `drain_timeout`, with the after-actions of what gets done, then cuts what can be
+        cut; waits for all that still runs."""
+        with self._changed:
+            self._ending = True
+            self._put_off(lambda item: isinstance(item, Row) and item.term == self.lease.term and item.due is None)
+            self._changed.notify_all()
+        self._join(self.config.drain_timeout, self.lease.valid)
+        if self._running():
             self._cut()
-        for thread in self._threads:
-            thread.join(KILL_AFTER + 1.0)
+        self._join(KILL_AFTER + 1.0)
         # A Python handler cannot be ended from outside. While it runs this member neither releases nor stands again;
         # a process that is stopping exits with it.
-        while any(thread.is_alive() for thread in self._threads) and not self.member.stopping:
-            self._threads[-1].join(0.2)
-            self._threads.sort(key=threading.Thread.is_alive)
-        self.stuck = any(thread.is_alive() for thread in self._threads)
+        self._join(float("inf"), lambda: not self.member.stopping)
+        self.stuck = bool(self._running())
+
+    def _running(self) -> list[threading.Thread]:
+        return [thread for thread in self._threads if thread.is_alive()]
+
+    def _join(self, seconds: float, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Waits for the workers to end, so long and as long as that is wanted."""
+        until = time.monotonic() + seconds
+        while self._running() and time.monotonic() < until and wanted():
+            self._running()[0].join(0.05)
 
     def _cut(self) -> None:
         """No further effect: sockets are reset, commands ended. Called at the deadline by the guard's thread.
@@ -7646,222 +7668,183 @@ class Poller:
         if self.command is not None:
             self.command.cut(min(KILL_AFTER, max(0.0, self.lease.remaining() + self.stats.timing.margin / 2)))
 
-    def _put_off(self) -> None:
-        """Leaves what waits for a worker to the next poll: the file server cannot be reached."""
-        items = []
-        with contextlib.suppress(queue.Empty):
-            while True:
-                items.append(self._queue.get_nowait())
-        self._release_busy([item for item in items if item is not None])
-        for item in items:
-            if item is None:  # a worker's order to end
-                self._queue.put(None)
-
-    def _release_busy(self, works: Iterable[Union[Work, Row]]) -> None:
-        with self._lock:
-            for work in works:
-                self._busy.discard(work.path)
-                self._exact.pop(work.path, None)
-
     def _work(self) -> None:
         while True:
-            item = self._queue.get()
-            if item is None:
+            taken = self._take()
+            if not taken:
                 return
-            works = [item] if isinstance(item, Row) else self._with_company(item)
-            again: List[Work] = []
+            then: Sequence[Union[Work, Row]] = ()
             try:
-                if isinstance(item, Row):
-                    self._after_action(item)
+                if isinstance(taken[0], Row):
+                    self._act(taken[0])
                 else:
-                    with self._one_suspect if item.suspect else contextlib.nullcontext():
-                        if self._folder_alone:
-                            again = self._deliver_together(cast(List[Work], works))
-                        else:
-                            self._handle(item)
+                    with self._one_suspect if taken[0].suspect else contextlib.nullcontext():
+                        then = self._deliver(cast(list[Work], taken))
             except LeaseLost:
                 pass  # what was claimed stays claimed under this term: void for the next one
             except BaseException as exc:  # whatever it is, the worker goes on
                 if not isinstance(exc, Error):
                     event("worker_failed", logging.ERROR, exc=exc, error=reason(exc))
-                for work in works:
-                    self._stumble(work, exc)
+                for item in taken:
+                    self._stumble(item.path, exc)
             finally:
-                self._release_busy(works)
-                for work in again if self.member.may_work(self.lease) else ():
-                    self._enqueue(work)
+                self._enqueue(then, instead=taken)
                 self.stats.progress()
                 self.member.nudge()
 
-    def _with_company(self, first: Work) -> Sequence[Union[Work, Row]]:
-        """A file, and where delivery is the folder alone the next small ones with it: a fair share of what waits."""
-        if not self._folder_alone or first.suspect or first.path in self._alone:
-            self._alone.discard(first.path)
-            return [first]
-        with self._filling:
-            share = -(-(self._queue.qsize() + 1) // self.config.workers)
-        works, total = [first], first.found.entry.size
-        while len(works) < min(share, BATCH_FILES) and total < BATCH_BYTES:
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if not isinstance(item, Work) or item.suspect or item.path in self._alone:
-                self._queue.put(item)
-                break
-            works.append(item)
-            total += item.found.entry.size
-        return works
+    # -- delivery -----------------------------------------------------------------------------------------------------
 
-    # -- one file -----------------------------------------------------------------------------------------------------
+    def _deliver(self, works: Sequence[Work]) -> list[Union[Work, Row]]:
+        """The way of a file, or of a group of small ones where delivery is the folder alone, in steps:
 
-    def _handle(self, work: Work) -> None:
-        """claim -> fetch -> handler -> done -> after-action, each after a look at the lease."""
-        if not self.member.may_work(self.lease) or not self._breaker.allows(work.path):
-            return
-        row = self._claim([work])[0]
-        if row is None:
-            return
-        found = work.found
-        temporary: Optional[Path] = None
-        started = time.monotonic()
+            1 claim   2 open a copy   3 fetch it, and look at the file again   4 its content durable
+            5 its name, and that durable   6 the handler   7 done
+
+        A crash on the way repeats it; what has its name by then is recognized by its content. What comes next: due
+        after-actions, and what the server had not been asked for when the connection ended.
+        """
+        if not self.member.may_work(self.lease):
+            return []
+        items = self._claim([work for work in works if self._breaker.allows(work.path)])
         try:
-            temporary = self._place(found, private=work.delivered)
-            self._fetch(found, temporary)
-            self.lease.check()
-            local = temporary if work.delivered else self._finish(temporary, found)
-            row = row.marked(delivered=bool(self.config.download_dir))
-            mtime = epoch_seconds(self._exact.get(row.path, row.mtime))
-            file = File(found.path, row.size, mtime, row.attempts, self.lease, local)
-            self._run_handler(file)
-        except Exception as exc:
-            self._settle(row, exc)
-            return
+            with contextlib.closing(self._fetch([item for item in items if not item.ended])) as parts:
+                for part in parts:
+                    self._land(part)
         finally:
-            if temporary is not None:
-                self.workplace.discard(temporary)
-        self._done([row], time.monotonic() - started)
+            for item in items:
+                self._discard(item)
+        return [item.then for item in items if item.then is not None]
 
-    def _claim(self, works: Sequence[Work]) -> List[Optional[Row]]:
-        """Claims files; None for each that is not to be had.
+    def _claim(self, works: Sequence[Work]) -> list[Item]:
+        """Step 1.
 
         A claim that a dead process left is void. Its file may have killed it: the third counts as the file's failure,
         and each one after. Of its own earlier terms this process knows that they did not end so.
         """
-        free = [counted for counted in map(self._counted, works) if counted is not None]
-        made = dict(zip([work.path for work in free], self._claim_all(free)))
-        return [made.get(work.path) for work in works]
+        items, free = [], []
+        for work in works:
+            old = work.old
+            if old is not None and old.state == "claimed" and work.attempts and old.term not in self._breaker.terms:
+                old = old.marked(unlisted=False, deaths=old.marks.deaths + 1)
+                work = work._replace(old=old)
+                if old.marks.deaths >= 3:
+                    items.append(Item(work, old, old.mtime))
+                    self._settle(items[-1], HandlerFailed("it may be the file that ends it"))
+                    continue
+            free.append(work)
+        for work, row in zip(free, self.ledger.claim(free)):
+            if row is not None:
+                items.append(Item(work, row, row.mtime))
+            elif work.path in self.ledger.refused:
+                self._unstorable(work.old, self.ledger.claimed(work))
+        return items
 
-    def _counted(self, work: Work) -> Optional[Work]:
-        """The work with the death of its last holder noted; None if that was its failure."""
-        old = work.old
-        if old is None or old.state != "claimed" or not work.attempts or old.term in self._breaker.terms:
-            return work
-        dead = old.marked(unlisted=False, deaths=old.marks.deaths + 1)
-        if dead.marks.deaths < 3:
-            return work._replace(old=dead)
-        self._settle(dead, HandlerFailed("it may be the file that ends it"))
-        return None
-
-    def _claim_all(self, works: Sequence[Work]) -> List[Optional[Row]]:
-        rows = self.ledger.claim(works)
-        for work, row in zip(works, rows):
-            if row is None and work.path in self.ledger.refused:
-                self._unstorable(work.old, self.ledger.claimed(work), self.ledger.refused[work.path])
-        return rows
-
-    def _unstorable(self, old: Optional[Row], new: Row, why: Exception) -> None:
-        """The ledger takes a row in no form: it is quarantined or, if that is refused, left for a growing pause."""
-        error = Error(f"the ledger refuses it as {new.state}: {why}")
-        row = new._replace(state="quarantined", action="", error=kept_error(new, error))
-        if self.ledger.write([Change(old, row)])[0]:
-            self._say("file_quarantined", row, row.error)
-        else:
-            self._stumble(new, error)
-
-    def _stumble(self, item: Union[Work, Row], exc: BaseException) -> None:
-        """What went wrong with a file and cannot be kept in the ledger: said, and left alone for a growing pause."""
-        pause = self._breaker.rest(item.path, NotNow(reason(exc)))[0]
-        event(
-            "file_failed", logging.ERROR, term=self.lease.term, path=item.path, retry_in=pause, error=reason(exc)
-        )  # fmt: skip
-
-    def _settle(self, row: Row, exc: Exception, later: Optional[List[Row]] = None) -> None:
-        """What becomes of a claimed file that was not handled: the one place that says whose fault an error is.
-
-        `later` as for `_done`.
-        """
-        if isinstance(exc, LeaseLost) and self.lease.valid():
-            if self.member.may_work(self.lease):
-                exc = HandlerFailed(f"{exc}, it says, but it is not")
-            else:  # the member stops, and its command was cut: the next one need not take that for a death
-                self.ledger.change(row, row._replace(state="failed", error=kept_error(row, Error("cut by a stop"))))
-        if isinstance(exc, (LeaseLost, DatabaseDown)):
-            raise exc
-        self.lease.check()  # whatever failed after its end did so because it was cut
+    def _fetch(self, items: Sequence[Item]) -> Generator[list[Item], None, None]:
+        """Steps 2 and 3. Gives what has come whole every 50 ms while the rest is fetched; what a handler gets, when the
+        connection has been given back: the server may allow no other."""
+        for item in items:
+            with self._judging(item):
+                item.local, item.out = self.workplace.create(item.work.found, private=item.work.delivered)
+                item.temporary = item.local
+        waiting = {item.work.path: item for item in items if not item.ended}
+        jobs = [self._job(item) for item in waiting.values()]
+        come: list[Item] = []
+        last = time.monotonic()
+        server: Optional[FileServer] = None
+        failure: Optional[Exception] = None
+        if not jobs:
+            return
         try:
-            self._consequence(row, exc, later)
-        except LedgerRefused as refused:
-            self._unstorable(row, row, refused)
+            with self.pool.server() as server:
+                self.lease.check()
+                server.unasked = ()
+                for job, problem in server.fetch_many(jobs):
+                    item = waiting.pop(job.path)
+                    if problem is not None:
+                        self._settle(item, problem)
+                        continue
+                    self.stats.fetched(job.size)
+                    come.append(item)
+                    if self._folder_alone:
+                        begin_sync(item.out)
+                    if self._folder_alone and time.monotonic() - last > BATCH_SECONDS:
+                        yield come
+                        come, last = [], time.monotonic()
+        except (LeaseLost, DatabaseDown):
+            raise
+        except Exception as exc:
+            failure = exc
+        yield come
+        if failure is not None:
+            self._broken(waiting, jobs, server, failure)
 
-    def _consequence(self, row: Row, exc: Exception, later: Optional[List[Row]]) -> None:
-        if isinstance(exc, (OSError, UnicodeError)):
-            exc = _local(exc, row.path)
-        if isinstance(exc, FileGone):
-            self._gone(row, exc, later)
-        elif isinstance(exc, NotNow):
-            self._not_now(row, exc, later)
-        elif isinstance(exc, (LocalTrouble, ServerDown)):
-            self._put_back(row, exc)
-        else:
-            if not isinstance(exc, Error):  # nobody foresaw it
-                event("worker_failed", logging.ERROR, exc=exc, path=row.path, error=reason(exc))
-            self._failed(row, exc, later)
+    def _job(self, item: Item) -> Job:
+        found = item.work.found
+        self.recognizer.forget(found.path)
 
-    def _place(self, found: Found, private: bool = False) -> Path:
-        try:
-            return self.workplace.temporary(found, private)
-        except OSError as exc:
-            raise _local(exc, f"the place of the copy, {exc.filename or tempfile.gettempdir()}") from None
-
-    def _fetch(self, found: Found, temporary: Path) -> None:
-        try:
-            with self.workplace.create(temporary) as out:
-                with self.pool.server() as server:
-                    self.lease.check()
-                    server.fetch(*self._job(found, out))
-                if self.config.download_dir:
-                    os.fsync(out.fileno())
-        except OSError as exc:
-            raise _local(exc, str(temporary)) from None
-        self.stats.fetched(found.entry.size)
-
-    def _job(self, found: Found, out: io.RawIOBase) -> Job:
-        self._exact.pop(found.path, None)
-        self._doubts.pop(found.path, None)  # of an earlier version
+        def write(data: memoryview) -> None:
+            write_all(item.out, data)
+            # Progress: a large file may take longer than `stall_timeout`.
+            self.stats.received(len(data), LEAST_RATE * self.config.stall_timeout)
 
         def told(entry: Entry) -> None:
             if "=" in entry.mtime:
-                self._exact[found.path] = entry.mtime + "~" * may_still_run(entry.mtime)
+                item.mtime = entry.mtime + "~" * may_still_run(entry.mtime)
 
-        return Job(found.path, found.entry.size, self._writer(out), found.entry, told)
+        return Job(found.path, found.entry.size, write, found.entry, told)
 
-    def _writer(self, out: io.RawIOBase) -> Callable[[memoryview], object]:
-        """What takes the bytes of a file. They are progress: a large file may take longer than `stall_timeout`."""
+    def _broken(
+        self, waiting: Mapping[str, Item], jobs: Sequence[Job], server: Optional[FileServer], exc: Exception
+    ) -> None:
+        """The connection ended, or there was none. What the server had not been asked for is as if never claimed, and
+        goes again: at once, or at the next poll if there is no connection."""
+        self.lease.check()
+        if server is None:
+            self._put_off()
+        paths = waiting.keys() if server is None else {job.path for job in server.unasked}
+        lost = isinstance(exc, ServerDown) and (server is None or len(jobs) > 1)
+        unasked = [item for path, item in waiting.items() if lost and path in paths]
+        self.ledger.write([Change(item.row, item.work.old) for item in unasked])
+        for item in unasked:
+            item.ended = True
+            if server is not None:
+                item.then = Work(item.work.found, self.ledger.get(item.work.path))
+        left = [item for item in waiting.values() if not item.ended]
+        if server is not None:
+            self._alone.update(item.work.path for item in (unasked if len(unasked) == len(jobs) else left))
+        for item in left:
+            # What nobody foresaw may be any file's fault: it counts for one that was alone.
+            own = isinstance(exc, (ServerDown, LocalTrouble, OSError)) or len(left) == 1
+            self._settle(item, exc if own else LocalTrouble(f"the group broke: {reason(exc)}"))
 
-        def write(data: memoryview) -> None:
-            write_all(out, data)
-            self.stats.received(len(data), LEAST_RATE * self.config.stall_timeout)
+    def _land(self, items: Sequence[Item]) -> None:
+        """Steps 4 to 7, each for all of them: one wait for the disk serves many."""
+        for item in items:
+            with self._judging(item):
+                if self.config.download_dir:
+                    os.fsync(item.out.fileno())
+                item.out.close()
+                self.lease.check()
+                if not item.work.delivered:
+                    item.local = self.workplace.name(item.local, item.work.found)
+        durable: set[Path] = set()
+        for item in items:
+            if not item.ended:
+                with self._judging(item):
+                    if item.local != item.temporary and item.local.parent not in durable:
+                        self.workplace.sync(item.local.parent)
+                        durable.add(item.local.parent)
+                    self._handle(item)
+        finished = [item for item in items if not item.ended]
+        if finished:
+            self._done(finished)
 
-        return write
-
-    def _finish(self, temporary: Path, found: Found) -> Path:
-        try:
-            return self.workplace.finish(temporary, found)
-        except OSError as exc:
-            raise _local(exc, str(temporary)) from None
-
-    def _run_handler(self, file: File) -> None:
+    def _handle(self, item: Item) -> None:
+        """Step 6."""
+        if self._folder_alone:
+            return
+        row = item.row = item.row.marked(delivered=bool(self.config.download_dir))
+        file = File(row.path, row.size, epoch_seconds(item.mtime), row.attempts, self.lease, item.local)
         self.lease.check()
         with self.stats.handling():
             if self.command is not None:
@@ -7885,213 +7868,127 @@ class Poller:
                 detail = f": {reason(exc)}" if self.config.error_output else ""
                 raise HandlerFailed(f"{type(exc).__name__}{detail}") from None
 
-    def _told(self, row: Row) -> Row:
-        """With the exact time, where the fetch has told it: a display that moves is then no new version."""
-        return row._replace(mtime=self._exact.get(row.path, row.mtime))
-
-    def _done(self, rows: Sequence[Row], seconds: float, later: Optional[List[Row]] = None) -> None:
-        """Commits `done`, and only then deletes or moves.
-
-        A thread that holds a connection has that put into `later`: waiting for a second one could last for ever.
-        """
+    def _done(self, items: Sequence[Item]) -> None:
+        """Step 7. Only what is recorded as done is deleted or moved."""
         action = "" if self.config.after == "keep" else self.config.after
-        finished = [
-            self._told(row)._replace(state="done", action=action, error="") for row in rows
-        ]  # fmt: skip
-        made = self.ledger.write([Change(old, new) for old, new in zip(rows, finished)])
-        for old, row, ok in zip(rows, finished, made):
-            if not ok and row.path in self.ledger.refused:
-                self._unstorable(old, row, self.ledger.refused[row.path])
-                continue
-            if not ok:
-                raise LeaseLost(self.lease.term)
-            self._breaker.done(row.path)
-            self.stats.file("done", row.size)
-            event("file_done", term=row.term, path=row.path, size=row.size, attempt=row.attempts, seconds=seconds)
-        acting = [row for row, ok in zip(finished, made) if ok and action]
-        if later is not None:
-            later += acting
-            return
-        for row in acting:
-            self._act(row)
+        finished = [item.row._replace(state="done", mtime=item.mtime, action=action, error="") for item in items]
+        for item in items:
+            self._discard(item)
+        made = self.ledger.write([Change(item.row, row) for item, row in zip(items, finished)])
+        for item, row, ok in zip(items, finished, made):
+            item.ended = True
+            if ok:
+                item.then = row if action else None
+                self._breaker.done(row.path)
+                self.stats.file("done", row.size)
+                seconds = time.monotonic() - item.started
+                event("file_done", term=row.term, path=row.path, size=row.size, attempt=row.attempts, seconds=seconds)
+            elif row.path in self.ledger.refused:
+                self._unstorable(item.row, row)
+            else:
+                self.lease.check()
+                self._stumble(row.path, Error("it is handled, but its row in the ledger was changed meanwhile"))
 
-    def _failed(self, row: Row, exc: Exception, later: Optional[List[Row]] = None) -> None:
-        """Counts a failure: back-off, or quarantine. `later` as for `_done`."""
-        failures = row.failures + 1
-        error = kept_error(row, exc)
-        if failures >= self.config.max_attempts and self.config.ledger:
-            action = "" if self.config.after_error == "keep" else self.config.after_error
-            new = self._told(row)._replace(state="quarantined", failures=failures, error=error, action=action)
-            self.ledger.change(row, new)
-            self._say("file_quarantined", row, error)
-            if action and later is not None:
-                later.append(new)
-            elif action:
-                self._act(new)
-            return
-        delay = min(MOST_PAUSE, self.config.retry_delay * 2.0 ** min(failures - 1, 20))
-        self.ledger.change(row, self._told(row)._replace(state="failed", failures=failures, error=error), delay)
-        self._say("file_failed", row, error, delay)
+    @contextlib.contextmanager
+    def _judging(self, item: Item) -> Iterator[None]:
+        """What goes wrong with a file has its consequence; the others of its group go on."""
+        try:
+            yield
+        except Exception as exc:
+            self._settle(item, exc)
 
-    def _put_back(self, row: Row, exc: Error) -> None:
-        """Not the file's fault: tried again later, as often as it takes."""
-        if isinstance(exc, ServerDown) and self.pool.trouble is not None:
+    def _discard(self, item: Item) -> None:
+        """Removes the copy, unless it has its name."""
+        if item.temporary is not None:
+            with contextlib.suppress(OSError):  # a full disk says so once more
+                item.out.close()
+            self.workplace.discard(item.temporary)
+
+    def _settle(self, item: Item, exc: Exception) -> None:
+        """What becomes of a claimed file that is not done: the one place where an error gets its consequence.
+
+            LeaseLost, DatabaseDown            it stays claimed, which is void in the next term
+            FileGone, the first time           failed; dropped when a whole listing lacks it, too
+            NotNow (TryLater, FileChanged)     failed, for a pause that doubles; said from the third time on
+            LocalTrouble, ServerDown, OSError  failed, likewise: the host's or the network's
+            all else                           the file's own: counted, and quarantined in the end
+        """
+        place = item.temporary or f"the place of the copy, {getattr(exc, 'filename', '') or tempfile.gettempdir()}"
+        item.ended, row = True, item.row
+        self._discard(item)
+        if isinstance(exc, LeaseLost) and self.lease.valid():
+            if self.member.may_work(self.lease):
+                exc = HandlerFailed(f"{exc}, it says, but it is not")
+            else:  # the member stops, and its command was cut: the next one need not take that for a death
+                self.ledger.change(row, row._replace(state="failed", error=kept_error(row, Error("cut by a stop"))))
+        if isinstance(exc, (LeaseLost, DatabaseDown)):
+            raise exc
+        self.lease.check()  # whatever failed after its end did so because it was cut
+        if isinstance(exc, (OSError, UnicodeError)):
+            exc = _local(exc, str(place) if isinstance(exc, OSError) else row.path)
+        elif not isinstance(exc, Error):  # nobody foresaw it
+            event("worker_failed", logging.ERROR, exc=exc, path=row.path, error=reason(exc))
+        what, level, counts = "file_failed", logging.WARNING, False
+        failed = row._replace(state="failed", mtime=item.mtime, error=kept_error(row, exc))
+        due: Optional[float]
+        pause: Optional[float]
+        due = pause = self._doubled(row.attempts)
+        if isinstance(exc, FileGone):
+            what, level, counts = "file_gone", logging.INFO, row.marks.gone
+            due = pause = None
+        elif isinstance(exc, NotNow):
+            pause, tell, counts = self._breaker.rest(row.path, exc)
+            what, level = "not_now", logging.WARNING if tell else logging.DEBUG
+            # What a handler refused is due at once for the next member, and for this one when another file succeeds.
+            due = None if isinstance(exc, TryLater) else pause
+            if isinstance(exc, FileChanged):  # the next claim takes the version that the line shows by then
+                failed = failed._replace(mtime=times_of(row.mtime)[0] or row.mtime)
+        elif isinstance(exc, ServerDown) and self.pool.trouble is not None:
             self._put_off()
-        delay = min(MOST_PAUSE, self.config.retry_delay * 2.0 ** min(row.attempts - 1, 20))
-        error = kept_error(row, exc)
-        self.ledger.change(row, self._told(row)._replace(state="failed", error=error), delay)
-        self._say("file_failed", row, error, delay)
-
-    def _not_now(self, row: Row, exc: NotNow, later: Optional[List[Row]] = None) -> None:
-        """Nobody's fault: not counted, and tried again after a pause that grows. Said from the third time on."""
-        pause, tell, counts = self._breaker.rest(row.path, exc)
+        elif not isinstance(exc, (LocalTrouble, ServerDown)):
+            counts = True
         if counts:
-            self._failed(row, exc, later)
+            what, level, failed = "file_failed", logging.WARNING, failed._replace(failures=row.failures + 1)
+            due = pause = self._doubled(failed.failures)
+            if failed.failures >= self.config.max_attempts and self.config.ledger:
+                what, level, due, pause = "file_quarantined", logging.ERROR, None, None
+                action = "" if self.config.after_error == "keep" else self.config.after_error
+                failed = failed._replace(state="quarantined", action=action)
+        try:
+            self.ledger.change(row, failed, due)
+        except LedgerRefused:
+            self._unstorable(row, failed)
             return
-        # What a handler refused is due at once for the next member, and for this one when another file succeeds.
-        delay = None if isinstance(exc, TryLater) else pause
-        new = self._told(row)._replace(state="failed", error=kept_error(row, exc))
-        if isinstance(exc, FileChanged):  # the next claim takes the version that the line shows by then
-            new = new._replace(mtime=times_of(row.mtime)[0] or row.mtime)
-        self.ledger.change(row, new, delay)
-        event(
-            "not_now", logging.WARNING if tell else logging.DEBUG, term=self.lease.term, path=row.path,
-            attempt=row.attempts, retry_in=pause, error=kept_error(row, exc),
-        )  # fmt: skip
+        self._say(what, level, failed, pause)
+        item.then = failed if failed.action else None
 
-    def _gone(self, row: Row, exc: Error, later: Optional[List[Row]]) -> None:
-        """Removed between the listing and the fetch: no failure. Listed after that all the same, it is one."""
-        if row.marks.gone:
-            self._failed(row, exc, later)
-            return
-        event("file_gone", term=self.lease.term, path=row.path, reason=str(exc))
-        self.ledger.change(row, row._replace(state="failed", error=kept_error(row, exc)))
+    def _doubled(self, times: int) -> float:
+        """Seconds until the next try after so many."""
+        return float(min(MOST_PAUSE, self.config.retry_delay * 2.0 ** min(times - 1, 20)))
 
-    def _say(self, what: str, row: Row, error: str, delay: Optional[float] = None) -> None:
-        self.stats.file(what[len("file_") :], row.size)
-        level = logging.ERROR if what == "file_quarantined" else logging.WARNING
+    def _say(self, what: str, level: int, row: Row, pause: Optional[float]) -> None:
+        if what in ("file_failed", "file_quarantined"):
+            self.stats.file(what[len("file_") :], row.size)
         event(
             what, level, term=self.lease.term, path=row.path, attempt=row.attempts, action=row.action or None,
-            retry_in=delay, error=error,
+            retry_in=pause, error=row.error,
         )  # fmt: skip
 
-    # -- many files, where delivery is the folder alone ---------------------------------------------------------------
+    def _unstorable(self, old: Optional[Row], new: Row) -> None:
+        """The ledger takes a row in no form: it is quarantined or, if that is refused, left for a growing pause."""
+        error = Error(f"the ledger refuses it as {new.state}: {self.ledger.refused[new.path]}")
+        row = new._replace(state="quarantined", action="", error=kept_error(new, error))
+        if self.ledger.write([Change(old, row)])[0]:
+            self._say("file_quarantined", logging.ERROR, row, None)
+        else:
+            self._stumble(new.path, error)
 
-    def _deliver_together(self, works: Sequence[Work]) -> List[Work]:
-        """A group in few commits: claims all, fetches them, and every 50 ms makes what has come a delivered part.
-
-        Returns those that may be tried at once again: the connection ended before they were asked for.
-        """
-        if not self.member.may_work(self.lease):
-            return []
-        claims = [(work, row) for work, row in zip(works, self._claim(works)) if row is not None]
-        fetched: List[Copy] = []
-        later: List[Row] = []
-        copies = [self._copy_of(work, row, later) for work, row in claims]
-        opened = {copy.row.path: copy for copy in copies if copy is not None}
-        started = last = time.monotonic()
-        server: Optional[FileServer] = None
-        again: List[Work] = []
-        try:
-            with self.pool.server() as server:
-                self.lease.check()
-                server.unasked = ()
-                jobs = [self._job(copy.found, copy.out) for copy in opened.values()]
-                for job, problem in server.fetch_many(jobs):
-                    copy = opened[job.path]
-                    if problem is None:
-                        begin_sync(copy.out)
-                        fetched.append(copy)
-                    else:
-                        self._give_up(copy, problem, later)
-                    if fetched and time.monotonic() - last > BATCH_SECONDS:
-                        self._land(fetched, started, later)
-                        fetched, last = [], time.monotonic()
-                    del opened[job.path]
-            self._land(fetched, started, later)
-            fetched = []
-        except (LeaseLost, DatabaseDown):
-            raise
-        except Exception as exc:
-            self.lease.check()
-            self._land(fetched, started, later)
-            fetched_paths = {copy.row.path for copy in fetched}
-            unasked = opened.keys() & (opened if server is None else {job.path for job in server.unasked})
-            if not isinstance(exc, ServerDown):
-                unasked = set()
-            again = self._unclaim([work for work in works if work.path in unasked], opened)
-            left = [copy.row for path, copy in opened.items() if path not in fetched_paths | unasked]
-            if server is None:
-                again = []  # there is no connection: at the next poll, then
-                self._put_off()
-            else:
-                self._alone.update(row.path for row in left)
-            for row in left:
-                # What nobody foresaw may be any file's fault: it counts for one that was alone.
-                own = isinstance(exc, (ServerDown, LocalTrouble, OSError)) or len(left) == 1
-                self._settle(row, exc if own else LocalTrouble(f"the group broke: {reason(exc)}"), later)
-        finally:
-            for copy in (*opened.values(), *fetched):
-                with contextlib.suppress(OSError):  # a full disk says so once more
-                    copy.out.close()
-                self.workplace.discard(copy.temporary)
-        for row in later:
-            self._act(row)
-        return again
-
-    def _unclaim(self, works: Sequence[Work], copies: Mapping[str, Copy]) -> List[Work]:
-        """As if these had never been claimed: their attempts are what they were."""
-        self.ledger.write([Change(copies[work.path].row, work.old) for work in works])
-        return [Work(work.found, self.ledger.get(work.path)) for work in works]
-
-    def _copy_of(self, work: Work, row: Row, later: List[Row]) -> Optional[Copy]:
-        try:
-            temporary = self._place(work.found)
-            return Copy(work.found, row, temporary, self.workplace.create(temporary))
-        except Exception as exc:
-            self._settle(row, exc, later)
-            return None
-
-    def _land(self, copies: Sequence[Copy], started: float, later: List[Row]) -> None:
-        """Content durable, then the final names, then these durable, and only then `done`: one wait for each step.
-
-        A crash in between repeats the group; what has its name by then is recognized by its content.
-        """
-        named: Dict[Path, List[Row]] = {}
-        for copy in copies:
-            try:
-                os.fsync(copy.out.fileno())
-                copy.out.close()
-                self.lease.check()
-                folder = self.workplace.name(copy.temporary, copy.found).parent
-            except Exception as exc:
-                self._give_up(copy, exc, later)
-            else:
-                named.setdefault(folder, []).append(copy.row)
-        landed: List[Row] = []
-        for folder, rows in named.items():
-            try:
-                self.workplace.sync(folder)
-                landed += rows
-            except (OSError, HandlerFailed) as exc:
-                for row in rows:
-                    self._put_back(row, exc if isinstance(exc, Error) else _local(exc, str(folder)))
-        if landed:
-            self.stats.fetched(sum(row.size for row in landed))
-            self._done(landed, time.monotonic() - started, later)
-
-    def _give_up(self, copy: Copy, exc: Exception, later: List[Row]) -> None:
-        """Removes a copy that cannot be delivered now, and says so in the ledger."""
-        with contextlib.suppress(OSError):
-            copy.out.close()
-        self.workplace.discard(copy.temporary)
-        self._settle(copy.row, exc, later)
+    def _stumble(self, path: str, exc: BaseException) -> None:
+        """What went wrong with a file and cannot be kept in the ledger: said, and left alone for a growing pause."""
+        pause = self._breaker.rest(path, NotNow(reason(exc)))[0]
+        event("file_failed", logging.ERROR, term=self.lease.term, path=path, retry_in=pause, error=reason(exc))
 
     # -- after-actions ------------------------------------------------------------------------------------------------
-
-    def _after_action(self, row: Row) -> None:
-        if self.member.may_work(self.lease):
-            self._act(row)
 
     def _act(self, row: Row) -> None:
         """Deletes or moves a file that is done or quarantined, if it still is the version that was handled.
@@ -8101,51 +7998,51 @@ class Poller:
         wanted = row.action in (self.config.after, self.config.after_error)
         if not wanted or not self.selector.below(row.path):
             why = "its path is not below url" if wanted else f"{row.action} is neither after nor after_error"
-            reason_why = f"the action in the ledger is dropped: {why}"
-            event("file_kept", logging.WARNING, term=self.lease.term, path=row.path, reason=reason_why)
-            self.ledger.change(row, row._replace(action=""))
+            self._keep(row, f"the action in the ledger is dropped: {why}", logging.WARNING)
             return
         try:
-            for last in (False, True):
-                try:
-                    with self.pool.server() as server:
-                        self._act_on(server, row)
-                    break
-                except ServerDown:  # a stop may have cut the connect: once more, in haste
-                    if last or self.member.may_work(self.lease):
-                        raise
-        except LeaseLost:
+            try:
+                self._act_on(row)
+            except ServerDown:
+                if self.member.may_work(self.lease):
+                    raise
+                self._act_on(row)  # a stop may have cut the connect: once more, in haste
+        except (LeaseLost, DatabaseDown):
+            self.lease.check()
             raise
         except Error as exc:
             self.lease.check()
-            if isinstance(exc, DatabaseDown):
-                raise
-            error = kept_error(row, Error(f"{row.action}: {exc}"))
+            failed = row._replace(error=kept_error(row, Error(f"{row.action}: {exc}")))
             refused = not isinstance(exc, ServerDown)
             delay = max(1.0, self._breaker.rest(row.path, NotNow())[0] if refused else self.config.retry_delay)
-            self.ledger.change(row, row._replace(error=error), delay)
-            self._say("file_failed", row, error, delay)
+            self.ledger.change(row, failed, delay)
+            self._say("file_failed", logging.WARNING, failed, delay)
 
-    def _act_on(self, server: FileServer, row: Row) -> None:
+    def _keep(self, row: Row, why: str, level: int = logging.INFO, drop: bool = False) -> None:
+        """Leaves a file where it is, for good."""
+        event("file_kept", level, term=self.lease.term, path=row.path, reason=why)
+        self.ledger.change(row, None if drop else row._replace(action=""))
+
+    def _act_on(self, row: Row) -> None:
         """Looks at the file and its companion, and removes none if one of them is newer than at the claim. The
         companion goes first, and also when the file is gone: else it would make the next version ready too early."""
-        same = server.same(row.path, Entry(posixpath.basename(row.path), "file", row.size, row.mtime))
-        marker, at_claim = row.path + self.config.ready_suffix, self._markers.get(row.path)
-        there, replaced = False, False
-        if self.config.ready_suffix and same is not False:
-            shown = server.same(marker, at_claim) if at_claim else server.exists(marker)
-            there, replaced = bool(shown), shown is False and at_claim is not None
-        self.lease.check()
-        if same is False or replaced:
-            what = "the file" if same is False else "its companion"
-            event("file_kept", term=self.lease.term, path=row.path, reason=f"a new version of {what} arrived meanwhile")
-            drop = row.state == "done" and same is False  # so that the new version is handled
-            self.ledger.change(row, None if drop else row._replace(action=""))
-            return
-        for path in [marker] * there + [row.path] * bool(same):
-            self._remove(server, path, row.action)
+        with self.pool.server() as server:
+            same = server.same(row.path, Entry(posixpath.basename(row.path), "file", row.size, row.mtime))
+            marker, at_claim = row.path + self.config.ready_suffix, self._markers.get(row.path)
+            there, replaced = False, False
+            if self.config.ready_suffix and same is not False:
+                shown = server.same(marker, at_claim) if at_claim else server.exists(marker)
+                there, replaced = bool(shown), shown is False and at_claim is not None
             self.lease.check()
-        self.ledger.change(row, None if row.state == "done" else row._replace(action=""))
+            if same is False or replaced:
+                what = "the file" if same is False else "its companion"
+                drop = row.state == "done" and same is False  # so that the new version is handled
+                self._keep(row, f"a new version of {what} arrived meanwhile", drop=drop)
+                return
+            for path in [marker] * there + [row.path] * bool(same):
+                self._remove(server, path, row.action)
+                self.lease.check()
+            self.ledger.change(row, None if row.state == "done" else row._replace(action=""))
 
     def _remove(self, server: FileServer, path: str, action: str) -> None:
         if action == "delete":

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import ftpcoord
-from ftpcoord import Change, Choice, Config, Entry, Fence, Found, Row, Selector, Work
+from ftpcoord import Change, Choice, Config, Entry, Fence, Found, Row, Selector, Work, Workplace
 
 NOON = "2026-01-12T12:00"
 
@@ -45,6 +46,13 @@ def path_of(change: Change) -> str:
     row = change.new or change.old
     assert row is not None
     return row.path
+
+
+def part_of(place: Workplace, file: Found) -> Path:
+    """A copy in the making."""
+    path, out = place.create(file)
+    out.close()
+    return path
 
 
 class MemoryRows:

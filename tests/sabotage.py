@@ -205,16 +205,16 @@ SABOTAGES = (
     # -- files
     Sabotage(
         "a file is removed before it is done",
-        "        made = self.ledger.write([Change(old, new) for old, new in zip(rows, finished)])",
+        "        made = self.ledger.write([Change(item.row, row)",
         "        for row in finished:\n            if action:\n                self._act(row)\n"
-        "        made = self.ledger.write([Change(old, new) for old, new in zip(rows, finished)])",
+        "        made = self.ledger.write([Change(item.row, row)",
         "before it is done",
         fix=["files=True"],
     ),
     Sabotage(
         "a file is removed without another look at the lease",
-        "        self.lease.check()\n        if same is False or",
-        "        if same is False or",
+        "            self.lease.check()\n            if same is False or",
+        "            if same is False or",
         "acts past its deadline",
         below="    def _act_on",
         fix=["files=True"],
@@ -228,8 +228,8 @@ SABOTAGES = (
     ),
     Sabotage(
         "a handler starts without another look at the lease",
-        "            self.lease.check()\n            local",
-        "            local",
+        "                self.lease.check()\n                if not item.work.delivered",
+        "                if not item.work.delivered",
         "handler starts without a valid lease",
         fix=["files=True"],
         also=("        self.lease.check()\n        with self.stats.handling()", "        with self.stats.handling()"),
@@ -259,8 +259,8 @@ SABOTAGES = (
     # -- versions, listings, what a database refuses, what arrives late
     Sabotage(
         "the version is not looked at again after the fetch",
-        "self._writer(out), found.entry, told)",
-        "self._writer(out))",
+        "found.entry.size, write, found.entry, told)",
+        "found.entry.size, write)",
         "another version's content|content of two versions|which no handler has finished",
         fix=["files=True"],
     ),
@@ -273,8 +273,8 @@ SABOTAGES = (
     ),
     Sabotage(
         "what an exact time was is not kept",
-        "mtime=self._exact.get(row.path, row.mtime))\n\n    def _done",
-        "mtime=row.mtime)\n\n    def _done",
+        "                item.mtime = entry.mtime +",
+        "                _ = entry.mtime +",
         "which was done|is not told|files are left over|which no handler has finished",
         fix=["files=True", "lines=True"],
     ),
@@ -299,7 +299,7 @@ SABOTAGES = (
     ),
     Sabotage(
         "an earlier version's doubt counts for the next one",
-        "        self._doubts.pop(found.path, None)  # of an earlier version\n",
+        "        self.recognizer.forget(found.path)\n",
         "",
         "test_simulation.py::test_each_version_of_a_minute_is_handled_also_where_an_earlier_one_was_in_doubt",
     ),

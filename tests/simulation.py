@@ -5,7 +5,7 @@
 
 What runs is ftpcoord itself: Election, Member, Pulse, the guard, Listener, Poller, Ledger, Selector, Coordinator,
 and the dialects' verbs.  Replaced are the modules that it gets time, threads and randomness from (`time`,
-`threading`, `queue`), the database below `execute`, the file server below FileServer's verbs, and the local disk.
+`threading`), the database below `execute`, the file server below FileServer's verbs, and the local disk.
 A seed draws a world: dialect, precision of the heartbeat column, intervals, members, clock rates, latencies, and
 a schedule of faults; the seed alone decides everything that happens.  One heartbeat is one tick.
 
@@ -51,7 +51,6 @@ import importlib
 import io
 import logging
 import math
-import queue
 import random
 import socket
 import sys
@@ -310,40 +309,6 @@ class SimThreading:
     @staticmethod
     def get_ident() -> int:
         return id(WORLD.task)
-
-
-class SimQueue:
-    """queue.Queue."""
-
-    def __init__(self) -> None:
-        self.items: collections.deque[Any] = collections.deque()
-        self.changed = SimWaiters()
-
-    def put(self, item: Any) -> None:
-        self.items.append(item)
-        self.changed.notify_all()
-
-    def get(self) -> Any:
-        while not self.items:
-            self.changed.wait()
-        return self.items.popleft()
-
-    def get_nowait(self) -> Any:
-        if not self.items:
-            raise queue.Empty
-        return self.items.popleft()
-
-    def empty(self) -> bool:
-        return not self.items
-
-    def qsize(self) -> int:
-        return len(self.items)
-
-
-class SimQueueModule:
-    """Instead of the module `queue`."""
-
-    Queue, Empty = SimQueue, queue.Empty
 
 
 class SimTiming:
@@ -1047,14 +1012,12 @@ class SimWorkplace:
     def clean(self) -> None:
         pass
 
-    def temporary(self, found: Any, private: bool = False) -> Path:
+    def create(self, found: Any, private: bool = False) -> tuple[Path, SimFile]:
         WORLD.numbers += 1
-        return Path(f"{WORLD.numbers}")
+        path = Path(f"{WORLD.numbers}")
+        return path, SimFile(path)
 
-    def create(self, temporary: Path) -> SimFile:
-        return SimFile(temporary)
-
-    def finish(self, temporary: Path, found: Any) -> Path:
+    def name(self, temporary: Path, found: Any) -> Path:
         return temporary
 
     def discard(self, temporary: Path) -> None:
@@ -1900,7 +1863,7 @@ def traced_event(what: str, level: int = logging.INFO, **fields: object) -> None
 def installed(tracing: bool) -> Iterator[None]:
     """ftpcoord with simulated surroundings."""
     instead: dict[str, Any] = {
-        "time": SimTime, "threading": SimThreading, "queue": SimQueueModule, "boot_clock": SimTime.monotonic,
+        "time": SimTime, "threading": SimThreading, "boot_clock": SimTime.monotonic,
         "Election": SimElection, "open_database": open_database, "new_server": SimConnection,
         "Workplace": SimWorkplace, "log": SimLog,
     }  # fmt: skip

@@ -16,7 +16,7 @@ import pytest
 from conftest import wait_for
 from hostile import FtpHost, Site
 from members import PATIENCE, Crew, ftpcoord
-from memory import config, found
+from memory import config, found, part_of
 
 OPENAT = pytest.mark.skipif(os.name != "posix", reason="openat")
 
@@ -51,11 +51,11 @@ def copies(place: Path) -> list[Path]:
 
 def test_private_copies_are_seen_by_no_other_user_and_go_away() -> None:
     place = ftpcoord.Workplace(config(), 1)
-    path = place.temporary(found("x/a.csv"))
+    path = part_of(place, found("x/a.csv"))
     assert path.name == "a.csv"
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     path.write_bytes(b"x")
-    assert place.finish(path, found("x/a.csv")) == path
+    assert place.name(path, found("x/a.csv")) == path
     place.discard(path)
     assert not path.parent.exists()
     top = path.parent.parent

@@ -705,9 +705,14 @@ def test_a_connection_that_has_ended_while_it_idled_is_replaced_without_a_word(
     with FtpHost(files={"a": b"1"}) as host:
         monkeypatch.setattr(host, "session", lambda sock: Farewell(host, sock).run())
         if idle:
-            began = time.monotonic
-            monkeypatch.setattr(ftpcoord.Pool, "_put", lambda pool, server: pool._idle.append(
-                (server, began() - idle)))  # fmt: skip
+            put = ftpcoord.Pool._put
+
+            def put_long_ago(pool: ftpcoord.Pool, server: ftpcoord.FileServer) -> None:
+                with pool._changed:
+                    put(pool, server)
+                    pool._idle[-1] = (server, time.monotonic() - idle)
+
+            monkeypatch.setattr(ftpcoord.Pool, "_put", put_long_ago)
         with Site(tmp_path, host.settings) as site:
             site.arrive({"a": b"1"})
             site.polls(3)

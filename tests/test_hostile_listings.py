@@ -12,6 +12,7 @@ import os
 import stat
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Union
 
@@ -343,12 +344,16 @@ def test_small_files_are_dealt_to_the_workers_in_fair_shares_of_at_most_64(
         sizes.append(len(works))
         return claim(ledger, works)
 
-    def leisurely(poller: Any, work: Any) -> None:
-        enqueue(poller, work)
-        time.sleep(0.001)  # a worker that did not wait for the others of this poll would go off with a few
+    def leisurely(items: Any) -> Iterator[Any]:
+        for item in items:
+            yield item
+            time.sleep(0.001)  # a worker that did not wait for the others of this poll would go off with a few
+
+    def enqueued(poller: Any, items: Any, *more: Any, **named: Any) -> None:
+        enqueue(poller, leisurely(items), *more, **named)
 
     monkeypatch.setattr(ftpcoord.Ledger, "claim", counted)
-    monkeypatch.setattr(ftpcoord.Poller, "_enqueue", leisurely)
+    monkeypatch.setattr(ftpcoord.Poller, "_enqueue", enqueued)
     files = {f"{number}": b"x" for number in range(count)}
     with FtpHost(files=dict(files)) as host, Site(tmp_path, host.settings, workers=workers) as site:
         site.arrive(files)

@@ -15,7 +15,7 @@ import servers
 from conftest import Database, Files, new_folder, wait_for
 from hostile import FtpHost, Site
 from members import PATIENCE, Crew
-from memory import config, found
+from memory import config, found, part_of
 from processes import Process, environment
 
 import ftpcoord
@@ -123,7 +123,7 @@ def test_a_file_is_made_only_where_nothing_is(tmp_path: Path) -> None:
 def test_copies_in_the_making_carry_the_term_and_those_of_other_terms_are_removed(tmp_path: Path) -> None:
     old, mine = (Workplace(config(download_dir=str(tmp_path)), term) for term in (3, 4))
     other = Workplace(config(download_dir=str(tmp_path), coordination_group="another"), 3)
-    left = [place.temporary(found("x/a.csv")) for place in (old, mine, other)]
+    left = [part_of(place, found("x/a.csv")) for place in (old, mine, other)]
     for path in (*left, tmp_path / "x" / "a.part", tmp_path / "x" / "a.csv"):
         path.write_bytes(b"")
     assert len({path.name for path in left}) == 3
@@ -309,7 +309,7 @@ def test_a_new_subfolder_is_durable_before_a_file_in_it_is_done(
     monkeypatch.setattr(os, "fsync", fsync)
     (tmp_path / "in").mkdir()
     config = ftpcoord.Config(url="sftp://u@h/in", database="sqlite:///x", download_dir=str(tmp_path / "in"))
-    ftpcoord.Workplace(config, 1).temporary(ftpcoord.Found("/in/x/y/1", "x/y/1", ftpcoord.Entry("1", "file", 1, "")))
+    part_of(ftpcoord.Workplace(config, 1), ftpcoord.Found("/in/x/y/1", "x/y/1", ftpcoord.Entry("1", "file", 1, "")))
     assert (str(tmp_path / "in"), True) in synced and (str(tmp_path / "in/x"), True) in synced
 
 
