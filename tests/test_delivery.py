@@ -10,11 +10,15 @@ import sqlite3
 import stat
 import subprocess
 import tempfile
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
+import hostile
 import pytest
 from conftest import wait_for
-from hostile import FtpHost, Site
+from hostile import FtpHost, FtpSession, Site
 from members import PATIENCE, Crew, ftpcoord
 from memory import config, found, part_of
 
@@ -210,3 +214,89 @@ def test_an_action_that_is_due_from_before_is_done_if_the_settings_are_the_same(
 # ---------------------------------------------------------------------------------------------------------------------
 # What is imported
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Connections and workers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Held(Site):
+    """Its handler waits to be let go."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], **more: Any) -> None:
+        super().__init__(folder, settings, "handler", **more)
+        self.begun: list[str] = []
+        self.let_go = threading.Event()
+
+    def __enter__(self) -> Held:
+        super().__enter__()
+        return self
+
+    def receive(self, file: ftpcoord.File) -> None:
+        self.begun.append(file.name)
+        self.let_go.wait(PATIENCE)
+        super().receive(file)
+
+
+def test_one_allowed_connection_serves_listings_and_as_many_handlers_as_there_are_workers(tmp_path: Path) -> None:
+    files = {f"{number}": b"x" for number in range(3)}
+    with FtpHost(files=dict(files)) as host:
+        host.on("PASS", lambda session, argument: (
+            session.say("530 no") if host.open_sessions > 1 else session.on_pass(argument)), times=None)  # fmt: skip
+        with Held(tmp_path, host.settings, workers=3, after="delete") as site:
+            wait_for(lambda: len(site.begun) == 3, PATIENCE, "three handlers at once")
+            site.polls(3)
+            site.let_go.set()
+            site.arrive(files)
+            wait_for(lambda: not host.files, PATIENCE)
+            assert not site.all("server_down") and not site.all("file_failed")
+
+
+def test_no_more_connections_than_workers_and_none_for_a_limit_of_the_server_twice(tmp_path: Path) -> None:
+    files = {f"{number:02}": bytes(200_000) for number in range(30)}
+    most: list[int] = []
+    with FtpHost(files=dict(files)) as host:
+        def counted(session: FtpSession, argument: str) -> None:
+            most.append(host.open_sessions)
+            session.on_retr(argument)
+
+        host.on("RETR", counted, times=None)
+        host.on("PASS", lambda session, argument: (
+            session.say("530 no") if host.open_sessions > 2 else session.on_pass(argument)), times=None)  # fmt: skip
+        with Site(tmp_path, host.settings, workers=4) as site:
+            site.arrive(files)
+            site.polls(3)
+        assert max(most) <= 4 and len(host.said("PASS")) <= 3, "two, and one that was refused"
+
+
+def test_a_stop_cuts_a_listing_and_lets_handlers_end(tmp_path: Path) -> None:
+    with FtpHost(files={"a": b"1"}) as host:
+        with Held(tmp_path, host.settings, timeout=20, after="delete", drain_timeout=20) as site:
+            wait_for(lambda: site.begun, PATIENCE)
+            host.on("MLSD", hostile.silence, times=None)
+            listings = len(host.said("MLSD"))
+            wait_for(lambda: len(host.said("MLSD")) > listings, PATIENCE, "a listing that hangs")
+            site.listener.stop()
+            time.sleep(0.3)
+            assert site.listener.polling() and not site.all("released")
+            stopped = time.monotonic()
+            site.let_go.set()
+            site.wait("released")
+            assert time.monotonic() - stopped < 3, "not the 20 s of a listing that hangs"
+            assert site.handled == [("a", b"1", 1)] and site.all("file_done") and not host.files
+
+
+def test_a_row_that_an_operator_changes_while_its_file_is_in_work_is_said_and_the_others_are_done(
+    tmp_path: Path
+) -> None:
+    with FtpHost(files={"a": b"1"}) as host, Held(tmp_path, host.settings, retry_delay=30, after="delete") as site:
+        wait_for(lambda: site.begun, PATIENCE)
+        with contextlib.closing(sqlite3.connect(tmp_path / "coordination.db", timeout=10)) as connection:
+            connection.execute("UPDATE file_ledger SET state = 'quarantined'")
+            connection.commit()
+        site.let_go.set()
+        said = site.wait("file_failed", path="/in/a")
+        assert "changed meanwhile" in said["error"]
+        site.polls(3)
+        assert list(host.files) == ["a"] and site.state("a", "quarantined") and len(site.handled) == 1
