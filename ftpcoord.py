@@ -7177,6 +7177,11 @@ class Yielding:
         self._failed, self._needed = 0, min(self._most, 2 * self._needed)
 
 
+def doubled(seconds: float, times: int) -> float:
+    """The pause after so many failures in a row: the first one's, and twice as much each time."""
+    return float(min(MOST_PAUSE, seconds * 2.0 ** min(times - 1, 30)))
+
+
 class Resting(NamedTuple):
     """A file that said "not now"."""
 
@@ -7205,7 +7210,7 @@ class Breaker:
         self._trial = ""
         self.terms: Set[int] = set()  # those that this process has held
 
-    def rest(self, path: str, exc: NotNow) -> Tuple[float, bool, bool]:
+    def rest(self, path: str, exc: NotNow) -> tuple[float, bool, bool]:
         """Notes a "not now": the pause, whether it is to be said, and whether it counts as the file's failure.
 
         It counts from the third time on if others succeed: then it is not the system behind that is away.
@@ -7214,24 +7219,22 @@ class Breaker:
         with self._lock:
             last = self._files.get(path, Resting(0, 0, self._successes, now))
             alone = last.alone + (self._successes > last.successes)
-            pause = min(MOST_PAUSE, self._config.retry_delay * 2.0 ** min(last.times, 30))
+            pause = doubled(self._config.retry_delay, last.times + 1)
             if isinstance(exc, TryLater):
-                pause = pause if exc.seconds is None else exc.seconds
+                least = exc.seconds or 0.0
+                pause = pause if exc.seconds is None else least
                 self._in_a_row.add(path)
-                if len(self._in_a_row) >= 3 or self._stats.not_now:
-                    pause = self._open(exc, now)
+                if len(self._in_a_row) >= 3 and not self._stats.not_now:
+                    self._stats.not_now = printable(str(exc))
+                    self._pause, self._tried = self._pauses.next(), set(self._in_a_row)
+                    event("not_now", logging.WARNING, group=self._config.coordination_group, files=len(self._in_a_row),
+                          retry_in=max(self._pause, least), error=self._stats.not_now)  # fmt: skip
+                if self._stats.not_now:
+                    pause = max(self._pause, least)
+                    self._due = now + pause
             self._files[path] = Resting(last.times + 1, alone, self._successes, now + pause)
             counts = isinstance(exc, TryLater) and alone >= 2
             return pause, last.times >= 2 or bool(self._stats.not_now), counts
-
-    def _open(self, exc: TryLater, now: float) -> float:
-        if not self._stats.not_now:
-            self._stats.not_now = printable(str(exc))
-            self._pause, self._tried = self._pauses.next(), set(self._in_a_row)
-            event("not_now", logging.WARNING, group=self._config.coordination_group, files=len(self._in_a_row),
-                  retry_in=max(self._pause, exc.seconds or 0.0), error=self._stats.not_now)  # fmt: skip
-        self._due = now + max(self._pause, exc.seconds or 0.0)
-        return self._due - now
 
     def done(self, path: str) -> None:
         """A file succeeded."""
@@ -7930,9 +7933,8 @@ class Poller:
             event("worker_failed", logging.ERROR, exc=exc, path=row.path, error=reason(exc))
         what, level, counts = "file_failed", logging.WARNING, False
         failed = row._replace(state="failed", mtime=item.mtime, error=kept_error(row, exc))
-        due: Optional[float]
-        pause: Optional[float]
-        due = pause = self._doubled(row.attempts)
+        due: Optional[float] = doubled(self.config.retry_delay, row.attempts)
+        pause = due
         if isinstance(exc, FileGone):
             what, level, counts = "file_gone", logging.INFO, row.marks.gone
             due = pause = None
@@ -7949,7 +7951,7 @@ class Poller:
             counts = True
         if counts:
             what, level, failed = "file_failed", logging.WARNING, failed._replace(failures=row.failures + 1)
-            due = pause = self._doubled(failed.failures)
+            due = pause = doubled(self.config.retry_delay, failed.failures)
             if failed.failures >= self.config.max_attempts and self.config.ledger:
                 what, level, due, pause = "file_quarantined", logging.ERROR, None, None
                 action = "" if self.config.after_error == "keep" else self.config.after_error
@@ -7961,10 +7963,6 @@ class Poller:
             return
         self._say(what, level, failed, pause)
         item.then = failed if failed.action else None
-
-    def _doubled(self, times: int) -> float:
-        """Seconds until the next try after so many."""
-        return float(min(MOST_PAUSE, self.config.retry_delay * 2.0 ** min(times - 1, 20)))
 
     def _say(self, what: str, level: int, row: Row, pause: Optional[float]) -> None:
         if what in ("file_failed", "file_quarantined"):

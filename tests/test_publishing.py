@@ -200,7 +200,9 @@ def test_links_planted_under_the_names_of_unfinished_copies_are_not_written_thro
     target.mkdir()
     with FtpHost(files={"a": b"1", "b": b"2"}) as host:
         site = Site(tmp_path, host.settings)
-        mark, _, last = Workplace(site.listener.config, 1).temporary(found("a")).stem.rpartition("-")
+        part = part_of(Workplace(site.listener.config, 1), found("a"))
+        part.unlink()
+        mark, _, last = part.stem.rpartition("-")
         begin = int(last)
         for number in range(begin + 1, begin + 4):
             (target / f"{mark}-{number}.part").symlink_to(victim)
