@@ -3211,6 +3211,8 @@ class FileServer(abc.ABC):
         except _Broken as error:
             raise self._lost(doing, error) from error
         except Error as error:
+            if isinstance(error, ServerDown):
+                self.close()
             raise self._masked(error) from error.__cause__
         except BaseException:
             self.close(orderly=False)
@@ -3622,61 +3624,90 @@ class Names:
                 self._listed[folder][1].add(name)
 
 
-class _Refused(Exception):
-    """The reply that refused a command."""
+class FtpClient(ftplib.FTP):
+    """The standard library's client with names as latin-1 bytes, and what it lacks: its reader bounds neither time nor
+    lines, is lost after a timeout, and takes what came before a TLS handshake for said under it; it knows EPSV for IPv6
+    only, and resumes no TLS session. A reply is a value here: login() and transfers alone take one for an error."""
 
-    def __init__(self, reply: str) -> None:
-        super().__init__(reply)
-        self.reply = reply
+    maxline = MAX_LINE
+    sock: Any
+    timeout: float
 
+    def __init__(self, server: FtpServer) -> None:
+        super().__init__(timeout=server.timeout, encoding="latin-1")
+        self._server = server
+        self._epsv, self._reached = True, False         # reached: a data connection was made
+        self.asked = False                              # the command of a transfer was sent
+        self.silent = self.cut = False                  # of the last data connection: see _begun() and read()
 
-class FtpControl:
-    """A control connection: commands out, replies in, latin-1 as an 8-bit pipe.
+    def connect(self, *_: object, **__: object) -> str:
+        self.logged_in, self._inbox = False, bytearray()
+        self._tls_session: Optional[ssl.SSLSession] = None      # never of another control connection
+        self.sock = self._server._dial()
+        self.af, self._peer = self.sock.family, self.sock.getpeername()     # now: one that was cut does not tell it
+        if self._server.scheme == "ftps":
+            self.encrypt()
+        self.welcome = self.getresp()
+        while self.welcome.startswith("1"):             # 120: ready in n minutes
+            self.welcome = self.getresp()
+        return self.welcome
 
-    Not ftplib.FTP: its reader is lost after a timeout, and has no bound on the lines of a reply."""
+    def encrypt(self) -> None:
+        """Go on under TLS. What an attacker put in before the handshake must not count as said under it."""
+        if self._inbox:
+            raise _Broken("text in the clear after AUTH TLS")
+        self.sock = self._server._wrap(self.sock, None)
+        self.sock.do_handshake()
 
-    def __init__(self, sock: socket.socket, timeout: float) -> None:
-        self.sock, self.timeout = sock, timeout
-        self.peer = sock.getpeername()                  # now: it cannot be told of a socket that was cut
-        self._inbox = bytearray()
+    # -- replies
 
-    def send(self, command: bytes) -> None:
+    def putline(self, line: str) -> None:
         try:
-            self.sock.sendall(command + b"\r\n")
+            super().putline(line)
         except OSError as error:
             raise _Broken from error
 
-    def reply(self) -> str:
+    def getresp(self) -> str:
+        """The next reply, whatever it says. Raises _Broken at the server's goodbye, LoginRefused, ServerFull."""
+        try:
+            reply = self.getmultiline()
+        except OSError as error:
+            raise _Broken from error
+        if reply[:3] in ("221", "421"):
+            raise _Broken(reply)
+        kind = verdict(reply)
+        if kind in ("limit", "login") and self.logged_in:
+            raise (ServerFull if kind == "limit" else LoginRefused)(f"{self._server.label}: {reply}")
+        return reply
+
+    def getmultiline(self) -> str:
         """One whole reply (RFC 959 section 4.2), within about twice the timeout even if it comes in drips."""
-        deadline = time.monotonic() + self.timeout
-        lines = [self._line(deadline)]
-        code = lines[0][:3]
+        self._deadline = time.monotonic() + self.timeout
+        lines = [self.getline()]
+        code, more = lines[0][:3], lines[0][3:4] == "-"
         if not DIGITS.fullmatch(code) or len(code) != 3:
             raise _Broken(f"not an FTP reply: {lines[0][:80]!r}")
-        if lines[0][3:4] == "-":
-            while lines[-1][:3] != code or lines[-1][3:4].strip() or len(lines) == 1:
-                if len(lines) == MAX_REPLY_LINES:
-                    raise _Broken("a reply without an end")
-                lines.append(self._line(deadline))
+        while more:
+            if len(lines) == MAX_REPLY_LINES:
+                raise _Broken("a reply without an end")
+            lines.append(self.getline())
+            more = lines[-1][:3] != code or lines[-1][3:4].strip() != ""
         return "\n".join(lines)
 
-    def _line(self, deadline: float) -> str:
+    def getline(self) -> str:
         while True:
             end = self._inbox.find(b"\n")
             if end >= 0:
                 line = self._inbox[:end].rstrip(b"\r").decode("latin-1")
                 del self._inbox[:end + 1]
                 return line
-            if len(self._inbox) > MAX_LINE:
-                raise _Broken(f"a reply line of more than {MAX_LINE} bytes")
-            try:
-                piece = self.sock.recv(4096)
-            except OSError as error:
-                raise _Broken from error
+            if len(self._inbox) > self.maxline:
+                raise _Broken(f"a reply line of more than {self.maxline} bytes")
+            piece = self.sock.recv(4096)
             if not piece:
                 raise _Broken("the server closed the connection")
-            if time.monotonic() > deadline:
-                raise _Broken from socket.timeout()
+            if time.monotonic() > self._deadline:
+                raise socket.timeout()
             self._inbox += piece
 
     def quiet(self) -> bool:
@@ -3693,7 +3724,7 @@ class FtpControl:
             return False
         return not self._inbox
 
-    def speaks_before(self, other: socket.socket) -> bool:
+    def _speaks_before(self, other: socket.socket) -> bool:
         """Waits until this connection or the other one has something to read: whether it is this one."""
         if self._inbox or (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending()):
             return True
@@ -3705,11 +3736,118 @@ class FtpControl:
             raise socket.timeout()
         return self.sock in ready
 
-    def upgrade(self, wrap: Callable[[socket.socket], socket.socket]) -> None:
-        """Go on under TLS. What an attacker put in before the handshake must not count as said under it."""
-        if self._inbox:
-            raise _Broken("text in the clear after AUTH TLS")
-        self.sock = wrap(self.sock)
+    # -- data connections
+
+    def makepasv(self) -> tuple[str, int]:
+        """EPSV (RFC 2428), which no middlebox rewrites, else PASV. The host is the control connection's: that of a PASV
+        reply may be behind a NAT, or a trap."""
+        with contextlib.suppress(ftplib.Error, ValueError):
+            if self._epsv:
+                return self._at(ftplib.parse229(self.sendcmd("EPSV"), self._peer)[1])
+        self._epsv = False
+        try:
+            return self._at(ftplib.parse227(self.sendcmd("PASV"))[1])
+        except (ftplib.Error, ValueError) as error:
+            raise _Broken from error
+
+    def _at(self, port: int) -> tuple[str, int]:
+        if not 0 < port < 65536:
+            raise ValueError(f"no port for the data connection: {port}")
+        return self._peer[0], port
+
+    def ntransfercmd(self, cmd: str, rest: object = None) -> tuple[socket.socket, Optional[int]]:
+        """A data connection on which the server has begun to answer. Raises error_reply if it refuses, _Broken.
+
+        The command travels while the connection is made. Only the first one is made before: as long as EPSV may lead
+        nowhere PASV can still be tried (firewalls open ports only for the one that they can read)."""
+        conn, self.asked = None, False
+        try:
+            while conn is None:
+                address, trying = self.makepasv(), self._epsv and not self._reached
+                if self._reached:
+                    self._begin(cmd)
+                try:
+                    conn = self._server._connected(self.af, (*address, *self._peer[2:]),
+                                                   min(EPSV_PATIENCE, self.timeout) if trying else None)
+                except OSError:
+                    if not trying:
+                        raise
+                    self._epsv = False
+            if not self._reached:
+                self._reached = True
+                self._begin(cmd)
+            return self._begun(conn), None              # no size: the listing's counts
+        except (OSError, ValueError) as error:          # ValueError: a socket that abort() has closed
+            if conn is None and self.asked and not (isinstance(error, socket.timeout) and self.quiet()):
+                self._answered()    # a server that refuses the command closes its port: the reply tells why
+            raise _Broken from error
+
+    def _begin(self, cmd: str) -> None:
+        self.asked = True
+        self.putcmd(cmd)
+
+    def _answered(self) -> None:
+        """Waits for the reply that begins a transfer."""
+        reply = self.getresp()
+        if reply.startswith("2"):                       # some servers answer the passive command twice
+            reply = self.getresp()
+        if not reply.startswith("1"):
+            raise ftplib.error_reply(reply)
+
+    def _begun(self, conn: Any) -> Any:
+        """Servers make the TLS handshake after their 150, before it, or not at all where there is nothing to send: then
+        the connection is silent, it ends without a handshake and without a byte."""
+        self.silent = self.cut = False
+        try:
+            if self._server.context is None:
+                self._answered()
+                return conn
+            # Servers demand that the session is resumed. Read late (TLS 1.3 sends it after the handshake) and once (the
+            # getter copies the whole session each time).
+            self._tls_session = self._tls_session or self.sock.session
+            try:
+                conn = self._server._wrap(conn, self._tls_session)
+                conn.settimeout(0)
+                with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    conn.do_handshake()
+                conn.settimeout(self.timeout)
+            except OSError as error:
+                if not is_end(error):
+                    raise
+                self.silent = True
+            answered = self.silent or self._speaks_before(conn)
+            if answered:
+                self._answered()
+            self.silent = self.silent or not peek(conn)
+            if not self.silent:
+                conn.do_handshake()
+            if not answered:
+                self._answered()
+            return conn
+        except BaseException:
+            self._server._discard(conn)
+            raise
+
+    def read(self, conn: socket.socket, buffer: memoryview) -> int:
+        """Bytes put into the buffer, 0 at the end; `cut`: it was not the end that TLS protects."""
+        if self.silent:
+            return 0
+        try:
+            return conn.recv_into(buffer)
+        except OSError as error:
+            if is_end(error) and not isinstance(error, ConnectionError):
+                self.cut = True
+                return 0
+            raise _Broken from error
+
+    def finish(self, conn: socket.socket) -> str:
+        """Close a data connection that has been read to its end; the reply that follows."""
+        if isinstance(conn, ssl.SSLSocket) and not self.silent and not self.cut:
+            with contextlib.suppress(OSError, ValueError):      # servers that leave without a goodbye
+                conn.settimeout(min(TLS_GOODBYE, self.timeout))
+                conn.unwrap()
+        self._server._discard(conn)
+        return self.getresp()
 
 
 def is_end(error: OSError) -> bool:
@@ -3726,24 +3864,115 @@ def peek(sock: socket.socket) -> bytes:
         return b""
 
 
-class FtpData:
-    """A data connection, to be read to its end."""
+class Looker:
+    """What questions about a path tell on one FTP connection: MLST, or where that is unknown SIZE, MDTM and CWD.
 
-    def __init__(self, sock: socket.socket, silent: bool = False) -> None:
-        self.sock, self.silent = sock, silent           # silent: it ended without a handshake and without a byte
-        self.cut = False                                # the end was not the one that TLS protects
+    A yes is believed. A no proves that nothing is there only if that very command has said yes to a file on this
+    connection, says the same of a name that cannot be there, and does not speak of rights; else a listing decides.
+    A command that is unknown or was never answered is not asked again. An exact time (MLST, MDTM) counts only while it
+    differs from those of LIST by a zone."""
 
-    def read(self, buffer: memoryview) -> int:
-        """Bytes put into the buffer, 0 at the end. Raises _Broken."""
-        if self.silent:
-            return 0
+    YES: ClassVar[dict[str, str]] = {"MLST": "250", "SIZE": "213", "MDTM": "213"}
+
+    def __init__(self, server: FtpServer) -> None:
+        self._server = server
+        self.begin()
+
+    def begin(self, mlst: bool = False) -> None:
+        """On a new connection."""
+        self.yes: dict[str, str] = {}                   # commands that said yes to a file, and its folder
+        self._no: dict[str, str] = {}                   # what they say of a name that cannot be there
+        self.useless = self._server.habits.names.unanswered | (set() if mlst else {"MLST"})
+
+    def there(self, path: str) -> Optional[bool]:
+        """None: only a listing can tell."""
+        if not all(split_path(path)):                   # a root, of whatever kind
+            return True
+        for command in ("MLST", "SIZE"):
+            yes, no = self._ask(command, path)
+            if yes:
+                return True
+            proven = self._proves(command, path, no)
+            if proven and command == "MLST":
+                return False
+        if self._server._is_folder(path):
+            return True
+        return False if proven else None
+
+    def entry(self, path: str) -> Optional[Entry]:
+        """By MLST, or by SIZE and MDTM; None if it is not there or cannot be told."""
+        name = split_path(path)[1]
+        for entry in self._facts(self._ask("MLST", path)[0]):
+            return entry._replace(name=name)
+        size = "" if "MLST" in self.yes else self._ask("SIZE", path)[0][4:].strip()
+        return Entry(name, "file", int(size), self._time(path)) if DIGITS.fullmatch(size) else None
+
+    def timed(self, path: str, size: int) -> Optional[Entry]:
+        """By one question: MLST, or MDTM for the time alone; None if that is not told."""
+        started = time.monotonic()
+        told = Entry("", "file", size, self._time(path)) if "MLST" in self.useless else self.entry(path)
+        self._server.habits.question = time.monotonic() - started
+        return told if told and told.mtime else None
+
+    def joined(self, seen: Entry, told: Entry) -> Optional[Entry]:
+        """What LIST shows and what a question tells of one file, in one entry. None if the two do not fit: servers give
+        other times there. A place has two zones, summer's and winter's."""
+        zones = self._server.habits.zones
+        line, exact = times_of(seen.mtime)[0], times_of(told.mtime)[1]
+        if not exact or not line:
+            return seen._replace(size=told.size, mtime=told.mtime) if exact else None
+        if len(line) >= MINUTE:
+            zone = zone_between(line, exact)
+            if zone is None:
+                return None
+            if len(zones | {zone}) > 2:
+                zones.clear()
+            zones.add(zone)
+        elif line not in (_moved(exact, days * MOST_AHEAD)[:10] for days in (-1, 0, 1)):
+            return None
+        return seen._replace(size=told.size, mtime=f"{line}={epoch_seconds(exact[:19]):.0f}")
+
+    def _facts(self, reply: str) -> Listing:
+        """What a reply to MLST tells."""
+        lines = [parse_mlsd_line(self._server._text(line)) for line in body_lines(reply)]
+        return [entry for entry in lines if entry is not None]
+
+    def _time(self, path: str) -> str:
+        return iso_time(self._ask("MDTM", path)[0][4:].strip())
+
+    def _ask(self, command: str, path: str) -> tuple[str, str]:
+        """Its yes and its no; both are "" if it is not asked or not answered."""
+        if command in self.useless:
+            return "", ""
         try:
-            return self.sock.recv_into(buffer)
-        except OSError as error:
-            if is_end(error) and not isinstance(error, ConnectionError):
-                self.cut = True
-                return 0
-            raise _Broken from error
+            reply = self._server._ask(command, path)
+        except _Broken as error:
+            if not isinstance(error.__cause__, socket.timeout):
+                raise
+            self._server.habits.names.unanswered.add(command)
+            self._server.connect()
+            return "", ""
+        if not reply.startswith(self.YES[command]):
+            if verdict(reply) == "unknown":
+                self.useless.add(command)
+            return "", reply
+        facts = self._facts(reply) if command == "MLST" else []
+        if facts and not any(entry.name == "." or same_name(entry.name, path) for entry in facts):
+            return "", ""                               # of another: servers take patterns, or tell what is in a folder
+        if command == "SIZE" or any(entry.kind == "file" for entry in facts):
+            self.yes[command] = split_path(path)[0]
+        return reply, ""
+
+    def _proves(self, command: str, path: str, no: str) -> bool:
+        """Whether this no means that nothing is there."""
+        server = self._server
+        if command not in self.yes or command in self.useless or RIGHTS.search(server._text(no)):
+            return False
+        said = server._without_name(no, path)
+        if command not in self._no:
+            made_up = f"{self.yes[command].rstrip('/')}/ftpcoord-{os.urandom(8).hex()}"
+            self._no[command] = server._without_name(server._ask(command, made_up), made_up)
+        return said == self._no[command]
 
 
 class FtpServer(FileServer):
@@ -3751,270 +3980,103 @@ class FtpServer(FileServer):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.scheme = config.target.scheme
-        self._context = _tls_context(config) if self.scheme != "ftp" else None
-        self._ftp: Optional[FtpControl] = None
-        self._features: dict[str, str] = {}
+        self.scheme, self._strict = config.target.scheme, config.tls_close == "strict"
+        self.context = _tls_context(config) if self.scheme != "ftp" else None
+        self._ftp, self._looker = FtpClient(self), Looker(self)
         self._home: Optional[str] = None
-        self._tls_session: Optional[ssl.SSLSession] = None
-        self._strict = config.tls_close == "strict"
-        self._use_epsv = self._use_mlsd = True
-        self._passive_works = False                     # a data connection was made
-        self._asked = False                             # the command that needs a data connection was sent
-        self._yes: dict[str, str] = {}                  # commands that said yes to a file, and its folder
-        self._no: dict[str, str] = {}                   # what they say of a name that cannot be there
-        self._useless: set[str] = set()                 # commands that this connection does not know
-        self._last_no = ""
+        self._use_mlsd = True
         self._buffer = memoryview(bytearray(READ_BUFFER))
 
     # -- connection
 
     def _open(self) -> None:
-        context = self._context
-        self._tls_session = None                        # never of another control connection
-        self._yes, self._no, self._useless = {}, {}, set(self.habits.names.unanswered)
-        ftp = FtpControl(self._dial(), self.timeout)
-        if self.scheme == "ftps":
-            ftp.upgrade(self._encrypt)
-        greeting = ftp.reply()
-        while greeting.startswith("1"):                 # 120: ready in n minutes
-            greeting = ftp.reply()
+        greeting = self._ftp.connect()
         if not greeting.startswith("2"):
             raise ServerDown(f"{self.label}: {greeting}")
-        self._ftp = ftp
         if self.scheme == "ftpes":
-            reply = self._ask("AUTH TLS")
-            if not reply.startswith("234"):
-                raise ServerDown(f"{self.label}: the server refuses AUTH TLS ({reply}); "
-                                 "ftps:// is TLS from the start, ftp:// is unencrypted")
-            ftp.upgrade(self._encrypt)
+            self._require("AUTH TLS", "234", "; ftps:// is TLS from the start, ftp:// is unencrypted")
+            self._ftp.encrypt()
         self._log_in()
-        if context is not None:                         # RFC 4217 section 9: private data connections
-            for command in ("PBSZ 0", "PROT P"):
-                reply = self._ask(command)
-                if not reply.startswith("2"):
-                    raise ServerDown(f"{self.label}: {command} refused: {reply}")
+        for command in ("PBSZ 0", "PROT P") if self.context else ():    # RFC 4217 section 9: private data connections
+            self._require(command)
         reply = self._ask("FEAT")
-        self._features = {} if not reply.startswith("211") else {
-            line.split(" ")[0].upper(): line for line in body_lines(reply) if line}
-        self._use_mlsd = "MLST" in self._features or "MLSD" in self._features
-        if "UTF8" in self._features and self.encoding.lower().replace("-", "") == "utf8":
+        lines = body_lines(reply) if reply.startswith("211") else []
+        features = {line.split(" ")[0].upper(): line for line in lines if line}
+        self._use_mlsd = "MLST" in features or "MLSD" in features
+        self._looker.begin("MLST" in features)
+        if "UTF8" in features and self.encoding.lower().replace("-", "") == "utf8":
             self._ask("OPTS UTF8 ON")                   # some need it, others refuse it and send UTF-8 anyway
-        if re.search(r"[ ;](type|size|modify);", self._features.get("MLST", ""), re.IGNORECASE):
+        if re.search(r"[ ;](type|size|modify);", features.get("MLST", ""), re.IGNORECASE):
             self._ask("OPTS MLST type;size;modify;")    # those without an asterisk are not shown unless asked for
         started = time.monotonic()
-        if not self._ask("TYPE I").startswith("2"):
-            raise ServerDown(f"{self.label}: the server refuses binary transfers (TYPE I)")
+        self._require("TYPE I")
         self.habits.question = self.habits.question or time.monotonic() - started
         reply = self._ask("PWD")
         home = login_folder(reply) if reply.startswith("2") else None
-        self._home = None if home is None else decode_name(home.encode("latin-1"), self.encoding)
+        self._home = None if home is None else self._text(home)
+
+    def _require(self, command: str, code: str = "2", advice: str = "") -> None:
+        reply = self._ask(command)
+        if not reply.startswith(code):
+            raise ServerDown(f"{self.label}: the server refuses {command} ({reply}){advice}")
 
     def _log_in(self) -> None:
-        user = self.user or "anonymous"
-        password = self.password or ("anonymous@" if user == "anonymous" else "")
-        if any(character in user + password for character in "\r\n\0"):
+        if any(character in self.user + self.password for character in "\r\n\0"):
             raise LoginRefused(f"{self.label}: the user name or the password contains a line break")
-        reply = self._ask("USER", user, login=True)
-        if reply.startswith("331"):
-            reply = self._ask("PASS", password, login=True)
-        if not reply.startswith("2"):
+        try:
+            self._ftp.login(self._wire(self.user), self._wire(self.password))
+        except ftplib.error_reply as refused:
+            reply = str(refused)
             for_now = reply.startswith("4") and not reply.startswith("430")     # 430: wrong name or password
             kind = ServerFull if for_now or TOO_MANY.match(reply) else LoginRefused
-            raise kind(f"{self.label}: login as {user} refused: {self._without_password(reply)}")
+            raise kind(f"{self.label}: login as {self.user or 'anonymous'} refused: {reply}") from None
+        self._ftp.logged_in = True
 
-    def _wrap(self, sock: socket.socket) -> ssl.SSLSocket:
-        assert self._context is not None
+    def _wrap(self, sock: socket.socket, session: Optional[ssl.SSLSession]) -> ssl.SSLSocket:
+        assert self.context is not None
         with self._guard:                               # wrap_socket() empties the old object
             self._sockets.discard(sock)
-        wrapped = self._context.wrap_socket(sock, server_hostname=self.host, session=self._tls_session,
-                                            do_handshake_on_connect=False, suppress_ragged_eofs=False)
+        wrapped = self.context.wrap_socket(sock, server_hostname=self.host, session=session,
+                                           do_handshake_on_connect=False, suppress_ragged_eofs=False)
         self._adopt(wrapped)
         return wrapped
 
-    def _encrypt(self, sock: socket.socket) -> ssl.SSLSocket:
-        wrapped = self._wrap(sock)
-        wrapped.do_handshake()
-        return wrapped
-
     def close(self, orderly: bool = True) -> None:
-        self._ftp = None
+        self._ftp.sock = None
         super().close(orderly)
-
-    def _control(self) -> FtpControl:
-        if self._ftp is None:
-            self.connect()
-        assert self._ftp is not None
-        return self._ftp
 
     # -- commands
 
-    def _ask(self, command: str, argument: Optional[str] = None, login: bool = False) -> str:
-        """The reply to one command, whatever it says. 421 and an expired login end the connection."""
-        wire = command.encode("ascii")
-        if argument is not None:
-            wire += b" " + encode_name(argument, self.encoding)
-        ftp = self._control()
+    def _wire(self, text: str) -> str:
+        """Text as ftplib sends and receives it, each byte a character."""
+        return encode_name(text, self.encoding).decode("latin-1")
+
+    def _text(self, wire: str) -> str:
+        return decode_name(wire.encode("latin-1"), self.encoding)
+
+    def _line(self, command: str, path: Optional[str] = None) -> str:
+        """A command that can be sent, on a connection to send it by."""
+        line = command if path is None else f"{command} {self._wire(path)}"
+        if self._ftp.sock is None:
+            self.connect()
+        return line
+
+    def _ask(self, command: str, path: Optional[str] = None) -> str:
+        """The reply to one command, whatever it says."""
+        line = self._line(command, path)
         with self._effect(command in ("DELE", "RNTO", "MKD")):
-            ftp.send(wire)
-            reply = ftp.reply()
-        return self._checked(reply, login)
+            return self._ftp.sendcmd(line)
 
-    def _checked(self, reply: str, login: bool = False) -> str:
-        kind = verdict(reply)
-        if reply[:3] in ("221", "421"):                 # the server's goodbye, whatever was asked
-            raise _Broken(reply)
-        if kind in ("limit", "login") and not login:
-            self.close()
-            refusal = ServerFull if kind == "limit" else LoginRefused
-            raise refusal(f"{self.label}: {self._without_password(reply)}")
-        return reply
+    def _do(self, command: str, path: str, code: str = "2") -> None:
+        reply = self._ask(command, path)
+        if not reply.startswith(code):
+            raise self._problem(path, reply)
 
-    def _full(self, path: str) -> str:
-        """list() changes the working folder of the session, so relative paths are joined to the login
-        folder."""
-        if path.startswith("/"):
-            return path
-        self._control()
-        if self._home is None:
-            raise FileRefused(f"{path!r}: the server does not tell its login folder; use a full path")
-        return self._home if path in ("", ".") else f"{self._home.rstrip('/')}/{path}"
-
-    def absolute(self, path: str) -> str:
-        return normal_path(self._full(path))
-
-    def _data(self, command: str, argument: Optional[str] = None) -> FtpData:
-        """A data connection on which the server has begun to answer. Raises _Refused, _Broken."""
-        self._asked = False
-        wire = command.encode("ascii")
-        if argument is not None:                        # refused before a connection is made for it
-            wire += b" " + encode_name(argument, self.encoding)
-        ftp = self._control()
-        conn = None
-        try:
-            if self._passive_works:                     # the command travels while the connection is made
-                port = self._passive_port(ftp)
-                self._send(ftp, wire)
-                conn = self._data_socket(ftp, port)
-            else:
-                conn = self._first_data_socket(ftp)
-                self._send(ftp, wire)
-            return self._begun(ftp, conn)
-        except (OSError, ValueError) as error:          # ValueError: a socket that abort() has closed
-            if conn is None and self._asked and not (isinstance(error, socket.timeout) and ftp.quiet()):
-                self._answered(ftp)     # a server that refuses the command closes its port: the reply tells why
-            raise _Broken from error
-
-    def _send(self, ftp: FtpControl, wire: bytes) -> None:
-        self._asked = True
-        ftp.send(wire)
-
-    def _data_socket(self, ftp: FtpControl, port: int, timeout: Optional[float] = None) -> socket.socket:
-        # The control connection's address: the one in a PASV reply may be behind a NAT, or a trap.
-        return self._connected(ftp.sock.family, (ftp.peer[0], port, *ftp.peer[2:]), timeout)
-
-    def _first_data_socket(self, ftp: FtpControl) -> socket.socket:
-        """Made before the command is sent, so that PASV can still be tried where EPSV leads nowhere: firewalls open
-        ports only for the one that they can read."""
-        port = self._passive_port(ftp)
-        try:
-            conn = self._data_socket(ftp, port, min(EPSV_PATIENCE, self.timeout) if self._use_epsv else None)
-        except OSError:
-            if not self._use_epsv:
-                raise
-            self._use_epsv = False
-            return self._first_data_socket(ftp)
-        self._passive_works = True
-        return conn
-
-    def _answered(self, ftp: FtpControl) -> None:
-        """Waits for the reply that begins a transfer. Raises _Refused."""
-        reply = self._checked(ftp.reply())
-        if reply.startswith("2"):                       # some servers answer the passive command twice
-            reply = self._checked(ftp.reply())
-        if not reply.startswith("1"):
-            raise _Refused(reply)
-
-    def _begun(self, ftp: FtpControl, conn: socket.socket) -> FtpData:
-        """Servers make the TLS handshake after their 150, before it, or not at all where there is nothing to send."""
-        try:
-            if self._context is None:
-                self._answered(ftp)
-                return FtpData(conn)
-            if self._tls_session is None and isinstance(ftp.sock, ssl.SSLSocket):
-                # Servers demand that the session is resumed. Read late (TLS 1.3 sends it after the handshake) and
-                # once (the getter copies the whole session each time).
-                self._tls_session = ftp.sock.session
-            greeted = self._greet(conn)
-            if greeted is None:
-                self._answered(ftp)
-                return FtpData(conn, silent=True)
-            conn = greeted
-            answered = ftp.speaks_before(conn)
-            if answered:
-                self._answered(ftp)
-            silent = not peek(conn)
-            if not silent:
-                greeted.do_handshake()
-            if not answered:
-                self._answered(ftp)
-            return FtpData(conn, silent)
-        except BaseException:
-            self._discard(conn)
-            raise
-
-    def _greet(self, conn: socket.socket) -> Optional[ssl.SSLSocket]:
-        """Sends the first message of a handshake. None if the server has ended the connection already."""
-        wrapped = conn
-        try:
-            wrapped = self._wrap(conn)
-            wrapped.settimeout(0)
-            with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                wrapped.do_handshake()
-            wrapped.settimeout(self.timeout)
-            return wrapped
-        except OSError as error:
-            self._discard(wrapped)
-            if not is_end(error):
-                raise
-            return None
-
-    def _passive_port(self, ftp: FtpControl) -> int:
-        """EPSV (RFC 2428), which no middlebox rewrites, else PASV."""
-        try:
-            if self._use_epsv:
-                reply = self._ask("EPSV")
-                with contextlib.suppress(ftplib.Error, ValueError):
-                    return self._port(ftplib.parse229(reply, ftp.peer)[1])
-                self._use_epsv = False
-            reply = self._ask("PASV")
-            if not reply.startswith("227"):
-                raise _Broken(f"no passive mode: {reply}")
-            return self._port(ftplib.parse227(reply)[1])
-        except (ftplib.Error, ValueError) as error:
-            raise _Broken from error
-
-    @staticmethod
-    def _port(number: int) -> int:
-        if not 0 < number < 65536:
-            raise ValueError(f"no port for the data connection: {number}")
-        return number
-
-    def _finish(self, data: FtpData) -> str:
-        """Close a data connection that has been read to its end; the reply that follows."""
-        conn = data.sock
-        if isinstance(conn, ssl.SSLSocket) and not data.silent and not data.cut:
-            with contextlib.suppress(OSError, ValueError):      # servers that leave without a goodbye
-                conn.settimeout(min(TLS_GOODBYE, self.timeout))
-                conn.unwrap()
-        self._discard(conn)
-        return self._checked(self._control().reply())
-
-    def _problem(self, path: str, refused: _Refused) -> Error:
+    def _problem(self, path: str, reply: str) -> Error:
         """Why a command about a path was refused. _Broken if it was for the connection's sake."""
-        kind, text = verdict(self._without_name(refused.reply, path)), f"{path}: {refused.reply}"
+        kind, text = verdict(self._without_name(reply, path)), f"{path}: {reply}"
         if kind == "broken":
-            raise _Broken(refused.reply)
+            raise _Broken(reply)
         if kind in ("no", "busy") and self._is_gone(path, NAMES_SERVE):
             return FileGone(text)
         return FileBusy(text) if kind == "busy" else FileRefused(text)
@@ -4025,7 +4087,23 @@ class FtpServer(FileServer):
         except FileRefused:                             # the folder cannot be listed: nobody knows
             return False
 
+    def _without_name(self, reply: str, path: str) -> str:
+        name = re.escape(self._wire(split_path(path)[1]))
+        return reply[:3] + re.sub(rf"\S*(?<!\w){name}(?!\w)\S*", "", reply[3:1000])
+
     # -- what a FileServer does
+
+    def _full(self, path: str) -> str:
+        """list() changes the working folder of the session, so relative paths are joined to the login folder."""
+        if path.startswith("/"):
+            return path
+        self._line("")
+        if self._home is None:
+            raise FileRefused(f"{path!r}: the server does not tell its login folder; use a full path")
+        return self._home if path in ("", ".") else f"{self._home.rstrip('/')}/{path}"
+
+    def absolute(self, path: str) -> str:
+        return normal_path(self._full(path))
 
     @conversation("listing")
     def list(self, folder: str) -> Listing:
@@ -4038,14 +4116,14 @@ class FtpServer(FileServer):
         for command in ("MLSD", "LIST") if self._use_mlsd else ("LIST",):
             try:
                 entries = self._listing(command, folder)
-            except _Refused as refused:
-                if verdict(refused.reply) == "broken":
-                    raise _Broken(refused.reply) from None
-                refusals.append(refused.reply)
+            except ftplib.error_reply as refused:
+                if verdict(str(refused)) == "broken":
+                    raise _Broken(str(refused)) from None
+                refusals.append(str(refused))
                 continue
-            if refusals and "MLSD" not in self._yes:
+            if refusals and "MLSD" not in self._looker.yes:
                 self._use_mlsd = False                  # named by FEAT, and not to be had
-            self._yes[command] = path
+            self._looker.yes[command] = path
             self.habits.listing = time.monotonic() - started
             return entries
         said = [self._without_name(reply, path) for reply in refusals if verdict(reply) != "unknown"]
@@ -4054,143 +4132,76 @@ class FtpServer(FileServer):
         raise FileRefused(f"{folder}: {'; '.join(refusals)}")
 
     def _listing(self, command: str, folder: str) -> Listing:
-        """The listing of the working folder, whole. Raises _Refused, _Broken."""
-        data = self._data(command)
-        reader = self._read_listing(data, command == "MLSD")
-        reply = self._finish(data)
+        """The listing of the working folder, whole. Raises error_reply, _Broken."""
+        conn = self._ftp.transfercmd(self._line(command))
+        reader = self._read_listing(conn, command == "MLSD")
+        reply = self._ftp.finish(conn)
         if not reply.startswith("2"):
             if reader.size or verdict(reply) == "broken":
                 raise _Broken(f"the listing was cut off: {reply}")
-            raise _Refused(reply)
-        if data.cut and self._strict:
+            raise ftplib.error_reply(reply)
+        if self._ftp.cut and self._strict:
             raise _Broken("the listing may be cut off: its connection ended without the close_notify of TLS (RFC 8446 "
                           "section 6.1); tls_close = lax takes it from a server that never sends one")
         if "failed to open directory" in reply:         # vsftpd: 226, although it could not read the folder
-            raise _Refused(reply)
+            raise ftplib.error_reply(reply)
         return reader.listing(folder)
 
-    def _read_listing(self, data: FtpData, mlsd: bool) -> ListingReader:
+    def _read_listing(self, conn: socket.socket, mlsd: bool) -> ListingReader:
         reader, count = ListingReader(mlsd, self.encoding), -1
         self.unread = reader.unread
         while count:
-            count = data.read(self._buffer)
+            count = self._ftp.read(conn, self._buffer)
             reader.feed(bytes(self._buffer[:count]))
         return reader
-
-    def _peek(self, path: str) -> Optional[Entry]:
-        """The entry of an absolute path by MLST, or by SIZE and MDTM; None if it is not there or cannot be
-        told."""
-        name = split_path(path)[1]
-        for entry in self._facts(self._question("MLST", path)):
-            return entry._replace(name=name)
-        if "MLST" in self._yes:
-            return None
-        size = self._question("SIZE", path)[4:].strip()
-        if not DIGITS.fullmatch(size):
-            return None
-        return Entry(name, "file", int(size), iso_time(self._question("MDTM", path)[4:].strip()))
-
-    def _facts(self, reply: str) -> Listing:
-        """What a reply to MLST tells."""
-        lines = [parse_mlsd_line(self._text(line)) for line in body_lines(reply)]
-        return [entry for entry in lines if entry is not None]
-
-    def _question(self, command: str, path: str) -> str:
-        """The yes of MLST or SIZE about an absolute path; "" for anything else. A server that does not know or never
-        answers such a question is not asked again."""
-        self._last_no = ""
-        if command in self._useless or (command == "MLST" and "MLST" not in self._features):
-            return ""
-        try:
-            reply = self._ask(command, path)
-        except _Broken as error:
-            if not isinstance(error.__cause__, socket.timeout):
-                raise
-            self.habits.names.unanswered.add(command)
-            self.connect()
-            return ""
-        if reply.startswith("250" if command == "MLST" else "213"):
-            facts = self._facts(reply) if command == "MLST" else []
-            if facts and not any(entry.name == "." or same_name(entry.name, path) for entry in facts):
-                return ""                               # of another: servers take patterns, or tell what is in a folder
-            if command == "SIZE" or any(entry.kind == "file" for entry in facts):
-                self._yes[command] = split_path(path)[0]
-            return reply
-        if verdict(reply) == "unknown":
-            self._useless.add(command)
-        self._last_no = reply
-        return ""
-
-    def _says_no(self, command: str, path: str) -> bool:
-        """Whether the command's last no about this path means that it is not there. The command must have said yes to
-        a file on this connection, and say the same of a name that cannot be there; what speaks of rights, does not."""
-        folder = self._yes.get(command)
-        if folder is None or command in self._useless or RIGHTS.search(self._text(self._last_no)):
-            return False
-        said = self._without_name(self._last_no, path)
-        if command not in self._no:
-            made_up = f"{folder.rstrip('/')}/ftpcoord-{os.urandom(8).hex()}"
-            self._no[command] = self._without_name(self._ask(command, made_up), made_up)
-        return said == self._no[command]
-
-    def _without_name(self, reply: str, path: str) -> str:
-        name = re.escape(encode_name(split_path(path)[1], self.encoding).decode("latin-1"))
-        return reply[:3] + re.sub(rf"\S*(?<!\w){name}(?!\w)\S*", "", reply[3:1000])
-
-    def _text(self, reply: str) -> str:
-        return decode_name(reply.encode("latin-1"), self.encoding)
 
     @conversation("looking at")
     def same(self, path: str, seen: Entry) -> Optional[bool]:
         path = self._full(path)
-        cheap = self._peek(path)
-        if cheap is not None and cheap.kind == seen.kind and (cheap.mtime or not seen.mtime):
-            same = same_version(seen, cheap, self.habits.zones)
+        told = self._looker.entry(path)
+        if told is not None and told.kind == seen.kind and (told.mtime or not seen.mtime):
+            same = same_version(seen, told, self.habits.zones)
             if same or (same is False and "=" in seen.mtime):       # that time came from such a look
                 return same
         # Anything else may be due to zones, rights or links: the listing is what `seen` came from.
         now = self._find(path)
         if now is None:
             return None
-        if cheap is not None:
-            self._joined(now, cheap)
+        if told is not None:
+            self._looker.joined(now, told)
         return now.kind == seen.kind and bool(same_version(seen, now, self.habits.zones))
 
     @conversation("looking at")
     def exact(self, path: str, seen: Entry) -> Optional[Entry]:
-        told = self._told(path, seen.size)
-        return told and self._joined(seen, told)
-
-    def _joined(self, seen: Entry, told: Entry) -> Optional[Entry]:
-        """What LIST shows and what MLST or MDTM tell of one file, in one entry. None if the two do not fit: servers
-        give other times there, so they count only while they differ by a zone, of which a place has two."""
-        line, exact = times_of(seen.mtime)[0], times_of(told.mtime)[1]
-        if not exact or not line:
-            return seen._replace(size=told.size, mtime=told.mtime) if exact else None
-        if len(line) > len("2026-01-12"):
-            zone = zone_between(line, exact)
-            if zone is None:
-                return None
-            if len(self.habits.zones | {zone}) > 2:
-                self.habits.zones.clear()
-            self.habits.zones.add(zone)
-        elif line not in (_moved(exact, days * MOST_AHEAD)[:10] for days in (-1, 0, 1)):
-            return None
-        return seen._replace(size=told.size, mtime=f"{line}={epoch_seconds(exact[:19]):.0f}")
+        told = self._looker.timed(self._full(path), seen.size)
+        return told and self._looker.joined(seen, told)
 
     def _there(self, path: str) -> Optional[bool]:
-        if not all(split_path(path)):                   # a root, of whatever kind
-            return True
-        if self._question("MLST", path):
-            return True
-        if self._says_no("MLST", path):
-            return False
-        if self._question("SIZE", path):
-            return True
-        no_file = self._says_no("SIZE", path)
-        if self._ask("CWD", path).startswith("2"):
-            return True
-        return False if no_file else None
+        return self._looker.there(path)
+
+    @conversation("deleting")
+    def delete(self, path: str) -> None:
+        self._do("DELE", self._full(path))
+
+    def _rename(self, path: str, target: str) -> None:
+        self._do("RNFR", path, "3")
+        reply = self._ask("RNTO", target)
+        if not reply.startswith("2"):
+            raise self._problem(path, reply)
+
+    def _is_folder(self, path: str) -> bool:
+        return self._ask("CWD", path).startswith("2")
+
+    def _make(self, folder: str) -> None:
+        reply = self._ask("MKD", folder)
+        if not reply.startswith("2"):
+            raise FileRefused(reply)
+
+    def _answers(self) -> bool:
+        return self._ask("NOOP").startswith("2")
+
+    def quiet(self) -> bool:
+        return self._ftp.sock is None or self._ftp.quiet()
 
     def fetch_many(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
         fetched: list[tuple[Job, str]] = []
@@ -4198,13 +4209,13 @@ class FtpServer(FileServer):
         together = self._listing_pays(jobs)
         lost: Optional[ServerDown] = None
         for number, job in enumerate(jobs):
-            self.unasked, self._asked = jobs[number + 1:], False
+            self.unasked, self._ftp.asked = jobs[number + 1:], False
             try:
                 with self._talking(f"fetching {job.path}"):
                     before = self._time_before(job)
                     self._retrieve(job)
             except ServerDown as error:
-                lost, self.unasked = error, jobs[number + self._asked:]
+                lost, self.unasked = error, jobs[number + self._ftp.asked:]
                 break
             except FileChanged as error:
                 wrong.append((job, error))
@@ -4221,105 +4232,21 @@ class FtpServer(FileServer):
         if lost is not None:
             raise lost
 
-    # -- the second look
-
-    def _listing_pays(self, jobs: Sequence[Job]) -> bool:
-        """Whether one listing for all proves the versions, and costs less than a question for each."""
-        if not self._use_mlsd and any(job.seen and may_still_run(job.seen.mtime) for job in jobs):
-            return False
-        if "MDTM" in self._useless and ("MLST" in self._useless or "MLST" not in self._features):
-            spare, self.habits.spare_listing = self.habits.spare_listing, False
-            return spare
-        folders = {split_path(job.path)[0] for job in jobs}
-        return len(jobs) * self.habits.question > len(folders) * self.habits.listing > 0
-
-    def _time_before(self, job: Job) -> str:
-        """The exact time before the fetch, where the line's minute may still run: it would not show a change."""
-        if job.seen is None or self._use_mlsd or times_of(job.seen.mtime)[1] or not may_still_run(job.seen.mtime):
-            return ""
-        told = self._told(job.path, job.size)
-        return told.mtime if told else ""
-
-    def _told(self, path: str, size: int) -> Optional[Entry]:
-        """One question: the entry by MLST, or the time by MDTM; None if that does not tell the time."""
-        path, started = self._full(path), time.monotonic()
-        if "MLST" in self._features and "MLST" not in self._useless:
-            told = self._peek(path)
-        else:
-            told = Entry("", "file", size, iso_time(self._question("MDTM", path)[4:].strip()))
-        self.habits.question = time.monotonic() - started
-        return told if told and told.mtime else None
-
-    def _looked_at(self, fetched: Sequence[tuple[Job, str]], together: bool) -> Iterator[tuple[Job, Optional[Error]]]:
-        """The outcome of each file that was fetched whole, on a new connection if this one is lost."""
-        left = {job.path: (job, before) for job, before in fetched}
-        while left:
-            connected = self._ftp is not None
-            try:
-                listed = self._listed(left) if together else {}
-                for job, before in tuple(left.values()):
-                    now, error = listed.get(job.path), None
-                    if job.seen is not None and not (now and now.kind == "file" and same_version(job.seen, now)):
-                        try:
-                            with self._talking(f"looking at {job.path}"):
-                                error = self._look(job, job.seen, before, now)
-                        except FileRefused as refused:
-                            error = FileChanged(f"{job.path}: whether it still is the version listed: {refused}")
-                    del left[job.path]
-                    yield job, error
-            except ServerDown:
-                if not connected or self._aborted:
-                    raise
-
-    def _listed(self, paths: Iterable[str]) -> dict[str, Entry]:
-        """The entries of the folders of these paths."""
-        entries: dict[str, Entry] = {}
-        for folder in {split_path(path)[0] for path in paths}:
-            with contextlib.suppress(FileGone, FileRefused):
-                entries.update((posixpath.join(folder, entry.name), entry) for entry in self.list(folder))
-        return entries
-
-    def _look(self, job: Job, seen: Entry, before: str, now: Optional[Entry]) -> Optional[Error]:
-        """FileChanged if a file fetched whole is another version than the one listed; gone since is none. Where only
-        LIST tells, the size decides, and one listing a poll. `now`: what a listing has shown since."""
-        told = self._told(job.path, job.size)
-        same = told and same_version(seen, told, self.habits.zones)
-        if told and ((same is False and "=" in seen.mtime)
-                     or (before and not same_version(told._replace(mtime=before), told))):
-            return FileChanged(f"{job.path}: written to while it was fetched")
-        if not same:
-            if now is None and (told or self.habits.spare_listing):
-                self.habits.spare_listing = self.habits.spare_listing and told is not None
-                now = self._find(self._full(job.path))
-            if now and (now.kind != "file" or not same_version(seen, now)):
-                return FileChanged(f"{job.path}: another version than the one listed")
-        joined = told and self._joined(seen, told)
-        if joined:
-            job.told(joined)
-        return None
-
-    def _explained(self, job: Job, error: FileChanged) -> Error:
-        """Why the size was not the one listed: it is another version, or the server does not keep to its word."""
-        with contextlib.suppress(FileRefused):
-            if job.seen is not None and self.same(job.path, job.seen):
-                return FileRefused(f"{error}, which is what it still lists")
-        return error
-
     def _retrieve(self, job: Job) -> None:
-        path = self._full(job.path)
+        ftp, line = self._ftp, self._line("RETR", self._full(job.path))
         try:
             try:
-                data = self._data("RETR", path)
+                conn = ftp.transfercmd(line)
             except _Broken as error:
-                if self._asked or isinstance(error.__cause__, socket.timeout):
+                if ftp.asked or isinstance(error.__cause__, socket.timeout):
                     raise
                 self.connect()                          # the server hung up before anything was asked: it may do so
-                data = self._data("RETR", path)
-        except _Refused as refused:
-            raise self._problem(job.path, refused) from None
+                conn = ftp.transfercmd(line)
+        except ftplib.error_reply as refused:
+            raise self._problem(job.path, str(refused)) from None
         got, filled, buffer, last = 0, 0, self._buffer, time.monotonic()
         while True:
-            count = data.read(buffer[filled:])
+            count = ftp.read(conn, buffer[filled:])
             got += count
             filled += count
             if got > job.size:
@@ -4334,7 +4261,7 @@ class FtpServer(FileServer):
             if not count:
                 break
         try:
-            reply = self._finish(data)
+            reply = ftp.finish(conn)
         except _Broken:
             if got != job.size or self._aborted:
                 raise
@@ -4343,36 +4270,84 @@ class FtpServer(FileServer):
         if verdict(reply) == "broken":
             raise _Broken(f"the transfer was cut off: {reply}")
         if not reply.startswith("2"):
-            raise self._problem(job.path, _Refused(reply))
+            raise self._problem(job.path, reply)
         if got != job.size:
             raise FileChanged(f"{job.path}: {got} bytes instead of the {job.size} listed")
 
-    @conversation("deleting")
-    def delete(self, path: str) -> None:
-        reply = self._ask("DELE", self._full(path))
-        if not reply.startswith("2"):
-            raise self._problem(path, _Refused(reply))
+    # -- the second look
 
-    def _rename(self, path: str, target: str) -> None:
-        reply = self._ask("RNFR", path)
-        if reply.startswith("3"):
-            reply = self._ask("RNTO", target)
-        if not reply.startswith("2"):
-            raise self._problem(path, _Refused(reply))
+    def _listing_pays(self, jobs: Sequence[Job]) -> bool:
+        """Whether one listing for all proves the versions, and costs less than a question for each."""
+        if not self._use_mlsd and any(job.seen and may_still_run(job.seen.mtime) for job in jobs):
+            return False
+        if {"MDTM", "MLST"} <= self._looker.useless:
+            spare, self.habits.spare_listing = self.habits.spare_listing, False
+            return spare
+        folders = {split_path(job.path)[0] for job in jobs}
+        return len(jobs) * self.habits.question > len(folders) * self.habits.listing > 0
 
-    def _is_folder(self, path: str) -> bool:
-        return self._ask("CWD", path).startswith("2")
+    def _time_before(self, job: Job) -> str:
+        """The exact time before the fetch, where the line's minute may still run: it would not show a change."""
+        if job.seen is None or self._use_mlsd or times_of(job.seen.mtime)[1] or not may_still_run(job.seen.mtime):
+            return ""
+        told = self._looker.timed(self._full(job.path), job.size)
+        return told.mtime if told else ""
 
-    def _make(self, folder: str) -> None:
-        reply = self._ask("MKD", folder)
-        if not reply.startswith("2"):
-            raise FileRefused(reply)
+    def _looked_at(self, fetched: Sequence[tuple[Job, str]], together: bool) -> Iterator[tuple[Job, Optional[Error]]]:
+        """The outcome of each file that was fetched whole, on a new connection if this one is lost."""
+        left = deque(fetched)
+        while left:
+            connected = self._ftp.sock is not None
+            try:
+                listed = self._listed(job.path for job, _ in left) if together else {}
+                while left:
+                    job, before = left[0]
+                    error = self._look(job, before, listed.get(job.path))
+                    left.popleft()
+                    yield job, error
+            except ServerDown:
+                if not connected or self._aborted:
+                    raise
 
-    def _answers(self) -> bool:
-        return self._ask("NOOP").startswith("2")
+    def _listed(self, paths: Iterable[str]) -> dict[str, Entry]:
+        """The entries of the folders of these paths."""
+        entries: dict[str, Entry] = {}
+        for folder in {split_path(path)[0] for path in paths}:
+            with contextlib.suppress(FileGone, FileRefused):
+                entries.update((posixpath.join(folder, entry.name), entry) for entry in self.list(folder))
+        return entries
 
-    def quiet(self) -> bool:
-        return self._ftp is None or self._ftp.quiet()
+    def _look(self, job: Job, before: str, now: Optional[Entry]) -> Optional[Error]:
+        """FileChanged if a file fetched whole is another version than the one listed; gone since is none. Where only
+        LIST tells, the size decides, and one listing a poll. `now`: what a listing has shown since."""
+        seen = job.seen
+        if seen is None or (now and now.kind == "file" and same_version(seen, now)):
+            return None
+        try:
+            with self._talking(f"looking at {job.path}"):
+                told = self._looker.timed(self._full(job.path), job.size)
+                same = told and same_version(seen, told, self.habits.zones)
+                if told and ((same is False and "=" in seen.mtime)
+                             or (before and not same_version(told._replace(mtime=before), told))):
+                    return FileChanged(f"{job.path}: written to while it was fetched")
+                if not same and now is None and (told or self.habits.spare_listing):
+                    self.habits.spare_listing = self.habits.spare_listing and told is not None
+                    now = self._find(self._full(job.path))
+        except FileRefused as refused:
+            return FileChanged(f"{job.path}: whether it still is the version listed: {refused}")
+        if not same and now and (now.kind != "file" or not same_version(seen, now)):
+            return FileChanged(f"{job.path}: another version than the one listed")
+        joined = told and self._looker.joined(seen, told)
+        if joined:
+            job.told(joined)
+        return None
+
+    def _explained(self, job: Job, error: FileChanged) -> Error:
+        """Why the size was not the one listed: it is another version, or the server does not keep to its word."""
+        with contextlib.suppress(FileRefused):
+            if job.seen is not None and self.same(job.path, job.seen):
+                return FileRefused(f"{error}, which is what it still lists")
+        return error
 
 
 def body_lines(reply: str) -> list[str]:

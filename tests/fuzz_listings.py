@@ -80,6 +80,8 @@ def mlsd_line(data: bytes) -> None:
 class Pieces:
     """A socket that gives these bytes, in pieces whose lengths they tell themselves."""
 
+    family = socket.AF_INET
+
     def __init__(self, data: bytes) -> None:
         self.data, self.sent = data, b""
 
@@ -105,9 +107,10 @@ class Pieces:
 
 def ftp_server(data: bytes) -> tuple[ftpcoord.FtpServer, Pieces]:
     config = ftpcoord.Config(url="ftp://u@127.0.0.1/in", database="sqlite:///x", password=CANARY)
-    server, pieces = ftpcoord.FtpServer(config), Pieces(data)
-    server._ftp = ftpcoord.FtpControl(as_socket(pieces), 1)
-    server._home = "/"
+    server, pieces = ftpcoord.FtpServer(config), Pieces(b"220 hello\r\n" + data)
+    server._dial = lambda: as_socket(pieces)  # type: ignore[method-assign]
+    server._ftp.connect()
+    server._ftp.logged_in, server._home = True, "/"
     return server, pieces
 
 
@@ -116,10 +119,10 @@ def as_socket(pieces: Pieces) -> socket.socket:
 
 
 def reply(data: bytes) -> None:
-    control = ftpcoord.FtpControl(as_socket(Pieces(data)), 1)
-    with contextlib.suppress(ftpcoord._Broken):
+    server, _ = ftp_server(data)
+    with contextlib.suppress(ftpcoord._Broken, ftpcoord.LoginRefused):
         while True:
-            text = control.reply()
+            text = server._ftp.getresp()
             assert len(text) >= 3 and "\r\n" not in text
 
 
@@ -127,12 +130,13 @@ def conversation(data: bytes) -> None:
     """Replies to passive mode, looks, renames: whatever they say, errors are the agreed ones."""
     server, _ = ftp_server(data[1:])
     if data[:1] > b"\x7f":
-        server._features = {"MLST": ""}
+        server._looker.begin(True)
     with contextlib.suppress(ftpcoord._Broken, ftpcoord.LoginRefused):
-        port = server._passive_port(server._control())
-        assert 0 < port < 65536
+        host, port = server._ftp.makepasv()
+        assert host == "127.0.0.1" and 0 < port < 65536
+    seen = ftpcoord.Entry("a", "file", 1, "2026-01-12T10:15")
     calls: Sequence[Callable[[], object]] = (
-        lambda: server._peek("/in/a"), lambda: server.same("/in/a", ftpcoord.Entry("a", "file", 1, "2026-01-12T10:15")),
+        lambda: server.exact("/in/a", seen), lambda: server.same("/in/a", seen),
         lambda: server.rename("/in/a", "/in/b"), lambda: server.delete("/in/a"), lambda: server.mkdir("/in/c/d"),
     )  # fmt: skip
     for call in calls:
@@ -148,8 +152,7 @@ def give_up() -> None:
 def listing(data: bytes) -> None:
     server, _ = ftp_server(b"")
     with contextlib.suppress(ftpcoord._Broken):
-        connection = ftpcoord.FtpData(as_socket(Pieces(data[1:])))
-        for entry in server._read_listing(connection, data[:1] > b"\x7f").entries:
+        for entry in server._read_listing(as_socket(Pieces(data[1:])), data[:1] > b"\x7f").entries:
             assert "\n" not in entry.name
             check_printable(entry.name)
 

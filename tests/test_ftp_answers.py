@@ -498,6 +498,22 @@ def test_a_transfer_that_begins_and_is_then_refused_is_refused_for_its_file(end:
             server.fetch("/in/a", 1, bytes)
 
 
+@pytest.mark.parametrize("verb", ["MLST", "CWD", "DELE", "RNTO", "MKD"])
+def test_a_goodbye_is_no_yes_to_what_was_asked(verb: str) -> None:
+    with FtpHost(files={"a": b"1"}) as host, connected(host) as server:
+        host.on(verb, hostile.say_and_leave("221 timed out"))
+        with pytest.raises(ftpcoord.ServerDown, match="221"):
+            if verb == "MLST":
+                server.same("/in/a", server.list("/in")[0])
+            elif verb == "DELE":
+                server.delete("/in/a")
+            elif verb == "RNTO":
+                server.rename("/in/a", "/in/b")
+            else:
+                server.mkdir("/in/new")
+        assert host.files == {"a": b"1"} and host.folders == set()
+
+
 @pytest.mark.parametrize("delivery", ["folder", "handler"])
 @pytest.mark.parametrize("said", ["450 busy", "550 The file is being used by another process."])
 def test_a_file_in_use_is_not_now_and_is_not_counted(tmp_path: Path, said: str, delivery: str) -> None:

@@ -112,7 +112,7 @@ def test_it_makes_no_difference_in_which_pieces_a_listing_comes(lines: list[byte
         results = []
         for pieces in (Drips(data), fuzz_listings.Pieces(data)):
             server, _ = fuzz_listings.ftp_server(b"")
-            reader = server._read_listing(ftpcoord.FtpData(fuzz_listings.as_socket(pieces)), mlsd)
+            reader = server._read_listing(fuzz_listings.as_socket(pieces), mlsd)
             results.append((reader.entries, reader.unread))
         assert results[0] == results[1]
 

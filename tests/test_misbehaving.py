@@ -227,8 +227,8 @@ def test_a_connection_that_is_cut_between_two_commands_is_a_server_that_is_down(
         assert isinstance(server, ftpcoord.FtpServer)
         ask = server._ask
 
-        def cut(command: str, argument: Optional[str] = None, login: bool = False) -> str:
-            said = ask(command, argument, login)
+        def cut(command: str, path: Optional[str] = None) -> str:
+            said = ask(command, path)
             if command == "CWD":
                 server._shut_down()
                 wait_for(lambda: host.open_sessions == 0, PATIENCE, "the host to hang up, too")
