@@ -386,6 +386,20 @@ def reply(text: str) -> Action:
     return lambda session, argument: session.say(text)
 
 
+def answers(*steps: Union[str, bytes]) -> Action:
+    """These one after the other: text is said, bytes go through a data connection."""
+
+    def act(session: FtpSession, argument: str) -> None:
+        for step in steps:
+            if isinstance(step, str):
+                session.say(step)
+            else:
+                with session.data() as data:
+                    data.sendall(step)
+
+    return act
+
+
 def say_and_leave(text: str) -> Action:
     def act(session: FtpSession, argument: str) -> None:
         session.say(text)

@@ -1,6 +1,6 @@
 """One suite for every kind of file server: each test runs unchanged against all of them, and they are real ones.
 
-Below it: what is particular to TLS and SSH, and a scripted FTP server for what real ones do not do on demand.
+Below it: what is particular to TLS and SSH.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import os
 import random
 import re
-import socket
 import stat
 import struct
 import threading
@@ -568,121 +567,3 @@ def test_what_a_server_tells_no_kind_or_no_size_of_is_no_file() -> None:
     assert ftpcoord._Fields(memoryview(mode)).entry("x") is None
     assert ftpcoord._Fields(memoryview(size)).entry("x", b"-rw-r--r-- 1 a") == ftpcoord.Entry("x", "file", 10, "")
     assert ftpcoord._Fields(memoryview(size)).entry("x", b"prw-r--r-- 1 a") == ftpcoord.Entry("x", "other", 0, "")
-
-
-# ------------------------------------------------------------------------------------------- a scripted server
-
-class Script:
-    """An FTP server that gives these replies, by command; bytes go through the data connection."""
-
-    def __init__(self, **replies: Any) -> None:
-        self.replies: dict[str, Any] = {
-            "USER": "331 password", "PASS": "230 in", "FEAT": "500 what", "TYPE": "200 ok", "PWD": '257 "/home"',
-            "CWD": "250 ok", "EPSV": "500 what", "PASV": lambda: self.passive(), "NOOP": "200 ok", **replies}
-        self.commands: list[str] = []
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.data: Optional[socket.socket] = None
-        threading.Thread(target=self.serve, daemon=True).start()
-
-    def passive(self) -> str:
-        self.data = socket.create_server(("127.0.0.1", 0))
-        port = self.data.getsockname()[1]
-        return f"227 Entering Passive Mode (203,0,113,9,{port >> 8},{port & 255})"      # an address to be ignored
-
-    def send_data(self, content: bytes) -> None:
-        assert self.data
-        with self.data.accept()[0] as connection:
-            connection.sendall(content)
-        self.data.close()
-
-    def serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection = self.listener.accept()[0]
-                connection.sendall((self.replies.get("greeting", "220 hello") + "\r\n").encode("latin-1"))
-                for line in connection.makefile("rb"):
-                    self.commands.append(line.decode("latin-1").rstrip("\r\n"))
-                    reply = self.replies.get(self.commands[-1].split(" ")[0], "502 no")
-                    for part in reply if isinstance(reply, list) else [reply]:
-                        if isinstance(part, bytes):
-                            self.send_data(part)
-                        else:
-                            text: str = part() if callable(part) else part
-                            connection.sendall((text + "\r\n").encode("latin-1"))
-
-    def open(self, **changes: Any) -> FileServer:
-        url = f"ftp://me@127.0.0.1:{self.listener.getsockname()[1]}/inbox"
-        return ftpcoord.open_server(ftpcoord.Config(
-            **{"url": url, "password": "hush-hush", "database": "sqlite:///unused.db", "timeout": 2, **changes}))
-
-
-def test_the_address_of_a_pasv_reply_is_ignored_and_unknown_lines_are_kept_apart() -> None:
-    script = Script(LIST=["150 here", b"total 1\r\n-rw-r--r-- 1 0 0 5 Jan 12  2024 a\r\nsomething else\r\n",
-                          "226 done"])
-    server = script.open()
-    assert server.list("/inbox") == [Entry("a", "file", 5, "2024-01-12")]
-    assert server.unread == ["something else"]
-
-
-@pytest.mark.parametrize("reply", ["550 No files found", "450 No files found"])
-def test_a_folder_that_can_be_entered_but_has_nothing_to_list_is_empty(reply: str) -> None:
-    assert Script(LIST=reply).open().list("/inbox") == []
-
-
-def test_a_folder_that_may_not_be_listed_is_not_taken_for_an_empty_one() -> None:
-    with pytest.raises(ftpcoord.FileRefused):
-        Script(LIST="550 Permission denied").open().list("/inbox")
-
-
-def test_a_listing_that_was_cut_off_is_not_believed() -> None:
-    script = Script(LIST=["150 here", b"-rw-r--r-- 1 0 0 5 Jan 12  2024 a\r\n", "426 connection lost"])
-    with pytest.raises(ftpcoord.ServerDown, match="cut off"):
-        script.open().list("/inbox")
-
-
-@pytest.mark.parametrize("reply", ["211-" + "x\r\n" * 5000, "211-" + "x" * 100_000, "gibberish"])
-def test_a_reply_without_an_end_is_given_up(reply: str) -> None:
-    with pytest.raises(ftpcoord.ServerDown):
-        Script(FEAT=reply).open()
-
-
-def test_a_server_that_ends_the_session_is_down() -> None:
-    script = Script(CWD="421 too many connections")
-    with pytest.raises(ftpcoord.ServerDown, match="421"):
-        script.open().list("/inbox")
-
-
-def test_a_password_with_a_line_break_is_never_sent() -> None:
-    script = Script()
-    with pytest.raises(ftpcoord.Error):
-        script.open(password="a\r\nDELE x")
-    assert not any("DELE" in command for command in script.commands)
-
-
-@pytest.mark.parametrize(("end", "error"), [("226 done", ftpcoord.FileChanged), ("426 lost", ftpcoord.ServerDown)])
-def test_a_transfer_that_ends_early_is_changed_and_one_whose_reply_says_so_is_down(
-        end: str, error: type[Exception]) -> None:
-    script = Script(RETR=["150 here", b"123", end])
-    with pytest.raises(error):
-        script.open().fetch("/inbox/a", 5, bytes)
-
-
-def test_all_bytes_count_even_if_the_last_reply_never_comes() -> None:
-    script = Script(RETR=["150 here", b"12345"])
-    assert fetched(script.open(timeout=1), "/inbox/a", 5) == b"12345"
-
-
-def test_the_zone_of_list_is_learnt_from_one_file_and_saves_later_listings() -> None:
-    now = datetime.datetime.now(datetime.timezone.utc).replace(second=30) - datetime.timedelta(days=1)
-    local = now + datetime.timedelta(hours=5, minutes=45)
-    script = Script(SIZE="213 5", MDTM=now.strftime("213 %Y%m%d%H%M%S"), LIST=[
-        "150 here", local.strftime("-rw-r--r-- 1 0 0 5 %b %d %H:%M a\r\n").encode(), "226 done"])
-    server = script.open()
-    seen = server.list("/inbox")[0]
-    assert server.same("/inbox/a", seen) is True
-    script.commands.clear()
-    assert server.same("/inbox/a", seen) is True
-    assert script.commands == ["SIZE /inbox/a", "MDTM /inbox/a"]
-    script.replies["MDTM"] = (now + datetime.timedelta(minutes=2)).strftime("213 %Y%m%d%H%M%S")
-    assert server.same("/inbox/a", seen) is True                # the listing is the last word
-    assert "LIST" in script.commands

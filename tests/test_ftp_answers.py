@@ -21,7 +21,7 @@ import hostile
 import pytest
 import servers
 from conftest import wait_for
-from hostile import PATIENCE, FtpHost, FtpSession, FtpsHost, FtpsSession, Site, reply
+from hostile import PATIENCE, FtpHost, FtpSession, FtpsHost, FtpsSession, Site, answers, reply
 
 import ftpcoord
 from ftpcoord import FileServer
@@ -811,3 +811,81 @@ def test_a_refused_subfolder_is_said_and_stops_only_itself(tmp_path: Path) -> No
             host.behave()
             site.polls(3)
             assert len(site.handled) == 3, "nothing was forgotten"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One command, one connection
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def scripted(**script: hostile.Action) -> Iterator[FtpHost]:
+    """A host without MLSD that answers these commands so."""
+    with FtpHost(files={"a": b"12345"}, mlsd=False) as host:
+        for verb, action in script.items():
+            host.on(verb, action, times=None)
+        yield host
+
+
+def test_the_address_of_a_pasv_reply_is_ignored_and_unknown_lines_are_kept_apart() -> None:
+    def elsewhere(session: FtpSession, argument: str) -> None:
+        session.passive = socket.create_server(("127.0.0.1", 0))
+        port = session.passive.getsockname()[1]
+        session.say(f"227 Entering Passive Mode (203,0,113,9,{port >> 8},{port & 255})")
+
+    lines = b"total 1\r\n-rw-r--r-- 1 0 0 5 Jan 12  2024 a\r\nsomething else\r\n"
+    script = {"EPSV": reply("500 what"), "PASV": elsewhere, "LIST": answers("150 here", lines, "226 done")}
+    with scripted(**script) as host, connected(host) as server:
+        assert server.list("/in") == [ftpcoord.Entry("a", "file", 5, "2024-01-12")]
+        assert server.unread == ["something else"]
+
+
+def test_a_listing_that_was_cut_off_is_not_believed() -> None:
+    cut = answers("150 here", b"-rw-r--r-- 1 0 0 5 Jan 12  2024 a\r\n", "426 connection lost")
+    with scripted(LIST=cut) as host, connected(host) as server:
+        with pytest.raises(ftpcoord.ServerDown, match="cut off"):
+            server.list("/in")
+
+
+@pytest.mark.parametrize("said", ["211-" + "x\r\n" * 5000, "211-" + "x" * 100_000, "gibberish"])
+def test_a_reply_without_an_end_is_given_up(said: str) -> None:
+    with scripted(FEAT=reply(said)) as host, pytest.raises(ftpcoord.ServerDown), connected(host):
+        pass
+
+
+def test_a_password_with_a_line_break_is_never_sent() -> None:
+    with scripted() as host:
+        with pytest.raises(ftpcoord.Error), connected(host, password="a\r\nDELE x"):
+            pass
+        assert not any("DELE" in command for command in host.commands)
+
+
+@pytest.mark.parametrize(("end", "error"), [("226 done", ftpcoord.FileChanged), ("426 lost", ftpcoord.ServerDown)])
+def test_a_transfer_that_ends_early_is_changed_and_one_whose_reply_says_so_is_down(
+    end: str, error: type[Exception]
+) -> None:
+    with scripted(RETR=answers("150 here", b"123", end)) as host, connected(host) as server:
+        with pytest.raises(error):
+            server.fetch("/in/a", 5, bytes)
+
+
+def test_all_bytes_count_even_if_the_last_reply_never_comes() -> None:
+    got = bytearray()
+    with scripted(RETR=answers("150 here", b"12345")) as host, connected(host) as server:
+        server.fetch("/in/a", 5, got.extend)
+    assert got == b"12345"
+
+
+def test_the_zone_of_list_is_learnt_from_one_file_and_saves_later_listings() -> None:
+    now = datetime.datetime.now(datetime.timezone.utc).replace(second=30, tzinfo=None) - datetime.timedelta(days=1)
+    with scripted() as host, connected(host) as server:
+        host.zone = 5 * 60 + 45
+        host.times["a"] = now
+        (seen,) = server.list("/in")
+        assert server.same("/in/a", seen) is True
+        host.commands.clear()
+        assert server.same("/in/a", seen) is True
+        assert host.commands == ["SIZE /in/a", "MDTM /in/a"]
+        host.on("MDTM", reply((now + datetime.timedelta(minutes=2)).strftime("213 %Y%m%d%H%M%S")), times=None)
+        assert server.same("/in/a", seen) is True  # the listing is the last word
+        assert "LIST" in host.commands
