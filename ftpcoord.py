@@ -4374,6 +4374,7 @@ SSH_WINDOW = 16 << 20       # bytes the server may send unasked; one window per 
 SSH_PACKET = 266_240        # bytes; one whole answer to the largest READ
 PORTABLE_READ = 32_768      # bytes of a READ that every server answers in full (draft section 3)
 LARGEST_READ = 261_120      # what OpenSSH allows, and is asked for (limits@openssh.com)
+RECEIVE = 4 << 20           # bytes taken from paramiko at once; with less it moves what is left too often
 IN_FLIGHT = 8 << 20         # bytes asked for and not yet here; below SSH_WINDOW, so that answers never block
 OPEN_FILES = 64             # at once in a pipeline
 MAX_MESSAGE = 4 << 20       # bytes of one SFTP message; more is not SFTP
@@ -4399,7 +4400,7 @@ OFFERED = {"kex": "kex_algo_list", "key_types": "server_key_algo_list", "ciphers
     1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 14, 16, 17, 18)
 (STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED, EXTENDED_REPLY) = (101, 102, 103, 104, 105, 200, 201)
 OPEN_TO_READ = b"\0\0\0\1" b"\0\0\0\0"      # flags, no attributes
-(OK, END_OF_FILE, NO_SUCH_FILE, FAILURE) = (0, 1, 2, 4)
+OK = 0
 
 
 def _paramiko() -> Any:
@@ -4477,58 +4478,17 @@ def _host_matches(field: str, wanted: str) -> bool:
     return found
 
 
-SMALL_PIECE = 1024          # bytes
-TOO_MUCH = "the server sends more than it was allowed to"
+def _bound(pipe: Any, most: int) -> None:
+    """What is fed beyond `most` bytes that nobody has read ends the connection: paramiko does not hold a server to the
+    window it was given."""
+    feed = pipe.feed
 
+    def bounded(data: bytes) -> None:
+        if len(pipe) + len(data) > most:
+            raise OSError(errno.EPROTO, "the server sends more than it was allowed to")
+        feed(data)
 
-class FastPipe:
-    """Stands in for paramiko's BufferedPipe as a channel's in_buffer, which moves its whole content at each
-    read: more than half of the time of a large download. Here pieces are handed out as they came. More than `most`
-    bytes that nobody has read end the connection: paramiko does not hold a server to the window it was given."""
-
-    def __init__(self, timeout_error: Callable[[], Exception], most: int) -> None:
-        self._timeout_error, self._most = timeout_error, most
-        self._ready = threading.Condition()
-        self._pieces: deque[bytes] = deque()
-        self._length = 0
-        self._closed = False
-
-    def feed(self, data: bytes) -> None:
-        with self._ready:
-            self._length += len(data)
-            if self._length > self._most:
-                self._ready.notify_all()
-                raise OSError(errno.EPROTO, TOO_MUCH)
-            if self._pieces and len(self._pieces[-1]) + len(data) <= SMALL_PIECE:   # each costs more than its bytes
-                self._pieces[-1] += data
-            elif data:
-                self._pieces.append(data)
-            self._ready.notify()
-
-    def read(self, nbytes: int, timeout: Optional[float] = None) -> bytes:
-        with self._ready:
-            if not self._ready.wait_for(lambda: self._length or self._closed, timeout):
-                raise self._timeout_error()
-            if self._length > self._most:
-                raise OSError(errno.EPROTO, TOO_MUCH)
-            pieces, room = [], nbytes
-            while self._pieces and len(self._pieces[0]) <= room:
-                pieces.append(self._pieces.popleft())
-                room -= len(pieces[-1])
-            if self._pieces and not pieces:
-                pieces.append(self._pieces[0][:room])
-                self._pieces[0] = self._pieces[0][room:]
-            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            self._length -= len(data)
-            return data
-
-    def close(self) -> None:
-        with self._ready:
-            self._closed = True
-            self._ready.notify_all()
-
-    def __len__(self) -> int:
-        return self._length
+    pipe.feed = bounded
 
 
 BYTE, NUMBER, LONG = struct.Struct(">B"), struct.Struct(">I"), struct.Struct(">Q")     # compiled once: asked for often
@@ -4565,11 +4525,11 @@ class _Fields:
         return text
 
     def handle(self) -> bytes:
-        """Of an open file or folder: repeated in every request (draft section 6.3 allows so many bytes)."""
+        """Of an open file or folder, as every request about it has it (draft section 6.3 allows so many bytes)."""
         handle = bytes(self.string())
         if len(handle) > 256:
             raise _Broken(f"an SFTP handle of {len(handle)} bytes")
-        return handle
+        return _string(handle)
 
     def __len__(self) -> int:
         return len(self._body)
@@ -4619,8 +4579,11 @@ class SftpSession:
     Not paramiko.SFTPClient: it decodes names, waits without limit, and cannot have several files under
     way."""
 
-    def __init__(self, channel: Any, errors: tuple[type[BaseException], ...]) -> None:
-        self._channel, self._errors = channel, errors
+    def __init__(
+        self, channel: Any, errors: tuple[type[BaseException], ...],
+        failure: Callable[[], Optional[BaseException]] = lambda: None,
+    ) -> None:  # fmt: skip
+        self._channel, self._errors, self._failure = channel, errors, failure
         self._outbox, self._inbox, self._at = bytearray(), b"", 0
         self._number = 0
         self.largest_read = PORTABLE_READ
@@ -4685,9 +4648,9 @@ class SftpSession:
                 self._channel.sendall(bytes(self._outbox))
                 self._outbox.clear()
             while missing > 0:
-                piece = self._channel.recv(1 << 20)
+                piece = self._channel.recv(RECEIVE)
                 if not piece:
-                    raise _Broken("the server closed the connection")
+                    raise _Broken(str(self._failure() or "") or "the server closed the connection")
                 pieces.append(piece)
                 missing -= len(piece)
         except self._errors as error:
@@ -4695,216 +4658,209 @@ class SftpSession:
         self._inbox, self._at = b"".join(pieces), 0
 
 
-def _status(kind: int, fields: _Fields) -> tuple[int, str]:
-    """(code, text) of a STATUS answer; _Broken if it is another one."""
+class _EndOfFile(FileRefused):
+    pass
+
+
+class _Failure(FileRefused):
+    """For no stated reason."""
+
+
+REFUSALS: dict[int, type[Error]] = {1: _EndOfFile, 2: FileGone, 4: _Failure}    # by status
+
+
+def _refusal(path: str, kind: int, fields: _Fields) -> Error:
+    """The Error that a STATUS tells. Raises _Broken if it is another answer."""
     if kind != STATUS:
         raise _Broken(f"an SFTP answer of kind {kind} that was not asked for")
     code, text = fields.number(), ""
     with contextlib.suppress(_Broken):                  # old servers send no text
         text = bytes(fields.string()).decode("utf-8", "replace")
-    return code, text or "refused"
-
-
-def _refusal(path: str, kind: int, fields: _Fields) -> Error:
-    """The Error for a status that says no."""
-    return _refused(path, *_status(kind, fields))
-
-
-def _refused(path: str, code: int, text: str) -> Error:
-    message = f"{path}: {text} (SFTP status {code})"
-    return FileGone(message) if code == NO_SUCH_FILE else FileRefused(message)
+    return REFUSALS.get(code, FileRefused)(f"{path}: {text or 'refused'} (SFTP status {code})")
 
 
 class _Download:
     """One file of a pipeline."""
 
-    __slots__ = ("asked", "end_seen", "ended", "handle", "job", "look", "looked", "now", "parked", "problem", "written")
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.handle: Optional[bytes] = None
+    def __init__(self, job: Job, name: bytes) -> None:
+        self.job, self.name, self.handle = job, name, b""
         self.asked = self.written = 0                   # bytes
-        self.parked: dict[int, bytes] = {}              # pieces that came before their turn, by offset
-        self.end_seen = self.ended = False              # ended: complete and looked at, or given up
+        self.pieces: dict[int, memoryview] = {}         # those that came before their turn, by offset
+        self.end_seen = self.ended = False
         self.look = 0                                   # the request for the version as it is after the last READ
-        self.looked = False                             # FSTAT was answered
-        self.now: Optional[Entry] = None                # what it told
-        self.problem: Optional[FileChanged] = None      # the size is not the one listed; the look says why
+        self.problem: Optional[FileChanged] = None      # LSTAT is to say why
 
     @property
-    def complete(self) -> bool:
+    def whole(self) -> bool:
         return self.end_seen and self.written == self.job.size
 
 
 class SftpPipeline:
     """Fetches files with many requests under way: up to OPEN_FILES files, IN_FLIGHT bytes.
 
-    Each file is asked for up to one byte past its listed size, so that its end is seen: a file that grew or
-    shrank since the listing is FileChanged. One that cannot be opened for no stated reason is tried once more
-    at the end, alone: servers limit the number of open files."""
+    Each file is asked for up to one byte past its listed size, so that its end is seen. FSTAT behind the last READ
+    proves the version; where it does not, or the size is another one, LSTAT decides. A file that cannot be opened for
+    no stated reason is tried once more at the end, alone: servers limit the number of open files."""
 
     def __init__(self, session: SftpSession, encoding: str) -> None:
         self._session, self._encoding = session, encoding
-        self._waiting: dict[int, tuple[Optional[_Download], int, int]] = {}  # request -> file, offset, length
+        self._waiting: dict[int, tuple[_Download, int, int, int]] = {}  # request -> file, kind; offset, length of READ
         self._hungry: deque[_Download] = deque()        # files of which more is to be asked for
-        self._open, self._limit = 0, OPEN_FILES
-        self._in_flight = 0
+        self._alone = False
+        self._open = self._in_flight = 0                # files; bytes asked for and not yet here
         self._again: list[Job] = []                     # the server may have had too many open files for them
+        self._ended: deque[tuple[Job, Optional[Error]]] = deque()       # and not told yet
         self.fetched: set[_Download] = set()            # whole, and not looked at yet
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
-        todo = iter(jobs)
-        while True:
-            while self._open < self._limit:
-                job = next(todo, None)
-                if job is None:
-                    break
-                try:
-                    path = encode_name(job.path, self._encoding)
-                except FileRefused as error:
-                    yield job, error
-                    continue
-                self._open += 1
-                number = self._session.send(OPEN, _string(path) + OPEN_TO_READ)
-                self._waiting[number] = (_Download(job), 0, 0)
-            self._ask_more()
-            if not self._waiting:
-                if self._open:
+        for most in (OPEN_FILES, 1):
+            todo, self._again, self._alone = deque(jobs), [], most == 1
+            while todo or self._open or self._waiting or self._ended:
+                while todo and self._open < most:
+                    self._ask_to_open(todo.popleft())
+                self._ask_for_more()
+                while self._ended:
+                    yield self._ended.popleft()
+                if self._waiting:
+                    self._take()
+                elif self._open:
                     raise _Broken("an SFTP server that left out a part of a file")
-                if not self._again:
-                    return
-                todo, self._again, self._limit = iter(self._again), [], 1
-                continue
-            kind, number, fields = self._session.receive()
-            if number not in self._waiting:
-                raise _Broken("an SFTP answer out of turn")
-            download, offset, length = self._waiting.pop(number)
-            self._in_flight -= length
-            if download is None or download.ended:      # of CLOSE, or of a file that has been given up
-                continue
-            if number != download.look if offset < 0 else download.problem is not None:
-                continue                                # of a look that came too early, or of no use any more
-            problem: Optional[Error] = None
-            if download.handle is None and kind == STATUS and self._limit > 1 and fields.peek() == FAILURE:
-                self._open -= 1
-                self._again.append(download.job)
-                continue
-            try:
-                if offset < 0:
-                    self._judge(download, -offset, kind, fields)
-                else:
-                    self._take(download, kind, fields, offset, length)
-            except FileChanged as error:
-                if download.job.seen is None or offset < 0:
-                    problem, download.ended = error, True
-                else:
-                    download.problem = error
-                    self._ask_about(download, LSTAT)
-            except Error as error:
-                problem, download.ended = error, True
-            if download.ended:
-                self._open -= 1
-                self.fetched.discard(download)
-                if download.handle is not None:
-                    self._waiting[self._session.send(CLOSE, _string(download.handle))] = (None, 0, 0)
-                yield download.job, problem
+            jobs = self._again
 
-    def _ask_more(self) -> None:
+    # -- ask
+
+    def _ask(self, file: _Download, kind: int, body: bytes, offset: int = 0, length: int = 0) -> int:
+        number = self._session.send(kind, body)
+        self._waiting[number] = (file, kind, offset, length)
+        self._in_flight += length
+        return number
+
+    def _ask_to_open(self, job: Job) -> None:
+        try:
+            name = _string(encode_name(job.path, self._encoding))
+        except FileRefused as error:
+            self._ended.append((job, error))
+            return
+        self._open += 1
+        self._ask(_Download(job, name), OPEN, name + OPEN_TO_READ)
+
+    def _ask_for_more(self) -> None:
         while self._hungry and self._in_flight < IN_FLIGHT:
-            download = self._hungry[0]
-            length = min(self._session.largest_read, download.job.size + 1 - download.asked)
-            if download.ended or download.problem or length <= 0:
+            file = self._hungry[0]
+            length = min(self._session.largest_read, file.job.size + 1 - file.asked)
+            if file.ended or file.problem or length <= 0:
                 self._hungry.popleft()
                 continue
-            if download.asked - download.written >= IN_FLIGHT:
-                return                                  # much is parked: wait for the piece that is late
-            self._read(download, download.asked, length)
-            download.asked += length
-            if length > download.job.size and download.job.seen is not None:
-                self._ask_about(download, FSTAT)        # in the one flight that such a file takes
+            if file.asked - file.written >= IN_FLIGHT:
+                return                                  # much has come early: wait for the piece that is late
+            self._read(file, file.asked, length)
+            file.asked += length
+            if length > file.job.size and file.job.seen is not None:
+                self._look(file, FSTAT)                 # in the one flight that such a file takes
 
-    def _ask_about(self, download: _Download, kind: int) -> None:
-        """Asks for the version: by FSTAT, or by LSTAT where FSTAT does not prove it."""
-        what = download.handle if kind == FSTAT else encode_name(download.job.path, self._encoding)
-        download.look = self._session.send(kind, _string(what or b""))
-        self._waiting[download.look] = (download, -kind, 0)
+    def _read(self, file: _Download, offset: int, length: int) -> None:
+        self._ask(file, READ, file.handle + struct.pack(">QI", offset, length), offset, length)
 
-    def _judge(self, download: _Download, asked: int, kind: int, fields: _Fields) -> None:
-        """The version as FSTAT or LSTAT tell it. May set `ended`."""
-        job, problem = download.job, download.problem
-        now = fields.entry(split_path(job.path)[1], b"-rw-------") if kind == ATTRS else None
-        same = now is not None and now.kind == "file" and job.seen is not None and same_version(job.seen, now)
-        if asked == FSTAT:
-            download.looked, download.now = True, now
-            if download.complete:
-                self._complete(download)
+    def _look(self, file: _Download, kind: int) -> None:
+        file.look = self._ask(file, kind, file.handle if kind == FSTAT else file.name)
+
+    # -- take
+
+    def _take(self) -> None:
+        kind, number, fields = self._session.receive()
+        if number not in self._waiting:
+            raise _Broken("an SFTP answer out of turn")
+        file, asked, offset, length = self._waiting.pop(number)
+        self._in_flight -= length
+        if file.ended:                                  # of CLOSE, or of a file that has been given up
             return
-        gone = kind != ATTRS and _status(kind, fields)[0] == NO_SUCH_FILE
-        if problem and (same or gone):
-            raise FileGone(str(problem)) if gone else FileRefused(f"{problem}, which is what it still lists")
-        # Some servers give a file once, and refuse to be asked about it: then the size decides.
-        if not same and not gone and (problem or now or download.now):
-            raise problem or FileChanged(f"{job.path}: another version than the one listed")
-        download.ended = True
+        try:
+            if asked == OPEN:
+                self._opened(file, kind, fields)
+            elif asked == READ and not file.problem:
+                self._take_piece(file, kind, fields, offset, length)
+            elif number == file.look:
+                self._looked(file, asked, kind, fields)
+        except FileChanged as error:
+            file.problem = error
+            if file.job.seen is None:
+                self._close(file, error)
+            else:
+                self._look(file, LSTAT)
+        except Error as error:
+            self._close(file, error)
 
-    def _complete(self, download: _Download) -> None:
-        """All is written: looks whether it is the version listed."""
-        seen, now = download.job.seen, download.now
-        self.fetched.add(download)
-        if seen is None or (now is not None and now.kind == "file" and same_version(seen, now)):
-            download.ended = True
-        elif not download.look or download.looked:
-            self._ask_about(download, LSTAT if download.looked else FSTAT)
-
-    def _read(self, download: _Download, offset: int, length: int) -> None:
-        assert download.handle is not None
-        number = self._session.send(READ, _string(download.handle) + struct.pack(">QI", offset, length))
-        self._waiting[number] = (download, offset, length)
-        self._in_flight += length
-
-    def _take(self, download: _Download, kind: int, fields: _Fields, offset: int, length: int) -> None:
-        """One answer about a file that is still under way. Sets `ended` when all of it is written."""
-        path, size = download.job.path, download.job.size
-        if download.handle is None:
-            if kind != HANDLE:
-                raise _refusal(path, kind, fields)
-            download.handle = fields.handle()
-            self._hungry.append(download)
+    def _opened(self, file: _Download, kind: int, fields: _Fields) -> None:
+        if kind == HANDLE:
+            file.handle = fields.handle()
+            self._hungry.append(file)
             return
+        error = _refusal(file.job.path, kind, fields)
+        if self._alone or not isinstance(error, _Failure):
+            raise error
+        self._again.append(file.job)
+        self._open -= 1
+
+    def _take_piece(self, file: _Download, kind: int, fields: _Fields, offset: int, length: int) -> None:
+        path, size, data = file.job.path, file.job.size, memoryview(b"")
         if kind == DATA:
             data = fields.string()
             if len(data) > length:
                 raise _Broken("an SFTP server that sends more than was asked for")
         else:
-            code, text = _status(kind, fields)
-            if code != END_OF_FILE:
-                raise FileRefused(f"{path}: {text} (SFTP status {code})")
-            data = memoryview(b"")
+            error = _refusal(path, kind, fields)
+            if not isinstance(error, _EndOfFile):
+                raise FileRefused(str(error))
         end = offset + len(data)
         if end > size:
             raise FileChanged(f"{path}: more than the {size} bytes listed")
         if not data or (end == size and length <= PORTABLE_READ):   # the end alone cuts such a READ short
             if end < size:
                 raise FileChanged(f"{path}: {end} bytes instead of the {size} listed")
-            download.end_seen = True
+            file.end_seen = True
         elif len(data) < length:                        # a server may give less: ask for the rest
-            self._read(download, end, length - len(data))
-            download.look, download.looked, download.now = 0, False, None       # that look came before the end
-        if offset == download.written:
-            self._write(download, data)
-            while download.written in download.parked:
-                self._write(download, memoryview(download.parked.pop(download.written)))
-        elif data:
-            download.parked[offset] = bytes(data)
-        if download.complete:
-            self._complete(download)
-
-    @staticmethod
-    def _write(download: _Download, data: memoryview) -> None:
+            self._read(file, end, length - len(data))
+            file.look = 0                               # that look came before the end
         if data:
-            download.job.write(data)
-            download.written += len(data)
+            file.pieces[offset] = data if offset == file.written else memoryview(bytes(data))
+        while file.written in file.pieces:
+            piece = file.pieces.pop(file.written)
+            file.job.write(piece)
+            file.written += len(piece)
+        if file.whole and file.job.seen is None:
+            self._close(file)
+        elif file.whole:
+            self.fetched.add(file)
+            if file.look not in self._waiting:
+                self._look(file, FSTAT)
 
+    def _looked(self, file: _Download, asked: int, kind: int, fields: _Fields) -> None:
+        job, problem = file.job, file.problem
+        now = fields.entry(job.path, b"-rw-------") if kind == ATTRS else None
+        same = now is not None and now.kind == "file" and job.seen is not None and same_version(job.seen, now)
+        another = FileChanged(f"{job.path}: another version than the one listed") if now and not same else None
+        if asked == FSTAT:
+            if same and file.whole:
+                self._close(file)
+            elif file.whole:                            # else it came before the end, and is asked for again
+                file.problem = another
+                self._look(file, LSTAT)
+            return
+        error: Optional[Error] = problem or another
+        if kind != ATTRS and isinstance(_refusal(job.path, kind, fields), FileGone):
+            error = None if file.whole else FileGone(str(problem))
+        elif same:
+            error = None if file.whole else FileRefused(f"{problem}, which is what it still lists")
+        # Some servers give a file once, and refuse to be asked about it: then the size decides.
+        self._close(file, error)
+
+    def _close(self, file: _Download, error: Optional[Error] = None) -> None:
+        file.ended = True
+        self._open -= 1
+        self.fetched.discard(file)
+        if file.handle:
+            self._ask(file, CLOSE, file.handle)
+        self._ended.append((file.job, error))
 
 def fingerprint(key: bytes) -> str:
     """A host key's, as ssh-keygen -lf prints it."""
@@ -4947,12 +4903,10 @@ class SftpServer(FileServer):
         self._log_in(transport, key)
         channel = transport.open_session(SSH_WINDOW, SSH_PACKET, timeout=patience)
         channel.settimeout(self.timeout)
-        if hasattr(channel, "in_buffer"):
-            timeout_error = importlib.import_module("paramiko.buffered_pipe").PipeTimeout
-            channel.in_buffer = FastPipe(timeout_error, SSH_WINDOW)
-            channel.in_stderr_buffer = FastPipe(timeout_error, MOST_STDERR)
+        _bound(channel.in_buffer, SSH_WINDOW)
+        _bound(channel.in_stderr_buffer, MOST_STDERR)
         channel.invoke_subsystem("sftp")                # no limit but the watchdog of connect()
-        session = SftpSession(channel, (OSError, EOFError, paramiko.SSHException))
+        session = SftpSession(channel, (OSError, EOFError, paramiko.SSHException), transport.get_exception)
         session.start()
         self._session = session
 
@@ -4969,8 +4923,6 @@ class SftpServer(FileServer):
                 raise ConfigError(f"key {path}: {error.strerror}") from None
             except Exception as error:                          # each class refuses others in its own way
                 problems.append(str(error) or type(error).__name__)
-        with contextlib.suppress(Exception):                    # PKCS#8, newer paramiko only
-            return paramiko.PKey.from_path(path, self._passphrase.encode() if self._passphrase else None)
         raise ConfigError(f"key {path} cannot be used (format, or wrong key_passphrase): {problems[-1]}")
 
     def _trusted_keys(self) -> tuple[set[bytes], set[bytes]]:
@@ -5089,18 +5041,20 @@ class SftpServer(FileServer):
     def _name(self, path: str) -> bytes:
         return _string(encode_name(path or ".", self.encoding))
 
+    def _ask(self, kind: int, path: str) -> tuple[int, _Fields]:
+        return self._talk().call(kind, self._name(path))
+
     def _do(self, path: str, kind: int, body: bytes) -> None:
-        """A request that is answered by a status. Raises FileGone, FileRefused."""
+        """A request that changes something. Raises FileGone, FileRefused."""
         session = self._talk()
         with self._effect():
             kind, fields = session.call(kind, body)
-        code, text = _status(kind, fields)
-        if code != OK:
-            raise _refused(path, code, text)
+        if kind != STATUS or fields.peek() != OK:
+            raise _refusal(path, kind, fields)
 
     @conversation("looking at")
     def absolute(self, path: str) -> str:
-        kind, fields = self._talk().call(REALPATH, self._name(path))
+        kind, fields = self._ask(REALPATH, path)
         if kind == NAME and fields.number():
             return normal_path(decode_name(bytes(fields.string()), self.encoding))
         if not path.startswith("/"):
@@ -5109,52 +5063,42 @@ class SftpServer(FileServer):
 
     @conversation("listing")
     def list(self, folder: str) -> Listing:
-        session = self._talk()
-        kind, fields = session.call(OPENDIR, self._name(folder))
+        kind, fields = self._ask(OPENDIR, folder)
         if kind != HANDLE:
             raise _refusal(folder, kind, fields)
-        handle = _string(fields.handle())
+        handle = fields.handle()
         entries: Listing = []
         vague: list[str] = []           # names whose attributes tell no kind
         seen = size = 0
         while True:
-            kind, fields = session.call(READDIR, handle)
-            if kind != NAME:
-                code, text = _status(kind, fields)
-                break
-            count = fields.number()
-            if count == 0:              # Synology's way to say that this was all
-                code = END_OF_FILE
+            kind, fields = self._talk().call(READDIR, handle)
+            count = fields.number() if kind == NAME else 0
+            if not count:               # none is Synology's way to say that this was all
                 break
             seen, size = seen + count, size + len(fields)
             if seen > MAX_ENTRIES or size > MAX_LISTING:
                 raise _Broken("a listing without an end")
             for _ in range(count):
                 name = decode_name(bytes(fields.string()), self.encoding)
-                long_name = bytes(fields.string())
-                entry = fields.entry(name, long_name)
+                entry = fields.entry(name, bytes(fields.string()))
                 if name in (".", ".."):
                     continue
                 if entry is None:
                     vague.append(name)
                 else:
                     entries.append(entry)
-        session.call(CLOSE, handle)
-        if code != END_OF_FILE:
-            error = _refused(folder, code, text)
+        self._talk().call(CLOSE, handle)
+        error = None if kind == NAME else _refusal(folder, kind, fields)
+        if error is not None and not isinstance(error, _EndOfFile):
             raise FileRefused(str(error)) if seen else error    # what showed something is there
-        return self._with_vague(folder, entries, vague)
-
-    def _with_vague(self, folder: str, entries: Listing, names: Sequence[str]) -> Listing:
-        """With those that READDIR tells no kind of, as STAT has them."""
         self.unread = []
-        for name in names:
-            told = None
+        for name in vague:
+            entry = None
             if is_plain_name(name):
-                kind, fields = self._talk().call(STAT, self._name(posixpath.join(folder, name)))
-                told = fields.entry(name) if kind == ATTRS else None
-            if told is not None:
-                entries.append(told)
+                kind, fields = self._ask(STAT, posixpath.join(folder, name))
+                entry = fields.entry(name) if kind == ATTRS else None
+            if entry is not None:
+                entries.append(entry)
             elif len(self.unread) <= MOST_UNREAD:
                 self.unread.append(name)
         if self.unread and not entries:
@@ -5162,31 +5106,17 @@ class SftpServer(FileServer):
                               f"anything in it: {self.unread[0][:200]!r}")
         return entries
 
-    def _stat(self, path: str) -> Optional[Entry]:
-        """The entry, links not followed; None if it is not there. Raises FileRefused if that cannot be
-        told."""
-        kind, fields = self._talk().call(LSTAT, self._name(path))
-        if kind != ATTRS:
-            error = _refusal(path, kind, fields)
-            if isinstance(error, FileGone):
-                return None
-            raise error
-        entry = fields.entry(split_path(path)[1])
-        if entry is None:
-            raise FileRefused(f"{path}: the server does not tell its kind and size")
-        return entry
-
     @conversation("looking at")
     def same(self, path: str, seen: Entry) -> Optional[bool]:
         encode_name(path, self.encoding)                # a path that is never sent is no question for a listing
-        try:
-            now = self._stat(path)
-        except FileRefused:
-            now = self._find(path)
+        kind, fields = self._ask(LSTAT, path)
+        if kind != ATTRS and isinstance(_refusal(path, kind, fields), FileGone):
+            return None
+        now = (fields.entry(path) if kind == ATTRS else None) or self._find(path)
         return None if now is None else now.kind == seen.kind and bool(same_version(now, seen))
 
     def _there(self, path: str) -> Optional[bool]:
-        kind, fields = self._talk().call(LSTAT, self._name(path))
+        kind, fields = self._ask(LSTAT, path)
         if kind == ATTRS:
             return True
         return False if isinstance(_refusal(path, kind, fields), FileGone) else None
@@ -5228,24 +5158,23 @@ class SftpServer(FileServer):
         self._do(folder, MKDIR, self._name(folder) + b"\0\0\0\0")
 
     def _is_folder(self, path: str) -> bool:
-        session = self._talk()
-        kind, fields = session.call(STAT, self._name(path))     # a link to a folder will do
+        kind, fields = self._ask(STAT, path)            # a link to a folder will do
         entry = fields.entry(path) if kind == ATTRS else None
         if kind != ATTRS or entry is not None:
             return entry is not None and entry.kind == "dir"
-        kind, fields = session.call(OPENDIR, self._name(path))  # there are servers whose STAT tells no kind
+        kind, fields = self._ask(OPENDIR, path)         # there are servers whose STAT tells no kind
         if kind != HANDLE:
             return False
-        handle = _string(fields.handle())
-        kind, fields = session.call(READDIR, handle)            # and such that open whatever they are told to
-        session.call(CLOSE, handle)
-        return kind == NAME or _status(kind, fields)[0] == END_OF_FILE
+        handle = fields.handle()
+        kind, fields = self._talk().call(READDIR, handle)       # and such that open whatever they are told to
+        self._talk().call(CLOSE, handle)
+        return kind == NAME or isinstance(_refusal(path, kind, fields), _EndOfFile)
 
     def quiet(self) -> bool:
         return self._session is None or self._session.open()
 
     def _answers(self) -> bool:
-        self._talk().call(LSTAT, self._name("."))
+        self._ask(LSTAT, ".")
         return True
 
 

@@ -249,7 +249,7 @@ def test_a_target_that_is_the_polled_folder_is_a_wrong_setting(settings: dict[st
 
 def test_a_target_that_turns_out_to_be_the_polled_folder_is_said_and_nothing_is_polled() -> None:
     server = Folders(**{"in": [a_file("a")], "/in": [a_file("a")], "/": [a_folder("in")]})
-    for url, target in (("ftp://me@h/~/in", "/home/me/in"), ("ftp://me@h/in", "/IN")):
+    for url, target in (("ftp://me@h/~/in", "/home/me/in"), ("ftp://me@h/in", "/IN"), ("ftp://me@h/in", "../IN")):
         server.caseless = True
         with pytest.raises(FileRefused, match="after"):
             walk(server, url=url, after="move:" + target)
