@@ -67,6 +67,7 @@ import contextlib
 import csv
 import dataclasses
 import datetime
+import enum
 import errno
 import fnmatch
 import ftplib
@@ -1142,13 +1143,13 @@ class Lease:
 
     def __init__(self, term: int, deadline: float, clock: Callable[[], float]) -> None:
         self.term = term
-        self.recalled = False  # the owner wants it back: it may only make the lease shorter
+        self._handing_over = False
         self._deadline = deadline
         self._clock = clock
 
     def valid(self, now: Optional[float] = None) -> bool:
         """Whether effects are allowed at this instant."""
-        return self.remaining(now) > 0 and not self.recalled
+        return self.remaining(now) > 0 and not self._handing_over
 
     def remaining(self, now: Optional[float] = None) -> float:
         """Seconds until the deadline as it stands; below zero once it has passed."""
@@ -1167,12 +1168,70 @@ class Lease:
         if self.remaining() > 0:
             self._deadline = max(self._deadline, deadline)
 
-    def end(self) -> None:
+    def hand_over(self) -> None:
+        """No longer valid for its work, although the member still holds it."""
+        self._handing_over = True
+
+    def lose(self) -> None:
         """Over for good, whatever a renewal that is under way may say."""
         self._deadline = ENDED
 
     def __repr__(self) -> str:
         return f"Lease(term={self.term})"
+
+
+class Progress:
+    """Until when the silence of a lease's work is fine. Any thread may tell.
+
+    `stall_timeout` seconds of it always are, and a handler may take `exec_timeout` (None: as long as it runs).
+    """
+
+    def __init__(self, stall_timeout: float, exec_timeout: Optional[float]) -> None:
+        self._stall_timeout = stall_timeout
+        self._exec_timeout = float("inf") if exec_timeout is None else exec_timeout
+        self._told = self._quiet_until = 0.0
+        self._handlers: dict[int, float] = {}  # thread -> until when its handler may run
+        self._received = 0
+
+    def begin(self) -> None:
+        """The work of a new lease begins."""
+        self._told, self._quiet_until = boot_clock(), 0.0
+
+    def tell(self, ahead: float = 0.0) -> None:
+        """Work goes on; for `ahead` seconds nothing more is to be expected."""
+        self._told = boot_clock()
+        if ahead:
+            self._quiet_until = self._told + ahead
+
+    def received(self, count: int) -> None:
+        """Bytes of files, of all workers together: below LEAST_RATE they are no progress."""
+        self._received += count
+        if self._received >= LEAST_RATE * self._stall_timeout:
+            self._received = 0
+            self.tell()
+
+    @contextlib.contextmanager
+    def handling(self, told: Callable[[float], None]) -> Iterator[None]:
+        """While a handler runs; `told` gets the seconds that it took."""
+        thread, began = threading.get_ident(), boot_clock()
+        self._handlers[thread] = began + self._exec_timeout
+        try:
+            yield
+        finally:
+            del self._handlers[thread]
+            told(boot_clock() - began)
+
+    def handlers(self) -> int:
+        """How many run."""
+        return len(self._handlers)
+
+    def overdue(self, now: float) -> float:
+        """Seconds since which silence is no longer fine; below zero: it is."""
+        return now - max([self._told, self._quiet_until, *list(self._handlers.values())]) - self._stall_timeout
+
+    def handler_overdue(self, now: float) -> float:
+        """Seconds by which a handler is over its time and `stall_timeout`; below zero: none is."""
+        return now - min(list(self._handlers.values()), default=float("inf")) - self._stall_timeout
 
 
 def boot_clock() -> float:
@@ -2458,19 +2517,18 @@ class Election:
         try:
             return self._renew(self.lease, now) if self.lease is not None else self._stand_by(now, willing)
         except DatabaseDown as exc:
-            if self.database_error is None:
-                self._tell("database_down", error=str(exc))
-            self.database_error = exc
-            # 2. What is unknown never extends a deadline. Half of what is left goes by before the next try, so that
-            #    a last one still fits.
-            if self.lease is not None:
-                return min(self.timing.heartbeat, max(0.02, self.lease.remaining(now) / 2))
-            return self.timing.heartbeat
+            return self.failed(exc, now, self.timing.heartbeat)
+
+    def failed(self, exc: DatabaseDown, now: float, longest: float) -> float:
+        """The database could not be used; gives the seconds until the next try, at most `longest`."""
+        self.database_error = exc
+        # 2. What is unknown never extends a deadline. Half of what is left goes by before the next try, so that a last
+        #    one still fits.
+        return longest if self.lease is None else min(longest, max(0.02, self.lease.remaining(now) / 2))
 
     def _database_answers(self, now: float) -> None:
         if self.database_error is not None:
             self.database_error = None
-            self._tell("database_up")
             if self.lease is None:
                 # The former holder comes first: every heartbeat is stale after an outage.
                 self._stand_from = max(self._stand_from, now + 2 * self.timing.heartbeat + self.timing.call_timeout)
@@ -2501,7 +2559,7 @@ class Election:
         stale."""
         lease, self.lease = self.lease, None
         if lease is not None:
-            lease.end()
+            lease.lose()
             self.step_down_asked = False
             self._tell("lost", term=lease.term, reason=why)
 
@@ -2514,21 +2572,21 @@ class Election:
         if lease is None:
             return
         tries = [False, True] if lease.remaining(now) > 0 else []
-        lease.end()
+        lease.lose()
         self.step_down_asked = False
         self._own_term = None
         self._stand_from = now + 2 * self.timing.heartbeat
         for last in tries:
             try:
                 self.store.release(self.group, self.member, lease.term)
+                self._database_answers(now)
                 self._tell("released", term=lease.term)
                 return
             except DatabaseDown as exc:
-                if last:
-                    self._tell("database_down", error=str(exc))
+                self.database_error = exc if last else self.database_error
         self._tell("lost", term=lease.term, reason="it could not be released; the others wait until it is stale")
 
-    def leave(self) -> None:
+    def stop(self) -> None:
         """Removes this member's health row, if it is a standby's."""
         with contextlib.suppress(DatabaseDown):
             self.store.leave(self.group, self.member)
@@ -6396,6 +6454,16 @@ def load_handler(name: str, download_dir: str = "") -> Handler:
 # ---------------------------------------------------------------------------------------------------------------------
 # Member: threads around an election
 # ---------------------------------------------------------------------------------------------------------------------
+#
+#   state        what comes                                      what is done, and the next state
+#   standing by  a lease, and nobody wants an end                the work takes it: working
+#                stop                                            release, out of the group: stopped
+#   working      stop, hand over                                 no new work: winding up
+#                the lease ends, or no progress                  cut: winding up
+#   winding up   the work has ended                              standing by; first release, if it is handed over
+#                it hangs longer than drain_timeout              lost: winding up, and the others wait no more
+#
+# Other threads only ask. The heartbeat's thread does all that touches the election, the guard's thread cuts.
 
 
 class Backoff:
@@ -6421,28 +6489,29 @@ class Pulse:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self._members: List[Member] = []
+        self._members: list[Member] = []
         self._lock = threading.Lock()
-        self._wake = threading.Event()
+        self._woken = threading.Event()
         self._thread: Optional[threading.Thread] = None
 
     def add(self, member: Member) -> None:
+        """Raises RuntimeError if no thread can be started; then nothing has changed."""
         with self._lock:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="ftpcoord-pulse", daemon=True)
-                thread.start()  # or RuntimeError, and nothing has changed
+                thread.start()
                 self._thread = thread
+            member.pulse, member.timing = self, self.database.timing
             self._members.append(member)
-            member.pulse = self
-        self._wake.set()
+        self.wake()
 
     def alive(self) -> bool:
         """Whether its thread runs; for health checks."""
         return self._thread is not None and self._thread.is_alive()
 
-    def poke(self) -> None:
-        """Something changed: look at once."""
-        self._wake.set()
+    def wake(self) -> None:
+        """Some member is due now."""
+        self._woken.set()
 
     def _run(self) -> None:
         while True:
@@ -6452,21 +6521,18 @@ class Pulse:
                     self._thread = None
                     self.database.close()
                     return
-            started = boot_clock()
+            began = boot_clock()
             for member in members:
-                if member.due <= boot_clock() or member.poked():
-                    if not member.beat(self.database):
-                        with self._lock:
-                            self._members.remove(member)
-                        member.finished.set()
-            took = boot_clock() - started
+                if member.due <= boot_clock() and not member.beat(self.database):
+                    with self._lock:
+                        self._members.remove(member)
+                    member.finished.set()
+            took = boot_clock() - began
             # Without a connection the database is away: more of them would not help.
             if len(members) > 1 and took > members[0].config.heartbeat_frequency / 2 and self.database.connection:
                 self._split()
-            wait = min((member.due for member in members), default=0.0) - boot_clock()
-            if wait > 0:
-                self._wake.wait(wait)
-            self._wake.clear()
+            self._woken.wait(max(0.0, min(member.due for member in members) - boot_clock()))
+            self._woken.clear()
 
     def _split(self) -> None:
         with self._lock:
@@ -6481,197 +6547,76 @@ class Pulse:
                 self._members += leaving
 
 
+class State(enum.Enum):
+    """Of a member; see the table above."""
+
+    STANDING_BY = "standing by"
+    WORKING = "working"
+    WINDING_UP = "winding up"
+    STOPPED = "stopped"
+
+
+class Wanted(NamedTuple):
+    """What was asked of a member and is not done yet."""
+
+    stop: bool = False
+    release: bool = True  # at the stop; else the others wait until the lease is stale
+    hand_over: str = ""  # why
+    another: str = ""  # why to hand over if another member is alive
+    lost_at: float = float("inf")  # when work that hangs makes it lose the lease, if it has not ended by then
+
+
 class Member:
     """One member of one group: its election, the guard of its deadline, and the hand-over.
 
     Work goes: `lease = wait_for_lease()`, effects while `lease.valid()`, then `work_ended()`. Functions in `on_lost`
-    are called at the deadline, or when the lease is lost earlier, from the guard's own thread: a thread that hangs in
-    a call cannot keep them from running. Those in `on_hand_over` are called when the work is to come to an end.
+    cut it; they are called at the deadline, or when the lease is lost earlier, from the guard's own thread: a thread
+    that hangs in a call cannot keep them from running. Those in `on_hand_over` are called when it is to come to an end.
     """
 
-    def __init__(self, config: Config, stats: Optional[Stats] = None) -> None:
+    def __init__(self, config: Config, watched: bool = True) -> None:
         self.config = config
-        self.stats = stats or Stats()
-        self.stats.member = config.member_id
+        self.stats = Stats(config.member_id)
+        self.timing: Timing  # from the start on
         self.election: Optional[Election] = None
         self.pulse: Optional[Pulse] = None
-        self.due = 0.0
+        self.due = 0.0  # the next heartbeat, by boot_clock; 0: at once
+        self.work: Optional[Lease] = None  # whose work is running, also after its end
+        self.wanted = Wanted()
+        self.progress = Progress(config.stall_timeout if watched else float("inf"), config.exec_timeout)
+        self.unanswered = float("-inf")  # when the work left a command to the file server without its reply, if ever
         self.ready = threading.Event()  # the tables were found good
         self.finished = threading.Event()
         self.failure: Optional[Error] = None  # why it could not start
-        self.on_lost: List[Callable[[], None]] = []
-        self.on_hand_over: List[Callable[[], None]] = []
-        self.stopping = False
-        self.watched = True  # whether the work tells of its progress; a script's own does not
+        self.on_lost: list[Callable[[], None]] = []
+        self.on_hand_over: list[Callable[[], None]] = []
         self._changed = threading.Condition()
-        self._working: Optional[Lease] = None
-        self.unanswered = float("-inf")  # when the work left a command to the file server without its reply, if ever
-        self._hand_over = False  # release as soon as the work has ended
-        self._no_release = False
-        self._give_up: Optional[str] = None
-        self._urgent = False  # the next heartbeat is due at once
-        self._peers_asked = False
-        self._peers = 0
-        self._peers_at = float("-inf")
-        self._checked_ids = False
-        self._said_database_down = 0.0
-        self._saying = threading.Lock()
+        self._down: dict[str, str] = {}  # why the database cannot be used, as "heartbeat" and "ledger" found it
+        self._down_said = 0.0
         self._backoff = Backoff(1.0, 60.0)
-        self._standing_by: Optional[str] = None
+        self._follows: Optional[str] = None  # the active member that was said last
 
     @property
     def lease(self) -> Optional[Lease]:
         return self.election.lease if self.election else None
 
-    # -- the pulse's side ---------------------------------------------------------------------------------------------
+    @property
+    def state(self) -> State:
+        """Worked out, as a lease ends by the clock alone."""
+        if self.finished.is_set():
+            return State.STOPPED
+        work = self.work
+        if work is None:
+            return State.STANDING_BY
+        return State.WORKING if self.may_work(work) else State.WINDING_UP
 
-    def poked(self) -> bool:
-        """Whether there is something to do before the next heartbeat."""
-        return self._urgent or self._leaving()
+    @property
+    def stopping(self) -> bool:
+        return self.wanted.stop
 
-    def _leaving(self) -> bool:
-        """Whether a release or a stop is due."""
-        return self._working is None and (self.stopping or (self._hand_over and not self._uncertain()))
-
-    def _uncertain(self) -> bool:
-        """Whether the file server may still obey a command of this lease, and delete what the next member finds."""
-        return boot_clock() - self.unanswered < self.stats.timing.stale_after
-
-    def beat(self, database: Database) -> bool:
-        """One heartbeat; called by the pulse alone. False: this member has stopped."""
-        now = boot_clock()
-        self._urgent = False  # what comes during this heartbeat makes another one
-        try:
-            if self.election is None:
-                if self.stopping:
-                    return False
-                self._prepare(database)
-                now = boot_clock()
-            assert self.election is not None
-            if self._leaving():
-                return self._hand_over_now(self.election, now)
-            if self._give_up is not None:
-                self.election.lose(self._give_up)
-                self._give_up = None
-            self.election.store = database  # its members may have been divided
-            wait = self.election.tick(now, willing=self._working is None and not self.stopping)
-            self._after_tick(self.election, database, now)
-        except (DatabaseRefused, ConfigError) as exc:
-            if not self.ready.is_set() or self.election is None:
-                self.failure = exc
-                self._notify()
-                return False
-            # A rotated password, a privilege taken away: said again and again, never fatal to a running member.
-            self.election.database_error = DatabaseDown(str(exc))
-            self._say_database_down(str(exc))
-            wait = self._backoff.next()
-            if self.lease is not None:  # half of what is left goes by, so that a last try still fits
-                wait = min(wait, max(0.02, self.lease.remaining(now) / 2))
-        except DatabaseDown as exc:  # before there is an election
-            self._say_database_down(str(exc))
-            wait = min(self._backoff.next(), 5.0)
-        except Exception as exc:
-            # A fault of ours must not look like health: no heartbeat, the lease runs out, and it is said.
-            if not self.stats.database_error:
-                event("heartbeat_failed", logging.ERROR, exc=exc, error=reason(exc))
-            self._say_database_down(f"its answer cannot be used: {reason(exc)}")
-            database.close()
-            wait = self.config.heartbeat_frequency
-        self.stats.heartbeat(boot_clock() - now, now - self.due if self.due else 0.0)
-        self.due = now + wait
-        self._notify()
-        return True
-
-    def _prepare(self, database: Database) -> None:
-        timing = database.prepare()
-        database.settle_group(self.config)
-        self.stats.timing = timing
-        self.election = Election(
-            database, self.config.coordination_group, self.config.member_id, timing, boot_clock, self._tell
-        )
-
-    def _after_tick(self, election: Election, database: Database, now: float) -> None:
-        if election.database_error is not None:
-            self._say_database_down(str(election.database_error))
-            return
-        was_down = self.stats.database_answered()
-        if not self.stats.ledger_error:
-            self._said_database_down = 0.0
-            if was_down and self.ready.is_set():
-                event("database_up", group=election.group, member=election.member)
-        self._backoff.reset()
-        if not self._checked_ids:
-            database.check_ids(election.group, election.member)
-            self._checked_ids = True
-        if not self.ready.is_set():
-            self.ready.set()
-            event("ready", group=election.group, member=election.member)
-        view = election.view
-        if election.lease is None and view is not None:
-            self.stats.looked(view)
-        if election.lease is not None:
-            self._standing_by = None
-        elif view is not None and view.holder is not None and view.holder != self._standing_by:
-            self._standing_by = view.holder
-            event("standby", group=election.group, active=view.holder, seen_term=view.term)
-        if self._peers_asked:
-            stale_after = election.timing.stale_after
-            alive = [row for row in database.members(election.group) if row.age <= stale_after]
-            self._peers, self._peers_asked = sum(row.member_id != election.member for row in alive), False
-            self._peers_at = now
-        if election.step_down_asked and not self._hand_over:
-            self.hand_over("an operator asked for it")
-
-    def _hand_over_now(self, election: Election, now: float) -> bool:
-        if self._uncertain():  # and stopping, so that it cannot be waited for
-            election.lose("a command to the file server was left without its reply")
-        elif election.lease is not None and not self._no_release:
-            election.release(now)
-        self._hand_over = False
-        if self.stopping:
-            if not self._no_release:
-                election.leave()
-            return False
-        self.due = now
-        self._notify()
-        return True
-
-    def _tell(self, name: str, **fields: object) -> None:
-        if name == "database_down":
-            self._say_database_down(str(fields["error"]))
-            return
-        level = {"lost": logging.WARNING, "duplicate_member": logging.WARNING}.get(name, logging.INFO)
-        self.stats.role_event(name, fields)
-        event(name, level, group=self.config.coordination_group, member=self.config.member_id, **fields)
-
-    def _say_database_down(self, error: str) -> None:
-        self.stats.database_error = error
-        self._say_down(error)
-
-    def ledger_answers(self, error: str = "") -> None:
-        """What stands in the way of the ledger's statements, "" if nothing does. Any thread may tell.
-
-        A locked table leaves the heartbeat alone: the lease is kept, as no other member could do better.
-        """
-        was, self.stats.ledger_error = self.stats.ledger_error, error
-        if error:
-            self.stats.progress()  # waiting for the database is no hang
-            self._say_down(error)
-        elif was and not self.stats.database_error:
-            event("database_up", group=self.config.coordination_group, member=self.config.member_id)
-
-    def _say_down(self, error: str) -> None:
-        """At once, then once a minute."""
-        now = boot_clock()
-        with self._saying:
-            due = now - self._said_database_down >= 60 or self._said_database_down == 0.0
-            self._said_database_down = now if due else self._said_database_down
-        if due:
-            event("database_down", logging.ERROR, group=self.config.coordination_group, error=error)
-
-    def _notify(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
+    @property
+    def database_error(self) -> str:
+        return self._down.get("heartbeat") or self._down.get("ledger", "")
 
     # -- the work's side ----------------------------------------------------------------------------------------------
 
@@ -6680,165 +6625,245 @@ class Member:
         threading.Thread(target=self._guard, name="ftpcoord-guard", daemon=True).start()
         (pulse or Pulse(open_database(self.config))).add(self)
 
-    def wait_for_lease(self, timeout: Optional[float] = None) -> Optional[Lease]:
+    def wait_for_lease(self, timeout: float = float("inf")) -> Optional[Lease]:
         """Waits until this member is active; None if it stops first, or after `timeout` seconds.
 
         Raises DatabaseRefused if it could not start.
         """
-        until = None if timeout is None else time.monotonic() + timeout
-        with self._changed:
-            while True:
-                if self.failure is not None:
-                    raise self.failure
-                lease = self.lease
-                if self.stopping or self.finished.is_set():
-                    return None
-                if lease is not None and lease.valid() and not self._hand_over:
-                    self.stats.progress()
-                    self.stats.quiet_until = 0.0
-                    self._working = lease
-                    self._changed.notify_all()
-                    return lease
-                if until is not None and time.monotonic() >= until:
-                    return None
-                self._changed.wait(1.0 if until is None else max(0.0, min(1.0, until - time.monotonic())))
+
+        def taken() -> Optional[Lease]:
+            lease = self.lease
+            if lease is not None and self.may_work(lease):
+                self.progress.begin()
+                self.work = lease
+                return lease
+            return None
+
+        found = self._wait(lambda: self.failure or self.stopping or self.finished.is_set() or taken(), timeout)
+        if self.failure is not None:
+            raise self.failure
+        return found if isinstance(found, Lease) else None
+
+    def may_work(self, lease: Lease) -> bool:
+        """Whether new work may begin."""
+        return lease.valid() and not self.wanted.stop and not self.wanted.hand_over
+
+    def wait(self, lease: Lease, seconds: float, wake: Callable[[], object] = bool) -> bool:
+        """Waits until `wake` says so, or the time is over; False if by then no new work may begin."""
+        self._wait(lambda: not self.may_work(lease) or wake(), seconds)
+        return self.may_work(lease)
+
+    def nudge(self) -> None:
+        """Lets `wait` look at its condition again."""
+        self._note()
 
     def work_ended(self) -> None:
         """Nothing of the last lease is running any more."""
         self.ledger_answers()
         with self._changed:
-            self._working = None
-            self._changed.notify_all()
-        if self.pulse is not None:
-            self.pulse.poke()
+            self.work = None
+        self.ask()
 
-    def wait(self, lease: Lease, seconds: float, wake: Optional[Callable[[], bool]] = None) -> bool:
-        """Waits while the lease lasts and nobody wants it handed over; False if it ended before the time did."""
-        until = time.monotonic() + seconds
-        with self._changed:
-            while self.may_work(lease):
-                left = until - time.monotonic()
-                if left <= 0 or (wake is not None and wake()):
-                    return True
-                self._changed.wait(min(left, 1.0))
-        return False
-
-    def nudge(self) -> None:
-        """Lets `wait` look at its condition again."""
-        self._notify()
-
-    def may_work(self, lease: Lease) -> bool:
-        """Whether new work may begin."""
-        return lease.valid() and not self.stopping and not self._hand_over
-
-    def hand_over(self, why: str) -> None:
-        """Lets the work end and then gives the lease up."""
-        election = self.election
-        lease = self.lease
-        if election is None or lease is None or self._hand_over:
+    def hand_over(self, why: str, hangs: bool = False) -> None:
+        """Lets the work end and then gives the lease up. Work that hangs has `drain_timeout` to end."""
+        lease, wanted = self.lease, self.wanted
+        if lease is None:
             return
-        event("handing_over", group=election.group, term=lease.term, reason=why)
-        with self._changed:
-            self._hand_over = True
-        self._wind_up()
+        if not wanted.hand_over:
+            event("handing_over", group=self.config.coordination_group, term=lease.term, reason=why)
+        lost_at = boot_clock() + self.config.drain_timeout if hangs else float("inf")
+        self.ask(hand_over=wanted.hand_over or why, lost_at=min(wanted.lost_at, lost_at))
 
-    def give_up(self, why: str) -> None:
-        """Ends the lease at once, without a release: work of it may be hanging. The others wait until it is stale."""
-        self._give_up = why
-        self._urgent = True
-        if self.pulse is not None:
-            self.pulse.poke()
-
-    def others_alive(self) -> int:
-        """How many other members of the group have a fresh heartbeat; asks the database, within a heartbeat or so."""
-        self._peers_asked = self._urgent = True
-        if self.pulse is not None:
-            self.pulse.poke()
-        timing = self.stats.timing
-        with self._changed:  # a heartbeat may be under way, and then comes the one that asks
-            self._changed.wait_for(lambda: not self._peers_asked, timing.heartbeat + 2 * timing.call_timeout)
-        return 0 if self._peers_asked else self._peers
+    def hand_over_to_another(self, why: str) -> bool:
+        """Hands over if another member is alive, which the next heartbeat asks the database; whether it does."""
+        self.ask(another=why)
+        self._wait(lambda: not self.wanted.another, self.timing.heartbeat + 2 * self.timing.call_timeout)
+        self._note(another="")
+        return bool(self.wanted.hand_over)
 
     def stop(self, release: bool = True) -> None:
         """Leaves the group once the work has ended. Without `release` the others wait until the lease is stale."""
-        with self._changed:
-            self.stopping = True
-            self._no_release = self._no_release or not release
-        self._wind_up()
+        self.ask(stop=True, release=release and self.wanted.release)
 
-    def _wind_up(self) -> None:
-        self._notify()
-        for function in list(self.on_hand_over):
+    def ask(self, **wishes: Any) -> None:
+        """Notes what is wanted, for the heartbeat's thread to do; tells the work if it is to come to its end."""
+        self._note(**wishes)
+        for function in list(self.on_hand_over) if self.wanted.stop or self.wanted.hand_over else ():
             function()
-        if self.pulse is not None:
-            self.pulse.poke()
+        if self.work is None or self.wanted.another:  # else the end of the work comes first
+            with self._changed:
+                self.due = 0.0
+            if self.pulse is not None:
+                self.pulse.wake()
+
+    def _note(self, **wishes: Any) -> None:
+        with self._changed:
+            self.wanted = self.wanted._replace(**wishes)
+            self._changed.notify_all()
+
+    def _wait(self, come: Callable[[], object], seconds: float) -> object:
+        """Waits until `come` gives something, at most so long; looks each second, as leases end by the clock alone."""
+        until = boot_clock() + seconds
+        with self._changed:
+            while True:
+                found, left = come(), until - boot_clock()
+                if found or left <= 0:
+                    return found
+                self._changed.wait(min(left, 1.0))
+
+    # -- the heartbeat's thread ---------------------------------------------------------------------------------------
+
+    def beat(self, database: Database) -> bool:
+        """One heartbeat, or the end that is due in its place; called by the pulse alone. False: it has stopped."""
+        now = boot_clock()
+        with self._changed:
+            late, self.due = now - (self.due or now), now  # who asks from here on has another one follow
+        try:
+            wait = self._beat(database)
+        except Exception as exc:
+            wait = self._failed(exc, database)
+        self.stats.heartbeat(boot_clock() - now, late, "heartbeat" in self._down)
+        with self._changed:
+            if self.due and wait is not None:
+                self.due = min(now + wait, self.wanted.lost_at)
+            self._changed.notify_all()
+        return wait is not None
+
+    def _beat(self, database: Database) -> Optional[float]:
+        """The seconds until the next one; None: this member has stopped."""
+        state, wanted = self.state, self.wanted
+        if self.election is None:
+            if wanted.stop:
+                return None
+            self.timing = database.prepare()
+            database.settle_group(self.config)
+            group, member = self.config.coordination_group, self.config.member_id
+            self.election = Election(database, group, member, self.timing, boot_clock, self._tell)
+        election, now = self.election, boot_clock()
+        election.store = database  # its members may have been divided
+        # The file server may still obey a command of this lease, and delete what the next member finds.
+        uncertain = now - self.unanswered < self.timing.stale_after
+        if state is State.STANDING_BY and (wanted.stop or (wanted.hand_over and not uncertain)):
+            if uncertain:  # and it cannot be waited for
+                election.lose("a command to the file server was left without its reply")
+            elif wanted.release:
+                election.release(now)
+            self._note(hand_over="", another="", lost_at=float("inf"))
+            if wanted.stop and wanted.release:
+                election.stop()
+            self._database("heartbeat", str(election.database_error or ""))
+            return None if wanted.stop else 0.0
+        if state is State.WINDING_UP and now >= wanted.lost_at:
+            election.lose("the work hangs and does not end")
+            self._note(lost_at=float("inf"))
+        wait = election.tick(now, willing=state is State.STANDING_BY and not wanted.stop)
+        self._database("heartbeat", str(election.database_error or ""))
+        if election.database_error is None:
+            self._answered(election, database)
+        return wait
+
+    def _answered(self, election: Election, database: Database) -> None:
+        self._backoff.reset()
+        self.stats.answered()
+        if not self.ready.is_set():
+            database.check_ids(election.group, election.member)
+            self.ready.set()
+            event("ready", group=election.group, member=election.member)
+        view = election.view
+        if election.lease is not None:
+            self._follows = None
+        elif view is not None:
+            self.stats.looked(view, self.timing.stale_after)
+            if view.holder not in (None, self._follows):
+                self._follows = view.holder
+                event("standby", group=election.group, active=view.holder, seen_term=view.term)
+        if election.step_down_asked:
+            self.hand_over("an operator asked for it")
+        if self.wanted.another:
+            others = [row for row in database.members(election.group) if row.member_id != election.member]
+            if any(row.age <= self.timing.stale_after for row in others):
+                self.hand_over(self.wanted.another, self.progress.handler_overdue(boot_clock()) > 0)
+            self._note(another="")
+
+    def _failed(self, exc: Exception, database: Database) -> Optional[float]:
+        """The seconds until the next heartbeat after one that failed; None: this member cannot even start."""
+        error, wait = str(exc), self.config.heartbeat_frequency
+        if isinstance(exc, (ConfigError, DatabaseRefused)):
+            if not self.ready.is_set():
+                self.failure = exc
+                return None
+            # A rotated password, a privilege taken away: said again and again, never fatal to a running member.
+            wait = self._backoff.next()
+        elif isinstance(exc, DatabaseDown):
+            wait = min(self._backoff.next(), 5.0)
+        else:  # A fault of ours must not look like health: no heartbeat, the lease runs out, and it is said.
+            if "heartbeat" not in self._down:
+                event("heartbeat_failed", logging.ERROR, exc=exc, error=reason(exc))
+            database.close()
+            error = f"its answer cannot be used: {reason(exc)}"
+        self._database("heartbeat", error)
+        return self.election.failed(DatabaseDown(error), boot_clock(), wait) if self.election is not None else wait
+
+    def _tell(self, name: str, **fields: object) -> None:
+        level = logging.WARNING if name in ("lost", "duplicate_member") else logging.INFO
+        self.stats.role_event(name, fields)
+        event(name, level, group=self.config.coordination_group, member=self.config.member_id, **fields)
+
+    def ledger_answers(self, error: str = "") -> None:
+        """What stands in the way of the ledger's statements, "" if nothing does. Any thread may tell.
+
+        A locked table leaves the heartbeat alone: the lease is kept, as no other member could do better.
+        """
+        if error:
+            self.progress.tell()  # waiting for the database is no hang
+        self._database("ledger", error)
+
+    def _database(self, user: str, error: str) -> None:
+        """What a user of the database found, "" if it answers. Trouble is said at once, then once a minute."""
+        now, group = boot_clock(), self.config.coordination_group
+        with self._changed:
+            was_down = bool(self._down)
+            self._down.pop(user, None)
+            self._down.update({user: error} if error else {})
+            say = bool(error) and not (was_down and now - self._down_said < 60)
+            self._down_said = now if say else self._down_said
+        if say:
+            event("database_down", logging.ERROR, group=group, error=error)
+        elif was_down and not self._down:
+            event("database_up", group=group, member=self.config.member_id)
+
+    # -- the guard's thread -------------------------------------------------------------------------------------------
 
     def _guard(self) -> None:
         """Cuts the work when its lease ends, however it ends, and when it makes no progress any more."""
         cut: Optional[Lease] = None
+        long = f"for stall_timeout, {self.config.stall_timeout:g} s"
         while not self.finished.is_set():
             with self._changed:
-                lease = self._working
+                lease, now = self.work, boot_clock()
                 if lease is None or lease is cut:
                     self._changed.wait(1.0)
                     continue
-                left = lease.remaining()
-                stalled = self._stalled_for() > 0
-                if left > 0 and not stalled and not self._handler_hangs():
+                left, stalled = lease.remaining(now), self.progress.overdue(now) > 0
+                if left > 0 and not stalled:
+                    if self.progress.handler_overdue(now) > 0:  # alone it is better to go on with the other workers
+                        self._note(another=f"a handler is over its time, and no end of it, {long}")
                     self._changed.wait(min(left, 1.0))
                     continue
                 cut = lease
             if left > 0:
-                what = "no progress" if stalled else "a handler is over its time, and no end of it,"
-                self.hand_over(f"{what} for stall_timeout, {self.config.stall_timeout:g} s")
-            if left <= 0 or stalled:
-                self._cut_work()
-            if left > 0:
-                until = time.monotonic() + self.config.drain_timeout
-                with self._changed:
-                    while self._working is lease and time.monotonic() < until and lease.valid():
-                        self._changed.wait(0.5)
-                    hangs = self._working is lease
-                if hangs:
-                    self._cut_work()
-                    self.give_up("the work hangs and does not end")
-
-    def _cut_work(self) -> None:
-        for function in list(self.on_lost):
-            try:
-                function()
-            except Exception as exc:
-                event("guard_failed", logging.ERROR, exc=exc)
-
-    def _handler_hangs(self) -> bool:
-        """Whether a handler is over its time by `stall_timeout`, and another member is there to do better.
-
-        Alone it is better to go on with the other workers. Asks the database with the next heartbeat.
-        """
-        now, config = boot_clock(), self.config
-        if not self.watched or self.stats.overdue(now, config.exec_timeout) <= config.stall_timeout:
-            return False
-        self._peers_asked = True
-        return self._peers > 0 and now - self._peers_at < 3 * config.heartbeat_frequency
+                self.hand_over(f"no progress {long}", hangs=True)
+            for function in list(self.on_lost):
+                try:
+                    function()
+                except Exception as exc:
+                    event("guard_failed", logging.ERROR, exc=exc)
 
     def hangs(self) -> bool:
         """Whether a handler, or the work of a lease that is over, does not end in its time; for health checks."""
-        lease, config, now = self._working, self.config, boot_clock()
-        if lease is not None and not lease.valid() and self._stalled_for() > config.drain_timeout:
-            return True
-        return self.stats.overdue(now, config.exec_timeout) > config.stall_timeout + config.drain_timeout
-
-    def _stalled_for(self) -> float:
-        """Seconds by which the work has been without progress for longer than `stall_timeout`; below zero: it is not.
-
-        A handler within its `exec_timeout` is progress.
-        """
-        if not self.watched:
-            return float("-inf")
-        now = boot_clock()
-        last = max(self.stats.last_progress, self.stats.quiet_until)
-        last = max(last, self.stats.handlers_until(now, self.config.exec_timeout))
-        return now - last - self.config.stall_timeout
+        lease, now, patience = self.work, boot_clock(), self.config.drain_timeout
+        over = lease is not None and not lease.valid() and self.progress.overdue(now) > patience
+        return over or self.progress.handler_overdue(now) > patience
 
 
 class Coordinator:
@@ -6854,8 +6879,7 @@ class Coordinator:
 
     def __init__(self, config: Optional[Config] = None, **settings: Any) -> None:
         self.config = config or Config(**settings)
-        self._member = Member(self.config)
-        self._member.watched = False
+        self._member = Member(self.config, watched=False)
 
     def start(self) -> None:
         warn_of_weaknesses(self.config)
@@ -6879,23 +6903,21 @@ class Coordinator:
 
     def leases(self) -> Iterator[Lease]:
         """Each lease that this member wins, after waiting for it; ends when the member is stopped."""
+        member = self._member
         while True:
-            lease = self._member.wait_for_lease()
+            lease = member.wait_for_lease()
             if lease is None:
                 return
-
-            def recall(lease: Lease = lease) -> None:
-                lease.recalled = True
-
-            self._member.on_hand_over.append(recall)
+            member.on_hand_over[:] = [lease.hand_over]
+            if not member.may_work(lease):  # asked for meanwhile
+                lease.hand_over()
             try:
                 yield lease
             finally:
-                self._member.on_hand_over.remove(recall)
                 # Back although the lease still lasts: given up, so that the next one is a new one.
-                if lease.valid() and not self._member.stopping:
-                    self._member.hand_over("the work ended before the lease")
-                self._member.work_ended()
+                if member.may_work(lease):
+                    member.hand_over("the work ended before the lease")
+                member.work_ended()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -7105,6 +7127,7 @@ class Breaker:
     def __init__(self, config: Config, stats: Stats) -> None:
         self._config, self._stats = config, stats
         self._lock = threading.Lock()
+        self._open_for = ""  # what the system behind said, while claims wait for it
         self._files: Dict[str, Resting] = {}
         self._in_a_row: Set[str] = set()
         self._successes = 0
@@ -7128,17 +7151,17 @@ class Breaker:
                 least = exc.seconds or 0.0
                 pause = pause if exc.seconds is None else least
                 self._in_a_row.add(path)
-                if len(self._in_a_row) >= 3 and not self._stats.not_now:
-                    self._stats.not_now = printable(str(exc))
+                if len(self._in_a_row) >= 3 and not self._open_for:
+                    self._open_for = self._stats.not_now = printable(str(exc))
                     self._pause, self._tried = self._pauses.next(), set(self._in_a_row)
                     event("not_now", logging.WARNING, group=self._config.coordination_group, files=len(self._in_a_row),
-                          retry_in=max(self._pause, least), error=self._stats.not_now)  # fmt: skip
-                if self._stats.not_now:
+                          retry_in=max(self._pause, least), error=self._open_for)  # fmt: skip
+                if self._open_for:
                     pause = max(self._pause, least)
                     self._due = now + pause
             self._files[path] = Resting(last.times + 1, alone, self._successes, now + pause)
             counts = isinstance(exc, TryLater) and alone >= 2
-            return pause, last.times >= 2 or bool(self._stats.not_now), counts
+            return pause, last.times >= 2 or bool(self._open_for), counts
 
     def done(self, path: str) -> None:
         """A file succeeded."""
@@ -7147,9 +7170,9 @@ class Breaker:
             self._files.pop(path, None)
             self._in_a_row.clear()
             self._trial = ""
-            if not self._stats.not_now:
+            if not self._open_for:
                 return
-            self._stats.not_now = ""
+            self._open_for = self._stats.not_now = ""
             self._pauses.reset()
             self._tried.clear()
             self._files = {path: rest._replace(due=0.0) for path, rest in self._files.items()}
@@ -7157,7 +7180,7 @@ class Breaker:
 
     def allows(self, path: str) -> bool:
         """Whether a file may be claimed."""
-        return not self._stats.not_now or path == self._trial
+        return not self._open_for or path == self._trial
 
     def rested(self, path: str) -> bool:
         """Whether a file's own pause is over."""
@@ -7168,10 +7191,10 @@ class Breaker:
         """Those whose pause is over; while the breaker is open, at most one."""
         now = boot_clock()
         with self._lock:
-            if self._stats.not_now and (now < self._due or busy(self._trial)):
+            if self._open_for and (now < self._due or busy(self._trial)):
                 return []
             rested = [work for work in works if self.rested(work.path)]
-            if not self._stats.not_now or not rested:
+            if not self._open_for or not rested:
                 return rested
             untried = [work for work in rested if work.path not in self._tried]
             if not untried:
@@ -7309,7 +7332,7 @@ class Poller:
     ) -> None:  # fmt: skip
         self.config, self.member, self.lease = config, member, lease
         self.selector, self.route = selector, route
-        self.stats = member.stats
+        self.stats, self.progress = member.stats, member.progress
         group, told = config.coordination_group, member.ledger_answers
         self.ledger = Ledger(rows, group, config.member_id, lease, boot_clock, told)
         self.recognizer = Recognizer(self.ledger, self._looking, self._goes_on)
@@ -7351,7 +7374,7 @@ class Poller:
                     if trouble is not None or not self._more:
                         return trouble is not None or self.member.may_work(self.lease)
                     pause = 0.0
-                self.stats.progress(pause)
+                self.progress.tell(pause)
                 self.member.wait(self.lease, pause)
             return False
         finally:
@@ -7398,9 +7421,9 @@ class Poller:
         self.unreached = True
         self.stats.server_down(self.config, exc, pause)
         reached = isinstance(exc, (FileGone, FileRefused, LoginRefused))
-        if not reached and self._yielding.due() and self.member.others_alive():
-            self._yielding.yielded()
-            self.member.hand_over("the file server cannot be reached from here")
+        if not reached and self._yielding.due():
+            if self.member.hand_over_to_another("the file server cannot be reached from here"):
+                self._yielding.yielded()
         return pause
 
     def poll(self) -> None:
@@ -7419,7 +7442,7 @@ class Poller:
         choice = self.selector.choose(listing, self.ledger.get, busy | unclear)
         ready = choice.ready
         unsettled = 0
-        self.stats.progress(self.config.settle)
+        self.progress.tell(self.config.settle)
         if choice.unsettled and self.member.wait(self.lease, self.config.settle):
             again = self._list()
             settled = self.selector.settled(choice.unsettled, again)
@@ -7439,6 +7462,7 @@ class Poller:
         self._enqueue(ready)
         seconds = time.monotonic() - started
         self.stats.polled(len(listing), len(ready), seconds, self.waiting, self.selector.refused)
+        self.progress.tell()
         event("polled", term=self.lease.term, listed=len(listing), new=len(ready), waiting=self.waiting)
         while self._queue and self.member.may_work(self.lease):
             self.member.wait(self.lease, 1.0, lambda: not self._queue)
@@ -7450,7 +7474,7 @@ class Poller:
         """Raises LeaseLost once the work is to end."""
         if not self.member.may_work(self.lease):
             raise LeaseLost(self.lease.term)
-        self.stats.progress()
+        self.progress.tell()
 
     @contextlib.contextmanager
     def _looking(self) -> Iterator[FileServer]:
@@ -7573,7 +7597,7 @@ class Poller:
         """
         self.pool.abort()
         if self.command is not None:
-            self.command.cut(min(KILL_AFTER, max(0.0, self.lease.remaining() + self.stats.timing.margin / 2)))
+            self.command.cut(min(KILL_AFTER, max(0.0, self.lease.remaining() + self.member.timing.margin / 2)))
 
     def _work(self) -> None:
         while True:
@@ -7596,7 +7620,7 @@ class Poller:
                     self._stumble(item.path, exc)
             finally:
                 self._enqueue(then, instead=taken)
-                self.stats.progress()
+                self.progress.tell()
                 self.member.nudge()
 
     # -- delivery -----------------------------------------------------------------------------------------------------
@@ -7692,7 +7716,7 @@ class Poller:
         def write(data: memoryview) -> None:
             write_all(item.out, data)
             # Progress: a large file may take longer than `stall_timeout`.
-            self.stats.received(len(data), LEAST_RATE * self.config.stall_timeout)
+            self.progress.received(len(data))
 
         def told(entry: Entry) -> None:
             if "=" in entry.mtime:
@@ -7753,7 +7777,7 @@ class Poller:
         row = item.row = item.row.marked(delivered=bool(self.config.download_dir))
         file = File(row.path, row.size, epoch_seconds(item.mtime), row.attempts, self.lease, item.local)
         self.lease.check()
-        with self.stats.handling():
+        with self.progress.handling(self.stats.handled):
             if self.command is not None:
                 self.command.run(file)
                 return
@@ -8128,7 +8152,7 @@ class Listener:
         rows: LedgerRows = open_database(config) if config.ledger else {}
         try:
             while True:
-                lease = member.wait_for_lease(0.2 if self._once else None)
+                lease = member.wait_for_lease(0.2 if self._once else float("inf"))
                 if lease is None:
                     if member.stopping or member.finished.is_set():
                         break
@@ -8142,7 +8166,7 @@ class Listener:
         finally:
             if isinstance(rows, Database):
                 rows.close()
-        member.finished.wait(4 * member.stats.timing.call_timeout + KILL_AFTER)
+        member.finished.wait(4 * member.timing.call_timeout + KILL_AFTER)
         event("stopped", group=config.coordination_group, member=config.member_id)
 
     def _reign(
@@ -8280,11 +8304,9 @@ class Takeover(NamedTuple):
 class Stats:
     """What this process has seen of one member, for logs and status. Any thread may tell; memory is bounded."""
 
-    def __init__(self) -> None:
-        self.timing = Timing(1, 30)
-        self.member = ""
+    def __init__(self, member: str = "") -> None:
+        self.member = member
         self.beat_at = boot_clock()
-        self.ledger_error = ""  # why the ledger cannot be used although the heartbeat is answered
         self.not_now = ""  # why the claims of the group wait; "" if they do not
         # As /status shows it; moments in epoch seconds.
         self.own: dict[str, Any] = {"started": time.time(), "active_since": None, "other_since": None}
@@ -8294,7 +8316,6 @@ class Stats:
         self.work: dict[str, Any] = {"done": 0, "failed": 0, "quarantined": 0, "bytes": 0, "last_done": None}
         self.file_bytes = {"done": 0, "failed": 0, "quarantined": 0}
         self.minutes: deque[list[int]] = deque(maxlen=60)  # [epoch minute, done, failed, quarantined]
-        self.database_error = ""
         self.database_at: Optional[float] = None  # when it answered last, by boot_clock
         self.heartbeats, self.failed_heartbeats, self.late = Histogram(CALL_BOUNDS), 0, 0.0
         self.polls, self.failed_polls = Histogram(WORK_BOUNDS), 0
@@ -8303,46 +8324,38 @@ class Stats:
         self.takeovers: deque[Takeover] = deque(maxlen=50)
         self.elections = dict.fromkeys(("absent", "own", "released", "stale", "still", "vacant"), 0)  # by reason
         self.ends = {"lost": 0, "released": 0}
-        self.last_progress = boot_clock()
-        self.quiet_until = 0.0  # waiting is no stall before that
         self._lock = threading.Lock()
-        self._received = 0
         self._server_said = 0.0
-        self._handlers: dict[int, float] = {}  # thread -> since when it runs one
         self._holder: Optional[tuple[str, int]] = None
         self._why = "handed over"  # what it means if that changes now
         self._alive_at: Optional[float] = None  # when the holder was last known to be alive, by boot_clock
 
     # -- the election -------------------------------------------------------------------------------------------------
 
-    def heartbeat(self, took: float, late: float) -> None:
+    def heartbeat(self, took: float, late: float, failed: bool) -> None:
         """One heartbeat took `took` seconds and left `late` seconds after it was due."""
         with self._lock:
             self.heartbeats.add(took)
-            self.failed_heartbeats += bool(self.database_error)
+            self.failed_heartbeats += failed
         self.late, self.beat_at = max(0.0, late), boot_clock()
 
-    def database_answered(self) -> bool:
-        """Whether it had not before."""
+    def answered(self) -> None:
+        """The database did."""
         self.database_at = boot_clock()
-        was_down, self.database_error = bool(self.database_error), ""
-        return was_down
 
-    def looked(self, view: View) -> None:
+    def looked(self, view: View, stale_after: float) -> None:
         """What a standby saw: notices a takeover by another member, and when the holder was last alive."""
         now, seen = boot_clock(), (view.holder or "", view.term)
         if view.holder is not None and self._holder not in (None, seen):
             self.own["other_since"] = time.time()
             self._changed("other", *seen, self._why, self._alive_at)
-        alive = (view.age or 0.0) <= self.timing.stale_after
+        alive = (view.age or 0.0) <= stale_after
         self._holder, self._why = seen, "handed over" if alive else "released" if view.released else "stale"
         if view.age is not None and alive:
             self._alive_at = now - max(0.0, view.age)
 
     def role_event(self, name: str, fields: Mapping[str, object]) -> None:
         """elected, lost or released: this member's own role."""
-        if name == "database_up":
-            self.database_error = ""
         if name not in ("elected", "lost", "released"):
             return
         term, why = int(str(fields["term"])), str(fields.get("reason", "handed over"))
@@ -8363,24 +8376,10 @@ class Stats:
 
     # -- the work -----------------------------------------------------------------------------------------------------
 
-    def progress(self, ahead: float = 0.0) -> None:
-        """Work goes on; for `ahead` seconds nothing more is to be expected, and waiting is no stall."""
-        self.last_progress = boot_clock()
-        if ahead:
-            self.quiet_until = self.last_progress + ahead
-
-    def received(self, count: int, least: float) -> None:
-        """Bytes of files, of all workers together: `least` of them are progress, fewer are not."""
-        self._received += count
-        if self._received >= least:
-            self._received = 0
-            self.progress()
-
     def polled(self, listed: int, new: int, seconds: float, waiting: int = 0, refused: int = 0) -> None:
         self.server.update(listed=listed, waiting=waiting, refused=refused, last_poll=time.time())
         with self._lock:
             self.polls.add(seconds)
-        self.progress()
 
     def fetched(self, size: int) -> None:
         with self._lock:
@@ -8397,31 +8396,10 @@ class Stats:
             self.minutes[-1][1 + list(self.file_bytes).index(state)] += 1
             self.work["last_done"] = now if state == "done" else self.work["last_done"]
 
-    @contextlib.contextmanager
-    def handling(self) -> Iterator[None]:
-        """While a handler runs."""
-        thread, started = threading.get_ident(), boot_clock()
-        self._handlers[thread] = started
-        try:
-            yield
-        finally:
-            del self._handlers[thread]
-            with self._lock:
-                self.handlers.add(boot_clock() - started)
-
-    def running(self) -> int:
-        """How many handlers run."""
-        return len(self._handlers)
-
-    def handlers_until(self, now: float, allowed: Optional[float]) -> float:
-        """Until when the running handlers are progress: each for `allowed` seconds (None: as long as it runs)."""
-        longest = float("inf") if allowed is None else allowed
-        return max((min(now, since + longest) for since in list(self._handlers.values())), default=float("-inf"))
-
-    def overdue(self, now: float, allowed: Optional[float]) -> float:
-        """By how many seconds the oldest handler is over its `allowed` time; below zero: none is."""
-        longest = float("inf") if allowed is None else allowed
-        return max((now - since - longest for since in list(self._handlers.values())), default=float("-inf"))
+    def handled(self, seconds: float) -> None:
+        """A handler has ended, in whatever way."""
+        with self._lock:
+            self.handlers.add(seconds)
 
     def server_down(self, config: Config, exc: Error, pause: float) -> None:
         """At once, then once a minute."""
@@ -8644,7 +8622,7 @@ def own_status(listener: Listener) -> dict[str, Any]:
     """What only the process knows. Asks nobody, so that probes need no database."""
     config, member, stats = listener.config, listener.member, listener.member.stats
     role, lease, view = role_of(member), member.lease, member.election.view if member.election else None
-    error = stats.database_error or stats.ledger_error
+    error = member.database_error
     return {
         **unread(config, error),
         "member": {
@@ -8661,7 +8639,7 @@ def own_status(listener: Listener) -> dict[str, Any]:
         },
         "server": {"url": without_password(config.url), **stats.server},
         "work": {
-            **stats.work, "queue": stats.queued(), "handlers": stats.running(),
+            **stats.work, "queue": stats.queued(), "handlers": member.progress.handlers(),
             "minutes": [list(minute) for minute in list(stats.minutes)],
         },
         "takeovers": [takeover._asdict() for takeover in reversed(list(stats.takeovers))],

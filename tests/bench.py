@@ -895,7 +895,7 @@ def role_members(order: Mapping[str, Any]) -> None:
     late: list[float] = []
     took: list[float] = []
 
-    def heard(stats: Any, seconds: float, delay: float) -> None:
+    def heard(stats: Any, seconds: float, delay: float, failed: bool) -> None:
         took.append(seconds)
         late.append(delay)
 
@@ -1146,9 +1146,9 @@ def role_busy(order: Mapping[str, Any]) -> None:
     late: list[float] = []
     plain = ftpcoord.Stats.heartbeat
 
-    def heard(stats: Any, seconds: float, delay: float) -> None:
+    def heard(stats: Any, seconds: float, delay: float, failed: bool) -> None:
         late.append(delay)
-        plain(stats, seconds, delay)
+        plain(stats, seconds, delay, failed)
 
     setattr(ftpcoord.Stats, "heartbeat", heard)  # noqa: B010
     listener = ftpcoord.Listener(**order["settings"])

@@ -46,7 +46,7 @@ SABOTAGES = (
     # -- the lease
     Sabotage(
         "leadership is a flag",
-        "return self.remaining(now) > 0 and not self.recalled",
+        "return self.remaining(now) > 0 and not self._handing_over",
         "return self._deadline != ENDED",
         TWO,
         fix=["files=False"],
@@ -171,13 +171,13 @@ SABOTAGES = (
     # -- handing over
     Sabotage(
         "the lease is released before the work has stopped",
-        "return self._working is None and (self.stopping",
-        "return (self.stopping",
+        "if state is State.STANDING_BY and (wanted.stop or",
+        "if (wanted.stop or",
         "releases its lease while work is running|outlived its lease",
     ),
     Sabotage(
         "a member stands again while work is running",
-        "willing=self._working is None and not self.stopping",
+        "willing=state is State.STANDING_BY and not wanted.stop",
         "willing=True",
         "stands again while work",
     ),
@@ -232,7 +232,7 @@ SABOTAGES = (
         "                if not item.work.delivered",
         "handler starts without a valid lease",
         fix=["files=True"],
-        also=("        self.lease.check()\n        with self.stats.handling()", "        with self.stats.handling()"),
+        also=("        self.lease.check()\n        with self.progress.handling(", "        with self.progress.handling("),
         seed=165,
     ),
     Sabotage(

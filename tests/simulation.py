@@ -382,7 +382,7 @@ class Process:
     @property
     def working(self) -> bool:
         """Whether work of a lease is running, also of one that is over."""
-        return self.member_of is not None and self.member_of._working is not None
+        return self.member_of is not None and self.member_of.work is not None
 
     def valid(self) -> bool:
         """Whether it holds a lease that its own clock calls valid, running or paused."""

@@ -335,7 +335,7 @@ def test_workers_that_queue_for_a_hanging_database_do_not_write_once_the_lease_i
         thread.start()
     assert rows.asked.acquire(timeout=10)
     time.sleep(0.2)  # the others reach the lock; should one not, it finds the lease over all the same
-    lease.end()
+    lease.lose()
     rows.answer.set()
     for thread in threads:
         thread.join(10)

@@ -533,14 +533,13 @@ def view(holder: Optional[str], term: int, age: Optional[float]) -> Any:
 
 
 def test_takeovers_seen_by_a_standby_have_their_reason() -> None:
-    stats = ftpcoord.Stats()
-    stats.member = "me"
+    stats = ftpcoord.Stats("me")
     for holder, term, age in [
         ("a", 1, 0.5), ("a", 1, 0.6), ("b", 2, 0.1),  # alive at the last look
         ("b", 2, 40.0), ("c", 3, 0.1),  # stale
         ("c", 3, 1e9), ("d", 4, 0.1),
     ]:  # fmt: skip
-        stats.looked(view(holder, term, age))
+        stats.looked(view(holder, term, age), 28)
     assert [(t.member, t.term, t.reason) for t in stats.takeovers] == [
         ("b", 2, "handed over"), ("c", 3, "stale"), ("d", 4, "released"),
     ]  # fmt: skip
@@ -548,10 +547,10 @@ def test_takeovers_seen_by_a_standby_have_their_reason() -> None:
     assert stats.own["active_since"] is not None and stats.elections["stale"] == 1
     stats.role_event("lost", {"term": 5, "reason": "deadline passed"})
     assert stats.own["active_since"] is None and stats.takeovers[-1].event == "lost"
-    stats.looked(view("e", 6, 0.1))
+    stats.looked(view("e", 6, 0.1), 28)
     assert stats.takeovers[-1][1:5] == ("other", "e", 6, "handed over")
     for number in range(1000):
-        stats.looked(view("x", number, 0.1))
+        stats.looked(view("x", number, 0.1), 28)
         stats.file("done", 1)
     assert len(stats.takeovers) == 50 and len(stats.minutes) <= 2 and stats.work["done"] == 1000
 
