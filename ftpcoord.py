@@ -8276,7 +8276,8 @@ FOR_ANY_HOST = ("/livez", "/readyz", "/metrics")  # a probe says the address of 
 HTTP_BYTES = 8192  # the longest request
 CALL_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 WORK_BOUNDS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
-SYMBOLS = {"active": "●", "standby": "○", "released": "◇", "stale": "✖", "starting": "◐", "stopping": "■"}
+SYMBOLS = {"active": "●", "standby": "○", "released": "◇", "stale": "✖", "starting": "◐", "stopping": "■",
+           "quarantined": "▲", "failed": "△"}
 
 
 class Histogram:
@@ -8742,7 +8743,90 @@ def _samples(name: str, value: Any, labels: Mapping[str, str]) -> Iterator[str]:
         yield f"ftpcoord_{name}{{{told}}} {float(value)!r}\n"
 
 
-# -- the page for people ----------------------------------------------------------------------------------------------
+# -- for people: what a terminal and the page show alike --------------------------------------------------------------
+
+
+def moment(seconds: float) -> str:
+    return utc_text(seconds)[:19].replace("T", " ")
+
+
+def ago(seconds: Optional[float]) -> str:
+    """A moment of this process, in epoch seconds."""
+    return "never" if seconds is None else f"{duration(time.time() - seconds)} ago"
+
+
+def since(status: Mapping[str, Any]) -> str:
+    """What is known of the active member's time."""
+    own, known = status.get("member", {}), f" at term {status['term']}"
+    began = own.get("active_since" if status["active"] == own.get("member_id") else "other_since")
+    if began:
+        return f"{known}, since {moment(began)} UTC ({ago(began)})"
+    return f"{known}, for at least {duration(status['active_for'])}" if status.get("active_for") else known
+
+
+def counted(status: Mapping[str, Any]) -> str:
+    told = ", ".join(f"{number:,} {state}" for state, number in status["files"].items()) or "none counted"
+    return told + (f"; the last change {duration(status['last_change'])} ago" if status.get("last_change") else "")
+
+
+def tables(status: Mapping[str, Any]) -> Iterator[tuple[str, str, Sequence[Sequence[str]]]]:
+    """Title, heads and rows of all that is listed. The page shows what a row has beyond its heads below it."""
+    members = []
+    for row in status["members"]:
+        age = duration(row["heartbeat_age"])
+        told = {"released": "gave its lease up", "stale": f"no heartbeat for {age}"}
+        members.append((row["role"], row["member_id"], told.get(row["role"], f"heartbeat {age} ago")))
+    yield "Members", "Role|Member*", members
+    yield "Quarantined and failed files", "State|File*", [
+        (row["state"], row["path"], f"attempt {row['attempts']}, {duration(row['age'])} ago", row["error"])
+        for row in status["errors"]
+    ]
+    yield "Changes of the active member, as this one saw them", "UTC|Change*", [
+        (moment(change["time"]), _told(change)) for change in status.get("takeovers", ())
+    ]
+    usual = {field.name: str(field.default) for field in dataclasses.fields(Config)}
+    yield "Settings that are not the default", "Name|Value*", [
+        (name, value) for name, value in sorted(status.get("settings", {}).items()) if value != usual[name]
+    ]
+
+
+def _told(change: Mapping[str, Any]) -> str:
+    own = change["event"] in ("lost", "released")
+    verb = {"lost": "lost", "released": "gave up"}.get(change["event"], "became active at")
+    took = "" if change["seconds"] is None else duration(change["seconds"])
+    took = took and (f" after {took}" if own else f", {took} after the last sign of life of the one before")
+    return f"{change['member']} {verb} term {change['term']} ({change['reason']}){took}"
+
+
+def status_lines(status: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    """For a terminal or a pipe: plain words, and a colour that says nothing more than they do."""
+    yield 1, f"group {status['group']} on {status['database']}"
+    if status["active"] is not None:
+        yield 32, f"  {status['active']} is active{since(status)}"
+    for found in status["problems"]:
+        yield 31, f"  PROBLEM: {found['problem']}"
+        yield 0, f"    {found['advice']}"
+    for note in status["notes"]:
+        yield 0, f"  note: {note}"
+    yield 0, f"  files: {counted(status)}"
+    for _, _, rows in tables(status):
+        width = max((len(row[1]) for row in rows), default=0)
+        for state, what, *more in rows:
+            yield 33 * (state == "stale"), f"  {state:<8}  {what:<{width}}  {''.join(more[:1])}".rstrip()
+            yield from ((0, f"    {text}") for text in more[1:])
+
+
+def nagios_line(groups: Sequence[Mapping[str, Any]]) -> str:
+    """For a check that Nagios and the like run."""
+    bad = [f"{status['group']}: {one['problem']}" for status in groups for one in status["problems"]]
+    good = [
+        f"{status['group']}: {status['active']} is active at term {status['term']}, "
+        f"{sum(row['role'] == 'standby' for row in status['members'])} standby" for status in groups
+    ]
+    return f"not ok: {'; '.join(bad)}" if bad else f"ok: {'; '.join(good)}"
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --back: #f6f7f9; --card: #fff; --line: #d5d9df;
@@ -8751,17 +8835,15 @@ STYLE = """
         --line: #383e46; --good: #7cc0ff; --bad: #ff9a9a; } }
 body { margin: auto; padding: 12px; max-width: 1100px; background: var(--back); color: var(--ink);
        font: 15px/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }
-header, footer, small, dt, th { color: var(--soft); font-size: 13px; font-weight: normal; }
-a { color: inherit; }
+header, footer, a, small, dt, th { color: var(--soft); font-size: 13px; font-weight: normal; }
 section, .cards div { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; }
-section, .cards { margin: 12px 0; }
-h2 { font-size: 17px; }
-h3 { font-size: 14px; }
+section, .cards, .state { margin: 12px 0; }
+h2, h3 { font-size: 16px; }
 p, dd { margin: 2px 0; }
-.state { border-left: 6px solid var(--good); padding: 8px 12px; margin: 8px 0; }
-.bad { border-left: 6px double var(--bad); }
+.state { border-left: 6px solid var(--good); padding: 8px; }
+.bad { border-color: var(--bad); border-style: double; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 10px; }
-table { border-collapse: collapse; width: 100%; }
+table { border-collapse: collapse; }
 th, td { text-align: left; vertical-align: top; padding: 4px 12px 4px 0; border-top: 1px solid var(--line);
          white-space: nowrap; }
 .wide { white-space: normal; width: 100%; }
@@ -8778,15 +8860,6 @@ def shown(text: object) -> str:
     import html
 
     return html.escape(printable(str(text)))
-
-
-def moment(seconds: float) -> str:
-    return utc_text(seconds)[:19].replace("T", " ")
-
-
-def ago(seconds: Optional[float]) -> str:
-    """A moment of this process, in epoch seconds."""
-    return "never" if seconds is None else f"{duration(time.time() - seconds)} ago"
 
 
 def page(groups: Sequence[Mapping[str, Any]], refresh: int) -> str:
@@ -8813,50 +8886,33 @@ def _parts(group: Mapping[str, Any]) -> Iterator[str]:
     for found in group["problems"]:
         what = found["problem"][:1].upper() + found["problem"][1:]
         yield f"<div class='state bad'><b>▲ {shown(what)}</b><p>{shown(found['advice'])}</div>"
-    own, work, age = group["member"], group["work"], group["as_of"]
     if group["active"] is not None:
-        since = own["active_since"] if group["active"] == own["member_id"] else own["other_since"]
-        known = f", for at least {duration(group['active_for'])}" if group.get("active_for") else ""
-        known = f", since {moment(since)} UTC ({ago(since)})" if since else known
-        yield f"<div class=state><b>● {shown(group['active'])} is active</b> at term {group['term']}{known}</div>"
+        yield f"<div class=state><b>● {shown(group['active'])} is active</b>{since(group)}</div>"
     yield "".join(f"<p>{shown(note)}" for note in group["notes"])
     yield "<dl class=cards>"
     for name, *lines in _cards(group):
         state, what, more = map(shown, lines)
         yield f"<div><dt>{name}<dd><b>{state}</b><dd><small>{what}<br>{more}</small></div>"
     yield "</dl>"
-    if age is not None and group["database_error"]:
-        yield f"<p>▲ As the database showed it {duration(age)} ago:"
-    yield _table("Members", "Role|Member*|Heartbeat", [
-        (f"{SYMBOLS[row['role']]} {row['role']}", row["member_id"],
-         "gave its lease up" if row["released"] else f"{duration(row['heartbeat_age'])} ago")
-        for row in group["members"]
-    ], "There are none." if age is not None else "Not known: the database has not been read.")
-    yield "<h3>Files</h3><p>"
-    yield ", ".join(f"<b>{number:,}</b> {state}" for state, number in group["files"].items()) or "None counted."
-    yield f"; the last change {duration(group['last_change'])} ago" if group.get("last_change") else ""
+    if group["database_error"]:
+        read = "has not been read" if group["as_of"] is None else f"showed it {duration(group['as_of'])} ago"
+        yield f"<p>▲ As the database {read}:"
+    yield f"<h3>Files</h3><p>{counted(group)}"
+    for title, heads, rows in tables(group):
+        yield f"<h3>{title}</h3>" + _table(heads.split("|"), rows) if rows else f"<h3>{title}</h3><p>None."
     yield "<h3>Handled by this member: the last 60 minutes, now at the right</h3>"
     for column, state in enumerate(("done", "failed", "quarantined"), 1):
-        yield from _bars(state, {minute: counts[column - 1] for minute, *counts in work["minutes"]})
-    yield _table("Quarantined and failed files", "State|File and error*", [
-        (f"{'▲' if row['state'] == 'quarantined' else '△'} {row['state']}", row["path"],
-         f"attempt {row['attempts']}, {duration(row['age'])} ago", row["error"]) for row in group["errors"]
-    ], "None.")
-    yield _table("Changes of the active member, as this one saw them", "UTC|Change*",
-                 [(moment(change["time"]), _told(change)) for change in group["takeovers"]], "None.")
-    usual = {field.name: str(field.default) for field in dataclasses.fields(Config)}
-    yield _table("Settings that are not the default", "Name|Value*",
-                 [pair for pair in sorted(group["settings"].items()) if pair[1] != usual[pair[0]]], "None.")
+        yield from _bars(state, {minute[0]: minute[column] for minute in group["work"]["minutes"]})
 
 
-def _table(title: str, heads: str, rows: Sequence[Sequence[str]], otherwise: str) -> str:
-    """The column with a * takes the width that is left, and breaks its lines; what a row has more stands below."""
-    columns = heads.split("|")
-    lines = ["".join(f"<th scope=col>{head.rstrip('*')}" for head in columns)]
-    for row in rows:
-        cells = [f"<td{' class=wide' if head[-1] == '*' else ''}>{shown(cell)}" for head, cell in zip(columns, row)]
-        lines.append("".join(cells) + "".join(f"<br><small>{shown(more)}</small>" for more in row[len(columns) :]))
-    return f"<h3>{title}</h3>" + ("<table><tr>" + "<tr>".join(lines) + "</table>" if rows else f"<p>{otherwise}")
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The column with a * takes the width that is left, and breaks its lines."""
+    lines = ["".join(f"<th scope=col>{head.rstrip('*')}" for head in heads)]
+    for first, *row in rows:
+        cells = zip(heads, (f"{SYMBOLS.get(first, '')} {first}", *row))
+        line = "".join(f"<td{' class=wide' if head[-1] == '*' else ''}>{shown(cell)}" for head, cell in cells)
+        lines.append(line + "".join(f"<br><small>{shown(more)}</small>" for more in row[len(heads) - 1 :]))
+    return "<table><tr>" + "<tr>".join(lines) + "</table>"
 
 
 def _cards(group: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
@@ -8891,14 +8947,6 @@ def _bars(state: str, counts: Mapping[int, int]) -> Iterator[str]:
         place = f'x="{5 * (59 - now + minute)}" y="{24 - height:.1f}" width="4" height="{height:.1f}"'
         yield f"<rect {place}><title>{utc_text(minute * 60)[11:16]} UTC: {count:,} {state}</title></rect>"
     yield '<rect y="25" width="299" height="0.6"/></svg>'
-
-
-def _told(change: Mapping[str, Any]) -> str:
-    own = change["event"] in ("lost", "released")
-    verb = {"lost": "lost", "released": "gave up"}.get(change["event"], "became active at")
-    took = "" if change["seconds"] is None else duration(change["seconds"])
-    took = took and (f" after {took}" if own else f", {took} after the last sign of life of the one before")
-    return f"{change['member']} {verb} term {change['term']} ({change['reason']}){took}"
 
 
 # -- HTTP -------------------------------------------------------------------------------------------------------------
@@ -9235,41 +9283,6 @@ def command_status(configs: Sequence[Config], options: argparse.Namespace) -> in
     return int(bool(errors))
 
 
-def nagios_line(groups: Sequence[Mapping[str, Any]]) -> str:
-    """For a check that Nagios and the like run."""
-    bad = [f"{status['group']}: {one['problem']}" for status in groups for one in status["problems"]]
-    good = [
-        f"{status['group']}: {status['active']} is active at term {status['term']}, "
-        f"{sum(row['role'] == 'standby' for row in status['members'])} standby" for status in groups
-    ]  # fmt: skip
-    return f"not ok: {'; '.join(bad)}" if bad else f"ok: {'; '.join(good)}"
-
-
-def status_lines(status: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
-    """For people, in a terminal or a pipe: plain words, and a colour that says nothing more than they do."""
-    yield 1, f"group {status['group']} on {status['database']}"
-    if status["active"] is not None:
-        since = f", for at least {duration(status['active_for'])}" if status.get("active_for") else ""
-        yield 32, f"  {status['active']} is active at term {status['term']}{since}"
-    for found in status["problems"]:
-        yield 31, f"  PROBLEM: {found['problem']}"
-        yield 0, f"    {found['advice']}"
-    for note in status["notes"]:
-        yield 0, f"  note: {note}"
-    width = max((len(row["member_id"]) for row in status["members"]), default=0)
-    for row in status["members"]:
-        age = duration(row["heartbeat_age"])
-        told = {"released": "gave its lease up", "stale": f"no heartbeat for {age}: stopped, hanging or cut off"}
-        text = f"  {row['role']:<8}  {row['member_id']:<{width}}  {told.get(row['role'], f'heartbeat {age} ago')}"
-        yield 33 * (row["role"] == "stale"), text
-    if status["files"]:
-        last = f"; last change {duration(status['last_change'])} ago" if status.get("last_change") else ""
-        yield 0, "  files: " + ", ".join(f"{number} {state}" for state, number in status["files"].items()) + last
-    for row in status["errors"]:
-        yield 0, f"  {row['state']} {duration(row['age'])} ago, attempt {row['attempts']}: {row['path']}"
-        yield 0, f"    {row['error']}"
-
-
 def command_dry_run(configs: Sequence[Config]) -> int:
     """What a poll would take now, and why it would leave the rest; no election, nothing is written anywhere."""
     start_logging("warning", configs[0].log_format, sys.stderr)
@@ -9278,8 +9291,7 @@ def command_dry_run(configs: Sequence[Config]) -> int:
         groups = opened([config] if there else [])
         rows = {row.path: row for _, database in groups for row in database.rows(config.coordination_group)}
         selector = Selector(config, lambda: 0.0)  # rows are due in seconds from now
-        with contextlib.closing(new_server(config)) as server:
-            server.connect()
+        with contextlib.closing(open_server(config)) as server:
             listing = selector.walk(server)
         choice = selector.choose(listing, rows.get, set())
         ready = {work.path for work in choice.ready}
