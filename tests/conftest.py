@@ -39,85 +39,33 @@ def need(name: str) -> None:
         pytest.skip(f"{name}: {reason}")
 
 
-def _running(name: str, make: Callable[[], S]) -> Iterator[S]:
-    need(name)
-    with make() as server:
-        yield server
+def _session(name: str, make: Callable[[], S]) -> Callable[..., Iterator[S]]:
+    """A fixture: this server, started when a test first asks for it."""
+
+    @pytest.fixture(scope="session")
+    def running() -> Iterator[S]:
+        need(name)
+        with make() as server:
+            yield server
+
+    return running
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[servers.Postgres]:
-    yield from _running("postgresql", servers.postgres)
-
-
-@pytest.fixture(scope="session")
-def mariadb() -> Iterator[servers.Mysql]:
-    yield from _running("mariadb", servers.mariadb)
-
-
-@pytest.fixture(scope="session")
-def mysql() -> Iterator[servers.Mysql]:
-    yield from _running("mysql", servers.mysql)
-
-
-@pytest.fixture(scope="session")
-def vsftpd_plain() -> Iterator[servers.Vsftpd]:
-    yield from _running("vsftpd", servers.vsftpd)
-
-
-@pytest.fixture(scope="session")
-def vsftpd_explicit() -> Iterator[servers.Vsftpd]:
-    yield from _running("vsftpd", lambda: servers.vsftpd("explicit"))
-
-
-@pytest.fixture(scope="session")
-def vsftpd_implicit() -> Iterator[servers.Vsftpd]:
-    yield from _running("vsftpd", lambda: servers.vsftpd("implicit"))
-
-
-@pytest.fixture(scope="session")
-def sshd() -> Iterator[servers.Sshd]:
-    yield from _running("sshd", servers.sshd)
-
-
-@pytest.fixture(scope="session")
-def pyftpd() -> Iterator[servers.Pyftpd]:
-    yield from _running("pyftpd", servers.pyftpd)
-
-
-@pytest.fixture(scope="session")
-def proftpd_explicit() -> Iterator[servers.Proftpd]:
-    yield from _running("proftpd", lambda: servers.proftpd("explicit"))
-
-
-@pytest.fixture(scope="session")
-def proftpd_list() -> Iterator[servers.Proftpd]:
-    yield from _running("proftpd", lambda: servers.proftpd("list"))
-
-
-@pytest.fixture(scope="session")
-def proftpd_refusing() -> Iterator[servers.Proftpd]:
-    yield from _running("proftpd", lambda: servers.proftpd("refusing"))
-
-
-@pytest.fixture(scope="session")
-def proftpd_sftp() -> Iterator[servers.Proftpd]:
-    yield from _running("proftpd", lambda: servers.proftpd("sftp"))
-
-
-@pytest.fixture(scope="session")
-def pure_ftpd_plain() -> Iterator[servers.PureFtpd]:
-    yield from _running("pure-ftpd", servers.pure_ftpd)
-
-
-@pytest.fixture(scope="session")
-def pure_ftpd_explicit() -> Iterator[servers.PureFtpd]:
-    yield from _running("pure-ftpd", lambda: servers.pure_ftpd("explicit"))
-
-
-@pytest.fixture(scope="session")
-def asyncssh() -> Iterator[servers.Asyncssh]:
-    yield from _running("asyncssh", servers.asyncssh)
+postgres = _session("postgresql", servers.postgres)
+mariadb = _session("mariadb", servers.mariadb)
+mysql = _session("mysql", servers.mysql)
+vsftpd_plain = _session("vsftpd", servers.vsftpd)
+vsftpd_explicit = _session("vsftpd", lambda: servers.vsftpd("explicit"))
+vsftpd_implicit = _session("vsftpd", lambda: servers.vsftpd("implicit"))
+sshd = _session("sshd", servers.sshd)
+pyftpd = _session("pyftpd", servers.pyftpd)
+proftpd_explicit = _session("proftpd", lambda: servers.proftpd("explicit"))
+proftpd_list = _session("proftpd", lambda: servers.proftpd("list"))
+proftpd_refusing = _session("proftpd", lambda: servers.proftpd("refusing"))
+proftpd_sftp = _session("proftpd", lambda: servers.proftpd("sftp"))
+pure_ftpd_plain = _session("pure-ftpd", servers.pure_ftpd)
+pure_ftpd_explicit = _session("pure-ftpd", lambda: servers.pure_ftpd("explicit"))
+asyncssh = _session("asyncssh", servers.asyncssh)
 
 
 class Database:

@@ -35,7 +35,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Callable, Optional, TypeVar, Union
+from typing import IO, Any, Callable, ClassVar, Optional, TypeVar, Union
 from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -890,22 +890,47 @@ def pgbouncer(behind: Postgres, *, options: Mapping[str, str] = NOTHING) -> Pgbo
 # ----------------------------------------------------------------------------- file servers
 
 
-class Vsftpd(Server):
-    """vsftpd: user ftptest, login folder = root; the TLS modes demand session reuse of data connections."""
+class FtpDaemon(Server):
+    """An FTP server of the system, in one of its modes: user ftptest, login folder = root."""
 
-    connect_pattern = r'CONNECT: Client "'
     user = FTP_USER
+    SCHEMES: ClassVar[Mapping[str, str]] = {"plain": "ftp", "explicit": "ftpes", "implicit": "ftps"}
 
-    def __init__(self, mode: str, options: Mapping[str, str]) -> None:
-        if mode not in ("plain", "explicit", "implicit"):
-            raise ValueError(f"mode {mode!r}: plain, explicit or implicit")
-        super().__init__("vsftpd" if mode == "plain" else f"vsftpd-{mode}")
-        self.mode, self.ids = mode, _ftp_ids()
-        self.scheme = {"plain": "ftp", "explicit": "ftpes", "implicit": "ftps"}[mode]
+    def __init__(self, name: str, mode: str, env: Mapping[str, str] = NOTHING) -> None:
+        if mode not in self.SCHEMES:
+            raise ValueError(f"mode {mode!r}: one of {', '.join(self.SCHEMES)}")
+        super().__init__(name if mode == "plain" else f"{name}-{mode}", env=env)
+        self.mode, self.scheme, self.ids = mode, self.SCHEMES[mode], _ftp_ids()
         self.root = self.dir / "root"
         self.root.mkdir()
         chown(self.root, self.ids)
         self.url = self.url_of(self.root)
+        if self.scheme in ("ftpes", "ftps"):
+            self.tls = tls_files(self.dir)
+            self.ca = self.tls / "ca.pem"
+
+    def users(self, more: str) -> Path:
+        """A file of the one user, for a server that does not ask the system."""
+        assert self.ids is not None
+        users = self.dir / "users"
+        users.write_text(f"{FTP_USER}:{_crypted(PASSWORD)}:{self.ids[0]}:{self.ids[1]}::{self.root}{more}\n")
+        users.chmod(0o600)
+        return users
+
+    def probe(self) -> None:
+        sftp_login(self, check_host=False).close() if self.scheme == "sftp" else ftp_login(self).quit()
+
+    def settled(self) -> bool:
+        return len(self.pids()) == 1
+
+
+class Vsftpd(FtpDaemon):
+    """vsftpd: user ftptest, login folder = root; the TLS modes demand session reuse of data connections."""
+
+    connect_pattern = r'CONNECT: Client "'
+
+    def __init__(self, mode: str, options: Mapping[str, str]) -> None:
+        super().__init__("vsftpd", mode)
         empty = Path("/var/run/vsftpd/empty")
         empty.mkdir(parents=True, exist_ok=True)
         # Debian's own PAM file wants a login shell and an audit id, which not every container can set.
@@ -924,10 +949,8 @@ class Vsftpd(Server):
             "vsftpd_log_file": str(self.log_file),
         }
         if mode != "plain":
-            tls = tls_files(self.dir)
-            self.ca = tls / "ca.pem"
             settings.update(
-                ssl_enable="YES", rsa_cert_file=f"{tls}/cert.pem", rsa_private_key_file=f"{tls}/key.pem",
+                ssl_enable="YES", rsa_cert_file=f"{self.tls}/cert.pem", rsa_private_key_file=f"{self.tls}/key.pem",
                 force_local_logins_ssl="YES", force_local_data_ssl="YES", ssl_ciphers="HIGH",
                 require_ssl_reuse="YES", implicit_ssl="YES" if mode == "implicit" else "NO",
             )
@@ -936,12 +959,6 @@ class Vsftpd(Server):
 
     def command(self) -> list[str]:
         return [setup_env.find_program("vsftpd") or "vsftpd", f"{self.dir}/conf"]
-
-    def probe(self) -> None:
-        ftp_login(self).quit()
-
-    def settled(self) -> bool:
-        return len(self.pids()) == 1
 
 
 def vsftpd(mode: str = "plain", *, options: Mapping[str, str] = NOTHING) -> Vsftpd:
@@ -1125,24 +1142,13 @@ def sshd(*, options: Mapping[str, str] = NOTHING) -> Sshd:
     return _started(Sshd(options))
 
 
-class Pyftpd(Server):
+class Pyftpd(FtpDaemon):
     """pyftpdlib in a Python process of its own: an FTP server that has MLSD and MLST; paths are real ones."""
 
     connect_pattern = r'(?m)^CONNECT: Client "'
-    user = FTP_USER
 
     def __init__(self, mode: str, without: Sequence[str], options: Mapping[str, Any]) -> None:
-        if mode not in ("plain", "explicit", "implicit"):
-            raise ValueError(f"mode {mode!r}: plain, explicit or implicit")
-        super().__init__("pyftpd" if mode == "plain" else f"pyftpd-{mode}")
-        self.scheme = {"plain": "ftp", "explicit": "ftpes", "implicit": "ftps"}[mode]
-        self.ids = _ftp_ids()
-        self.root = self.dir / "root"
-        self.root.mkdir()
-        chown(self.root, self.ids)
-        self.url = self.url_of(self.root)
-        if mode != "plain":
-            self.ca = tls_files(self.dir) / "ca.pem"
+        super().__init__("pyftpd", mode)
         self._orders = json.dumps(
             {
                 "mode": mode, "port": self.port, "dir": str(self.dir), "without": list(without),
@@ -1238,35 +1244,22 @@ def _pyftpd_main(orders: dict[str, Any]) -> None:
     server.serve_forever()
 
 
-class Proftpd(Server):
-    """ProFTPD in a mode of Proftpd.MODES: user ftptest, login folder = root.
+class Proftpd(FtpDaemon):
+    """ProFTPD.
 
     list: FEAT names no MLST, so that clients use LIST; refusing: FEAT names it, and MLSD and MLST are forbidden.
     """
 
-    MODES = ("plain", "explicit", "list", "refusing", "sftp")
+    SCHEMES = {"plain": "ftp", "explicit": "ftpes", "list": "ftp", "refusing": "ftp", "sftp": "sftp"}
     connect_pattern = r"(?:FTP|SSH2) session opened"
-    user = FTP_USER
 
     def __init__(self, mode: str, options: Sequence[str]) -> None:
-        if mode not in self.MODES:
-            raise ValueError(f"mode {mode!r}: one of {self.MODES}")
-        super().__init__(f"proftpd-{mode}", env=_libraries("proftpd"))
-        self.scheme = {"explicit": "ftpes", "sftp": "sftp"}.get(mode, "ftp")
-        self.ids = _ftp_ids()
-        self.root = self.dir / "root"
-        self.root.mkdir()
-        chown(self.root, self.ids)
-        self.url = self.url_of(self.root)
-        users = self.dir / "users"
-        users.write_text(
-            f"{FTP_USER}:{_crypted(PASSWORD)}:{self.ids[0]}:{self.ids[1]}::{self.root}:/bin/sh\n"
-        )
-        users.chmod(0o600)
+        super().__init__("proftpd", mode, _libraries("proftpd"))
         lines = [
             "ServerType standalone", f"Port {self.port}", f"DefaultAddress {HOST}", "SocketBindTight on",
             f"ModulePath {setup_env.unpacked('proftpd')}/usr/lib/proftpd", "User nobody", "Group nogroup",
-            "AuthOrder mod_auth_file.c", f"AuthUserFile {users}", "AuthPAM off", "RequireValidShell off",
+            "AuthOrder mod_auth_file.c", f"AuthUserFile {self.users(':/bin/sh')}", "AuthPAM off",
+            "RequireValidShell off",
             "DefaultServer on", "UseIPv6 off", "UseReverseDNS off", "WtmpLog off", "TransferLog none",
             "DelayEngine off", "ControlsEngine off", "MaxInstances 300", "MaxLoginAttempts 1", "TimesGMT on",
             f"SystemLog {self.log_file}", "SyslogLevel info", f"PidFile {self.dir}/pid",
@@ -1277,12 +1270,10 @@ class Proftpd(Server):
         elif mode == "refusing":
             lines += ["<Limit MLSD MLST>", "DenyAll", "</Limit>"]
         elif mode == "explicit":
-            tls = tls_files(self.dir)
-            self.ca = tls / "ca.pem"
-            (tls / "key.pem").chmod(0o600)
+            (self.tls / "key.pem").chmod(0o600)
             lines += [
                 "LoadModule mod_tls.c", "TLSEngine on", "TLSRequired on", "TLSProtocol TLSv1.2 TLSv1.3",
-                f"TLSRSACertificateFile {tls}/cert.pem", f"TLSRSACertificateKeyFile {tls}/key.pem",
+                f"TLSRSACertificateFile {self.tls}/cert.pem", f"TLSRSACertificateKeyFile {self.tls}/key.pem",
                 f"TLSLog {self.dir}/tls.log",
             ]
         elif mode == "sftp":
@@ -1299,12 +1290,6 @@ class Proftpd(Server):
     def command(self) -> list[str]:
         return [f"{setup_env.unpacked('proftpd')}/usr/sbin/proftpd", "-n", "-q", "-c", f"{self.dir}/conf"]
 
-    def probe(self) -> None:
-        sftp_login(self, check_host=False).close() if self.scheme == "sftp" else ftp_login(self).quit()
-
-    def settled(self) -> bool:
-        return len(self.pids()) == 1
-
 
 def proftpd(mode: str = "plain", *, options: Sequence[str] = ()) -> Proftpd:
     """A running ProFTPD.  options: further lines of its configuration."""
@@ -1312,25 +1297,14 @@ def proftpd(mode: str = "plain", *, options: Sequence[str] = ()) -> Proftpd:
     return _started(Proftpd(mode, options))
 
 
-class PureFtpd(Server):
-    """Pure-FTPd, plain or with explicit TLS: user ftptest, login folder = root.  It logs to syslog alone."""
+class PureFtpd(FtpDaemon):
+    """Pure-FTPd.  It logs to syslog alone."""
 
-    user = FTP_USER
+    SCHEMES = {"plain": "ftp", "explicit": "ftpes"}
 
     def __init__(self, mode: str, options: Sequence[str]) -> None:
-        if mode not in ("plain", "explicit"):
-            raise ValueError(f"mode {mode!r}: plain or explicit")
-        super().__init__(f"pureftpd-{mode}", env=_libraries("pure-ftpd"))
-        self.scheme = {"plain": "ftp", "explicit": "ftpes"}[mode]
-        self.ids = _ftp_ids()
-        self.root = self.dir / "root"
-        self.root.mkdir()
-        chown(self.root, self.ids)
-        self.url = self.url_of(self.root)
-        users = self.dir / "users"
-        users.write_text(
-            f"{FTP_USER}:{_crypted(PASSWORD)}:{self.ids[0]}:{self.ids[1]}::{self.root}::::::::::::\n"
-        )
+        super().__init__("pureftpd", mode, _libraries("pure-ftpd"))
+        users = self.users("::::::::::::")
         program = setup_env.unpacked("pure-ftpd")
         _run([f"{program}/usr/bin/pure-pw", "mkdb", f"{users}.pdb", "-f", str(users)], env=self.env)
         self._command = [
@@ -1339,21 +1313,13 @@ class PureFtpd(Server):
             "-g", f"{self.dir}/pid", *options,
         ]
         if mode == "explicit":
-            tls = tls_files(self.dir)
-            self.ca = tls / "ca.pem"
             both = self.dir / "both.pem"
-            both.write_text((tls / "key.pem").read_text() + (tls / "cert.pem").read_text())
+            both.write_text((self.tls / "key.pem").read_text() + (self.tls / "cert.pem").read_text())
             both.chmod(0o600)
             self._command += ["-Y", "2", "-2", str(both)]
 
     def command(self) -> list[str]:
         return self._command
-
-    def probe(self) -> None:
-        ftp_login(self).quit()
-
-    def settled(self) -> bool:
-        return len(self.pids()) == 1
 
 
 def pure_ftpd(mode: str = "plain", *, options: Sequence[str] = ()) -> PureFtpd:
@@ -1371,20 +1337,14 @@ def _crypted(password: str) -> str:
     return _run(["openssl", "passwd", "-5", password]).strip()
 
 
-class Asyncssh(Server):
+class Asyncssh(FtpDaemon):
     """asyncssh's SFTP server in a Python process of its own; login folder = root, paths are real ones."""
 
-    scheme = "sftp"
-    user = FTP_USER
+    SCHEMES = {"plain": "sftp"}
     connect_pattern = r"(?m)^CONNECT$"
 
     def __init__(self) -> None:
-        super().__init__("asyncssh")
-        self.ids = _ftp_ids()
-        self.root = self.dir / "root"
-        self.root.mkdir()
-        chown(self.root, self.ids)
-        self.url = self.url_of(self.root)
+        super().__init__("asyncssh", "plain")
         self._orders = json.dumps(
             {
                 "port": self.port, "root": str(self.root), "keys": str(_ssh_files(self)),
@@ -1398,9 +1358,6 @@ class Asyncssh(Server):
     @property
     def log_file(self) -> Path:
         return self.dir / "out"
-
-    def probe(self) -> None:
-        sftp_login(self, check_host=False).close()
 
     def settled(self) -> bool:
         text = self.log_file.read_text()[self._start_of_log :]
