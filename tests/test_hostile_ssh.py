@@ -164,8 +164,7 @@ def test_what_a_server_sends_to_an_idle_connection_is_bounded_and_ends_it(kind: 
 
 @pytest.mark.parametrize("piece", [b"", b"ab"])
 def test_bytes_that_come_in_tiny_pieces_cost_little_more_than_their_number(piece: bytes) -> None:
-    pipe: Any = paramiko.buffered_pipe.BufferedPipe()
-    ftpcoord._bound(pipe, 1 << 20)
+    pipe = ftpcoord.FastPipe(1 << 20)
     tracemalloc.start()
     for _ in range(300_000):
         pipe.feed(piece)
