@@ -2967,11 +2967,11 @@ class FileServer(abc.ABC):
         return None
 
     @conversation("looking at")
-    def exists(self, path: str, age: float = 0.0) -> bool:
-        """Whether the path names anything; a listing that decides it may be so many seconds old."""
+    def exists(self, path: str, fresh: bool = True) -> bool:
+        """Whether the path names anything. Not `fresh`: a listing that decides it may be NAMES_SERVE seconds old."""
         path = self._full(path)
         there = self._there(path)
-        return self._is_listed(path, age) if there is None else there
+        return self._is_listed(path, fresh) if there is None else there
 
     @abc.abstractmethod
     def fetch_many(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
@@ -2990,7 +2990,7 @@ class FileServer(abc.ABC):
         exists": a target that another client makes between the look and the command is lost there."""
         path, target = self._full(path), self._full(target)
         with self.habits.names.making(target):
-            if self.exists(target, NAMES_SERVE):        # SFTP servers replace it as well, which the draft (6.5) forbids
+            if self.exists(target, False):        # SFTP servers replace it as well, which the draft (6.5) forbids
                 raise TargetExists(f"{target} exists")
             try:
                 self._rename(path, target)
@@ -3061,21 +3061,20 @@ class FileServer(abc.ABC):
             require_all_read(path, self.unread)
         return found
 
-    def _is_listed(self, path: str, age: float) -> bool:
-        """Whether the name is in the whole listing of its folder, at most so many seconds old."""
+    def _is_listed(self, path: str, fresh: bool) -> bool:
+        """Whether the name is in the whole listing of its folder."""
         folder, name = split_path(path)
-        known = self.habits.names.get(folder, age)
-        if known is None:
-            begun = time.monotonic()
-            try:
-                known = {entry.name for entry in self.list(folder)}, self.unread
-            except FileGone:
-                return False
-            self.habits.names.keep(folder, *known, begun)
-        names, unread = known
-        if name not in names:
-            require_all_read(path, unread)
-        return name in names
+        listed = None if fresh else self.habits.names.get(folder)
+        if listed is None:
+            with self.habits.names.listing(folder) as listed:
+                try:
+                    listed.names.update(entry.name for entry in self.list(folder))
+                except FileGone:
+                    return False
+                listed.unread = self.unread
+        if name not in listed.names:
+            require_all_read(path, listed.unread)
+        return name in listed.names
 
     # -- the connection
 
@@ -3197,22 +3196,22 @@ class FileServer(abc.ABC):
 
     def _addresses(self) -> Sequence[tuple[Any, ...]]:
         """Of the host. Asked for in a thread, which is left behind at a cut: nothing ends getaddrinfo()."""
-        found: list[tuple[Any, ...]] = []
-        failure: list[Exception] = []
+        answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
         def ask() -> None:
             try:
-                found.extend(socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
+                answer.put(socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
             except Exception as error:
-                failure.append(error)
+                answer.put(error)
 
-        thread = threading.Thread(target=ask, daemon=True)
-        thread.start()
-        while thread.is_alive() and not self._aborted and not self._expired:
-            thread.join(0.05)
-        for error in failure:
-            raise error
-        return found
+        threading.Thread(target=ask, daemon=True).start()
+        while not self._aborted and not self._expired:
+            with contextlib.suppress(queue.Empty):
+                found = answer.get(timeout=0.05)
+                if isinstance(found, Exception):
+                    raise found
+                return cast(Sequence[tuple[Any, ...]], found)
+        return ()
 
     def _connected(self, family: int, address: tuple[Any, ...], timeout: Optional[float] = None) -> socket.socket:
         """A connected socket with `timeout`, known to abort() from before it connects."""
@@ -3308,21 +3307,13 @@ ISO_DATE = re.compile(r" (\d{1,19}) +(\d{4}-\d\d-\d\d) (\d\d:\d\d)(?:(:\d\d)(\.\
                       re.ASCII | re.DOTALL)
 CLOCK = re.compile(r" (\d\d?:\d\d) ", re.ASCII)
 PART_OF_A_DATE = re.compile(r"\d+[:/.-]\d", re.ASCII)
-DOS_LINE = re.compile(r"(?:(\d\d)-(\d\d)-(\d\d|\d{4})|(\d{4})-(\d\d)-(\d\d)) {1,8}(\d{1,2}):(\d\d)([AaPp][Mm])? +"
-                      r"(<[A-Z]+>|\d+) (.+)", re.ASCII | re.DOTALL)
+DOS_LINE = re.compile(r"(\d\d|\d{4})-(\d\d)-(\d\d|\d{4}) {1,8}(\d{1,2}):(\d\d)([AaPp][Mm])? +(<[A-Z]+>|\d+) (.+)",
+                      re.ASCII | re.DOTALL)
 IBM_LINE = re.compile(r"\S+ +(\d{1,19}) +\d\d([/.-])\d\d\2\d\d +\d\d:\d\d:\d\d (\*[A-Z0-9]+) +(.+)",
                       re.ASCII | re.DOTALL)
 TOTAL_LINE = re.compile(r"(total|totale|totaal|insgesamt|gesamt) \d+", re.ASCII | re.IGNORECASE)
 DIGITS = re.compile(r"\d{1,19}", re.ASCII)
 MLS_TIME = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)(\.\d{1,9})?", re.ASCII)
-
-
-def byte_count(text: str) -> int:
-    """The size of a file. Raises ValueError for one that no file has and no ledger takes."""
-    size = int(text)
-    if size > LARGEST_FILE:
-        raise ValueError("no file is so large")
-    return size
 
 
 def iso_time(text: str) -> str:
@@ -3395,42 +3386,34 @@ def chosen(readings: Readings, forms: Collection[str]) -> Optional[Entry]:
 
 def list_readings(line: str, today: datetime.date) -> Readings:
     """All that a line of LIST may mean."""
-    if UNIX_MODE.match(line):
-        return _unix_readings(line, today)
-    try:
-        return _dos_reading(line) or _ibm_reading(line)
-    except (ValueError, OverflowError):                     # a date or a number that cannot be
-        return {}
+    with contextlib.suppress(ValueError, OverflowError):        # a date or a number that cannot be
+        readings = _unix_readings(line, today) if UNIX_MODE.match(line) else _other_reading(line)
+        if all(entry.name and entry.size <= LARGEST_FILE for entry in readings.values()):
+            return readings
+    return {}
 
 
 def _unix_readings(line: str, today: datetime.date) -> Readings:
     """The columns between mode and size differ (no group, spaces in its name), and owners are called like
     months: of two dates in a line the one after one owner and perhaps a group counts, if there is one such."""
-    start = line.index(" ")
-    found: list[Readings] = []
+    kind, start = UNIX_KINDS.get(line[0], "other"), line.index(" ")
     for pattern, read in ((UNIX_DATE, _month_dates), (ISO_DATE, _iso_dates)):
-        match = None if found else pattern.search(line, start)
+        found: list[Readings] = []
+        match = pattern.search(line, start)
         while match:
             columns = line[start:match.start()].split()
             if len(columns) > MOST_COLUMNS or any(map(PART_OF_A_DATE.match, columns)):
                 break
-            if columns:
-                readings = {form: _unix_entry(line[0], match[1], name, mtime, yearless)
-                            for form, mtime, yearless, name in read(match, today)}
-                if readings and len(columns) in (2, 3):
-                    found = [readings]
-                    break
-                found += [readings] if readings else []
+            size = int(match[1]) if kind == "file" else 0
+            readings = {form: Entry(name.partition(" -> ")[0] if kind == "link" else name, kind, size, mtime, yearless)
+                        for form, mtime, yearless, name in (read(match, today) if columns else ())}
+            if readings and len(columns) in (2, 3):
+                return readings
+            found += [readings] if readings else []
             match = pattern.search(line, match.start() + 1)
-    sole = found[0] if len(found) == 1 else {}
-    return sole if all(entry.name and entry.size <= LARGEST_FILE for entry in sole.values()) else {}
-
-
-def _unix_entry(letter: str, size: str, name: str, mtime: str, yearless: bool) -> Entry:
-    kind = UNIX_KINDS.get(letter, "other")
-    if kind == "link":
-        name = name.partition(" -> ")[0]
-    return Entry(name, kind, int(size) if kind == "file" else 0, mtime, yearless)
+        if found:
+            return found[0] if len(found) == 1 else {}
+    return {}
 
 
 Dates = Iterator[tuple[str, str, bool, str]]    # form, time, whether its year is guessed, name
@@ -3481,39 +3464,39 @@ def month_number(word: str) -> int:
     return MONTHS.get(plain.lower().rstrip(".,"), 0)
 
 
-def _dos_reading(line: str) -> Readings:
-    match = DOS_LINE.fullmatch(line)
-    if not match:
-        return {}
-    month, day, short_year, iso_year, iso_month, iso_day, hour, minute, half, size, name = match.groups(default="")
-    year = int(iso_year or short_year)
-    if len(short_year) == 2:
+def _other_reading(line: str) -> Readings:
+    for pattern, read in ((DOS_LINE, _dos_reading), (IBM_LINE, _ibm_reading)):
+        match = pattern.fullmatch(line)
+        if match:
+            return read(*match.groups(default=""))
+    return {}
+
+
+def _dos_reading(first: str, second: str, third: str, hour: str, minute: str, half: str, size: str, name: str
+                 ) -> Readings:
+    """DOS and IIS. Where one date of a listing shows its day first, none can be trusted."""
+    iso = len(first) == 4
+    year, month, day = map(int, (first, second, third) if iso else (third, first, second))
+    if not iso and len(third) == 2:
         year += 1900 if year >= 70 else 2000
     if half and not 1 <= int(hour) <= 12:
         return {}
     hours = int(hour) % 12 + 12 * (half.upper() == "PM") if half else int(hour)
-    first, second = int(month or iso_month), int(day or iso_day)
-    day_first = not iso_year and first > 12                 # then no date of this listing can be trusted
-    if day_first:
-        first, second = second, first
-    moment = datetime.datetime(year, first, second, hours, int(minute))
+    day_first = not iso and month > 12
+    moment = datetime.datetime(year, *((day, month) if day_first else (month, day)), hours, int(minute))
     mtime = "" if day_first else moment.isoformat(timespec="minutes")
     if size.isdigit():
-        entry = Entry(name, "file", byte_count(size), mtime)
+        entry = Entry(name, "file", int(size), mtime)
     else:       # IIS pads <DIR> to the width of the size column: nine spaces before the one that ends the column.
         name = name[9:] if name.startswith(" " * 9) else name.lstrip(" ")
         entry = Entry(name, DOS_KINDS.get(size, "other"), 0, mtime)
-    return {"day first" if day_first else "dos": entry} if entry.name else {}
+    return {"day first" if day_first else "dos": entry}
 
 
-def _ibm_reading(line: str) -> Readings:
+def _ibm_reading(size: str, separator: str, kind: str, name: str) -> Readings:
     """IBM i. The order of its date's parts is a setting there: no time."""
-    match = IBM_LINE.fullmatch(line)
-    if not match:
-        return {}
-    size, _, kind_text, name = match.groups()
-    kind = IBM_KINDS.get(kind_text, "other")
-    return {"ibm i": Entry(name.rstrip("/"), kind, byte_count(size) if kind == "file" else 0, "")}
+    kind = IBM_KINDS.get(kind, "other")
+    return {"ibm i": Entry(name.rstrip("/"), kind, int(size) if kind == "file" else 0, "")}
 
 
 def may_tell_of(lines: Iterable[str], name: str) -> bool:
@@ -3632,54 +3615,63 @@ def login_folder(reply: str) -> Optional[str]:
     return bare[1] if bare else None
 
 
+class Listed:
+    """What is known of a folder by a listing of it."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()                    # while it is under way: what was made meanwhile
+        self.unread: Sequence[str] = ()
+        self.over = float("inf")                        # when it ended; -inf: it failed
+
+
 class Names:
     """Names in folders, as all connections of a pool know them: listings a few seconds old, and what was made since."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._listed: dict[str, tuple[float, set[str], Sequence[str]]] = {}     # when that was over
-        self._made: dict[str, float] = {}                       # paths, and when; infinite: under way
-        self._room = 1000
+        self._listed: dict[str, Listed] = {}
+        self._making: set[str] = set()                          # paths
         self.unanswered: set[str] = set()                       # commands that got no answer at all
 
-    def get(self, folder: str, age: float) -> Optional[tuple[set[str], Sequence[str]]]:
-        """The names in a folder, and the lines about it that nobody understands, at most so many seconds old."""
-        with self._lock:
-            moment, names, unread = self._listed.get(folder, (0.0, set(), ()))
-            return (names, unread) if time.monotonic() < moment + age else None
+    def get(self, folder: str) -> Optional[Listed]:
+        """At most NAMES_SERVE seconds old."""
+        listed, now = self._listed.get(folder), time.monotonic()
+        return listed if listed and now - NAMES_SERVE < listed.over <= now else None
 
-    def keep(self, folder: str, names: set[str], unread: Sequence[str], begun: float) -> None:
+    @contextlib.contextmanager
+    def listing(self, folder: str) -> Iterator[Listed]:
+        """Around a listing of the folder."""
+        oldest = time.monotonic() - NAMES_SERVE
         with self._lock:
-            made = [split_path(path) for path, moment in self._made.items() if begun < moment < float("inf")]
-            names.update(name for place, name in made if place == folder)
-            now = time.monotonic()
-            self._listed = {place: known for place, known in self._listed.items() if known[0] + NAMES_SERVE > now}
-            self._listed[folder] = now, names, unread
+            self._listed = {place: listed for place, listed in self._listed.items() if listed.over > oldest}
+            self._listed[folder] = listed = Listed()
+        over = float("-inf")
+        try:
+            yield listed
+            over = time.monotonic()
+        finally:
+            listed.over = over
 
     @contextlib.contextmanager
     def making(self, path: str) -> Iterator[None]:
         """Around what gives a file this path. Raises TargetExists where another connection is about to."""
         folder, name = split_path(path)
         with self._lock:
-            if self._made.get(path) == float("inf"):
+            if path in self._making:
                 raise TargetExists(f"{path} is just being made")
-            if len(self._made) > self._room:
-                old = time.monotonic() - 600
-                self._made = {path: moment for path, moment in self._made.items() if moment > old}
-                self._room = 1000 + 2 * len(self._made)  # so that it costs nothing for each
-            self._made[path] = float("inf")
+            self._making.add(path)
         try:
             yield
-        except BaseException as error:
             with self._lock:
-                del self._made[path]
-                if not isinstance(error, TargetExists):     # it may have been made after all
+                if folder in self._listed:
+                    self._listed[folder].names.add(name)
+        except BaseException as error:
+            if not isinstance(error, TargetExists):     # it may have been made after all
+                with self._lock:
                     self._listed.pop(folder, None)
             raise
-        with self._lock:
-            self._made[path] = time.monotonic()
-            if folder in self._listed:
-                self._listed[folder][1].add(name)
+        finally:
+            self._making.discard(path)
 
 
 class FtpClient(ftplib.FTP):
@@ -4135,13 +4127,13 @@ class FtpServer(FileServer):
         kind, text = verdict(self._without_name(reply, path)), f"{path}: {reply}"
         if kind == "broken":
             raise _Broken(reply)
-        if kind in ("no", "busy") and self._is_gone(path, NAMES_SERVE):
+        if kind in ("no", "busy") and self._is_gone(path, False):
             return FileGone(text)
         return FileBusy(text) if kind == "busy" else FileRefused(text)
 
-    def _is_gone(self, path: str, age: float = 0.0) -> bool:
+    def _is_gone(self, path: str, fresh: bool = True) -> bool:
         try:
-            return not self.exists(path, age)
+            return not self.exists(path, fresh)
         except FileRefused:                             # the folder cannot be listed: nobody knows
             return False
 

@@ -871,7 +871,7 @@ class SimConnection(ftpcoord.FileServer):
             return None
         return self.server.exact(version, seen)
 
-    def exists(self, path: str, age: float = 0.0) -> bool:
+    def exists(self, path: str, fresh: bool = True) -> bool:
         self._call("exists", path)
         there = path in self.server.files or path in self.server.moved
         self._answer()
