@@ -101,7 +101,6 @@ import threading
 import time
 import unicodedata
 import urllib.parse
-import weakref
 from collections import deque
 from pathlib import Path
 from types import FrameType
@@ -148,116 +147,14 @@ __all__ = [
 # Constants
 # ---------------------------------------------------------------------------------------------------------------------
 
-ID_PATTERN = re.compile(r"[!-~]{1,128}\Z")  # the tables' VARCHAR(128); printable ASCII has one form in every collation
-GROUP_TEXT = re.compile(r"(ftp|ftpes|ftps|sftp)://(.*?)@(\[[^]]+\]|[^@:/\[\]]+):([0-9]+)(/.*)\Z", re.DOTALL)
-STEP_DOWN = "step-down:"  # health_check.task_id of a request to hand over: step-down:<term>
-BATCH_FILES = 64  # claims and completions committed together where delivery is the folder alone ...
-BATCH_SECONDS = 0.05  # ... and how long one may wait for company
-BATCH_BYTES = 1 << 20  # a group is full when it has so many bytes to fetch: the first must not wait for the last
-COPY_BYTES = 256 * 1024
+STEP_DOWN = "step-down:"  # health_check.task_id of a request to release the lease of a term: step-down:<term>
+BATCH_FILES = 64  # claims and completions committed together where delivery is the folder alone
 FILE_MODE = 0o640  # of delivered files, less what the umask takes
-MOST_NUMBERED = 1000  # names tried for one moved file; a server that says of each that it exists must not hold us
 KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL for a command
-LONGEST_PATH = 4096  # characters; no file system has longer ones, and the ledger's column has an end
-TEMPORARY = (".tmp", ".part", ".partial", ".filepart", ".writing", ".crdownload", "~")  # names uploaders write under
 STDERR_BYTES = 2000  # of a failed command's last words, kept in the ledger
-LEAST_RATE = 10.0  # bytes a second: a third of what a modem of 300 bit/s carries; a transfer below it stands still
-LONGEST_LINE = 4096  # bytes of a command's output that are passed on as one line
 SECONDS_A_DAY = 86400.0
-ANSWER_BYTES = 1 << 20  # of a login, or of one answer of the database; a page of a table is larger
-LEDGER_BYTES = 64 << 20
-MOST_ITERATIONS = 1_000_000  # of SCRAM's hash: a second; servers ask for 4096
-LONGEST_SECRET = 65536  # characters
-LONGEST_REASON = 500  # characters of what a server says of an error
-GARBLED = (AttributeError, LookupError, TypeError, struct.error, AssertionError)  # of a driver that reads nonsense
-MOST_QUESTIONS = 500  # about the versions of known files, in one poll
-QUESTION_SECONDS = 10.0  # that they may take
 MOST_PAUSE = 3600.0  # seconds; no file waits longer for its next try
 TRY_LATER = 75  # EX_TEMPFAIL of sysexits.h: a command's way to say "not now"
-SHORT_ERROR = 60  # characters that are left of an error that the ledger's column has no room for
-PLAIN = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")
-UNLISTED = "not listed; "
-MARKS = re.compile(rf"({UNLISTED})?" r"(gone; )?(delivered; )?(?:its process ended (\d{1,9}) times; )?")
-LONGEST_DELAY = 36525 * SECONDS_A_DAY  # databases know no dates after the year 9999
-LAST_WORDS = 2.0  # seconds for what is still to be written when the process ends
-ENDED = float("-inf")  # the deadline of a lease that was lost or released
-
-SCHEMA = """\
--- The tables of ftpcoord: psql -f schema.sql, mysql DATABASE < schema.sql, sqlite3 FILE < schema.sql.
--- MySQL and MariaDB run what stands in /*!50600 ... */ and then skip the plain form; the others see comments.
--- token_holder and health_check of the WSO2 Integrator documentation serve as they are: then only file_ledger is new.
-
-/*!50600 CREATE TABLE IF NOT EXISTS token_holder (
-    group_id VARCHAR(128) NOT NULL PRIMARY KEY,
-    task_id VARCHAR(128) NOT NULL,
-    term BIGINT NOT NULL DEFAULT 1
-) CHARACTER SET ascii COLLATE ascii_bin */;
-
-CREATE TABLE IF NOT EXISTS token_holder (
-    group_id VARCHAR(128) NOT NULL PRIMARY KEY,
-    task_id VARCHAR(128) NOT NULL,
-    term BIGINT NOT NULL DEFAULT 1
-);
-
-/*!50600 CREATE TABLE IF NOT EXISTS health_check (
-    task_id VARCHAR(128) NOT NULL,
-    group_id VARCHAR(128) NOT NULL,
-    last_heartbeat DATETIME(6) NOT NULL,
-    PRIMARY KEY (task_id, group_id)
-) CHARACTER SET ascii COLLATE ascii_bin */;
-
-CREATE TABLE IF NOT EXISTS health_check (
-    task_id VARCHAR(128) NOT NULL,
-    group_id VARCHAR(128) NOT NULL,
-    last_heartbeat TIMESTAMP NOT NULL,
-    PRIMARY KEY (task_id, group_id)
-);
-
-/*!50600 CREATE TABLE IF NOT EXISTS file_ledger (
-    group_id VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
-    file_id CHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
-    path TEXT NOT NULL,
-    size BIGINT NOT NULL,
-    mtime VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
-    state VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
-    term BIGINT NOT NULL,
-    task_id VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
-    attempts INTEGER NOT NULL,
-    failures INTEGER NOT NULL,
-    next_attempt_at DATETIME(6),
-    updated_at DATETIME(6) NOT NULL,
-    error TEXT NOT NULL,
-    action TEXT NOT NULL,
-    PRIMARY KEY (group_id, file_id)
-) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin */;
-
-CREATE TABLE IF NOT EXISTS file_ledger (
-    group_id VARCHAR(128) NOT NULL,
-    file_id CHAR(64) NOT NULL,
-    path TEXT NOT NULL,
-    size BIGINT NOT NULL,
-    mtime VARCHAR(32) NOT NULL,
-    state VARCHAR(16) NOT NULL,
-    term BIGINT NOT NULL,
-    task_id VARCHAR(128) NOT NULL,
-    attempts INTEGER NOT NULL,
-    failures INTEGER NOT NULL,
-    next_attempt_at TIMESTAMP,
-    updated_at TIMESTAMP NOT NULL,
-    error TEXT NOT NULL,
-    action TEXT NOT NULL,
-    PRIMARY KEY (group_id, file_id)
-);
-"""
-
-
-def ddl(mysql: bool) -> Dict[str, str]:
-    """The CREATE statement of each table, out of SCHEMA: MySQL's own form, or the plain one."""
-    if mysql:
-        found = re.findall(r"/\*!50600 (CREATE TABLE IF NOT EXISTS (\w+) .*?) \*/;", SCHEMA, re.DOTALL)
-    else:
-        found = re.findall(r"^(CREATE TABLE IF NOT EXISTS (\w+) .*?\n\));", SCHEMA, re.DOTALL | re.MULTILINE)
-    return {table: statement for statement, table in found}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -285,20 +182,12 @@ class RowRefused(DatabaseBusy):
     """A value or a constraint stands in the way, and will the next time: in the ledger it is the row's own fault."""
 
 
-class RowExists(RowRefused):
-    """The row to be inserted is there already."""
-
-
 class DatabaseRefused(Error):
     """Login, privileges, tables or a driver are missing. Ends `run` at start; retried once it has been ready."""
 
 
 class ServerDown(Error):
     """The file server cannot be reached or broke off. Retried for ever by `run`."""
-
-
-class ServerFull(ServerDown):
-    """The file server has no connection left for us. A limit, no wrong password."""
 
 
 class LoginRefused(ServerDown):
@@ -319,10 +208,6 @@ class NotNow(Error):
 
 class FileChanged(NotNow):
     """The file is not the version that was listed."""
-
-
-class FileBusy(NotNow):
-    """The server says that the file is in use."""
 
 
 class TryLater(NotNow):
@@ -359,6 +244,8 @@ class LedgerRefused(Error):
 # ---------------------------------------------------------------------------------------------------------------------
 # Logging: `time level event key=value ...`, or one JSON object a line
 # ---------------------------------------------------------------------------------------------------------------------
+
+LAST_WORDS = 2.0  # seconds for what is still to be written when the process ends
 
 logger = logging.getLogger("ftpcoord")
 
@@ -524,6 +411,10 @@ def start_logging(level: str, form: str, stream: TextIO) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Settings
 # ---------------------------------------------------------------------------------------------------------------------
+
+ID_PATTERN = re.compile(r"[!-~]{1,128}\Z")  # the tables' VARCHAR(128); printable ASCII has one form in every collation
+GROUP_TEXT = re.compile(r"(ftp|ftpes|ftps|sftp)://(.*?)@(\[[^]]+\]|[^@:/\[\]]+):([0-9]+)(/.*)\Z", re.DOTALL)
+LONGEST_SECRET = 65536  # characters
 
 DEFAULT_PORTS = {"ftp": 21, "ftpes": 21, "ftps": 990, "sftp": 22}
 SSH, TLS = ("sftp",), ("ftpes", "ftps")
@@ -1071,6 +962,8 @@ def reason(exc: BaseException) -> str:
 # Timing and lease
 # ---------------------------------------------------------------------------------------------------------------------
 
+ENDED = float("-inf")  # the deadline of a lease that was lost or released
+
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
@@ -1248,23 +1141,60 @@ def boot_clock() -> float:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Dialects: what is the same in all databases once, what differs side by side
+# What is stored: records, rules, and the verbs of a store
 # ---------------------------------------------------------------------------------------------------------------------
 #
-# Rules that hold for all statements, each with its reason:
-#   - The lease's owner is in token_holder, its time in health_check. Whatever writes either as the active member, or
-#     takes over from it, locks the token row first, then the holder's health row, and tests staleness on the row that
-#     it locked. Reading one of them without a lock lets a renewal and a takeover both succeed.
-#   - One statement is one transaction and one message: a member stopped between two messages would hold its locks, and
-#     with them the group. (SQLite cannot do that; there a member stopped inside a transaction blocks the group.)
-#   - Times are UTC and the database's own; a stamp is never older than the moment in which its statement was sent.
-#   - Values are literals: bound parameters take pg8000 three round trips, and break poolers that share sessions.
-#   - A renewal always moves the stamp, also when the clock was set back: one that stands still is a dead one.
-#   - A lease that was given up has the heartbeat $released exactly: no age tells one, clocks are set by years. NULL, in
-#     a foreign column that allows it, has no age and does not move.
-#   - A row of the ledger written in the future (the clock was set back) is due at once.
+#   token_holder   a row for each group: which member holds its lease, under which term; never deleted
+#   health_check   a row for each member of a group: its last heartbeat; operators' requests under reserved ids
+#   file_ledger    a row for each path of a group: which version of the file, and how far its handling has come
 #
-# In the statements `:name` is a value, `$name` what dialects write each in their own way, or what several share.
+# Rules for every database, each with its reason:
+#   - Who renews, releases or takes a lease locks the token row, then the holder's health row, and tests what it has
+#     locked: were either read without a lock, a renewal and a takeover could both succeed.
+#   - One message is one transaction: a member stopped between two would hold its locks, and with them the group.
+#     (SQLite cannot do that; there a member stopped inside a transaction blocks the group.)
+#   - Times are UTC and the database's own; a stamp is never older than the moment in which its statement was sent.
+#   - A renewal always moves the stamp, also when the clock was set back: one that stands still is a dead one.
+#   - A released lease is known by its exact stamp, not by an age: clocks are set by years. A stamp of NULL, which a
+#     foreign column may allow, has no age and does not move.
+#   - Who writes to the ledger locks the token and proves its term, and changes a row only if it is the one that was
+#     read (size, mtime, state, term, attempts): what comes late, or for another version, changes nothing.
+#   - A row of the ledger written in the future (the clock was set back) is due at once.
+
+UNLISTED = "not listed; "
+LONGEST_DELAY = 36525 * SECONDS_A_DAY  # databases know no dates after the year 9999
+
+# The columns as PostgreSQL and SQLite take them; token_holder and health_check are those of the WSO2 Integrator.
+TABLES = {
+    "token_holder": """
+    group_id VARCHAR(128) NOT NULL PRIMARY KEY,
+    task_id VARCHAR(128) NOT NULL,
+    term BIGINT NOT NULL DEFAULT 1
+""",
+    "health_check": """
+    task_id VARCHAR(128) NOT NULL,
+    group_id VARCHAR(128) NOT NULL,
+    last_heartbeat TIMESTAMP NOT NULL,
+    PRIMARY KEY (task_id, group_id)
+""",
+    "file_ledger": """
+    group_id VARCHAR(128) NOT NULL,
+    file_id CHAR(64) NOT NULL,
+    path TEXT NOT NULL,
+    size BIGINT NOT NULL,
+    mtime VARCHAR(32) NOT NULL,
+    state VARCHAR(16) NOT NULL,
+    term BIGINT NOT NULL,
+    task_id VARCHAR(128) NOT NULL,
+    attempts INTEGER NOT NULL,
+    failures INTEGER NOT NULL,
+    next_attempt_at TIMESTAMP,
+    updated_at TIMESTAMP NOT NULL,
+    error TEXT NOT NULL,
+    action TEXT NOT NULL,
+    PRIMARY KEY (group_id, file_id)
+""",
+}
 
 
 class View(NamedTuple):
@@ -1277,7 +1207,7 @@ class View(NamedTuple):
     age: Optional[float]  # seconds, by the database's clock
     now: float  # the database's clock, epoch seconds
     took: float  # seconds from sending to receiving, by the observer's clock
-    released: bool = False  # the holder gave its lease up
+    released: bool = False
 
 
 class Renewal(NamedTuple):
@@ -1287,8 +1217,17 @@ class Renewal(NamedTuple):
     step_down: bool = False  # an operator asked it to hand over
 
 
+class MemberRow(NamedTuple):
+    """A member's health row."""
+
+    member_id: str
+    age: float  # LONGEST_DELAY where the heartbeat is NULL
+    released: bool
+    stamp: str = ""  # last_heartbeat as text, "" for NULL
+
+
 class Fence(NamedTuple):
-    """Who writes: every ledger statement proves it against token_holder."""
+    """Who writes to the ledger, under which term."""
 
     group: str
     member: str
@@ -1296,16 +1235,25 @@ class Fence(NamedTuple):
 
 
 class Marks(NamedTuple):
-    """What a row's error begins with; it outlives the member that found it out."""
+    """What is known of a version beside its state. The ledger keeps it as the first words of `error`."""
 
     unlisted: bool = False  # failed or claimed, and dropped at next_attempt_at unless it is listed again
     gone: bool = False  # the server had no such file at the fetch: dropped when a whole listing lacks it, too
     delivered: bool = False  # this version has its name in download_dir already
     deaths: int = 0  # how often the process ended while this version was in work
 
+    @classmethod
+    def split(cls, error: str) -> tuple[Marks, str]:
+        """The marks that an error begins with, and its other words."""
+        pattern = rf"({UNLISTED})?(gone; )?(delivered; )?(?:its process ended (\d{{1,9}}) times; )?(.*)"
+        found = re.fullmatch(pattern, error, re.DOTALL)
+        assert found is not None
+        unlisted, gone, delivered, deaths, words = found.groups()
+        return cls(bool(unlisted), bool(gone), bool(delivered), int(deaths or 0)), words
+
     def __str__(self) -> str:
-        words = UNLISTED * self.unlisted + "gone; " * self.gone + "delivered; " * self.delivered
-        return words + (f"its process ended {self.deaths} times; " if self.deaths else "")
+        texts = (UNLISTED, "gone; ", "delivered; ", f"its process ended {self.deaths} times; ")
+        return "".join(text for mark, text in zip(self, texts) if mark)
 
 
 class Row(NamedTuple):
@@ -1324,20 +1272,17 @@ class Row(NamedTuple):
 
     @property
     def marks(self) -> Marks:
-        found = MARKS.match(self.error)
-        assert found is not None
-        unlisted, gone, delivered, deaths = found.groups()
-        return Marks(bool(unlisted), bool(gone), bool(delivered), int(deaths or 0))
+        return Marks.split(self.error)[0]
 
     def marked(self, **changes: Any) -> Row:
         """With other marks, and the same words."""
-        marks = self.marks
-        return self._replace(error=f"{marks._replace(**changes)}{self.error[len(str(marks)) :]}")
+        marks, words = Marks.split(self.error)
+        return self._replace(error=f"{marks._replace(**changes)}{words}")
 
     @property
     def dated(self) -> bool:
         """Whether a whole listing lacked it, so that next_attempt_at is when it may be dropped."""
-        return self.error.startswith(UNLISTED) if self.state in ("failed", "claimed") else self.due is not None
+        return self.marks.unlisted if self.state in ("failed", "claimed") else self.due is not None
 
 
 class Change(NamedTuple):
@@ -1348,49 +1293,136 @@ class Change(NamedTuple):
     delay: Optional[float] = None
     plain: int = 0  # texts are stored 0 as they are, 1 in ASCII, 2 in ASCII and the error shortened
 
-
-class MemberRow(NamedTuple):
-    """A member's health row."""
-
-    member_id: str
-    age: float  # LONGEST_DELAY where the heartbeat is NULL
-    released: bool
-    stamp: str = ""  # last_heartbeat as text, "" for NULL
+    @property
+    def path(self) -> str:
+        return (self.new or self.old).path  # type: ignore[union-attr]
 
 
 class Store(Protocol):
     """What the election asks of a database. After DatabaseDown or DatabaseRefused nothing is known."""
 
     def look(self, group: str, member: str) -> View:
-        """Writes the member's heartbeat, unless its id holds the token, and looks at the holder."""
+        """Writes the member's heartbeat, unless its id is the holder's, and shows the holder."""
 
     def first(self, group: str, member: str, term: int) -> Optional[int]:
-        """Claims a group without token row, with a heartbeat; the term won, or None."""
+        """Makes the token row of a group that has none, and beats; the term won, or None."""
 
     def take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> Optional[int]:
-        """Takes over what `seen` shows, with a heartbeat; the term won, or None.
+        """Takes the token under the next term, and beats, if holder and term are those `seen`; the term won, or None.
 
-        `why` must still hold when the rows are locked: "still" or "released" (the stamp is the one seen), "stale" (and
-        older than `stale_after` seconds), "absent" (no health row), "own" (nothing: the caller won that term).
+        `why` is what else must hold then: "still" or "released" (the stamp is the one seen), "stale" (and older than
+        `stale_after` seconds), "absent" (no health row), "own" (nothing: the member itself won that term).
         """
 
     def renew(self, group: str, member: str, term: int) -> Renewal:
-        """Writes the member's heartbeat if it holds the token under this very term."""
+        """Moves the member's heartbeat, if it holds the token under this term and has a health row."""
 
     def release(self, group: str, member: str, term: int) -> None:
-        """Makes it a released one, under the same condition."""
+        """Makes that heartbeat a released one, under the same condition."""
 
     def leave(self, group: str, member: str) -> None:
-        """Removes a standby's health row, unless its id holds the token, or nobody's does: then it is a trace."""
+        """Removes the member's health row, if another id holds the token: without one it is a trace."""
 
     def sweep(self, group: str, member: str) -> None:
-        """Removes the others' health rows of yesterday and before: ids of pods change."""
+        """Removes health rows older than a day, except its own and the holder's: ids of pods change."""
 
     def last_term(self, group: str) -> int:
         """The highest term that the ledger knows, 0 without one."""
 
     def members(self, group: str) -> list[MemberRow]:
         """The group's health rows; requests to step down are none."""
+
+
+class Rows(Protocol):
+    """What the ledger asks of a database."""
+
+    def rows(self, group: str, only_open: bool = False) -> Iterator[Row]:
+        """All rows of the group, or those that are not simply done."""
+
+    def done_count(self, group: str) -> int:
+        """How many are simply done: without an after-action."""
+
+    def write(self, fence: Fence, changes: Sequence[Change]) -> list[bool]:
+        """Makes each change whose old row still stands, if the fence holds; tells which were made."""
+
+    def written(self, fence: Fence, changes: Sequence[Change]) -> list[bool]:
+        """Which changes stand in the table. Only one process writes under a term: what stands is what it wrote."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Dialects: what is the same in all databases once, what differs side by side
+# ---------------------------------------------------------------------------------------------------------------------
+#
+# In the statements `:name` is a value, as a literal: bound parameters take pg8000 three round trips, and break poolers
+# that share sessions. `$name` is one of WORDS, `$name(a, b)` one with two places. So RELEASE in PostgreSQL becomes
+#
+#     SELECT FROM token_holder WHERE group_id = 'g' FOR UPDATE;
+#     SELECT FROM health_check WHERE group_id = 'g' AND task_id = 'a' FOR UPDATE;
+#     UPDATE health_check AS h SET last_heartbeat = '1970-01-01 00:00:01+00'
+#      WHERE group_id = 'g' AND task_id = 'a' AND EXISTS (
+#            SELECT 1 FROM token_holder t WHERE t.group_id = 'g' AND t.task_id = 'a' AND t.term = 7)
+#     RETURNING 2 * 7 + (SELECT COUNT(*) FROM health_check r WHERE r.group_id = 'g' AND r.task_id = '')
+
+ANSWER_BYTES = 1 << 20  # of a login, or of one answer of the database; a page of a table is larger
+LEDGER_BYTES = 64 << 20
+PAGE_ROWS = 5000
+MOST_ITERATIONS = 1_000_000  # of SCRAM's hash: a second; servers ask for 4096
+LONGEST_REASON = 500  # characters of what a server says of an error
+SHORT_ERROR = 60  # characters that are left of an error that the ledger's column has no room for
+PLAIN = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")
+IN_CLEAR = (
+    "asks for the password in clear, or under a key of its own, and has not proved who it is; set database_tls to "
+    "verify, with database_ca_file for a private authority"
+)
+# What a driver's error means, and what to do: the first kind whose pattern in the dialect's FAULTS fits.
+MEANINGS: dict[str, tuple[type[Error], str]] = {
+    "login": (DatabaseRefused, "the login was refused"),
+    "password": (DatabaseRefused, "the password was refused"),
+    "database": (DatabaseRefused, "there is no such database"),
+    "forbidden": (DatabaseRefused, "the user may not use this database"),
+    "privilege": (
+        DatabaseRefused, "a privilege is missing; members need SELECT, INSERT, UPDATE and DELETE on the three tables"
+    ),
+    "table": (DatabaseRefused, "a table is missing; see `ftpcoord.py schema {}`"),
+    "column": (DatabaseRefused, "a table lacks a column; compare it with `ftpcoord.py schema {}`"),
+    "certificate": (DatabaseRefused, "its certificate is not trusted; set database_ca_file"),
+    "tls": (
+        DatabaseRefused,
+        "no TLS that can be trusted; set database_ca_file, or database_tls to prefer or disable if the network is "
+        "trusted",
+    ),
+    "secret": (DatabaseRefused, "this login needs TLS, `pip install cryptography` or a right password"),
+    "file": (DatabaseRefused, "members need the file and its folder writable"),
+    "row": (RowRefused, ""),
+    "busy": (DatabaseBusy, ""),
+    "read-only": (DatabaseDown, "has become read-only"),
+    "garbled": (DatabaseDown, "its answer cannot be understood"),
+    "other": (DatabaseDown, ""),
+}  # fmt: skip
+GARBLED = "AttributeError|(Lookup|Index|Key)Error|TypeError|error |AssertionError"  # of a driver that reads nonsense
+
+# The columns of `:changes`: what a change makes of a row, and the row that it was read from.
+NEW = ("path", "size", "mtime", "state", "attempts", "failures", "action", "error")
+OLD = ("size", "mtime", "state", "term", "attempts")
+COLUMNS = ("id", *(f"new_{name}" for name in NEW), "delay", *(f"old_{name}" for name in OLD))
+
+
+def ddl(mysql: bool) -> dict[str, str]:
+    """The CREATE statement of each table. In MySQL keys are compared byte by byte, and times have fractions."""
+    made = {table: f"CREATE TABLE IF NOT EXISTS {table} ({columns})" for table, columns in TABLES.items()}
+    if mysql:
+        for table, text in made.items():
+            text = re.sub(r"\w*CHAR\(\d+\)", r"\g<0> CHARACTER SET ascii COLLATE ascii_bin", text)
+            text = text.replace("TIMESTAMP", "DATETIME(6)")
+            made[table] = f"{text} CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+    return made
+
+
+SCHEMA = """\
+-- The tables of ftpcoord: psql -f schema.sql, mysql DATABASE < schema.sql, sqlite3 FILE < schema.sql.
+-- MySQL and MariaDB run what stands in /*!50600 ... */ and then skip the plain form; the others see comments.
+-- token_holder and health_check of the WSO2 Integrator documentation serve as they are: then only file_ledger is new.
+""" + "".join(f"\n/*!50600 {own} */;\n\n{plain};\n" for own, plain in zip(ddl(True).values(), ddl(False).values()))
 
 
 class Allowance:
@@ -1408,41 +1440,27 @@ class Allowance:
             raise socket.timeout("timed out")
         return seconds
 
-    def spend(self, size: int) -> None:
-        self.promise(size)
-        self._bytes -= size
-
-    def promise(self, size: int) -> None:
-        """So much is to be read; memory for it is taken at once."""
-        if not 0 <= size <= self._bytes:
+    def spend(self, announced: int, received: int = 0) -> None:
+        """Memory for what is announced is taken at once."""
+        if not 0 <= announced <= self._bytes:
             raise OSError(errno.EMSGSIZE, "the server sends without end")
+        self._bytes -= received
 
     def metered(self, base: Any) -> Any:
         """A kind of socket, `socket.socket` or `ssl.SSLSocket`, whose sending and receiving keep to it."""
         allowance = self
 
+        class Stream(io.BufferedRWPair):
+            def read(self, size: Optional[int] = -1, /) -> bytes:
+                allowance.spend(-1 if size is None else size)
+                return super().read(size)
+
         class Metered(base):  # type: ignore[misc]
             def recv_into(self, *args: Any) -> int:
                 self.settimeout(allowance.left())
                 size: int = super().recv_into(*args)
-                allowance.spend(size)
+                allowance.spend(size, size)
                 return size
-
-            def makefile(self, *args: Any, **more: Any) -> Any:
-                stream = super().makefile(*args, **more)
-                kind, itself = type(stream), weakref.ref(stream)  # else it would hold itself, and the socket, for long
-
-                def promised(size: int = -1) -> Any:
-                    allowance.promise(size)
-                    return kind.read(itself(), size)
-
-                stream.read = promised
-                return stream
-
-            def close(self) -> None:
-                with contextlib.suppress(OSError):  # the server sees the end now, whoever still holds the stream
-                    socket.socket.shutdown(self, socket.SHUT_RDWR)
-                super().close()
 
             def send(self, *args: Any) -> int:
                 self.settimeout(allowance.left())
@@ -1451,6 +1469,15 @@ class Allowance:
             def sendall(self, *args: Any) -> None:
                 self.settimeout(allowance.left())
                 super().sendall(*args)
+
+            def makefile(self, *args: Any, **more: Any) -> Any:
+                raw = super().makefile("rwb", buffering=0)
+                return Stream(raw, raw)
+
+            def close(self) -> None:
+                with contextlib.suppress(OSError):  # the server sees the end now, whoever still holds the stream
+                    socket.socket.shutdown(self, socket.SHUT_RDWR)
+                super().close()
 
         return Metered
 
@@ -1471,83 +1498,18 @@ def guarded(base: Any, method: str) -> Any:
     return base
 
 
-# What a driver's error means, and what to do: the first kind whose pattern in the dialect's FAULTS fits.
-MEANINGS: dict[str, tuple[type[Error], str]] = {
-    "login": (DatabaseRefused, "the login was refused"),
-    "password": (DatabaseRefused, "the password was refused"),
-    "database": (DatabaseRefused, "there is no such database"),
-    "forbidden": (DatabaseRefused, "the user may not use this database"),
-    "privilege": (
-        DatabaseRefused, "a privilege is missing; members need SELECT, INSERT, UPDATE and DELETE on the three tables"
-    ),
-    "table": (DatabaseRefused, "a table is missing; see `ftpcoord.py schema {}`"),
-    "column": (DatabaseRefused, "a table lacks a column; compare it with `ftpcoord.py schema {}`"),
-    "certificate": (DatabaseRefused, "its certificate is not trusted; set database_ca_file"),
-    "tls": (
-        DatabaseRefused,
-        "no TLS that can be trusted; set database_ca_file, or database_tls to prefer or disable if the network is "
-        "trusted",
-    ),
-    "secret": (DatabaseRefused, "this login needs TLS, `pip install cryptography` or a right password"),
-    "file": (DatabaseRefused, "members need the file and its folder writable"),
-    "exists": (RowExists, ""),
-    "row": (RowRefused, ""),
-    "busy": (DatabaseBusy, ""),
-    "read-only": (DatabaseDown, "has become read-only"),
-    "garbled": (DatabaseDown, "its answer cannot be understood"),
-    "other": (DatabaseDown, ""),
-}  # fmt: skip
-
-# The columns of $rows: what a change makes of a row, and the row that it was read from.
-COLUMNS = (
-    "id", "new_path", "new_size", "new_mtime", "new_state", "new_attempts", "new_failures", "new_action", "new_error",
-    "delay", "old_size", "old_mtime", "old_state", "old_term", "old_attempts",
-)  # fmt: skip
-
-
 class Database(abc.ABC):
     """One connection to the shared database, opened when needed; used by one thread at a time."""
 
     name: ClassVar[str]
     least_timeout: ClassVar[float]
-    TABLES: ClassVar[str]
+    FOUND_TABLES: ClassVar[str]
     HEARTBEAT_TYPE: ClassVar[str]
     FAULTS: ClassVar[dict[str, str]]  # kind: how code and text of a driver's error begin
-    UTC: ClassVar[str]  # now
-    SECONDS: ClassVar[str]  # from {0} to {1}
-    SHIFTED: ClassVar[str]  # {0} by {1} seconds
-    TYPES: ClassVar[dict[str, str]] = {}  # of $rows
-    WORDS: ClassVar[dict[str, str]] = {}  # $name: text, which may hold others that follow
-    SHARED: ClassVar[dict[str, str]] = {
-        "fence": "(SELECT term FROM token_holder t WHERE $held $share) mine",
-        "held": "t.group_id = :group AND t.task_id = :member AND t.term = :term",
-        "seen": "t.group_id = :group AND t.task_id = :holder AND t.term = :old_term",
-        "his_row": "health_check h ON h.group_id = t.group_id AND h.task_id = t.task_id",
-        "beat_of": "INSERT INTO health_check (task_id, group_id, last_heartbeat) SELECT :member, :group, $now FROM",
-        "as_seen": "(h.last_heartbeat = :stamp OR :stamp IS NULL AND h.last_heartbeat IS NULL) "
-        "AND (0 = :aged OR h.last_heartbeat < $ago)",
-        # Beyond all dates, and at PostgreSQL's infinity, a step would not move it.
-        "moved": "CASE WHEN h.last_heartbeat > $now AND h.last_heartbeat < '9999-01-01' THEN $later ELSE $now END",
-        "stamp": "CASE WHEN h.task_id IS NOT NULL THEN COALESCE(CAST(h.last_heartbeat AS $text), '') END",
-        "those": "(SELECT :group AS group_id, r.* FROM ($rows) r) v",
-        "same": "file_id = id AND size = old_size AND mtime = old_mtime AND state = old_state AND l.term = old_term "
-        "AND attempts = old_attempts",
-        "set": "size = new_size, mtime = new_mtime, state = new_state, attempts = new_attempts, "
-        "failures = new_failures, error = new_error, action = new_action, updated_at = $utc, next_attempt_at = $due",
-        "columns": "group_id, file_id, path, size, mtime, state, term, task_id, attempts, failures, updated_at, error, "
-        "action",
-        "until": "CASE WHEN updated_at <= $utc THEN $wait END",
-        "released": "'1970-01-01 00:00:01'",
-        "ignore": "ON CONFLICT DO NOTHING",
-        "or_update": "ON CONFLICT (task_id, group_id) DO UPDATE SET",
-        "won": "RETURNING term",
-        "made": "RETURNING file_id",
-        "tell": "",  # a function that brings its value back to the client
-        "share": "",
-        "text": "text",
-    }
+    TYPES: ClassVar[dict[str, str]] = {}  # of COLUMNS
 
-    # Two messages, where one statement cannot do both.
+    # The election. FIRST and the TAKEs win the token; SEAT and then RENEW, which needs it still to be so, make the
+    # lease. A member that dies between them costs the group one S; one stopped inside a transaction would cost more.
     BEAT = """
         $beat_of (SELECT 1 AS one) o
          WHERE NOT EXISTS (SELECT 1 FROM token_holder WHERE group_id = :group AND task_id = :member)
@@ -1556,18 +1518,24 @@ class Database(abc.ABC):
     LOOK = """
         SELECT t.task_id, t.term, t.task_id = :member, $stamp, $age, $epoch, h.last_heartbeat = $released
           FROM (SELECT 1 AS one) o LEFT JOIN token_holder t ON t.group_id = :group LEFT JOIN $his_row"""
-    # These win the token; SEAT and then RENEW, which needs it still to be so, make the lease. A member that dies
-    # between them costs the group one S; one stopped inside a transaction would cost more.
-    FIRST = """
-        INSERT INTO token_holder (group_id, task_id, term) VALUES (:group, :member, :term) $ignore $won"""
-    TAKE: ClassVar[str]
+    FIRST = "INSERT INTO token_holder (group_id, task_id, term) VALUES (:group, :member, :term) $ignore RETURNING term"
+    TAKE = """
+        $lock(:holder) UPDATE token_holder AS t SET task_id = :member, term = t.term + 1
+         WHERE $seen AND EXISTS (
+               SELECT 1 FROM health_check h WHERE h.group_id = :group AND h.task_id = :holder AND $as_seen)
+        RETURNING term"""
     TAKE_ABSENT = """
-        UPDATE token_holder AS t SET task_id = :member, term = $tell(t.term + 1)
+        $lock(:holder) UPDATE token_holder AS t SET task_id = :member, term = $tell(t.term + 1)
          WHERE $seen AND (1 = :own OR NOT EXISTS (
                SELECT 1 FROM health_check WHERE group_id = :group AND task_id = :holder)) $won"""
     SEAT = "$beat_of token_holder t WHERE $held $or_update last_heartbeat = $now"
-    RENEW: ClassVar[str]
-    RELEASE: ClassVar[str]
+    # Its result is twice the term, plus one if a request to step down is there.
+    RENEW = """
+        $lock(:member) UPDATE health_check AS h SET last_heartbeat = $moved
+         WHERE group_id = :group AND task_id = :member AND EXISTS (SELECT 1 FROM token_holder t WHERE $held)
+        RETURNING 2 * :term + (
+               SELECT COUNT(*) FROM health_check r WHERE r.group_id = :group AND r.task_id = :request)"""
+    RELEASE = RENEW.replace("$moved", "$released")
     LEAVE = """
         DELETE FROM health_check WHERE group_id = :group AND task_id = :member
            AND EXISTS (SELECT 1 FROM token_holder WHERE group_id = :group AND task_id <> :member)"""
@@ -1575,41 +1543,41 @@ class Database(abc.ABC):
         DELETE FROM health_check WHERE group_id = :group AND task_id <> :member AND $age > 86400
            AND NOT EXISTS (
                SELECT 1 FROM token_holder t WHERE t.group_id = :group AND t.task_id = health_check.task_id)"""
-    TOKEN = "SELECT group_id, task_id, term FROM token_holder WHERE group_id = :group"
-    GROUPS = "SELECT t.group_id, $age FROM token_holder t LEFT JOIN $his_row"
-    OWN_ROW = "SELECT task_id, group_id FROM health_check WHERE group_id = :group AND task_id = :member"
+    LAST_TERM = "SELECT COALESCE(MAX(term), 0) FROM file_ledger WHERE group_id = :group"
     MEMBERS = """
         SELECT task_id, $age, CASE WHEN last_heartbeat = $released THEN 1 ELSE 0 END, $stamp
           FROM health_check h WHERE group_id = :group ORDER BY task_id"""
+    TOKEN = "SELECT task_id, term FROM token_holder WHERE group_id = :group"
+    GROUPS = "SELECT t.group_id, $age FROM token_holder t LEFT JOIN $his_row"
+    IDS = """
+        SELECT task_id, group_id FROM health_check WHERE group_id = :group AND task_id = :member
+        UNION ALL SELECT :member, group_id FROM token_holder WHERE group_id = :group"""
     ASK_STEP_DOWN = """
         INSERT INTO health_check (task_id, group_id, last_heartbeat) VALUES (:request, :group, $now) $ignore"""
 
-    # $rows, as SQLite has it:
-    #   SELECT '6ca1...' AS id, '/in/a.csv' AS new_path, 10 AS new_size, '2026-01-12' AS new_mtime, 'done' AS new_state,
-    #          1 AS new_attempts, 0 AS new_failures, '' AS new_action, '' AS new_error, NULL AS delay, 10 AS old_size,
-    #          '2026-01-12' AS old_mtime, 'claimed' AS old_state, 1 AS old_term, 1 AS old_attempts UNION ALL SELECT ...
-    CLAIM = """
-        INSERT INTO file_ledger ($columns)
-        SELECT :group, id, new_path, new_size, new_mtime, new_state, term, :member, new_attempts, new_failures, $utc,
-               new_error, new_action
-          FROM $fence, ($rows) v WHERE 1 = 1 $ignore $made"""
+    # The ledger. `:changes` is a table of COLUMNS.
+    CLAIM = f"""
+        INSERT INTO file_ledger (group_id, file_id, term, task_id, updated_at, {', '.join(NEW)})
+        SELECT :group, id, term, :member, $utc, {', '.join(COLUMNS[1:9])} FROM $fence, (:changes) v WHERE 1 = 1
+        $ignore $made"""
     CHANGE = """
         UPDATE file_ledger AS l SET $set, term = mine.term, task_id = :member
           FROM $fence, $those WHERE l.group_id = v.group_id AND $same $made"""
-    FORGET: ClassVar[str]
-    ADOPT = """
-        INSERT INTO file_ledger ($columns)
-        SELECT :group, id, new_path, new_size, new_mtime, 'done', 0, :member, 0, 0, $utc, '', ''
-          FROM ($rows) v WHERE 1 = 1 $ignore"""
+    FORGET = f"""
+        DELETE FROM file_ledger
+         WHERE group_id = :group AND (file_id, {', '.join(OLD)}) IN (
+               SELECT id, {', '.join(COLUMNS[10:])} FROM $fence, (:changes) v) $made"""
+    ADOPT = CLAIM.replace("$fence", "(SELECT 0 AS term) mine")
     RETRY = """
         UPDATE file_ledger SET state = 'failed', failures = 0, action = '', next_attempt_at = $utc, updated_at = $utc
          WHERE group_id = :group AND file_id = :file_id AND state = :state AND action = :action"""
     IN_LEDGER = "SELECT 1 FROM file_ledger WHERE group_id = :group LIMIT 1"
-    LAST_TERM = "SELECT COALESCE(MAX(term), 0) FROM file_ledger WHERE group_id = :group"
-    PAGE = """
-        SELECT file_id, path, size, mtime, state, term, attempts, failures, action, $until, error FROM file_ledger
+    PAGE = f"""
+        SELECT file_id, path, size, mtime, state, term, attempts, failures, action,
+               CASE WHEN updated_at <= $utc THEN $seconds($utc, next_attempt_at) END, error
+          FROM file_ledger
          WHERE group_id = :group AND file_id > :after AND (1 = :all OR state <> 'done' OR action <> '')
-         ORDER BY file_id LIMIT 5000"""
+         ORDER BY file_id LIMIT {PAGE_ROWS}"""
     STANDING = """
         SELECT file_id, size, mtime, state, term, attempts, failures, action FROM file_ledger
          WHERE group_id = :group AND file_id IN :ids"""
@@ -1623,10 +1591,37 @@ class Database(abc.ABC):
         SELECT file_id, path, state, attempts, error, $since FROM file_ledger WHERE group_id = :group AND error <> ''
          ORDER BY CASE WHEN state = 'quarantined' THEN 0 ELSE 1 END, updated_at DESC LIMIT 20"""
 
-    def __init__(self, config: Config, timing: Timing) -> None:
+    WORDS: ClassVar[dict[str, str]] = {  # beside those that depend on the heartbeat column: now, tick
+        "held": "t.group_id = :group AND t.task_id = :member AND t.term = :term",
+        "seen": "t.group_id = :group AND t.task_id = :holder AND t.term = :old_term",
+        "as_seen": "(h.last_heartbeat = :stamp OR :stamp IS NULL AND h.last_heartbeat IS NULL) "
+        "AND (0 = :aged OR h.last_heartbeat < $shifted($now, -:stale_after))",
+        "his_row": "health_check h ON h.group_id = t.group_id AND h.task_id = t.task_id",
+        "beat_of": "INSERT INTO health_check (task_id, group_id, last_heartbeat) SELECT :member, :group, $now FROM",
+        # Beyond all dates, and at PostgreSQL's infinity, a step would not move it.
+        "moved": "CASE WHEN h.last_heartbeat > $now AND h.last_heartbeat < '9999-01-01' "
+        "THEN $shifted(h.last_heartbeat, $tick) ELSE $now END",
+        "stamp": "CASE WHEN h.task_id IS NOT NULL THEN COALESCE(CAST(h.last_heartbeat AS $text), '') END",
+        "age": "$seconds(last_heartbeat, $now)",
+        "since": "$seconds(updated_at, $utc)",
+        "released": "'1970-01-01 00:00:01'",
+        "fence": "(SELECT term FROM token_holder t WHERE $held $share) mine",
+        "those": "(SELECT :group AS group_id, r.* FROM (:changes) r) v",
+        "same": " AND ".join(["file_id = id", *(f"l.{name} = old_{name}" for name in OLD)]),
+        "set": ", ".join(f"{name} = new_{name}" for name in NEW[1:])
+        + ", updated_at = $utc, next_attempt_at = $shifted($utc, delay)",
+        "ignore": "ON CONFLICT DO NOTHING",
+        "or_update": "ON CONFLICT (task_id, group_id) DO UPDATE SET",
+        "won": "RETURNING term",
+        "made": "RETURNING file_id",
+        "tell": "{0}",  # brings its value back to the client
+        "lock": "",
+        "share": "",
+        "text": "text",
+    }
+
+    def __init__(self, config: Config) -> None:
         self.config = config
-        self.timing = timing
-        self.ledger = config.ledger
         self.prepared = False
         self.connection: Any = None
         self.allowance = Allowance()
@@ -1649,27 +1644,38 @@ class Database(abc.ABC):
 
     def _now(self, digits: int, column_type: str) -> str:
         """The present time, in the heartbeat column's precision."""
-        return self.UTC
+        return "$utc"
 
-    def literal(self, value: object) -> str:
+    def literal(self, value: Any) -> str:
         """A value as SQL text. Strings hold no NUL; backslashes are plain."""
         if isinstance(value, str):
             return "'" + value.replace("'", "''") + "'"
         if isinstance(value, list):
-            return f"({', '.join(map(self.literal, value))})"
+            return self._table(value) if isinstance(value[0], Change) else f"({', '.join(map(self.literal, value))})"
         return repr(value + 0) if isinstance(value, (int, float)) else "NULL"
 
-    def _rows(self, changes: Sequence[Change]) -> str:
-        """The changes as $rows."""
+    def _table(self, changes: list[Change]) -> str:
         row = "SELECT " + ", ".join(f"{self.TYPES.get(name, '%s')} AS {name}" for name in COLUMNS)
-        return " UNION ALL ".join(row % self._literals(change) for change in changes)
+        return " UNION ALL ".join(row % self._columns(change) for change in changes)
+
+    def _columns(self, change: Change) -> tuple[str, ...]:
+        """The values of COLUMNS."""
+        new, old = (row or Row("", 0, "", "", 0, 0, 0) for row in (change.new, change.old))
+        path, action, error = printable(change.path), new.action, new.error
+        if change.plain:
+            path, error = plain(change.path), error if error.isascii() else plain(printable(error))
+            action = action if action.isascii() else "%" + plain(action)
+        new = new._replace(path=path, action=action, error=error[:SHORT_ERROR] if change.plain > 1 else error)
+        delay = None if change.delay is None else min(change.delay, LONGEST_DELAY)
+        fields = (*(getattr(new, name) for name in NEW), delay, *(getattr(old, name) for name in OLD))
+        return tuple(map(self.literal, (sha256_text(change.path), *fields)))
 
     # -- running statements -------------------------------------------------------------------------------------------
 
     def clone(self) -> Database:
         """Another connection to the same database."""
-        other = type(self)(self.config, self.timing)
-        other.prepared, other._words, other._texts = self.prepared, self._words, self._texts
+        other = type(self)(self.config)
+        vars(other).update(vars(self), connection=None, allowance=Allowance())
         return other
 
     def close(self) -> None:
@@ -1677,6 +1683,32 @@ class Database(abc.ABC):
         if connection is not None:
             with contextlib.suppress(Exception):
                 connection.close()
+
+    def execute(self, sql: str, **values: object) -> list[Sequence[Any]]:
+        """Runs one statement in time T and gives its rows; connects first if need be.
+
+        Raises DatabaseDown, DatabaseBusy or DatabaseRefused. After all but DatabaseBusy the connection is given up.
+        """
+        idle, began = self.connection is not None, boot_clock()
+        try:
+            if not idle:
+                self._connect()
+            many = "file_ledger" in sql or sql in (self.MEMBERS, self.GROUPS)
+            self.allowance.renew(self.timing.call_timeout, LEDGER_BYTES if many else ANSWER_BYTES)
+            return self._run(self._bind(sql, values))
+        except ConfigError:
+            self.close()
+            raise
+        except Exception as exc:
+            error = self._error(exc)
+        if not isinstance(error, DatabaseBusy):
+            self.close()
+        # Servers drop connections that idle: what may be done twice goes on without a word. Time-outs are told.
+        once = sql in (self.FIRST, self.TAKE, self.TAKE_ABSENT, self.CLAIM, self.CHANGE, self.FORGET)
+        quick = boot_clock() - began < self.timing.call_timeout / 4
+        if idle and quick and not once and isinstance(error, DatabaseDown) and self.connection is None:
+            return self.execute(sql, **values)
+        raise type(error)(f"database {self.where}: {error}")
 
     def _connect(self) -> None:
         """Logs in to the first host that will have it. None is a reason to give up while another may answer."""
@@ -1687,14 +1719,12 @@ class Database(abc.ABC):
                 return self._open(host, port)
             except ConfigError:
                 raise
-            except Error as exc:
-                problems.append(exc)
             except Exception as exc:
-                problems.append(self._translate(exc, f"{host}:{port}: " if host else ""))
+                error = self._error(exc)
+                problems.append(type(error)(f"{host}:{port}: {error}") if host else error)
             self.close()
-        texts = dict.fromkeys(str(problem).removeprefix(f"database {self.where}: ") for problem in problems)
         refused = all(isinstance(problem, DatabaseRefused) for problem in problems)
-        raise (DatabaseRefused if refused else DatabaseDown)(f"database {self.where}: {'; '.join(texts)}")
+        raise (DatabaseRefused if refused else DatabaseDown)("; ".join(dict.fromkeys(map(str, problems))))
 
     def _tls(self) -> ssl.SSLContext:
         config = self.config
@@ -1702,105 +1732,55 @@ class Database(abc.ABC):
         context.sslsocket_class = self.allowance.metered(ssl.SSLSocket)
         return context
 
-    def _told_in_clear(self, host: str, port: int) -> DatabaseRefused:
-        return DatabaseRefused(
-            f"database {self.where}: {host}:{port} asks for the password in clear, or under a key of its own, and has "
-            f"not proved who it is; set database_tls to verify, with database_ca_file for a private authority"
-        )
-
-    def execute(self, sql: str, changes: Sequence[Change] = (), **values: object) -> list[Sequence[Any]]:
-        """Runs one statement in time T and gives its rows; connects first if need be. `changes` are its $rows.
-
-        Raises DatabaseDown, DatabaseBusy or DatabaseRefused. After all but DatabaseBusy the connection is given up.
-        """
-        idle, began = self.connection is not None, boot_clock()
-        try:
-            if not idle:
-                self._connect()
-            many = "file_ledger" in sql or sql in (self.MEMBERS, self.GROUPS)
-            self.allowance.renew(self.timing.call_timeout, LEDGER_BYTES if many else ANSWER_BYTES)
-            return self._run(self._bind(sql, values, changes))
-        except Exception as exc:
-            error = exc if isinstance(exc, Error) else self._translate(exc)
-        if not isinstance(error, DatabaseBusy):
-            self.close()
-        # Servers drop connections that idle: what may be done twice goes on without a word. Time-outs are told.
-        again = sql.lstrip().startswith("SELECT") or sql in (
-            self.BEAT, self.LOOK, self.RENEW, self.RELEASE, self.LEAVE, self.SWEEP
-        )  # fmt: skip
-        quick = boot_clock() - began < self.timing.call_timeout / 4
-        if idle and again and quick and isinstance(error, DatabaseDown) and self.connection is None:
-            return self.execute(sql, changes, **values)
-        raise error
-
-    def _translate(self, exc: BaseException, place: str = "") -> Error:
-        """A driver's error as one of ours."""
+    def _error(self, exc: Exception) -> Error:
+        """An error as one of ours."""
+        if isinstance(exc, Error):
+            return exc
         code, text = self._said(exc)
         text = " ".join(text.split())[:LONGEST_REASON]
         if isinstance(exc.__cause__ or exc, (TimeoutError, socket.timeout)):  # it may be wrapped as a network error
             text = f"no answer within {self.timing.call_timeout:g} s"
-        kind = "row" if isinstance(exc, UnicodeError) else "garbled" if isinstance(exc, GARBLED) else "other"
-        known = (known for known, begins in self.FAULTS.items() if re.match(begins, f"{code} {text}"))
-        error, words = MEANINGS[next(known, kind)]
-        words = f"{words.format(self.name)} ({text})" if words else text
-        return error(f"database {self.where}: {place}{words}")
+        faults = {**self.FAULTS, "garbled": GARBLED}
+        kind = next((kind for kind, begins in faults.items() if re.match(begins, f"{code} {text}")), "other")
+        error, words = MEANINGS[kind]
+        return error(f"{words.format(self.name)} ({text})" if words else text)
 
-    def _bind(self, sql: str, values: Mapping[str, object], changes: Sequence[Change] = ()) -> str:
+    def _bind(self, sql: str, values: Mapping[str, object]) -> str:
         """The text to be sent. What was put in is not looked at again: a file may be named `:group`."""
-        text = self._texts.get(sql)
-        if text is None:
-            text = sql
-            for name, word in self._words.items():
-                text = text.replace(f"${name}", word)
-            self._texts[sql] = text
-        rows = self._rows(changes) if changes else ""
-        return re.sub(r"\$rows|(?<![:\w]):([a-z_]+)", lambda m: self.literal(values[m[1]]) if m[1] else rows, text)
+        text = self._texts.get(sql) or self._texts.setdefault(sql, self._expanded(sql))
+        return re.sub(r"(?<![:\w]):([a-z_]+)", lambda m: self.literal(values[m[1]]), text)
 
-    def _literals(self, change: Change) -> tuple[str, ...]:
-        """The values of COLUMNS."""
-        new, old = (row or Row("", 0, "", "", 0, 0, 0) for row in (change.new, change.old))
-        path = _path(change)
-        shown, action, error = printable(path), new.action, new.error
-        if change.plain:
-            shown, error = plain(path), error if error.isascii() else plain(printable(error))
-            action = action if action.isascii() else "%" + plain(action)
-        if change.plain > 1:
-            error = error[:SHORT_ERROR]
-        delay = None if change.delay is None else min(change.delay, LONGEST_DELAY)
-        values = (sha256_text(path), shown, *new[1:4], *new[5:7], action, error, delay, *old[1:6])
-        return tuple(map(self.literal, values))
+    def _expanded(self, text: str) -> str:
+        def word(found: re.Match[str]) -> str:
+            return self._expanded(self._words[found[1]].format(*(found[2] or "").split(", ")))
+
+        return re.sub(r"\$(\w+)(?:\(([^()]*)\))?", word, text)
 
     def _keep_heartbeats(self, digits: int, column_type: str) -> None:
-        """Chooses the words for a heartbeat column of that precision."""
-        seconds, shifted = self.SECONDS.format, self.SHIFTED.format
-        self._words = {
-            **self.SHARED, **self.WORDS,
-            "age": seconds("last_heartbeat", "$now"),
-            "since": seconds("updated_at", "$utc"),
-            "wait": seconds("$utc", "next_attempt_at"),
-            "due": shifted("$utc", "delay"),
-            "ago": shifted("$now", "-:stale_after"),
-            "later": shifted("h.last_heartbeat", 0.001 if digits >= 3 else 1),
-            "now": self._now(digits, column_type),
-            "utc": self.UTC,
-        }  # fmt: skip
+        """Chooses timing and words for a heartbeat column of that precision."""
+        config, whole = self.config, digits < 3
+        self.timing = Timing(config.heartbeat_frequency, config.liveness_check_interval, self.least_timeout, whole)
+        now = self._now(0 if whole else digits, column_type)
+        self._words = {**self.WORDS, "now": now, "tick": "1" if whole else "0.001"}
         self._texts: dict[str, str] = {}  # statements in these words
 
     def tables(self) -> set[str]:
         """Those of our tables that are there."""
-        return {str(row[0]) for row in self.execute(self.TABLES)} & set(ddl(mysql=False))
+        return {str(row[0]) for row in self.execute(self.FOUND_TABLES)} & set(TABLES)
 
     def _missing(self) -> dict[str, str]:
         present = self.tables()
         return {table: text for table, text in ddl(self.name == "mysql").items() if table not in present}
 
     def prepare(self) -> Timing:
-        """Connects, checks the tables, reads the heartbeat column's precision; the timing that follows from it.
+        """Checks the tables and reads the heartbeat column's precision, once; the timing that follows from it.
 
         Raises DatabaseRefused with the DDL of the tables that are missing, and nothing else.
         """
+        if self.prepared:
+            return self.timing
         missing = self._missing()
-        if not self.ledger:
+        if not self.config.ledger:
             missing.pop("file_ledger", None)
         if missing:
             hint = " (or set ledger = off)" if list(missing) == ["file_ledger"] else ""
@@ -1811,10 +1791,7 @@ class Database(abc.ABC):
             )
         kind = str(self.execute(self.HEARTBEAT_TYPE)[0][0]).lower()
         named = re.search(r"\((\d)\)", kind)
-        digits = int(named[1]) if named else (0 if kind in ("datetime", "timestamp") else 6)
-        self._keep_heartbeats(digits, kind)
-        heartbeat, liveness = self.config.heartbeat_frequency, self.config.liveness_check_interval
-        self.timing = Timing(heartbeat, liveness, self.least_timeout, whole_seconds=digits < 3)
+        self._keep_heartbeats(int(named[1]) if named else 0 if kind in ("datetime", "timestamp") else 6, kind)
         self.prepared = True
         return self.timing
 
@@ -1831,27 +1808,22 @@ class Database(abc.ABC):
         So members whose URLs spell one folder differently agree: on the group with a living holder, else on their own
         spelling, else on any; a new one has the normal form.
         """
-        text, usual = config._spelling, config.coordination_group
-        if not text:
+        if not config._spelling:
             return
-        scheme, colon, rest = text.partition(":")
-        own = [group_id(text), group_id({"ftp": "ftpes", "ftpes": "ftp"}.get(scheme, scheme) + colon + rest), usual]
+        scheme, rest = config._spelling.split(":", 1)
+        schemes, normal = (scheme, {"ftp": "ftpes", "ftpes": "ftp"}.get(scheme, scheme)), config.coordination_group
+        own = [*(group_id(f"{each}:{rest}") for each in schemes), normal]
         known = [
             (age is None or age > self.timing.stale_after, own.index(group) if group in own else len(own), group)
-            for group, age in self.execute(self.GROUPS) if group in own or group_id(normal_group(group)) == usual
+            for group, age in self.execute(self.GROUPS) if group in own or group_id(normal_group(group)) == normal
         ]  # fmt: skip
-        if known:
-            config.coordination_group = min(known)[2]
-        elif self.ledger:
-            kept = (group for group in own if self.execute(self.IN_LEDGER, group=group))
-            config.coordination_group = next(kept, usual)
-        config._spelling = ""
+        if not known and self.config.ledger:
+            known = [(True, own.index(group), group) for group in own if self.execute(self.IN_LEDGER, group=group)]
+        config.coordination_group, config._spelling = min(known)[2] if known else normal, ""
 
     def check_ids(self, group: str, member: str) -> None:
         """Raises DatabaseRefused if the database takes one id for another (a collation without case, say)."""
-        rows = [(row[0], row[1]) for row in self.execute(self.OWN_ROW, group=group, member=member)]
-        rows += [(member, row[0]) for row in self.execute(self.TOKEN, group=group)]
-        for found in rows:
+        for found in map(tuple, self.execute(self.IDS, group=group, member=member)):
             if found != (member, group):
                 raise DatabaseRefused(
                     f"database {self.where}: the collation of its tables takes {found} for {(member, group)}; give the "
@@ -1871,34 +1843,27 @@ class Database(abc.ABC):
         return View(holder, int(term or 0), bool(mine), stamp, _number(age), float(now), took, bool(released))
 
     def first(self, group: str, member: str, term: int) -> Optional[int]:
-        try:
-            rows = self.execute(self.FIRST, group=group, member=member, term=term)
-        except RowExists:
-            return None
-        return self._seated(group, member, rows)
+        return self._seated(group, member, self.execute(self.FIRST, group=group, member=member, term=term))
 
     def take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> Optional[int]:
         values: dict[str, Any] = {"group": group, "member": member, "holder": seen.holder, "old_term": seen.term}
         if why in ("absent", "own"):
-            rows = self.execute(self.TAKE_ABSENT, own=int(why == "own"), **values)
+            rows = self.execute(self.TAKE_ABSENT, own=why == "own", **values)
         else:
-            values.update(stale_after=stale_after, aged=int(why == "stale"), stamp=seen.stamp or None)
+            values.update(stale_after=stale_after, aged=why == "stale", stamp=seen.stamp or None)
             rows = self.execute(self.TAKE, **values)
         return self._seated(group, member, rows)
 
     def _seated(self, group: str, member: str, won: Sequence[Sequence[Any]]) -> Optional[int]:
         """The term won, once its heartbeat is written."""
-        if not won:
-            return None
-        term = int(won[0][0])
-        if self.SEAT:
+        term = int(won[0][0]) if won else 0
+        if term:
             self.execute(self.SEAT, group=group, member=member, term=term)
-            return term if self.renew(group, member, term).held else None
-        return term
+        return term if term and self.renew(group, member, term).held else None
 
     def renew(self, group: str, member: str, term: int) -> Renewal:
         rows = self.execute(self.RENEW, group=group, member=member, term=term, request=f"{STEP_DOWN}{term}")
-        return Renewal(True, bool(rows[0][0])) if rows else Renewal(False)
+        return Renewal(True, bool(rows[0][0] % 2)) if rows and rows[0][0] // 2 == term else Renewal(False)
 
     def release(self, group: str, member: str, term: int) -> None:
         self.execute(self.RELEASE, group=group, member=member, term=term, request="")
@@ -1910,7 +1875,7 @@ class Database(abc.ABC):
         self.execute(self.SWEEP, group=group, member=member)
 
     def last_term(self, group: str) -> int:
-        return int(self.execute(self.LAST_TERM, group=group)[0][0]) if self.ledger else 0
+        return int(self.execute(self.LAST_TERM, group=group)[0][0]) if self.config.ledger else 0
 
     def members(self, group: str) -> list[MemberRow]:
         rows = self.execute(self.MEMBERS, group=group)
@@ -1919,31 +1884,24 @@ class Database(abc.ABC):
             for member, age, released, stamp in rows if not member.startswith(STEP_DOWN)
         ]  # fmt: skip
 
-    # -- the ledger's verbs -------------------------------------------------------------------------------------------
+    # -- the ledger's verbs: see Rows ---------------------------------------------------------------------------------
 
     def rows(self, group: str, only_open: bool = False) -> Iterator[Row]:
-        """All rows of the group, or those that are not simply done, in pages."""
-        after = ""
-        while True:
-            page = self.execute(self.PAGE, group=group, after=after, all=int(not only_open))
+        page: list[Sequence[Any]] = [("",)] * PAGE_ROWS
+        while len(page) == PAGE_ROWS:
+            page = self.execute(self.PAGE, group=group, after=page[-1][0], all=not only_open)
             for file_id, path, size, mtime, state, term, attempts, failures, action, due, error in page:
                 # A row that makes no sense is no row: it must not pass for another version of its file.
                 yield Row(
                     _true_path(str(path), str(file_id)), int(size), str(mtime), str(state), int(term), int(attempts),
                     int(failures), _true_action(str(action)), _number(due), str(error),
                 )  # fmt: skip
-            if len(page) < 5000:
-                return
-            after = page[-1][0]
 
     def done_count(self, group: str) -> int:
         return int(self.execute(self.DONE_COUNT, group=group)[0][0])
 
     def write(self, fence: Fence, changes: Sequence[Change]) -> list[bool]:
-        """Makes each change whose old row still stands, if the fence holds; tells which were made.
-
-        All claims of new files are one statement, all changes and all removals another.
-        """
+        """All claims of new files are one statement, all changes and all removals another."""
         made: set[str] = set()
         for sql, chosen in (
             (self.CLAIM, [c for c in changes if c.old is None]),
@@ -1952,14 +1910,13 @@ class Database(abc.ABC):
         ):
             if chosen:
                 made |= self._write(fence, sql, chosen)
-        return [sha256_text(_path(change)) in made for change in changes]
+        return [sha256_text(change.path) in made for change in changes]
 
-    def _write(self, fence: Fence, sql: str, changes: Sequence[Change]) -> set[str]:
-        return {row[0] for row in self.execute(sql, changes, **fence._asdict())}
+    def _write(self, fence: Fence, sql: str, changes: list[Change]) -> set[str]:
+        return {row[0] for row in self.execute(sql, changes=changes, **fence._asdict())}
 
     def written(self, fence: Fence, changes: Sequence[Change]) -> list[bool]:
-        """Which changes stand in the table. Only one process writes under a term: what stands is what it wrote."""
-        ids = [sha256_text(_path(change)) for change in changes]
+        ids = [sha256_text(change.path) for change in changes]
         rows = self.execute(self.STANDING, group=fence.group, ids=ids)
         found = {file_id: (*known, _true_action(action)) for file_id, *known, action in rows}
         wanted = [change.new and change.new._replace(term=fence.term)[1:8] for change in changes]
@@ -1970,7 +1927,7 @@ class Database(abc.ABC):
     def token(self, group: str) -> tuple[Optional[str], int]:
         """The holder and its term."""
         rows = self.execute(self.TOKEN, group=group)
-        return (rows[0][1], rows[0][2]) if rows else (None, 0)
+        return (rows[0][0], rows[0][1]) if rows else (None, 0)
 
     def counts(self, group: str) -> dict[str, int]:
         """Files by state; apart from them those `unlisted`, if any: not done, and not to be had either."""
@@ -2000,12 +1957,13 @@ class Database(abc.ABC):
     def adopt(self, group: str, member: str, rows: Sequence[Row]) -> None:
         """Records files as done that the ledger does not know."""
         for start in range(0, len(rows), BATCH_FILES):
-            changes = [Change(None, row) for row in rows[start : start + BATCH_FILES]]
+            known = rows[start : start + BATCH_FILES]
+            changes = [Change(None, Row(row.path, row.size, row.mtime, "done", 0, 0, 0)) for row in known]
             try:
-                self.execute(self.ADOPT, changes, group=group, member=member)
+                self.execute(self.ADOPT, changes=changes, group=group, member=member)
             except RowRefused:
                 changes = [change._replace(plain=2) for change in changes]
-                self.execute(self.ADOPT, changes, group=group, member=member)
+                self.execute(self.ADOPT, changes=changes, group=group, member=member)
 
     def retry(self, group: str, row: Row) -> None:
         """Puts a file back to be handled at the next poll, if it is still in the state that was read."""
@@ -2014,12 +1972,6 @@ class Database(abc.ABC):
 
 def _number(value: Any) -> Optional[float]:
     return None if value is None else float(value)
-
-
-def _path(change: Change) -> str:
-    row = change.new or change.old
-    assert row is not None
-    return row.path
 
 
 def _true_path(path: str, file_id: str) -> str:
@@ -2042,52 +1994,36 @@ def plain(text: str) -> str:
 class PostgreSQL(Database):
     """PostgreSQL 11 and newer through pg8000, READ COMMITTED or stricter; also behind a transaction pooler."""
 
+    BEAT = ""
+    LOOK = f"{Database.BEAT}; {Database.LOOK}"  # in one round trip
+    FORGET = """
+        DELETE FROM file_ledger l USING $fence, $those
+         WHERE l.group_id = v.group_id AND $same $made"""
+
     name = "postgresql"
     least_timeout = 0.25
-    TABLES = """
+    FOUND_TABLES = """
         SELECT name FROM (VALUES ('token_holder'), ('health_check'), ('file_ledger')) AS n (name)
          WHERE to_regclass(name) IS NOT NULL"""
     HEARTBEAT_TYPE = """
         SELECT format_type(atttypid, atttypmod) FROM pg_attribute
          WHERE attrelid = to_regclass('health_check') AND attname = 'last_heartbeat'"""
-    UTC = "(CURRENT_TIMESTAMP AT TIME ZONE 'UTC')"
-    SECONDS = "CASE WHEN isfinite({0}) THEN EXTRACT(EPOCH FROM {1} - {0})::float8 END"
-    SHIFTED = "{0} + interval '1 second' * ({1})"
     # CHANGE and FORGET must find their rows by the key, not read the whole ledger: without the CAST the column would be
     # compared as text, which its index does not serve; OFFSET 0 hides that all are of one group, whose size the planner
     # underestimates until the table is analyzed.
     TYPES = {"id": "CAST(%s AS char(64))", "delay": "CAST(%s AS float8)"}
     WORDS = {
-        "those": "(SELECT :group AS group_id, r.* FROM ($rows) r OFFSET 0) v",
-        "share": "FOR SHARE",
-        "released": "'1970-01-01 00:00:01+00'",  # columns without time zone pass over it
+        **Database.WORDS,
+        "utc": "(CURRENT_TIMESTAMP AT TIME ZONE 'UTC')",
         "epoch": "EXTRACT(EPOCH FROM CURRENT_TIMESTAMP)::float8",
+        "seconds": "CASE WHEN isfinite({0}) THEN EXTRACT(EPOCH FROM {1} - {0})::float8 END",
+        "shifted": "{0} + interval '1 second' * ({1})",
+        "released": "'1970-01-01 00:00:01+00'",  # columns without time zone pass over it
+        "those": "(SELECT :group AS group_id, r.* FROM (:changes) r OFFSET 0) v",
+        "lock": "SELECT FROM token_holder WHERE group_id = :group FOR UPDATE; "
+        "SELECT FROM health_check WHERE group_id = :group AND task_id = {0} FOR UPDATE;",
+        "share": "FOR SHARE",
     }
-
-    # One round trip each: a statement may hold others.
-    BEAT, SEAT = "", ""
-    LOOK = f"WITH beat AS ({Database.BEAT}) {Database.LOOK}"
-    SEATED = ", beat AS ($beat_of won $or_update last_heartbeat = $now) SELECT term FROM won"
-    FIRST = f"WITH won AS ({Database.FIRST}){SEATED}"
-    TAKE = f"""
-        WITH token AS (SELECT group_id FROM token_holder t WHERE $seen FOR UPDATE),
-        dead AS (
-            SELECT h.group_id FROM health_check h JOIN token ON h.group_id = token.group_id
-             WHERE h.task_id = :holder AND $as_seen FOR UPDATE OF h),
-        won AS (
-            UPDATE token_holder t SET task_id = :member, term = t.term + 1 FROM dead
-             WHERE t.group_id = dead.group_id RETURNING t.term){SEATED}"""
-    TAKE_ABSENT = f"WITH won AS ({Database.TAKE_ABSENT}){SEATED}"
-    RENEW = """
-        WITH mine AS (SELECT group_id FROM token_holder t WHERE $held FOR UPDATE)
-        UPDATE health_check h SET last_heartbeat = $moved
-          FROM mine WHERE h.group_id = mine.group_id AND h.task_id = :member
-        RETURNING EXISTS (SELECT 1 FROM health_check WHERE group_id = :group AND task_id = :request)"""
-    RELEASE = RENEW.replace("$moved", "$released")
-    FORGET = """
-        DELETE FROM file_ledger l USING $fence, $those
-         WHERE l.group_id = v.group_id AND $same RETURNING file_id"""
-
     FAULTS = {
         "password": "28P01",
         "database": "3D000",
@@ -2095,50 +2031,42 @@ class PostgreSQL(Database):
         "table": "42P01",
         "column": "42703",
         "certificate": "SSLCertVerificationError",
-        "row": "22|23|44|54|P0",  # classes: data, constraints, check options, limits, a trigger's refusal
+        "row": "Unicode|22|23|44|54|P0",  # classes: data, constraints, check options, limits, a trigger's refusal
         "busy": "55P03|40001|40P01|57014",
         "login": "28000|.*authentication failed",  # pgbouncer has no code of its own for it
     }
 
     def _open(self, host: str, port: int) -> None:
         native = import_driver("pg8000.native", "pg8000")
-        endpoint, config = self.config.endpoint, self.config
-        # A socket of ours, because pg8000 leaves its own open when a login fails.
-        sock = self.allowance.connect(host, port)
-        trusted = config.database_tls == "verify" or (config.database_tls == "disable" and is_near(sock))
-
-        told = self._told_in_clear(host, port)
-        costly = DatabaseRefused(f"database {self.where}: {host}:{port} asks for too many rounds of SCRAM")
+        endpoint, how = self.config.endpoint, self.config.database_tls
+        self.connection = sock = self.allowance.connect(host, port)  # ours, because pg8000 would leave its own open
+        trusted = how == "verify" or (how == "disable" and is_near(sock))
 
         class Guarded(guarded(native.Connection, "handle_AUTHENTICATION_REQUEST")):  # type: ignore[misc]
             def handle_AUTHENTICATION_REQUEST(self, data: bytes, context: object) -> None:
                 """3 is the password in clear, 11 has SCRAM's cost, which this host is to pay."""
                 kind, cost = int.from_bytes(data[:4], "big"), re.search(rb",i=(\d{1,20})", data[4:])
                 if kind == 3 and not trusted:
-                    raise told
+                    raise DatabaseRefused(IN_CLEAR)
                 if kind == 11 and cost and int(cost[1]) > MOST_ITERATIONS:
-                    raise costly
+                    raise DatabaseRefused("asks for too many rounds of SCRAM")
                 super().handle_AUTHENTICATION_REQUEST(data, context)
 
-        try:
-            if config.database_tls != "disable":
-                sock = self._encrypted(sock, host, port)
-            self.connection = Guarded(
-                endpoint.user, host=host, port=port, database=endpoint.name, password=config.database_login(),
-                ssl_context=False, application_name="ftpcoord", sock=sock,
-            )  # fmt: skip
-            read_only, standard = self.connection.run(
-                "SELECT current_setting('transaction_read_only'), current_setting('standard_conforming_strings')"
-            )[0]
-            if standard != "on":
-                raise DatabaseRefused(f"database {self.where}: {host}:{port}: standard_conforming_strings must be on")
-            if read_only != "off":
-                raise DatabaseDown(f"database {self.where}: {host}:{port} is read-only (a replica?)")
-        except BaseException:
-            sock.close()
-            raise
+        if how != "disable":
+            self.connection = sock = self._encrypted(sock, host)
+        self.connection = Guarded(
+            endpoint.user, host=host, port=port, database=endpoint.name, password=self.config.database_login(),
+            ssl_context=False, application_name="ftpcoord", sock=sock,
+        )  # fmt: skip
+        read_only, standard = self.connection.run(
+            "SELECT current_setting('transaction_read_only'), current_setting('standard_conforming_strings')"
+        )[0]
+        if standard != "on":
+            raise DatabaseRefused("standard_conforming_strings must be on")
+        if read_only != "off":
+            raise DatabaseDown("is read-only (a replica?)")
 
-    def _encrypted(self, sock: Any, host: str, port: int) -> Any:
+    def _encrypted(self, sock: Any, host: str) -> Any:
         """The connection under TLS; as it is if the server has none, and database_tls is prefer."""
         sock.sendall(struct.pack("!II", 8, 80877103))  # SSLRequest
         buffer = bytearray(1)
@@ -2147,17 +2075,17 @@ class PostgreSQL(Database):
             return self._tls().wrap_socket(sock, server_hostname=host)
         if answer not in (b"N", b"E"):
             raise ConnectionError("this is no PostgreSQL server" if answer else "the server closed the connection")
-        if answer == b"N" and self.config.database_tls == "prefer":
-            return sock
-        raise DatabaseRefused(
-            f"database {self.where}: {host}:{port}: the server has no TLS; set database_tls to prefer or disable if "
-            f"the network is trusted"
-        )
+        if answer == b"E" or self.config.database_tls != "prefer":
+            raise DatabaseRefused(
+                "the server has no TLS; set database_tls to prefer or disable if the network is trusted"
+            )
+        return sock
 
     def _run(self, sql: str) -> list[Sequence[Any]]:
         # SET LOCAL lasts for this message, which is one transaction: it works behind a transaction pooler, too.
         lock_timeout = int(self.timing.lock_timeout * 1000)
-        return self.connection.run(f"SET LOCAL lock_timeout = '{lock_timeout}ms'; {sql}") or []
+        rows = self.connection.run(f"SET LOCAL lock_timeout = '{lock_timeout}ms'; {sql}")
+        return [row for row in rows or () if row]  # rows that were only locked have no columns
 
     def _said(self, exc: BaseException) -> tuple[str, str]:
         detail = exc.args[0] if exc.args and isinstance(exc.args[0], dict) else {}
@@ -2165,13 +2093,13 @@ class PostgreSQL(Database):
         return str(detail.get("C", code)), str(detail.get("M", text))
 
     def _now(self, digits: int, column_type: str) -> str:
-        now = "CURRENT_TIMESTAMP" if "with time zone" in column_type else self.UTC
-        return now if digits >= 3 else f"date_trunc('second', {now})"
+        now = "CURRENT_TIMESTAMP" if "with time zone" in column_type else "$utc"
+        return now if digits else f"date_trunc('second', {now})"
 
-    def _rows(self, changes: Sequence[Change]) -> str:
+    def _table(self, changes: list[Change]) -> str:
         # A VALUES list is planned in a fifth of the time that as many SELECTs take.
         row = f"({', '.join(self.TYPES.get(name, '%s') for name in COLUMNS)})"
-        rows = ", ".join(row % self._literals(change) for change in changes)
+        rows = ", ".join(row % self._columns(change) for change in changes)
         return f"SELECT * FROM (VALUES {rows}) AS r ({', '.join(COLUMNS)})"
 
 
@@ -2182,48 +2110,50 @@ class MySQL(Database):
     rows depend on the client's flags and on proxies.
     """
 
-    name = "mysql"
-    least_timeout = 1.2  # innodb_lock_wait_timeout is a whole number of seconds, and the server gives up first
-    TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()"
-    HEARTBEAT_TYPE = """
-        SELECT column_type FROM information_schema.columns
-         WHERE table_schema = DATABASE() AND table_name = 'health_check' AND column_name = 'last_heartbeat'"""
-    UTC = "UTC_TIMESTAMP(6)"
-    SECONDS = "TIMESTAMPDIFF(MICROSECOND, {0}, {1}) / 1000000.0"
-    SHIFTED = "{0} + INTERVAL 1000000 * ({1}) MICROSECOND"
-    TYPES = dict.fromkeys(("id", "old_mtime", "old_state"), "_ascii %s COLLATE ascii_bin")
-    WORDS = {
-        "share": "LOCK IN SHARE MODE",  # READ COMMITTED would not lock it by itself
-        "epoch": "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', $utc) / 1000000.0",
-        "ignore": "ON DUPLICATE KEY UPDATE task_id = task_id",
-        "or_update": "ON DUPLICATE KEY UPDATE",
-        "won": "",
-        "made": "",
-        "tell": "LAST_INSERT_ID",
-        "text": "char",
-    }
-
-    FIRST = "INSERT INTO token_holder (group_id, task_id, term) VALUES (:group, :member, $tell(:term))"
+    FIRST = """
+        INSERT INTO token_holder (group_id, task_id, term) VALUES (:group, :member, $tell(:term))
+            ON DUPLICATE KEY UPDATE term = term + $tell(0)"""
     TAKE = """
         UPDATE token_holder t STRAIGHT_JOIN $his_row
            SET t.term = $tell(t.term + 1), t.task_id = :member,
                h.last_heartbeat = h.last_heartbeat -- changes nothing, but makes the row a locked one
          WHERE $seen AND $as_seen"""
-    # The result is twice the term, plus one if a request to step down is there.
     RENEW = """
         UPDATE token_holder t STRAIGHT_JOIN $his_row
           LEFT JOIN health_check r ON r.group_id = t.group_id AND r.task_id = :request
-           SET t.term = t.term + 0 * $tell(2 * t.term + (r.task_id IS NOT NULL)), h.last_heartbeat = $moved
+           SET t.term = t.term + 0 * $tell(2 * t.term + CASE WHEN r.task_id IS NULL THEN 0 ELSE 1 END),
+               h.last_heartbeat = $moved
          WHERE $held"""
     RELEASE = RENEW.replace("$moved", "$released")
     CHANGE = """
-        UPDATE token_holder t, file_ledger l, ($rows) v
+        UPDATE token_holder t, file_ledger l, (:changes) v
            SET t.term = t.term, l.term = t.term, l.task_id = :member, $set
          WHERE $held AND l.group_id = :group AND $same"""
     FORGET = """
-        DELETE l FROM token_holder t, file_ledger l, ($rows) v
+        DELETE l FROM token_holder t, file_ledger l, (:changes) v
          WHERE $held AND l.group_id = :group AND $same"""
 
+    name = "mysql"
+    least_timeout = 1.2  # innodb_lock_wait_timeout is a whole number of seconds, and the server gives up first
+    FOUND_TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()"
+    HEARTBEAT_TYPE = """
+        SELECT column_type FROM information_schema.columns
+         WHERE table_schema = DATABASE() AND table_name = 'health_check' AND column_name = 'last_heartbeat'"""
+    TYPES = dict.fromkeys(("id", "old_mtime", "old_state"), "_ascii %s COLLATE ascii_bin")
+    WORDS = {
+        **Database.WORDS,
+        "utc": "UTC_TIMESTAMP(6)",
+        "epoch": "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', $utc) / 1000000.0",
+        "seconds": "TIMESTAMPDIFF(MICROSECOND, {0}, {1}) / 1000000.0",
+        "shifted": "{0} + INTERVAL 1000000 * ({1}) MICROSECOND",
+        "share": "LOCK IN SHARE MODE",  # READ COMMITTED would not lock it by itself
+        "ignore": "ON DUPLICATE KEY UPDATE task_id = task_id",
+        "or_update": "ON DUPLICATE KEY UPDATE",
+        "won": "",
+        "made": "",
+        "tell": "LAST_INSERT_ID({0})",
+        "text": "char",
+    }
     FAULTS = {
         "login": "1045|1698",
         "database": "1049",
@@ -2234,43 +2164,36 @@ class MySQL(Database):
         "certificate": ".*CERTIFICATE_VERIFY_FAILED",
         "tls": "2026|SSL",
         "secret": "RuntimeError .*cryptography",
-        "exists": "1062",
         "busy": "1205|1213",
         # Too long, out of range, not in the character set or enumeration, too large for a packet, a trigger's refusal,
         # a constraint or check option; PyMySQL knows the others by class.
-        "row": "1118|1153|1264|1265|1267|1292|1300|1364|1366|1369|1406|1644|1690|3819|3854|3988|4025|"
+        "row": "Unicode|1118|1153|1264|1265|1267|1292|1300|1364|1366|1369|1406|1644|1690|3819|3854|3988|4025|"
         r"\d+ (Data|Integrity)Error",
         "read-only": "1290|1792|1836",
     }
 
     def _open(self, host: str, port: int) -> None:
-        import_driver("pymysql.connections", "PyMySQL")
-        pymysql = import_driver("pymysql", "PyMySQL")
-        how = self.config.database_tls
-        if how == "prefer":
+        pymysql, how = import_driver("pymysql", "PyMySQL"), self.config.database_tls
+        if how != "disable":
             try:
                 self._log_in(pymysql, host, port, self._tls())
                 return
             except (pymysql.Error, OSError) as exc:
-                if exc.args[:1] != (2026,) and "SSL" not in str(exc):
+                if how != "prefer" or (exc.args[:1] != (2026,) and "SSL" not in str(exc)):
                     raise
-        self._log_in(pymysql, host, port, self._tls() if how in ("require", "verify") else None)
+        self._log_in(pymysql, host, port, None)
 
     def _log_in(self, pymysql: Any, host: str, port: int, tls: Optional[ssl.SSLContext]) -> None:
-        endpoint, config = self.config.endpoint, self.config
+        endpoint, how = self.config.endpoint, self.config.database_tls
         sock = self.allowance.connect(host, port)
         near, refused = is_near(sock), []
-        if config.database_tls != "verify" and not near:  # full logins of these give the password to whoever asks
+        if how != "verify" and not near:  # full logins of these give the password to whoever asks
             refused += ["sha256_password", "caching_sha2_password"]
-        if config.database_tls != "verify" and not (near and config.database_tls == "disable"):
+        if how != "verify" and not (near and how == "disable"):
             refused += ["mysql_clear_password", "dialog", "mysql_old_password"]
-        told = self._told_in_clear(host, port)
 
-        class Refusal:
-            def __init__(self, connection: object) -> None: ...
-
-            def authenticate(self, packet: object) -> None:
-                raise told
+        def refuse(connection: object) -> None:
+            raise DatabaseRefused(IN_CLEAR)
 
         class Guarded(guarded(pymysql.connections.Connection, "_get_server_information")):  # type: ignore[misc]
             _auth_plugin_name: str
@@ -2286,15 +2209,15 @@ class MySQL(Database):
 
         wait = max(1, int(self.timing.lock_timeout))
         self.connection = Guarded(
-            host=host, port=port, user=endpoint.user, password=config.database_login(), database=endpoint.name,
+            host=host, port=port, user=endpoint.user, password=self.config.database_login(), database=endpoint.name,
             charset="utf8mb4", autocommit=True, program_name="ftpcoord", defer_connect=True,
-            auth_plugin_map=dict.fromkeys(refused, Refusal),
+            auth_plugin_map=dict.fromkeys(refused, refuse),
             init_command=f"SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES', "
             f"lock_wait_timeout = {wait}, innodb_lock_wait_timeout = {wait}", ssl=tls, ssl_disabled=tls is None,
         )  # fmt: skip
         self.connection.connect(sock)
         if str(self._run("SELECT @@global.read_only")[0][0]) not in ("0", "OFF"):  # a number or, of late, a word
-            raise DatabaseDown(f"database {self.where}: {host}:{port} is read-only (a replica?)")
+            raise DatabaseDown("is read-only (a replica?)")
 
     def _run(self, sql: str) -> list[Sequence[Any]]:
         with self.connection.cursor() as cursor:
@@ -2306,7 +2229,7 @@ class MySQL(Database):
                 cursor.execute("SELECT LAST_INSERT_ID()")
             return list(cursor.fetchall())
 
-    def literal(self, value: object) -> str:
+    def literal(self, value: Any) -> str:
         # The session's sql_mode, set at login, makes the backslash an escape.
         return super().literal(value.replace("\\", r"\\") if isinstance(value, str) else value)
 
@@ -2317,15 +2240,11 @@ class MySQL(Database):
         return kind, text
 
     def _now(self, digits: int, column_type: str) -> str:
-        return f"UTC_TIMESTAMP({digits if digits >= 3 else 0})"
+        return f"UTC_TIMESTAMP({digits})"
 
-    def renew(self, group: str, member: str, term: int) -> Renewal:
-        rows = self.execute(self.RENEW, group=group, member=member, term=term, request=f"{STEP_DOWN}{term}")
-        return Renewal(True, bool(rows[0][0] % 2)) if rows and rows[0][0] // 2 == term else Renewal(False)
-
-    def _write(self, fence: Fence, sql: str, changes: Sequence[Change]) -> set[str]:
-        self.execute(sql, changes, **fence._asdict())
-        return {sha256_text(_path(c)) for c, ok in zip(changes, self.written(fence, changes)) if ok}
+    def _write(self, fence: Fence, sql: str, changes: list[Change]) -> set[str]:
+        super()._write(fence, sql, changes)
+        return {sha256_text(change.path) for change, ok in zip(changes, self.written(fence, changes)) if ok}
 
 
 class SQLite(Database):
@@ -2336,31 +2255,18 @@ class SQLite(Database):
 
     name = "sqlite"
     least_timeout = 0.25
-    TABLES = "SELECT name FROM sqlite_master WHERE type = 'table'"
+    FOUND_TABLES = "SELECT name FROM sqlite_master WHERE type = 'table'"
     HEARTBEAT_TYPE = "SELECT 'text'"  # whatever was declared: it keeps the text that is written
-    UTC = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
-    SECONDS = "(julianday({1}) - julianday({0})) * 86400.0"
-    SHIFTED = "strftime('%Y-%m-%d %H:%M:%f', {0}, ({1}) || ' seconds')"
-    WORDS = {"epoch": "(julianday($utc) - julianday('1970-01-01')) * 86400.0"}
-
-    TAKE = """
-        UPDATE token_holder AS t SET task_id = :member, term = t.term + 1
-         WHERE $seen AND EXISTS (
-               SELECT 1 FROM health_check h WHERE h.group_id = :group AND h.task_id = :holder AND $as_seen) $won"""
-    RENEW = """
-        UPDATE health_check AS h SET last_heartbeat = $moved
-         WHERE group_id = :group AND task_id = :member AND EXISTS (
-               SELECT 1 FROM token_holder t WHERE $held)
-        RETURNING EXISTS (SELECT 1 FROM health_check r WHERE r.group_id = :group AND r.task_id = :request)"""
-    RELEASE = RENEW.replace("$moved", "$released")
-    FORGET = """
-        DELETE FROM file_ledger
-         WHERE group_id = :group AND (file_id, size, mtime, state, term, attempts) IN (
-               SELECT id, old_size, old_mtime, old_state, old_term, old_attempts FROM $fence, ($rows)) $made"""
-
+    WORDS = {
+        **Database.WORDS,
+        "utc": "strftime('%Y-%m-%d %H:%M:%f', 'now')",
+        "epoch": "(julianday($utc) - julianday('1970-01-01')) * 86400.0",
+        "seconds": "(julianday({1}) - julianday({0})) * 86400.0",
+        "shifted": "strftime('%Y-%m-%d %H:%M:%f', {0}, ({1}) || ' seconds')",
+    }
     FAULTS = {
         "busy": ".*(locked|busy)",
-        "row": "DataError|IntegrityError",
+        "row": "Unicode|DataError|IntegrityError",
         "file": ".*(unable to open|readonly|not a database)",
     }
 
@@ -2368,15 +2274,13 @@ class SQLite(Database):
         import sqlite3  # here, because a member that does not need it is a megabyte smaller
 
         if sqlite3.sqlite_version_info < (3, 35):
-            raise DatabaseRefused(f"database {self.where}: needs SQLite 3.35, this is {sqlite3.sqlite_version}")
+            raise DatabaseRefused(f"needs SQLite 3.35, this is {sqlite3.sqlite_version}")
         with contextlib.suppress(OSError):  # it is there, or sqlite3 says why it cannot be
             create_file(Path(self.config.endpoint.name)).close()
         self.connection = sqlite3.connect(
             self.config.endpoint.name, timeout=self.timing.lock_timeout, isolation_level=None, check_same_thread=False
         )
-        self.connection.execute("PRAGMA journal_mode = WAL")
-        self.connection.execute("PRAGMA synchronous = FULL")
-        for statement in ddl(mysql=False).values():
+        for statement in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", *ddl(mysql=False).values()):
             self.connection.execute(statement)
 
     def _run(self, sql: str) -> list[Sequence[Any]]:
@@ -2395,9 +2299,7 @@ DIALECTS: dict[str, type[Database]] = {"postgresql": PostgreSQL, "mysql": MySQL,
 
 def open_database(config: Config) -> Database:
     """The database of the settings; nothing is connected yet."""
-    dialect = DIALECTS[config.endpoint.dialect]
-    timing = Timing(config.heartbeat_frequency, config.liveness_check_interval, dialect.least_timeout)
-    return dialect(config, timing)
+    return DIALECTS[config.endpoint.dialect](config)
 
 
 def import_driver(module: str, package: str) -> Any:
@@ -2410,12 +2312,17 @@ def import_driver(module: str, package: str) -> Any:
         raise DatabaseRefused(f"{package} is not installed, and the settings need it: pip install {package}") from None
 
 
-def tls_context(setting: str, ca_file: str, verify: bool) -> ssl.SSLContext:
-    """For a TLS client: 1.2 and newer. Raises ConfigError that names the setting which `ca_file` came from."""
+def tls_context(setting: str, ca_file: str, verify: bool, cert: str = "", key: str = "") -> ssl.SSLContext:
+    """For a TLS client: 1.2 and newer. Raises ConfigError that names the setting whose file cannot be used: `setting`,
+    which `ca_file` came from, or client_cert."""
+    path = ca_file
     try:
         context = ssl.create_default_context(cafile=ca_file or None)
+        setting, path = "client_cert", cert
+        if cert:
+            context.load_cert_chain(cert, key or None)
     except (OSError, ValueError) as exc:
-        raise ConfigError(f"{setting} {ca_file}: cannot be read ({reason(exc)})") from None
+        raise ConfigError(f"{setting} {path}: cannot be read ({reason(exc)})") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if ca_file:  # Python 3.13 refuses the many private authorities that lack a key identifier
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
@@ -2719,10 +2626,6 @@ QUARTER = datetime.timedelta(minutes=15)        # zones are multiples of it
 EPOCH_SECONDS = re.compile(r"-?\d{1,11}", re.ASCII)
 
 
-class HostKeyRefused(ServerDown):
-    """The SSH server's key is unknown, changed or revoked. Nothing was sent to it, no password either."""
-
-
 class Entry(NamedTuple):
     """One line of a listing. kind is file, dir, link or other; size is in bytes; mtime is ISO text of exactly
     the precision listed, "" if there is none:
@@ -2994,7 +2897,7 @@ class FileServer(abc.ABC):
                 raise TargetExists(f"{target} exists")
             try:
                 self._rename(path, target)
-            except (FileGone, FileRefused, FileBusy) as error:
+            except (FileGone, FileRefused, NotNow) as error:
                 if self.exists(target):
                     raise TargetExists(f"{target}: {error}") from None
                 raise
@@ -3042,7 +2945,7 @@ class FileServer(abc.ABC):
 
     @abc.abstractmethod
     def _rename(self, path: str, target: str) -> None:
-        """rename() to a name that is free. Raises FileGone, FileRefused, FileBusy."""
+        """rename() to a name that is free. Raises FileGone, FileRefused, NotNow."""
 
     @abc.abstractmethod
     def _answers(self) -> bool:
@@ -3092,7 +2995,7 @@ class FileServer(abc.ABC):
             raise problem
 
     def connect(self) -> None:
-        """Connect within `timeout` seconds. Raises ServerDown, LoginRefused, HostKeyRefused."""
+        """Connect within `timeout` seconds. Raises ServerDown, LoginRefused."""
         self.close()
         self._expired, self.preparing = False, True
 
@@ -3282,7 +3185,7 @@ def new_server(config: Config) -> FileServer:
 
 
 def open_server(config: Config) -> FileServer:
-    """The same, connected. Raises ServerDown, LoginRefused, HostKeyRefused, ConfigError."""
+    """The same, connected. Raises ServerDown, LoginRefused, ConfigError."""
     server = new_server(config)
     server.connect()
     return server
@@ -3718,7 +3621,7 @@ class FtpClient(ftplib.FTP):
             raise _Broken from error
 
     def getresp(self) -> str:
-        """The next reply, whatever it says. Raises _Broken at the server's goodbye, LoginRefused, ServerFull."""
+        """The next reply, whatever it says. Raises _Broken at the server's goodbye, LoginRefused, ServerDown."""
         try:
             reply = self.getmultiline()
         except OSError as error:
@@ -3727,7 +3630,7 @@ class FtpClient(ftplib.FTP):
             raise _Broken(reply)
         kind = verdict(reply)
         if kind in ("limit", "login") and self.logged_in:
-            raise (ServerFull if kind == "limit" else LoginRefused)(f"{self._server.label}: {reply}")
+            raise (ServerDown if kind == "limit" else LoginRefused)(f"{self._server.label}: {reply}")
         return reply
 
     def getmultiline(self) -> str:
@@ -4031,7 +3934,10 @@ class FtpServer(FileServer):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.scheme, self._strict = config.target.scheme, config.tls_close == "strict"
-        self.context = _tls_context(config) if self.scheme != "ftp" else None
+        self.context: Optional[ssl.SSLContext] = None
+        if self.scheme != "ftp":
+            files = (config.ca_file, config.tls_verify, config.client_cert, config.client_key)
+            self.context = tls_context("ca_file", *files)
         self._ftp, self._looker = FtpClient(self), Looker(self)
         self._home: Optional[str] = None
         self._use_mlsd = True
@@ -4078,7 +3984,7 @@ class FtpServer(FileServer):
         except ftplib.error_reply as refused:
             reply = str(refused)
             for_now = reply.startswith("4") and not reply.startswith("430")     # 430: wrong name or password
-            kind = ServerFull if for_now or TOO_MANY.match(reply) else LoginRefused
+            kind = ServerDown if for_now or TOO_MANY.match(reply) else LoginRefused
             raise kind(f"{self.label}: login as {self.user or 'anonymous'} refused: {reply}") from None
         self._ftp.logged_in = True
 
@@ -4129,7 +4035,7 @@ class FtpServer(FileServer):
             raise _Broken(reply)
         if kind in ("no", "busy") and self._is_gone(path, False):
             return FileGone(text)
-        return FileBusy(text) if kind == "busy" else FileRefused(text)
+        return NotNow(text) if kind == "busy" else FileRefused(text)
 
     def _is_gone(self, path: str, fresh: bool = True) -> bool:
         try:
@@ -4403,17 +4309,6 @@ class FtpServer(FileServer):
 def body_lines(reply: str) -> list[str]:
     """The lines of a reply without their codes: servers put one before each line, or all into one line."""
     return [re.sub(r"^\d\d\d[ -]|^ +", "", line).lstrip(" ") for line in reply.split("\n")]
-
-
-def _tls_context(config: Config) -> ssl.SSLContext:
-    """Verifying unless tls_verify is off. Raises ConfigError for a file that cannot be used."""
-    context = tls_context("ca_file", config.ca_file, config.tls_verify)
-    if config.client_cert:
-        try:
-            context.load_cert_chain(config.client_cert, config.client_key or None)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"client_cert {config.client_cert}: {error}") from None
-    return context
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -5047,7 +4942,7 @@ class SftpServer(FileServer):
             problem = f"is NOT the one in {self._known_hosts}: it was changed, or someone is in between"
         else:
             problem = f"is not in {self._known_hosts}"
-        raise HostKeyRefused(
+        raise ServerDown(
             f"{self.label}: the server's key {shown} {problem}; nothing was sent. If its owner "
             f"confirms it, set host_key={shown}, or add the line that "
             f"`ssh-keyscan -p {self.port} {self.host}` prints to known_hosts")
@@ -5257,6 +5152,9 @@ class SftpServer(FileServer):
 # ---------------------------------------------------------------------------------------------------------------------
 # Selection: which of the listed files are to be handled now
 # ---------------------------------------------------------------------------------------------------------------------
+
+LONGEST_PATH = 4096  # characters; no file system has longer ones, and the ledger's column has an end
+TEMPORARY = (".tmp", ".part", ".partial", ".filepart", ".writing", ".crdownload", "~")  # names uploaders write under
 
 
 class Found(NamedTuple):
@@ -5702,7 +5600,7 @@ def _differ_in_case(a: str, b: str) -> bool:
 # A claim of another term is void. One of this term that is not in work had an unknown outcome: it is void, too.
 
 
-LedgerRows = Union[Database, dict[str, Row]]  # a dict: with ledger = off, what this process alone remembers
+LedgerRows = Union[Rows, dict[str, Row]]  # a dict: with ledger = off, what this process alone remembers
 
 
 class Ledger:
@@ -5789,7 +5687,7 @@ class Ledger:
                 return [made for change in changes for made in self.write([change], unknown=True)]
             if changes[0].plain < 2:
                 return self.write([changes[0]._replace(plain=changes[0].plain + 1)], unknown)
-            self.refused[_path(changes[0])] = exc
+            self.refused[changes[0].path] = exc
             return [False]
 
     def _write(self, changes: Sequence[Change], unknown: bool) -> list[bool]:
@@ -5800,7 +5698,7 @@ class Ledger:
             try:
                 with self._asking(quiet=not unknown):
                     if self._store is None:
-                        pairs = [(change.old, self._rows.get(_path(change))) for change in changes]
+                        pairs = [(change.old, self._rows.get(change.path)) for change in changes]
                         made = [(old and old[1:6]) == (row and row[1:6]) for old, row in pairs]
                     else:
                         made = self._store.write(self._fence, changes)
@@ -5839,9 +5737,9 @@ class Ledger:
                 self._tell("")
 
     def _remember(self, change: Change) -> None:
-        self.refused.pop(_path(change), None)
+        self.refused.pop(change.path, None)
         if change.new is None:
-            self._rows.pop(_path(change), None)
+            self._rows.pop(change.path, None)
         else:
             due = None if change.delay is None else self._clock() + change.delay
             self._rows[change.new.path] = change.new._replace(term=self.lease.term, due=due)
@@ -5884,6 +5782,9 @@ class Ledger:
 # ---------------------------------------------------------------------------------------------------------------------
 # Delivery: a local copy, a folder, a command, a Python handler
 # ---------------------------------------------------------------------------------------------------------------------
+
+COPY_BYTES = 256 * 1024
+LONGEST_LINE = 4096  # bytes of a command's output that are passed on as one line
 
 
 class LocalTrouble(Error):
@@ -6941,6 +6842,13 @@ class Coordinator:
 # ---------------------------------------------------------------------------------------------------------------------
 # Polling: the work of one lease
 # ---------------------------------------------------------------------------------------------------------------------
+
+BATCH_SECONDS = 0.05  # that a completion may wait for others to be committed with it
+BATCH_BYTES = 1 << 20  # a group is full when it has so many bytes to fetch: the first must not wait for the last
+MOST_NUMBERED = 1000  # names tried for one moved file; a server that says of each that it exists must not hold us
+LEAST_RATE = 10.0  # bytes a second: a third of what a modem of 300 bit/s carries; a transfer below it stands still
+MOST_QUESTIONS = 500  # about the versions of known files, in one poll
+QUESTION_SECONDS = 10.0  # that they may take
 
 
 class Pool:
@@ -8012,7 +7920,7 @@ def kept_error(row: Row, exc: BaseException) -> str:
     """An error as the ledger keeps it: one line, and of a long one, besides its begin, the last words."""
     line = printable(" | ".join(part.strip() for part in str(exc).splitlines() if part.strip())) or reason(exc)
     line = shortened(line)
-    begin = ": " if any(row._replace(error=f"{line} ").marks) else ""  # words that would be read as marks
+    begin = ": " if any(Marks.split(f"{line} ")[0]) else ""  # words that would be read as marks
     return f"{row.marks._replace(unlisted=False, gone=isinstance(exc, FileGone))}{begin}{line}"
 
 
@@ -8464,7 +8372,7 @@ def unread(config: Config, error: str = "") -> dict[str, Any]:
 
 def group_status(database: Database, config: Config) -> dict[str, Any]:
     """The group as the database shows it, in the form of `status --json`. Raises what the database raises."""
-    timing = database.prepare() if not database.prepared else database.timing
+    timing = database.prepare()
     database.settle_group(config)
     group, found = config.coordination_group, unread(config)
     found["holder"], found["term"] = database.token(group)

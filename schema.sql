@@ -3,10 +3,10 @@
 -- token_holder and health_check of the WSO2 Integrator documentation serve as they are: then only file_ledger is new.
 
 /*!50600 CREATE TABLE IF NOT EXISTS token_holder (
-    group_id VARCHAR(128) NOT NULL PRIMARY KEY,
-    task_id VARCHAR(128) NOT NULL,
+    group_id VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL PRIMARY KEY,
+    task_id VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     term BIGINT NOT NULL DEFAULT 1
-) CHARACTER SET ascii COLLATE ascii_bin */;
+) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin */;
 
 CREATE TABLE IF NOT EXISTS token_holder (
     group_id VARCHAR(128) NOT NULL PRIMARY KEY,
@@ -15,11 +15,11 @@ CREATE TABLE IF NOT EXISTS token_holder (
 );
 
 /*!50600 CREATE TABLE IF NOT EXISTS health_check (
-    task_id VARCHAR(128) NOT NULL,
-    group_id VARCHAR(128) NOT NULL,
+    task_id VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    group_id VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     last_heartbeat DATETIME(6) NOT NULL,
     PRIMARY KEY (task_id, group_id)
-) CHARACTER SET ascii COLLATE ascii_bin */;
+) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin */;
 
 CREATE TABLE IF NOT EXISTS health_check (
     task_id VARCHAR(128) NOT NULL,

@@ -42,12 +42,6 @@ def names(works: Sequence[Work]) -> list[str]:
     return [work.found.relative for work in works]
 
 
-def path_of(change: Change) -> str:
-    row = change.new or change.old
-    assert row is not None
-    return row.path
-
-
 def part_of(place: Workplace, file: Found) -> Path:
     """A copy in the making."""
     path, out = place.create(file)
@@ -74,7 +68,7 @@ class MemoryRows:
         return [self._change(fence.term, change) for change in changes]
 
     def _change(self, term: int, change: Change) -> bool:
-        path = path_of(change)
+        path = change.path
         row = self._rows.get(path)
         if (row and row[1:6]) != (change.old and change.old[1:6]):
             return False

@@ -327,15 +327,14 @@ SABOTAGES = (
     # -- SQL, which the simulation's database does not read
     Sabotage(
         "PostgreSQL: a takeover locks nothing",
-        "t WHERE $seen FOR UPDATE),",
-        "t WHERE $seen),",
+        "$lock(:holder) UPDATE token_holder AS t SET task_id = :member, term = t.term + 1\n",
+        "UPDATE token_holder AS t SET task_id = :member, term = t.term + 1\n",
         "test_interleavings.py::test_a_takeover_waits_for_a_renewal_and_then_loses[READ COMMITTED-postgresql]",
-        also=("$as_seen FOR UPDATE OF h),", "$as_seen),"),
     ),
     Sabotage(
         "PostgreSQL: a renewal does not lock the token",
-        "t WHERE $held FOR UPDATE)",
-        "t WHERE $held)",
+        "$lock(:member) UPDATE health_check",
+        "UPDATE health_check",
         "test_interleavings.py::test_a_renewal_waits_for_a_takeover_and_then_loses[READ COMMITTED-postgresql]",
     ),
     Sabotage(
@@ -353,8 +352,8 @@ SABOTAGES = (
     ),
     Sabotage(
         "MySQL: the winner does not ask whether it still is",
-        "return term if self.renew(group, member, term).held else None",
-        "return term",
+        "return term if term and self.renew(group, member, term).held else None",
+        "return term or None",
         TWO,
         fix=["kind='mysql'"],
     ),
@@ -369,7 +368,6 @@ SABOTAGES = (
         "$held)\n        RETURNING",
         "t.group_id = :group AND t.task_id = :member)\n        RETURNING",
         "test_dialects.py::test_only_the_holder_renews_and_only_under_its_own_term[own-sqlite]",
-        below="class SQLite",
     ),
     Sabotage(
         "SQLite: a standby beats under the holder's id",
@@ -391,7 +389,7 @@ SABOTAGES = (
     ),
     Sabotage(
         "SQLite: a renewal leaves a stamp of the future alone",
-        "THEN $later",
+        "THEN $shifted(h.last_heartbeat, $tick)",
         "THEN h.last_heartbeat",
         "test_dialects.py::test_a_renewal_moves_the_stamp_even_when_the_stored_one_lies_in_the_future[own-sqlite]",
     ),

@@ -495,8 +495,6 @@ class SimDatabase(Tables):
 
     def first(self, clock: float, snapshot: Tables, group: str, member: str, term: int) -> list[Any]:
         if self.token is not None:
-            if self.kind == "mysql":
-                raise ftpcoord.DatabaseDown("(1062, \"Duplicate entry 'group' for key 'PRIMARY'\")")
             return []
         return self._won(clock, member, term)
 
@@ -522,8 +520,6 @@ class SimDatabase(Tables):
 
     def _won(self, clock: float, member: str, term: int) -> list[Any]:
         self._win(member, term)
-        if self.kind == "postgresql":
-            self.health[member] = self.column(clock)
         return [(term,)]
 
     def _win(self, member: str, term: int) -> None:
@@ -541,7 +537,7 @@ class SimDatabase(Tables):
         heartbeat, now = self.health[member], self.column(clock)
         self.health[member] = heartbeat + self.tick if heartbeat is not None and heartbeat > now else now
         asked = request in self._read(snapshot).health
-        return [(2 * term + asked,)] if self.kind == "mysql" else [(asked,)]
+        return [(2 * term + asked,)]
 
     def release(self, clock: float, snapshot: Tables, group: str, member: str, term: int, request: str) -> list[Any]:
         if self.token == (member, term) and member in self.health:
@@ -632,20 +628,21 @@ class SimStoreMixin:
     timing: Any
     name: str
 
-    def __init__(self, config: Any, timing: Any) -> None:
-        super().__init__(config, timing)  # type: ignore[call-arg]
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
+        self.timing = WORLD.timing
         database = WORLD.database
         self.verbs = {getattr(self, verb): getattr(database, verb.lower()) for verb in VERBS if hasattr(self, verb)}
         self.changing = {self.CLAIM, self.CHANGE, self.FORGET}  # type: ignore[attr-defined]
 
-    def execute(self, sql: str, changes: Sequence[Any] = (), **values: Any) -> Any:
+    def execute(self, sql: str, **values: Any) -> Any:
         world = WORLD
         if self.connection is None:
             self._connected()
         verb = self.verbs.get(sql)
         if verb is None:
             assert sql in self.changing, sql
-            verb, values["changes"] = world.database.change, changes
+            verb = world.database.change
         return world.statement(self, verb, values)
 
     def _connected(self) -> None:
@@ -1852,7 +1849,7 @@ class SimLog:
 def open_database(config: Any) -> Any:
     world = WORLD
     store = SimMySQL if world.database.kind == "mysql" else SimPostgreSQL
-    return store(config, world.timing)
+    return store(config)
 
 
 def traced_event(what: str, level: int = logging.INFO, **fields: object) -> None:

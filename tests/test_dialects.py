@@ -737,7 +737,7 @@ def test_a_group_of_files_is_found_by_key_however_many_files_are_known(
     """A type or collation that the key does not serve would make each group read the whole ledger."""
     ledger.adopt("g", "a", [row(f"/in/{n}") for n in range(20_000)])
     change = Change(row(), row(state="done") if statement == "CHANGE" else None)
-    sql = ledger._bind(getattr(ledger, statement), FENCE._asdict(), [change] * 64)
+    sql = ledger._bind(getattr(ledger, statement), {**FENCE._asdict(), "changes": [change] * 64})
     explain = "EXPLAIN QUERY PLAN" if ledger.name == "sqlite" else "EXPLAIN"
     plan = "\n".join(" ".join(map(str, step)) for step in ledger.execute(f"{explain} {sql}"))
     by_key = {

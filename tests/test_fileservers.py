@@ -479,11 +479,11 @@ def test_an_unknown_host_key_is_refused_with_its_fingerprint_which_can_be_pinned
     for text in (None, "", "127.0.0.1 ssh-ed25519 AAAA\n"):
         if text is not None:
             (tmp_path / "known_hosts").write_text(text)
-        with pytest.raises(ftpcoord.HostKeyRefused, match="ssh-keyscan") as caught:
+        with pytest.raises(ftpcoord.ServerDown, match="ssh-keyscan") as caught:
             ftpcoord.open_server(ftpcoord.Config(**settings))
     pin = fingerprint_in(str(caught.value))
     ftpcoord.open_server(ftpcoord.Config(**settings, host_key=pin)).close()
-    with pytest.raises(ftpcoord.HostKeyRefused, match="host_key"):
+    with pytest.raises(ftpcoord.ServerDown, match="host_key"):
         ftpcoord.open_server(ftpcoord.Config(**settings, host_key="SHA256:" + "A" * 43))
 
 
@@ -493,10 +493,10 @@ def test_a_changed_host_key_is_refused_before_the_login(sshd: servers.Sshd, tmp_
     ed25519 = next(line.split() for line in lines if "ssh-ed25519" in line)
     changed = tmp_path / "known_hosts"
     changed.write_text(f"{ed25519[0]} {ed25519[1]} {ed25519[2][:-8]}AAAAAAA=\n")
-    with pytest.raises(ftpcoord.HostKeyRefused, match="NOT the one"):
+    with pytest.raises(ftpcoord.ServerDown, match="NOT the one"):
         ftpcoord.open_server(ftpcoord.Config(**{**settings, "known_hosts": str(changed)}))
     changed.write_text(f"@revoked * {ed25519[1]} {ed25519[2]}\n{' '.join(ed25519[:3])}\n")
-    with pytest.raises(ftpcoord.HostKeyRefused, match="revoked"):
+    with pytest.raises(ftpcoord.ServerDown, match="revoked"):
         ftpcoord.open_server(ftpcoord.Config(**{**settings, "known_hosts": str(changed)}))
 
 

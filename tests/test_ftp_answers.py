@@ -488,7 +488,7 @@ def test_a_server_that_closes_its_port_and_refuses_is_heard(first: bool) -> None
 
 @pytest.mark.parametrize(("end", "kind"), [
     ("550 Permission denied", ftpcoord.FileRefused), ("451 read error", ftpcoord.FileRefused),
-    ("450 later", ftpcoord.FileBusy), ("550 used by another process", ftpcoord.FileBusy),
+    ("450 later", ftpcoord.NotNow), ("550 used by another process", ftpcoord.NotNow),
     ("426 cut", ftpcoord.ServerDown), ("425 no", ftpcoord.ServerDown), ("421 bye", ftpcoord.ServerDown),
 ])  # fmt: skip
 def test_a_transfer_that_begins_and_is_then_refused_is_refused_for_its_file(end: str, kind: type[Exception]) -> None:

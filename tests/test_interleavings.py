@@ -53,14 +53,14 @@ class Session:
         """"won", "lost", or "conflict" if the database wants it to be tried again."""
         cursor = self._cursor()
         try:
-            cursor.execute(self.store._bind(sql, {"group": "g", "stamp": None, **values}, changes))
+            cursor.execute(self.store._bind(sql, {"group": "g", "stamp": None, "changes": list(changes), **values}))
         except Exception as exc:
-            if isinstance(self.store._translate(exc), ftpcoord.DatabaseBusy):
+            if isinstance(self.store._error(exc), ftpcoord.DatabaseBusy):
                 self.rollback()
                 return "conflict"
             raise
         if cursor.description is not None:
-            return "won" if cursor.fetchall() else "lost"
+            return "won" if any(cursor.fetchall()) else "lost"  # rows that were only locked are empty
         if "file_ledger" in sql or "LAST_INSERT_ID" not in sql:
             return "won" if cursor.rowcount > 0 else "lost"
         return "won" if cursor.lastrowid else "lost"

@@ -9,7 +9,7 @@ from typing import Any, Callable, Optional, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory import NOON, Clock, MemoryRows, choose, config, found, names, path_of, row
+from memory import NOON, Clock, MemoryRows, choose, config, found, names, row
 
 import ftpcoord
 from ftpcoord import (
@@ -47,7 +47,7 @@ class Shaky(MemoryRows):
     def written(self, fence: Fence, changes: Sequence[Change]) -> list[bool]:
         standing = {one.path: one for one in self.rows("g")}
         return [
-            (standing.get(path_of(c)) is None) if c.new is None else
+            (standing.get(c.path) is None) if c.new is None else
             (lambda s, n: s is not None and s[1:7] == n._replace(term=fence.term)[1:7])(
                 standing.get(c.new.path), c.new)
             for c in changes

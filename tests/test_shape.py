@@ -68,8 +68,8 @@ def test_sections_stand_in_the_order_in_which_they_are_to_be_read() -> None:
     banner = re.compile(r"^# -{117}\n# (.*)\n# -{117}$", re.MULTILINE)
     titles = [title.split(":")[0].split(" (")[0] for title in banner.findall(SOURCE)]
     wanted = [
-        "Constants", "Errors", "Logging", "Settings", "Timing and lease", "Dialects", "Election", "File servers",
-        "Selection", "Ledger", "Delivery", "Member", "Polling", "Status", "Command line",
+        "Constants", "Errors", "Logging", "Settings", "Timing and lease", "What is stored", "Dialects", "Election",
+        "File servers", "Selection", "Ledger", "Delivery", "Member", "Polling", "Status", "Command line",
     ]  # fmt: skip
     assert [title for title in titles if title in wanted] == wanted
 

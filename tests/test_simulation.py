@@ -208,19 +208,17 @@ class Twin:
         self.store._words["now"] = f"TIMESTAMP {text}"
         self.store._texts.clear()
 
-    def execute(self, sql: str, changes: Any = (), **values: Any) -> Any:
+    def execute(self, sql: str, **values: Any) -> Any:
         rows: Any
         try:
-            rows = self.real(sql, changes, **values)
+            rows = self.real(sql, **values)
         except ftpcoord.DatabaseDown as exc:
             rows = type(exc)
         verb = self.verbs.get(sql)
         if verb is None:
             return rows
         like = dict(values)
-        if verb == self.sim.change:
-            like["changes"] = changes
-        elif like.get("stamp") is not None:
+        if like.get("stamp") is not None:
             seen = epoch(like["stamp"])
             present = self.sim.health.get(like["holder"]) or 0.0
             like["stamp"] = repr(present if abs(present - seen) < 1e-5 else seen)
@@ -228,7 +226,7 @@ class Twin:
             expected = verb(self.clock, self.sim, **like)
         except ftpcoord.DatabaseDown as exc:
             expected = type(exc)
-        assert alike(rows, expected, verb.__name__), (verb.__name__, values, changes, rows, expected)
+        assert alike(rows, expected, verb.__name__), (verb.__name__, values, rows, expected)
         self.compared += 1
         if isinstance(rows, type):
             raise ftpcoord.DatabaseBusy("Duplicate") if rows is ftpcoord.DatabaseBusy else rows("Duplicate")
