@@ -6683,7 +6683,6 @@ class Member:
 
     def _answered(self, election: Election, database: Database) -> None:
         self._backoff.reset()
-        self.stats.answered()
         if not self.ready.is_set():
             database.check_ids(election.group, election.member)
             self.ready.set()
@@ -7387,7 +7386,7 @@ class Poller:
         self._more = bool(ready or unsettled or unclear)
         self._enqueue(ready)
         seconds = time.monotonic() - started
-        self.stats.polled(len(listing), len(ready), seconds, self.waiting, self.selector.refused)
+        self.stats.polled(len(listing), seconds, self.waiting, self.selector.refused)
         self.progress.tell()
         event("polled", term=self.lease.term, listed=len(listing), new=len(ready), waiting=self.waiting)
         while self._queue and self.member.may_work(self.lease):
@@ -7703,7 +7702,7 @@ class Poller:
         row = item.row = item.row.marked(delivered=bool(self.config.download_dir))
         file = File(row.path, row.size, epoch_seconds(item.mtime), row.attempts, self.lease, item.local)
         self.lease.check()
-        with self.progress.handling(self.stats.handled):
+        with self.progress.handling(self.stats.handlers.add):
             if self.command is not None:
                 self.command.run(file)
                 return
@@ -8158,7 +8157,8 @@ def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
     try:
         for signum in (signal.SIGTERM, signal.SIGINT) if main else ():
             before[signum] = signal.signal(signum, stop)
-        servers += start_status_servers(listeners)
+        for server in status_servers(listeners):
+            servers.append(server)
         for listener in listeners:
             pulse = pulses.setdefault(_pulse_key(listener.config), Pulse(open_database(listener.config)))
             listener.start(pulse, once)
@@ -8211,102 +8211,89 @@ class Histogram:
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds, self.counts, self.sum = bounds, [0] * (len(bounds) + 1), 0.0
+        self._lock = threading.Lock()
 
     def add(self, seconds: float) -> None:
-        self.counts[bisect.bisect_left(self.bounds, seconds)] += 1
-        self.sum += seconds
-
-
-class Takeover(NamedTuple):
-    """A change of the active member. `seconds`: the group had been without one, or this member had been active."""
-
-    time: float  # epoch seconds
-    event: str  # elected, lost, released: this member; other: another one was elected
-    member: str
-    term: int
-    reason: str
-    seconds: Optional[float]
+        with self._lock:
+            self.counts[bisect.bisect_left(self.bounds, seconds)] += 1
+            self.sum += seconds
 
 
 class Stats:
-    """What this process has seen of one member, for logs and status. Any thread may tell; memory is bounded."""
+    """What this process has seen of one member, for status alone. Any thread may tell; memory is bounded.
+
+    `own`, `server`, `work` and `takeovers` as /status shows them; moments there are in epoch seconds.
+    """
 
     def __init__(self, member: str = "") -> None:
         self.member = member
-        self.beat_at = boot_clock()
-        self.not_now = ""  # why the claims of the group wait; "" if they do not
-        # As /status shows it; moments in epoch seconds.
         self.own: dict[str, Any] = {"started": time.time(), "active_since": None, "other_since": None}
-        self.server: dict[str, Any] = {  # `up`: None: a standby does not know
-            "up": None, "error": "", "last_poll": None, "listed": 0, "waiting": 0, "refused": 0,
-        }
+        self.server: dict[str, Any] = {"up": None, "error": "", "last_poll": None}  # up: a standby does not know
+        self.server.update(listed=0, waiting=0, refused=0)
         self.work: dict[str, Any] = {"done": 0, "failed": 0, "quarantined": 0, "bytes": 0, "last_done": None}
+        self.takeovers: deque[dict[str, Any]] = deque(maxlen=50)  # the last one first
+        self.not_now = ""  # why the claims of the group wait; "" if they do not
         self.file_bytes = {"done": 0, "failed": 0, "quarantined": 0}
         self.minutes: deque[list[int]] = deque(maxlen=60)  # [epoch minute, done, failed, quarantined]
-        self.database_at: Optional[float] = None  # when it answered last, by boot_clock
+        self.queued: Callable[[], int] = int  # files taken up and not ended
         self.heartbeats, self.failed_heartbeats, self.late = Histogram(CALL_BOUNDS), 0, 0.0
+        self.beat_at, self.database_at = boot_clock(), float("-inf")  # the last heartbeat, and the last one answered
         self.polls, self.failed_polls = Histogram(WORK_BOUNDS), 0
         self.handlers = Histogram(WORK_BOUNDS)
-        self.queued: Callable[[], int] = int  # files taken up and not ended
-        self.takeovers: deque[Takeover] = deque(maxlen=50)
         self.elections = dict.fromkeys(("absent", "own", "released", "stale", "still", "vacant"), 0)  # by reason
         self.ends = {"lost": 0, "released": 0}
         self._lock = threading.Lock()
         self._server_said = 0.0
         self._holder: Optional[tuple[str, int]] = None
         self._why = "handed over"  # what it means if that changes now
-        self._alive_at: Optional[float] = None  # when the holder was last known to be alive, by boot_clock
+        self._since: Optional[float] = None  # this member is active, or the last sign of life of another; by boot_clock
 
     # -- the election -------------------------------------------------------------------------------------------------
 
     def heartbeat(self, took: float, late: float, failed: bool) -> None:
         """One heartbeat took `took` seconds and left `late` seconds after it was due."""
-        with self._lock:
-            self.heartbeats.add(took)
-            self.failed_heartbeats += failed
+        self.heartbeats.add(took)
+        self.failed_heartbeats += failed
         self.late, self.beat_at = max(0.0, late), boot_clock()
-
-    def answered(self) -> None:
-        """The database did."""
-        self.database_at = boot_clock()
+        self.database_at = self.database_at if failed else self.beat_at
 
     def looked(self, view: View, stale_after: float) -> None:
         """What a standby saw: notices a takeover by another member, and when the holder was last alive."""
         now, seen = boot_clock(), (view.holder or "", view.term)
         if view.holder is not None and self._holder not in (None, seen):
+            self._changed("other", *seen, self._why)
             self.own["other_since"] = time.time()
-            self._changed("other", *seen, self._why, self._alive_at)
         alive = (view.age or 0.0) <= stale_after
         self._holder, self._why = seen, "handed over" if alive else "released" if view.released else "stale"
         if view.age is not None and alive:
-            self._alive_at = now - max(0.0, view.age)
+            self._since = now - max(0.0, view.age)
 
     def role_event(self, name: str, fields: Mapping[str, object]) -> None:
         """elected, lost or released: this member's own role."""
         if name not in ("elected", "lost", "released"):
             return
         term, why = int(str(fields["term"])), str(fields.get("reason", "handed over"))
-        self._changed(name, self.member, term, why, self._alive_at)
-        self.own.update(active_since=None, other_since=None)
+        self._changed(name, self.member, term, why)
+        self._since, self._why = boot_clock(), "handed over"
         if name == "elected":
             self.elections[why] = self.elections.get(why, 0) + 1
-            self.own["active_since"], self._holder = time.time(), (self.member, term)
+            self._holder = (self.member, term)
+            self.own.update(active_since=time.time(), other_since=None)
         else:
             self.ends[name] += 1
-            self._why = "handed over"
+            self.own["active_since"] = None
             self.server.update(up=None, error="")
-        self._alive_at = boot_clock()  # from now on: how long it is active, or the group without a member
 
-    def _changed(self, name: str, member: str, term: int, why: str, since: Optional[float]) -> None:
-        seconds = None if since is None else boot_clock() - since
-        self.takeovers.append(Takeover(time.time(), name, member, term, why, seconds))
+    def _changed(self, name: str, member: str, term: int, why: str) -> None:
+        """`seconds`: the group had been without an active member, or this one had been active."""
+        change = {"time": time.time(), "event": name, "member": member, "term": term, "reason": why}
+        self.takeovers.appendleft({**change, "seconds": self._since and boot_clock() - self._since})
 
     # -- the work -----------------------------------------------------------------------------------------------------
 
-    def polled(self, listed: int, new: int, seconds: float, waiting: int = 0, refused: int = 0) -> None:
+    def polled(self, listed: int, seconds: float, waiting: int, refused: int) -> None:
         self.server.update(listed=listed, waiting=waiting, refused=refused, last_poll=time.time())
-        with self._lock:
-            self.polls.add(seconds)
+        self.polls.add(seconds)
 
     def fetched(self, size: int) -> None:
         with self._lock:
@@ -8322,11 +8309,6 @@ class Stats:
                 self.minutes.append([int(now // 60), 0, 0, 0])
             self.minutes[-1][1 + list(self.file_bytes).index(state)] += 1
             self.work["last_done"] = now if state == "done" else self.work["last_done"]
-
-    def handled(self, seconds: float) -> None:
-        """A handler has ended, in whatever way."""
-        with self._lock:
-            self.handlers.add(seconds)
 
     def server_down(self, config: Config, exc: Error, pause: float) -> None:
         """At once, then once a minute."""
@@ -8549,7 +8531,7 @@ def own_status(listener: Listener) -> dict[str, Any]:
     """What only the process knows. Asks nobody, so that probes need no database."""
     config, member, stats = listener.config, listener.member, listener.member.stats
     role, lease, view = role_of(member), member.lease, member.election.view if member.election else None
-    error = member.database_error
+    error, answered = member.database_error, stats.database_at
     return {
         **unread(config, error),
         "member": {
@@ -8560,8 +8542,8 @@ def own_status(listener: Listener) -> dict[str, Any]:
             "stuck": why_stuck(listener), "not_now": stats.not_now if role == "active" else "",
         },
         "heartbeat": {
-            "up": not error and stats.database_at is not None, "error": error,
-            "age": None if stats.database_at is None else boot_clock() - stats.database_at,
+            "up": not error and answered >= 0, "error": error,
+            "age": boot_clock() - answered if answered >= 0 else None,
             "mean": stats.heartbeats.sum / max(1, sum(stats.heartbeats.counts)),
         },
         "server": {"url": without_password(config.url), **stats.server},
@@ -8569,7 +8551,7 @@ def own_status(listener: Listener) -> dict[str, Any]:
             **stats.work, "queue": stats.queued(), "handlers": member.progress.handlers(),
             "minutes": [list(minute) for minute in list(stats.minutes)],
         },
-        "takeovers": [takeover._asdict() for takeover in reversed(list(stats.takeovers))],
+        "takeovers": list(stats.takeovers),
     }
 
 
@@ -9036,18 +9018,11 @@ class StatusServer:
         return "404 Not Found", "text/plain", "/, /status, /metrics, /livez, /readyz and /active are here\n"
 
 
-def start_status_servers(listeners: Sequence[Listener]) -> list[StatusServer]:
+def status_servers(listeners: Sequence[Listener]) -> Iterator[StatusServer]:
     """One server for each value of `http`; a listener without one is shown by all."""
-    servers: list[StatusServer] = []
-    try:
-        for http in sorted({listener.config.http for listener in listeners} - {""}):
-            address = next(listener.config for listener in listeners if listener.config.http == http).http_address()
-            servers.append(StatusServer(address, [one for one in listeners if one.config.http in ("", http)]))
-    except BaseException:
-        for server in servers:
-            server.close()
-        raise
-    return servers
+    addresses = {listener.config.http: listener.config.http_address() for listener in listeners if listener.config.http}
+    for http, address in sorted(addresses.items()):
+        yield StatusServer(address, [listener for listener in listeners if listener.config.http in ("", http)])
 
 
 # -- systemd ----------------------------------------------------------------------------------------------------------
