@@ -333,9 +333,10 @@ class Site:
         self.store, self.clock, self.member = store, store.clock, member
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.election = Election(
-            store, "g", member, timing, self.clock, lambda what, **fields: self.told.append((what, fields)), lambda: 0.0
-        )
-        self.due = 0.0
+            store, "g", member, timing, self.clock, lambda what, **fields: self.told.append((what, fields)),
+            lambda: self.chance,
+        )  # fmt: skip
+        self.due = self.chance = 0.0
         self.alive = self.willing = True
 
     @property
@@ -445,7 +446,7 @@ def test_a_standby_beats_a_little_early_by_chance_so_that_members_do_not_march_i
     elected(store)
     b = Site(store, "b")
     assert b.tick() == 1.0
-    b.election._chance = lambda: 1.0
+    b.chance = 1.0
     assert b.tick() == pytest.approx(0.9)
 
 
@@ -520,8 +521,6 @@ def test_a_lost_race_is_no_lease(store: MemoryStore) -> None:
     b.tick()
     assert b.active
     c.willing = True
-    stale = c.election._free(store.clock.now, View("a", 1, False, "x", 40.0, store.now, 0.0))
-    assert stale == "stale"
     assert store.take("g", "c", View("a", 1, False, "x", 40.0, store.now, 0.0), 28, "stale") is None
     c.tick()
     assert not c.active

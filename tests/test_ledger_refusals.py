@@ -86,7 +86,8 @@ def test_names_and_words_that_the_database_lacks_are_kept_in_ascii_and_read_back
         error, action = "→ exit 3: 50 % of 😀", "move:ergebnisse-€-😀"
         changes = [ftpcoord.Change(row, row._replace(state="failed", error=error, action=action), 60.0) for row in rows]
         assert ledger.write(changes) == [True] * len(odd)
-        again = ftpcoord.Ledger(ledger._store, "g", "a", ledger.lease, time.monotonic)
+        store = ftpcoord.open_database(config(narrow))
+        again = ftpcoord.Ledger(store, "g", "a", ledger.lease, time.monotonic)
         again.load()
         assert sorted(row.path for row in again.all()) == sorted(f"/in/{name}" for name in odd)
         assert {row.action for row in again.all()} == {action}
@@ -95,6 +96,7 @@ def test_names_and_words_that_the_database_lacks_are_kept_in_ascii_and_read_back
         again.change(row, row._replace(state="done", action="", error=""))
         again.change(again.get("/in/c-😀.csv"), None)
         assert len(again.all()) == len(odd) - 1
+        store.close()
 
 
 def test_files_with_such_names_are_handled_once_and_their_failures_count(

@@ -570,7 +570,9 @@ def test_durations_are_in_words(seconds: float, text: str) -> None:
     assert ftpcoord.duration(seconds) == text
 
 
-def test_livez_fails_when_the_heartbeat_or_the_polling_has_ended(crew: Crew) -> None:
+def test_livez_fails_when_the_heartbeat_or_the_polling_has_ended(
+    crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {key: value for key, value in crew.settings.items() if key != "handler"}
     listener = ftpcoord.Listener(**settings, member_id="a")
     assert ftpcoord.why_stuck(listener) == ""
@@ -578,14 +580,13 @@ def test_livez_fails_when_the_heartbeat_or_the_polling_has_ended(crew: Crew) -> 
     try:
         wait_for(lambda: ftpcoord.why_unready(listener) == "")
         assert ftpcoord.role_of(listener.member) == "active"
-        pulse, thread = listener.member.pulse, listener._thread
+        pulse = listener.member.pulse
         listener.member.pulse = ftpcoord.Pulse(pulse.database)  # one without a thread
         assert "heartbeat" in ftpcoord.why_stuck(listener)
         listener.member.pulse = pulse
         assert ftpcoord.why_stuck(listener) == ""
-        listener._thread = None
+        monkeypatch.setattr(listener, "polling", lambda: False)
         assert "polling" in ftpcoord.why_stuck(listener)
-        listener._thread = thread
     finally:
         listener.stop()
         listener.join(30)
