@@ -2357,19 +2357,16 @@ class ClockWatch:
         self.tolerance = tolerance
         self.distrust = distrust
         self.longest_gap = longest_gap
-        self._received = 0.0
-        self._bracket: Optional[tuple[float, float]] = None
+        self._last: Optional[tuple[float, float, float]] = None  # the last bracket, and when that look was received
         self._trusted_from = float("-inf")
 
     def trusts(self, sent: float, view: View) -> bool:
         received = sent + view.took
         low, high = view.now - received, view.now - sent
-        if self._bracket is None:
-            self._bracket, self._received = (low, high), received
+        last, self._last = self._last, (low, high, received)
+        if last is None:
             return False  # one look proves nothing
-        largest_step = max(high - self._bracket[0], self._bracket[1] - low)
-        gap = received - self._received
-        self._bracket, self._received = (low, high), received
+        largest_step, gap = max(high - last[0], last[1] - low), received - last[2]
         if largest_step > self.tolerance or gap > self.longest_gap:
             self._trusted_from = received + self.distrust
         return received >= self._trusted_from
@@ -2408,7 +2405,8 @@ class Election:
         self._found_at = 0.0  # ... and when that was
         self._missing: Optional[dict[str, MemberRow]] = None  # and when the token was first seen missing
         self._stand_from = float("-inf")  # after a release or an outage others go first
-        self._still: tuple[object, float] = (None, 0.0)  # what the holder looked like, and since when
+        self._still: tuple[object, float] = (None, 0.0)  # what the holder looked like, and since when ...
+        self._stood_still = False  # ... and whether that is long enough for a dead one
         self._trusted = False  # whether the database's clock goes on as the own one does
         self._swept = float("-inf")
         self._duplicate_term = 0
@@ -2478,19 +2476,19 @@ class Election:
         lease, self.lease = self.lease, None
         if lease is None:
             return
-        tries = [False, True] if lease.remaining(now) > 0 else []
+        tries = 2 if lease.remaining(now) > 0 else 0
         lease.lose()
         self.step_down_asked = False
         self._own_term = None
         self._stand_from = now + 2 * self.timing.heartbeat
-        for last in tries:
+        for _ in range(tries):
             try:
                 self.store.release(self.group, self.member, lease.term)
-                self._database_answers(now)
+                self.database_error = None
                 self._tell("released", term=lease.term)
                 return
             except DatabaseDown as exc:
-                self.database_error = exc if last else self.database_error
+                self.database_error = exc
         self._tell("lost", term=lease.term, reason="it could not be released; the others wait until it is stale")
 
     def stop(self) -> None:
@@ -2516,7 +2514,7 @@ class Election:
         term: Optional[int] = None
         if why is not None and willing:
             if why == "vacant":
-                term = self._first(now, view)
+                term = self._first(view)
             else:
                 term = self.store.take(self.group, self.member, view, self.timing.stale_after, why)
         if term is None:
@@ -2535,7 +2533,7 @@ class Election:
         picture = (view.holder, view.term, view.stamp)
         if picture != self._still[0]:
             self._still = (picture, received)
-        stood_still = self._stood_still(now)
+        self._stood_still = now - self._still[1] >= self.timing.still_after
         if view.holder is not None:
             self._missing = None
         # Nobody but this process ever held the term that it won: no need to wait for itself.
@@ -2549,17 +2547,14 @@ class Election:
             return "released"
         if view.age is not None and self._trusted and view.age > self.timing.stale_after:
             return "stale"
-        if stood_still:
+        if self._stood_still:
             return "absent" if view.stamp is None else "still"
         return None
-
-    def _stood_still(self, now: float) -> bool:
-        return now - self._still[1] >= self.timing.still_after
 
     def _members(self) -> dict[str, MemberRow]:
         return {row.member_id: row for row in self.store.members(self.group)}
 
-    def _first(self, now: float, view: View) -> Optional[int]:
+    def _first(self, view: View) -> Optional[int]:
         """The first claim of a group without token row, which never had one, or lost it with a lease still running."""
         rows = self._members()
         missing = self._missing = self._missing or rows
@@ -2570,7 +2565,7 @@ class Election:
         own = self.member if self._clock() - self._found_at <= recent else None
         traces = [member for member in {**found, **missing} if member != own or member in found]
         held = self._seen_term > 0 or any(self._may_hold(member, rows.get(member), found, missing) for member in traces)
-        if held and not self._stood_still(now):
+        if held and not self._stood_still:
             return None
         # 2. Above every term that was ever won: where the last ones left no number, time has gone by at least as fast.
         last = max(self._seen_term, self.store.last_term(self.group))
@@ -7334,7 +7329,7 @@ class Poller:
             return 0.0
         except LoginRefused as exc:
             return self.failed(exc, max(1.0, self.pool.refused_for()))
-        except (ServerDown, FileGone, FileRefused) as exc:
+        except (ServerDown, FileGone, FileRefused, LocalTrouble) as exc:
             return self.failed(exc, self._server_trouble.next())
         except (DatabaseDown, DatabaseRefused):
             return self.config.heartbeat_frequency
@@ -7477,7 +7472,7 @@ class Poller:
             return taken
 
     def _start_workers(self) -> None:
-        """Those that are missing. Raises ServerDown if there is none: then another host may do better."""
+        """Those that are missing. Raises LocalTrouble if there is none: then another host may do better."""
         while len(self._threads) < self.config.workers:
             name = f"ftpcoord-worker-{len(self._threads)}"
             thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -7485,7 +7480,7 @@ class Poller:
                 thread.start()
             except RuntimeError as exc:
                 if not self._threads:
-                    raise ServerDown(f"this host gives no thread to a worker ({exc}); raise its limit") from None
+                    raise LocalTrouble(f"this host gives no thread to a worker ({exc}); raise its limit") from None
                 return
             self._threads.append(thread)
 
@@ -8008,7 +8003,7 @@ class Listener:
             raise ConfigError("url: is required, e.g. sftp://user@host/inbox")
         self.member = Member(self.config)
         self.exit_code = 0
-        self._routes: List[Tuple[str, Handler]] = []
+        self._routes: list[tuple[str, Handler]] = []
         self._once = False
         self._thread: Optional[threading.Thread] = None
         if self.config.handler:
@@ -8072,20 +8067,19 @@ class Listener:
         return run_listeners([self], once)
 
     def _run(self) -> None:
-        member, config = self.member, self.config
+        member, config, route = self.member, self.config, self._route if self._routes else None
         selector, yielding, breaker = Selector(config, boot_clock), Yielding(config), Breaker(config, member.stats)
         rows: LedgerRows = open_database(config) if config.ledger else {}
         try:
             while True:
                 lease = member.wait_for_lease(0.2 if self._once else float("inf"))
-                if lease is None:
-                    if member.stopping or member.finished.is_set():
-                        break
-                    if self._other_is_active():
-                        event("standby", group=config.coordination_group, reason="another member is active")
-                        member.stop()
-                    continue
-                self._reign(lease, selector, rows, yielding, breaker)
+                if lease is not None:
+                    self._work(Poller(config, member, lease, selector, route, rows, yielding, breaker))
+                elif member.stopping or member.finished.is_set():
+                    break
+                elif self._other_is_active():
+                    event("standby", group=config.coordination_group, reason="another member is active")
+                    member.stop()
         except Error:
             return  # member.failure tells why
         finally:
@@ -8094,36 +8088,32 @@ class Listener:
         member.finished.wait(4 * member.timing.call_timeout + KILL_AFTER)
         event("stopped", group=config.coordination_group, member=config.member_id)
 
-    def _reign(
-        self, lease: Lease, selector: Selector, rows: LedgerRows, yielding: Yielding, breaker: Breaker
-    ) -> None:  # fmt: skip
-        route = self._route if self._routes else None
-        poller = Poller(self.config, self.member, lease, selector, route, rows, yielding, breaker)
+    def _work(self, poller: Poller) -> None:
+        member = self.member
         try:
-            completed = poller.run(self._once)
-            if completed:
+            if poller.run(self._once):
                 self.exit_code = 1 if poller.waiting or poller.unreached else 0
-                self.member.stop()
+                member.stop()
         except LeaseLost:
             pass
         except Exception as exc:
-            if not self.member.stats.server["error"]:
+            if not member.stats.server["error"]:
                 event("poll_failed", logging.ERROR, exc=exc, error=reason(exc))
-            self.member.wait(lease, poller.failed(Error(f"the poll failed: {reason(exc)}"), 1.0))
+            member.wait(poller.lease, poller.failed(Error(f"the poll failed: {reason(exc)}"), 1.0))
         finally:
             if poller.stuck:
                 event("stopped", logging.ERROR, reason="a Python handler is still running; the lease is not released")
                 self.exit_code = 1
-                self.member.stop(release=False)
-            self.member.work_ended()
+                member.stop(release=False)
+            member.work_ended()
 
     def _other_is_active(self) -> bool:
         """For `run --once`: whether a living member holds the lease. A stale one is waited for."""
         election = self.member.election
         view = election.view if election else None
-        if view is None or view.holder is None or view.mine or election is None:
+        if view is None or view.holder is None or view.mine or view.age is None:
             return False
-        return view.age is not None and view.age <= election.timing.stale_after
+        return view.age <= self.member.timing.stale_after
 
 
 def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
@@ -8131,10 +8121,10 @@ def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
 
     SIGTERM and SIGINT stop them gracefully, if this is the main thread.
     """
-    pulses: Dict[Tuple[object, ...], Pulse] = {}
+    pulses: dict[tuple[object, ...], Pulse] = {}
     main = threading.current_thread() is threading.main_thread()
-    before: Dict[int, Any] = {}
-    servers: List[StatusServer] = []
+    before: dict[int, Any] = {}
+    servers: list[StatusServer] = []
     notifier = Notifier(listeners, os.environ)
     for one, other in itertools.combinations([listener.config for listener in listeners], 2):
         if all(getattr(one, n) == getattr(other, n) for n in ("database", "coordination_group", "member_id")):
@@ -8182,7 +8172,7 @@ def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
     return max(listener.exit_code for listener in listeners)
 
 
-def _pulse_key(config: Config) -> Tuple[object, ...]:
+def _pulse_key(config: Config) -> tuple[object, ...]:
     """Members that agree in all this may share a connection."""
     names = ("database", "database_password", "database_tls", "database_ca_file", "ledger", "heartbeat_frequency",
              "liveness_check_interval")  # fmt: skip
@@ -8317,7 +8307,7 @@ class Stats:
         if not self.server["error"] or now - self._server_said >= 60:
             self._server_said = now
             event("server_down", logging.ERROR, group=config.coordination_group, error=str(exc), retry_in=pause)
-        self.server.update(up=False, error=str(exc))
+        self.server.update(up=None if type(exc) in (Error, LocalTrouble) else False, error=str(exc))
 
     def server_up(self, config: Config) -> None:
         if self.server["error"]:
@@ -8408,7 +8398,12 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
         yield _nobody_active(status)
     if own.get("role") in ("starting", "stopping"):
         yield Finding("passing", f"this member is {own['role']}", short=own["role"])
-    if server.get("error"):
+    if server.get("error") and server["up"] is None:  # the trouble is our own
+        yield Finding(
+            "unready", f"nothing can be polled: {server['error']}",
+            "It is tried again for ever; the files wait on the server.", f"cannot poll: {server['error']}",
+        )
+    elif server.get("error"):
         yield Finding(
             "unready", f"the file server cannot be used: {server['error']}",
             "It is tried again for ever; the files wait there. `ftpcoord.py check` tells more.",

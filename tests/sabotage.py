@@ -100,7 +100,7 @@ SABOTAGES = (
     ),
     Sabotage(
         "a vanished token is claimed at once",
-        "if held and not self._stood_still(now):",
+        "if held and not self._stood_still:",
         "if False:",
         TWO,
         fix=["files=False", "tokens=True"],
