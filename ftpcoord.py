@@ -2648,14 +2648,66 @@ class Job(NamedTuple):
     told: Callable[[Entry], object] = bool
 
 
+class Listed:
+    """What is known of a folder by a listing of it."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()                    # while it is under way: what was made meanwhile
+        self.unread: Sequence[str] = ()
+        self.over = float("inf")                        # when it ended; -inf: it failed
+
+
 class Habits:
-    """What the connections to one server have learnt of it."""
+    """What the connections to one server have learnt of it, such as the names that are in folders."""
 
     def __init__(self) -> None:
         self.zones: set[datetime.timedelta] = set()     # what LIST is ahead of UTC; two: summer and winter
         self.listing = self.question = 0.0              # seconds that the last of each took
-        self.names = Names()
+        self.unanswered: set[str] = set()               # commands that got no answer at all
         self.spare_listing = True                       # one for a look where only LIST tells; renewed by each poll
+        self._lock = threading.Lock()
+        self._listed: dict[str, Listed] = {}
+        self._making: set[str] = set()                  # paths
+
+    def listed(self, folder: str) -> Optional[Listed]:
+        """By a listing of the last NAMES_SERVE seconds."""
+        listed, now = self._listed.get(folder), time.monotonic()
+        return listed if listed and now - NAMES_SERVE < listed.over <= now else None
+
+    @contextlib.contextmanager
+    def listing_of(self, folder: str) -> Iterator[Listed]:
+        """Around a listing of the folder."""
+        oldest = time.monotonic() - NAMES_SERVE
+        with self._lock:
+            self._listed = {place: listed for place, listed in self._listed.items() if listed.over > oldest}
+            self._listed[folder] = listed = Listed()
+        over = float("-inf")
+        try:
+            yield listed
+            over = time.monotonic()
+        finally:
+            listed.over = over
+
+    @contextlib.contextmanager
+    def making(self, path: str) -> Iterator[None]:
+        """Around what gives a file this path. Raises TargetExists where another connection is about to."""
+        folder, name = split_path(path)
+        with self._lock:
+            if path in self._making:
+                raise TargetExists(f"{path} is just being made")
+            self._making.add(path)
+        try:
+            yield
+            with self._lock:
+                if folder in self._listed:
+                    self._listed[folder].names.add(name)
+        except BaseException as error:
+            if not isinstance(error, TargetExists):     # it may have been made after all
+                with self._lock:
+                    self._listed.pop(folder, None)
+            raise
+        finally:
+            self._making.discard(path)
 
 
 Listing = list[Entry]       # named because a FileServer has a method of the name list
@@ -2887,7 +2939,7 @@ class FileServer(abc.ABC):
         """Raises TargetExists instead of replacing a target, FileGone, FileRefused. FTP has no "unless it
         exists": a target that another client makes between the look and the command is lost there."""
         path, target = self._full(path), self._full(target)
-        with self.habits.names.making(target):
+        with self.habits.making(target):
             if self.exists(target, False):        # SFTP servers replace it as well, which the draft (6.5) forbids
                 raise TargetExists(f"{target} exists")
             try:
@@ -2962,9 +3014,9 @@ class FileServer(abc.ABC):
     def _is_listed(self, path: str, fresh: bool) -> bool:
         """Whether the name is in the whole listing of its folder."""
         folder, name = split_path(path)
-        listed = None if fresh else self.habits.names.get(folder)
+        listed = None if fresh else self.habits.listed(folder)
         if listed is None:
-            with self.habits.names.listing(folder) as listed:
+            with self.habits.listing_of(folder) as listed:
                 try:
                     listed.names.update(entry.name for entry in self.list(folder))
                 except FileGone:
@@ -3003,19 +3055,16 @@ class FileServer(abc.ABC):
         try:
             watchdog.start()
             self._open()
-        except ConfigError:
-            self.close()
-            raise
+            if self._expired:
+                raise socket.timeout()
         except Exception as error:
             if isinstance(error, Error) and not self._aborted and not self._expired:
                 self.close()
                 raise self._masked(error) from None
-            raise self._lost("connecting", socket.timeout() if self._expired else error) from error
+            raise self._lost("connecting", error) from error
         finally:
             self.preparing = False
             watchdog.cancel()
-        if self._expired:
-            raise self._lost("connecting", socket.timeout())
 
     def close(self, orderly: bool = True) -> None:
         """Drop the connection without a goodbye; harmless if there is none. Not orderly: what is unsent stays so."""
@@ -3132,7 +3181,7 @@ class FileServer(abc.ABC):
             error = error.__cause__
         if self._aborted:
             why = "aborted"
-        elif isinstance(error, socket.timeout):
+        elif self._expired or isinstance(error, socket.timeout):
             why = f"no answer within {self.timeout:g} s"
         elif isinstance(error, ssl.SSLCertVerificationError):
             why = (f"the server's certificate is not trusted ({error.verify_message}); "
@@ -3513,65 +3562,6 @@ def login_folder(reply: str) -> Optional[str]:
     return bare[1] if bare else None
 
 
-class Listed:
-    """What is known of a folder by a listing of it."""
-
-    def __init__(self) -> None:
-        self.names: set[str] = set()                    # while it is under way: what was made meanwhile
-        self.unread: Sequence[str] = ()
-        self.over = float("inf")                        # when it ended; -inf: it failed
-
-
-class Names:
-    """Names in folders, as all connections of a pool know them: listings a few seconds old, and what was made since."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._listed: dict[str, Listed] = {}
-        self._making: set[str] = set()                          # paths
-        self.unanswered: set[str] = set()                       # commands that got no answer at all
-
-    def get(self, folder: str) -> Optional[Listed]:
-        """At most NAMES_SERVE seconds old."""
-        listed, now = self._listed.get(folder), time.monotonic()
-        return listed if listed and now - NAMES_SERVE < listed.over <= now else None
-
-    @contextlib.contextmanager
-    def listing(self, folder: str) -> Iterator[Listed]:
-        """Around a listing of the folder."""
-        oldest = time.monotonic() - NAMES_SERVE
-        with self._lock:
-            self._listed = {place: listed for place, listed in self._listed.items() if listed.over > oldest}
-            self._listed[folder] = listed = Listed()
-        over = float("-inf")
-        try:
-            yield listed
-            over = time.monotonic()
-        finally:
-            listed.over = over
-
-    @contextlib.contextmanager
-    def making(self, path: str) -> Iterator[None]:
-        """Around what gives a file this path. Raises TargetExists where another connection is about to."""
-        folder, name = split_path(path)
-        with self._lock:
-            if path in self._making:
-                raise TargetExists(f"{path} is just being made")
-            self._making.add(path)
-        try:
-            yield
-            with self._lock:
-                if folder in self._listed:
-                    self._listed[folder].names.add(name)
-        except BaseException as error:
-            if not isinstance(error, TargetExists):     # it may have been made after all
-                with self._lock:
-                    self._listed.pop(folder, None)
-            raise
-        finally:
-            self._making.discard(path)
-
-
 class FtpClient(ftplib.FTP):
     """The standard library's client with names as latin-1 bytes, and what it lacks: its reader bounds neither time nor
     lines, is lost after a timeout, and takes what came before a TLS handshake for said under it; it knows EPSV for IPv6
@@ -3830,7 +3820,7 @@ class Looker:
         """On a new connection."""
         self.yes: dict[str, str] = {}                   # commands that said yes to a file, and its folder
         self._no: dict[str, str] = {}                   # what they say of a name that cannot be there
-        self.useless = self._server.habits.names.unanswered | (set() if mlst else {"MLST"})
+        self.useless = self._server.habits.unanswered | (set() if mlst else {"MLST"})
 
     def there(self, path: str) -> Optional[bool]:
         """None: only a listing can tell."""
@@ -3897,7 +3887,7 @@ class Looker:
         except _Broken as error:
             if not isinstance(error.__cause__, socket.timeout):
                 raise
-            self._server.habits.names.unanswered.add(command)
+            self._server.habits.unanswered.add(command)
             self._server.connect()
             return "", ""
         if not reply.startswith(self.YES[command]):
@@ -4048,7 +4038,8 @@ class FtpServer(FileServer):
         """list() changes the working folder of the session, so relative paths are joined to the login folder."""
         if path.startswith("/"):
             return path
-        self._line("")
+        if self._ftp.sock is None:
+            self.connect()
         if self._home is None:
             raise FileRefused(f"{path!r}: the server does not tell its login folder; use a full path")
         return self._home if path in ("", ".") else f"{self._home.rstrip('/')}/{path}"
@@ -4110,12 +4101,16 @@ class FtpServer(FileServer):
     def same(self, path: str, seen: Entry) -> Optional[bool]:
         path = self._full(path)
         told = self._looker.entry(path)
-        if told is not None and told.kind == seen.kind and (told.mtime or not seen.mtime):
-            same = same_version(seen, told, self.habits.zones)
-            if same or (same is False and "=" in seen.mtime):       # that time came from such a look
-                return same
-        # Anything else may be due to zones, rights or links: the listing is what `seen` came from.
-        now = self._find(path)
+        comparable = told and told.kind == seen.kind and (told.mtime or not seen.mtime)
+        return self._is_version(path, seen, told if comparable else None)
+
+    def _is_version(self, path: str, seen: Entry, told: Optional[Entry], now: Optional[Entry] = None) -> Optional[bool]:
+        """same() by what a question told, if that fits, or if the time seen came from one. Anything else may be due to
+        zones, rights or links: then the listing decides, which is what `seen` came from."""
+        same = told and same_version(seen, told, self.habits.zones)
+        if same or (same is False and "=" in seen.mtime):
+            return same
+        now = now or self._find(path)
         if now is None:
             return None
         if told is not None:
@@ -4157,7 +4152,6 @@ class FtpServer(FileServer):
     def fetch_many(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
         fetched: list[tuple[Job, str]] = []
         wrong: list[tuple[Job, FileChanged]] = []
-        together = self._listing_pays(jobs)
         lost: Optional[ServerDown] = None
         for number, job in enumerate(jobs):
             self.unasked, self._ftp.asked = jobs[number + 1:], False
@@ -4174,10 +4168,7 @@ class FtpServer(FileServer):
                 yield job, error
             else:
                 fetched.append((job, before))
-                if not together:
-                    yield from self._looked_at(fetched, False)
-                    fetched = []
-        yield from self._looked_at(fetched, True)
+        yield from self._looked_at(fetched)
         for job, changed in wrong:
             yield job, self._explained(job, changed)
         if lost is not None:
@@ -4244,9 +4235,9 @@ class FtpServer(FileServer):
         told = self._looker.timed(self._full(job.path), job.size)
         return told.mtime if told else ""
 
-    def _looked_at(self, fetched: Sequence[tuple[Job, str]], together: bool) -> Iterator[tuple[Job, Optional[Error]]]:
+    def _looked_at(self, fetched: Sequence[tuple[Job, str]]) -> Iterator[tuple[Job, Optional[Error]]]:
         """The outcome of each file that was fetched whole, on a new connection if this one is lost."""
-        left = deque(fetched)
+        left, together = deque(fetched), self._listing_pays([job for job, _ in fetched])
         while left:
             connected = self._ftp.sock is not None
             try:
@@ -4276,17 +4267,14 @@ class FtpServer(FileServer):
             return None
         try:
             with self._talking(f"looking at {job.path}"):
-                told = self._looker.timed(self._full(job.path), job.size)
-                same = told and same_version(seen, told, self.habits.zones)
-                if told and ((same is False and "=" in seen.mtime)
-                             or (before and not same_version(told._replace(mtime=before), told))):
-                    return FileChanged(f"{job.path}: written to while it was fetched")
-                if not same and now is None and (told or self.habits.spare_listing):
-                    self.habits.spare_listing = self.habits.spare_listing and told is not None
-                    now = self._find(self._full(job.path))
+                path = self._full(job.path)
+                told = self._looker.timed(path, job.size)
+                listing = told or now or self.habits.spare_listing
+                self.habits.spare_listing = bool(self.habits.spare_listing and (told or now))
+                same = self._is_version(path, seen, told, now) if listing else None
         except FileRefused as refused:
             return FileChanged(f"{job.path}: whether it still is the version listed: {refused}")
-        if not same and now and (now.kind != "file" or not same_version(seen, now)):
+        if same is False or (told and before and not same_version(told._replace(mtime=before), told)):
             return FileChanged(f"{job.path}: another version than the one listed")
         joined = told and self._looker.joined(seen, told)
         if joined:

@@ -553,12 +553,12 @@ def test_a_time_that_sftp_cannot_be_compared_with_is_no_file_that_is_gone(tmp_pa
 
 
 def test_many_moves_cost_no_more_than_few() -> None:
-    names = ftpcoord.Names()
+    habits = ftpcoord.Habits()
 
     def seconds(first: int) -> float:
         began = time.process_time()
         for number in range(first, first + 2000):
-            with names.making(f"/done/{number}"):
+            with habits.making(f"/done/{number}"):
                 pass
         return time.process_time() - began
 
