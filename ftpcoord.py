@@ -4624,7 +4624,7 @@ class _Failure(FileRefused):
 REFUSALS: dict[int, type[Error]] = {1: _EndOfFile, 2: FileGone, 4: _Failure}    # by status
 
 
-def _refusal(path: str, kind: int, fields: _Fields) -> Error:
+def _status_error(path: str, kind: int, fields: _Fields) -> Error:
     """The Error that a STATUS tells. Raises _Broken if it is another answer."""
     if kind != STATUS:
         raise _Broken(f"an SFTP answer of kind {kind} that was not asked for")
@@ -4750,7 +4750,7 @@ class SftpPipeline:
             file.handle = fields.handle()
             self._hungry.append(file)
             return
-        error = _refusal(file.job.path, kind, fields)
+        error = _status_error(file.job.path, kind, fields)
         if self._alone or not isinstance(error, _Failure):
             raise error
         self._again.append(file.job)
@@ -4763,7 +4763,7 @@ class SftpPipeline:
             if len(data) > length:
                 raise _Broken("an SFTP server that sends more than was asked for")
         else:
-            error = _refusal(path, kind, fields)
+            error = _status_error(path, kind, fields)
             if not isinstance(error, _EndOfFile):
                 raise FileRefused(str(error))
         end = offset + len(data)
@@ -4802,7 +4802,7 @@ class SftpPipeline:
                 self._look(file, LSTAT)
             return
         error: Optional[Error] = problem or another
-        if kind != ATTRS and isinstance(_refusal(job.path, kind, fields), FileGone):
+        if kind != ATTRS and isinstance(_status_error(job.path, kind, fields), FileGone):
             error = None if file.whole else FileGone(str(problem))
         elif same:
             error = None if file.whole else FileRefused(f"{problem}, which is what it still lists")
@@ -5004,7 +5004,7 @@ class SftpServer(FileServer):
         with self._effect():
             kind, fields = session.call(kind, body)
         if kind != STATUS or fields.peek() != OK:
-            raise _refusal(path, kind, fields)
+            raise _status_error(path, kind, fields)
 
     @conversation("looking at")
     def absolute(self, path: str) -> str:
@@ -5012,14 +5012,14 @@ class SftpServer(FileServer):
         if kind == NAME and fields.number():
             return normal_path(decode_name(bytes(fields.string()), self.encoding))
         if not path.startswith("/"):
-            raise _refusal(path, kind, fields)
+            raise _status_error(path, kind, fields)
         return normal_path(path)
 
     @conversation("listing")
     def list(self, folder: str) -> Listing:
         kind, fields = self._ask(OPENDIR, folder)
         if kind != HANDLE:
-            raise _refusal(folder, kind, fields)
+            raise _status_error(folder, kind, fields)
         handle = fields.handle()
         entries: Listing = []
         vague: list[str] = []           # names whose attributes tell no kind
@@ -5042,7 +5042,7 @@ class SftpServer(FileServer):
                 else:
                     entries.append(entry)
         self._talk().call(CLOSE, handle)
-        error = None if kind == NAME else _refusal(folder, kind, fields)
+        error = None if kind == NAME else _status_error(folder, kind, fields)
         if error is not None and not isinstance(error, _EndOfFile):
             raise FileRefused(str(error)) if seen else error    # what showed something is there
         self.unread = []
@@ -5064,7 +5064,7 @@ class SftpServer(FileServer):
     def same(self, path: str, seen: Entry) -> Optional[bool]:
         encode_name(path, self.encoding)                # a path that is never sent is no question for a listing
         kind, fields = self._ask(LSTAT, path)
-        if kind != ATTRS and isinstance(_refusal(path, kind, fields), FileGone):
+        if kind != ATTRS and isinstance(_status_error(path, kind, fields), FileGone):
             return None
         now = (fields.entry(path) if kind == ATTRS else None) or self._find(path)
         return None if now is None else now.kind == seen.kind and bool(same_version(now, seen))
@@ -5073,28 +5073,23 @@ class SftpServer(FileServer):
         kind, fields = self._ask(LSTAT, path)
         if kind == ATTRS:
             return True
-        return False if isinstance(_refusal(path, kind, fields), FileGone) else None
+        return False if isinstance(_status_error(path, kind, fields), FileGone) else None
 
     def fetch_many(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
-        complete, pipeline, ended = False, None, 0
+        pipeline, ended = None, 0
         try:
-            with self._talking("fetching"):
+            with self._talking("fetching"):             # left early, it closes: answers are under way
                 pipeline = SftpPipeline(self._talk(), self.encoding)
                 for job, error in pipeline.run(jobs):
                     ended += 1
                     yield job, error and self._masked(error)
-            complete = True
         except ServerDown:
-            fetched = [download.job for download in (pipeline.fetched if pipeline else ())]
+            fetched = [file.job for file in pipeline.fetched] if pipeline else []
             for job in fetched:
                 changed = job.seen is not None and self.same(job.path, job.seen) is False    # on a new connection
                 yield job, FileChanged(f"{job.path}: another version than the one listed") if changed else None
-            complete = ended + len(fetched) == len(jobs)
-            if not complete:
+            if ended + len(fetched) < len(jobs):
                 raise
-        finally:
-            if not complete:            # answers are under way that nobody waits for any more
-                self.close()
 
     @conversation("deleting")
     def delete(self, path: str) -> None:
@@ -5122,7 +5117,7 @@ class SftpServer(FileServer):
         handle = fields.handle()
         kind, fields = self._talk().call(READDIR, handle)       # and such that open whatever they are told to
         self._talk().call(CLOSE, handle)
-        return kind == NAME or isinstance(_refusal(path, kind, fields), _EndOfFile)
+        return kind == NAME or isinstance(_status_error(path, kind, fields), _EndOfFile)
 
     def quiet(self) -> bool:
         return self._session is None or self._session.open()
@@ -5385,8 +5380,8 @@ class Selector:
             companion = companions.get(found.path + suffix)
             if companion is None:
                 return "skip", f"its marker {suffix} is not there"
-            if is_older(companion, entry):  # it belongs to an earlier version
-                return "warn", f"its marker {suffix} is older than the file"
+            if any(x[: len(y)] < y[: len(x)] for x, y in zip(times_of(companion.mtime), times_of(entry.mtime))):
+                return "warn", f"its marker {suffix} is older than the file"  # it belongs to an earlier version
         mtime = None if config.max_age is None else epoch_seconds(entry.mtime)
         if config.max_age is not None and mtime is not None and time.time() - mtime > config.max_age:
             return "skip", "older than max_age"
@@ -5424,12 +5419,6 @@ class Selector:
             return entry.size if key == "size" else 0, "" if key == "name" else entry.mtime, work.path
 
         return sorted(works, key=rank, reverse=self.config.sort.startswith("-"))
-
-
-def is_older(a: Entry, b: Entry) -> bool:
-    """Whether one listed file is older than another, as far as their times show it."""
-    pairs = zip(times_of(a.mtime), times_of(b.mtime))
-    return any(x[: len(y)] < y[: len(x)] for x, y in pairs)
 
 
 # -- names and patterns -----------------------------------------------------------------------------------------------
