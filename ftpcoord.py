@@ -1304,8 +1304,9 @@ class Store(Protocol):
     def look(self, group: str, member: str) -> View:
         """Writes the member's heartbeat, unless its id is the holder's, and shows the holder."""
 
-    def first(self, group: str, member: str, term: int) -> Optional[int]:
-        """Makes the token row of a group that has none, and beats; the term won, or None."""
+    def first(self, group: str, member: str, term: int, timed: bool) -> Optional[int]:
+        """Makes the token row of a group that has none, and beats; the term won, or None. `timed`: one that is above
+        the database's time in seconds, too."""
 
     def take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> Optional[int]:
         """Takes the token under the next term, and beats, if holder and term are those `seen`; the term won, or None.
@@ -1518,7 +1519,7 @@ class Database(abc.ABC):
     LOOK = """
         SELECT t.task_id, t.term, t.task_id = :member, $stamp, $age, $epoch, h.last_heartbeat = $released
           FROM (SELECT 1 AS one) o LEFT JOIN token_holder t ON t.group_id = :group LEFT JOIN $his_row"""
-    FIRST = "INSERT INTO token_holder (group_id, task_id, term) VALUES (:group, :member, :term) $ignore RETURNING term"
+    FIRST = "INSERT INTO token_holder (group_id, task_id, term) VALUES (:group, :member, $first_term) $ignore $won"
     TAKE = """
         $lock(:holder) UPDATE token_holder AS t SET task_id = :member, term = t.term + 1
          WHERE $seen AND EXISTS (
@@ -1532,7 +1533,7 @@ class Database(abc.ABC):
     # Its result is twice the term, plus one if a request to step down is there.
     RENEW = """
         $lock(:member) UPDATE health_check AS h SET last_heartbeat = $moved
-         WHERE group_id = :group AND task_id = :member AND EXISTS (SELECT 1 FROM token_holder t WHERE $held)
+         WHERE group_id = :group AND task_id = :member AND EXISTS (SELECT 1 FROM token_holder t WHERE $renewable)
         RETURNING 2 * :term + (
                SELECT COUNT(*) FROM health_check r WHERE r.group_id = :group AND r.task_id = :request)"""
     RELEASE = RENEW.replace("$moved", "$released")
@@ -1592,15 +1593,16 @@ class Database(abc.ABC):
          ORDER BY CASE WHEN state = 'quarantined' THEN 0 ELSE 1 END, updated_at DESC LIMIT 20"""
 
     WORDS: ClassVar[dict[str, str]] = {  # beside those that depend on the heartbeat column: now, tick
+        # Where somebody else wrote NULL, infinity or a date beyond all others, a renewal that is carried out late could
+        # leave a time older than the last one: the lease is lost, and won anew.
+        "renewable": "$held AND h.last_heartbeat < '9999-01-01'",
         "held": "t.group_id = :group AND t.task_id = :member AND t.term = :term",
         "seen": "t.group_id = :group AND t.task_id = :holder AND t.term = :old_term",
         "as_seen": "(h.last_heartbeat = :stamp OR :stamp IS NULL AND h.last_heartbeat IS NULL) "
         "AND (0 = :aged OR h.last_heartbeat < $shifted($now, -:stale_after))",
         "his_row": "health_check h ON h.group_id = t.group_id AND h.task_id = t.task_id",
         "beat_of": "INSERT INTO health_check (task_id, group_id, last_heartbeat) SELECT :member, :group, $now FROM",
-        # Beyond all dates, and at PostgreSQL's infinity, a step would not move it.
-        "moved": "CASE WHEN h.last_heartbeat > $now AND h.last_heartbeat < '9999-01-01' "
-        "THEN $shifted(h.last_heartbeat, $tick) ELSE $now END",
+        "moved": "CASE WHEN h.last_heartbeat > $now THEN $shifted(h.last_heartbeat, $tick) ELSE $now END",
         "stamp": "CASE WHEN h.task_id IS NOT NULL THEN COALESCE(CAST(h.last_heartbeat AS $text), '') END",
         "age": "$seconds(last_heartbeat, $now)",
         "since": "$seconds(updated_at, $utc)",
@@ -1610,6 +1612,7 @@ class Database(abc.ABC):
         "same": " AND ".join(["file_id = id", *(f"l.{name} = old_{name}" for name in OLD)]),
         "set": ", ".join(f"{name} = new_{name}" for name in NEW[1:])
         + ", updated_at = $utc, next_attempt_at = $shifted($utc, delay)",
+        "first_term": "CASE WHEN 1 = :timed AND $second >= :term THEN $second + 1 ELSE :term END",
         "ignore": "ON CONFLICT DO NOTHING",
         "or_update": "ON CONFLICT (task_id, group_id) DO UPDATE SET",
         "won": "RETURNING term",
@@ -1842,8 +1845,9 @@ class Database(abc.ABC):
             self.check_ids(group, member)
         return View(holder, int(term or 0), bool(mine), stamp, _number(age), float(now), took, bool(released))
 
-    def first(self, group: str, member: str, term: int) -> Optional[int]:
-        return self._seated(group, member, self.execute(self.FIRST, group=group, member=member, term=term))
+    def first(self, group: str, member: str, term: int, timed: bool = False) -> Optional[int]:
+        rows = self.execute(self.FIRST, group=group, member=member, term=term, timed=int(timed))
+        return self._seated(group, member, rows)
 
     def take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> Optional[int]:
         values: dict[str, Any] = {"group": group, "member": member, "holder": seen.holder, "old_term": seen.term}
@@ -2016,6 +2020,7 @@ class PostgreSQL(Database):
         **Database.WORDS,
         "utc": "(CURRENT_TIMESTAMP AT TIME ZONE 'UTC')",
         "epoch": "EXTRACT(EPOCH FROM CURRENT_TIMESTAMP)::float8",
+        "second": "FLOOR($epoch)::bigint",
         "seconds": "CASE WHEN isfinite({0}) THEN EXTRACT(EPOCH FROM {1} - {0})::float8 END",
         "shifted": "{0} + interval '1 second' * ({1})",
         "released": "'1970-01-01 00:00:01+00'",  # columns without time zone pass over it
@@ -2111,7 +2116,7 @@ class MySQL(Database):
     """
 
     FIRST = """
-        INSERT INTO token_holder (group_id, task_id, term) VALUES (:group, :member, $tell(:term))
+        INSERT INTO token_holder (group_id, task_id, term) VALUES (:group, :member, $tell($first_term))
             ON DUPLICATE KEY UPDATE term = term + $tell(0)"""
     TAKE = """
         UPDATE token_holder t STRAIGHT_JOIN $his_row
@@ -2123,7 +2128,7 @@ class MySQL(Database):
           LEFT JOIN health_check r ON r.group_id = t.group_id AND r.task_id = :request
            SET t.term = t.term + 0 * $tell(2 * t.term + CASE WHEN r.task_id IS NULL THEN 0 ELSE 1 END),
                h.last_heartbeat = $moved
-         WHERE $held"""
+         WHERE $renewable"""
     RELEASE = RENEW.replace("$moved", "$released")
     CHANGE = """
         UPDATE token_holder t, file_ledger l, (:changes) v
@@ -2144,6 +2149,7 @@ class MySQL(Database):
         **Database.WORDS,
         "utc": "UTC_TIMESTAMP(6)",
         "epoch": "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', $utc) / 1000000.0",
+        "second": "CAST(FLOOR($epoch) AS SIGNED)",
         "seconds": "TIMESTAMPDIFF(MICROSECOND, {0}, {1}) / 1000000.0",
         "shifted": "{0} + INTERVAL 1000000 * ({1}) MICROSECOND",
         "share": "LOCK IN SHARE MODE",  # READ COMMITTED would not lock it by itself
@@ -2261,6 +2267,7 @@ class SQLite(Database):
         **Database.WORDS,
         "utc": "strftime('%Y-%m-%d %H:%M:%f', 'now')",
         "epoch": "(julianday($utc) - julianday('1970-01-01')) * 86400.0",
+        "second": "CAST($epoch AS INTEGER)",
         "seconds": "(julianday({1}) - julianday({0})) * 86400.0",
         "shifted": "strftime('%Y-%m-%d %H:%M:%f', {0}, ({1}) || ' seconds')",
     }
@@ -2569,10 +2576,11 @@ class Election:
             return None
         # 2. Above every term that was ever won: where the last ones left no number, time has gone by at least as fast.
         last = max(self._seen_term, self.store.last_term(self.group))
-        if last or traces:
+        timed = bool(last or traces)
+        if timed:  # a time may be ahead of it; that of the look may be long past
             ages = [0.0, *(row.age for row in (*rows.values(), *found.values()))]
             last = max(last, int(view.now - min(ages)))
-        return self.store.first(self.group, self.member, last + 1)
+        return self.store.first(self.group, self.member, last + 1, timed)
 
     def _may_hold(
         self, member: str, row: Optional[MemberRow], found: Mapping[str, MemberRow], missing: Mapping[str, MemberRow]

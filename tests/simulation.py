@@ -493,10 +493,12 @@ class SimDatabase(Tables):
     def _shown(stamp: Optional[float]) -> str:
         return "" if stamp is None else repr(stamp)
 
-    def first(self, clock: float, snapshot: Tables, group: str, member: str, term: int) -> list[Any]:
+    def first(
+        self, clock: float, snapshot: Tables, group: str, member: str, term: int, timed: int
+    ) -> list[Any]:  # fmt: skip
         if self.token is not None:
             return []
-        return self._won(clock, member, term)
+        return self._won(clock, member, max(term, int(clock) + 1) if timed else term)
 
     def take(
         self, clock: float, snapshot: Tables, group: str, member: str, holder: str, old_term: int,
@@ -532,15 +534,15 @@ class SimDatabase(Tables):
         return []
 
     def renew(self, clock: float, snapshot: Tables, group: str, member: str, term: int, request: str) -> list[Any]:
-        if self.token != (member, term) or member not in self.health:
+        heartbeat, now = self.health.get(member), self.column(clock)
+        if self.token != (member, term) or heartbeat is None:
             return []
-        heartbeat, now = self.health[member], self.column(clock)
-        self.health[member] = heartbeat + self.tick if heartbeat is not None and heartbeat > now else now
+        self.health[member] = heartbeat + self.tick if heartbeat > now else now
         asked = request in self._read(snapshot).health
         return [(2 * term + asked,)]
 
     def release(self, clock: float, snapshot: Tables, group: str, member: str, term: int, request: str) -> list[Any]:
-        if self.token == (member, term) and member in self.health:
+        if self.token == (member, term) and self.health.get(member) is not None:
             self.health[member] = RELEASED_STAMP
             WORLD.released()
         return []

@@ -111,7 +111,7 @@ def test_a_heartbeat_column_with_time_zone_serves_as_well(tables: Tables) -> Non
 
 
 @POSTGRES
-def test_a_heartbeat_of_infinity_is_one_that_does_not_move_until_it_is_renewed(tables: Tables) -> None:
+def test_a_heartbeat_of_infinity_is_one_that_does_not_move_until_a_new_term_is_won(tables: Tables) -> None:
     tables.apply()
     a, b = tables.open(), tables.open()
     assert a.first("g", "a", 1) == 1
@@ -119,10 +119,11 @@ def test_a_heartbeat_of_infinity_is_one_that_does_not_move_until_it_is_renewed(t
     view = b.look("g", "b")
     assert (view.stamp, view.age) == ("infinity", None)
     assert [row.age > 86400 for row in b.members("g")] == [True, False]
-    assert a.renew("g", "a", 1).held
+    assert not a.renew("g", "a", 1).held
+    assert a.take("g", "a", a.look("g", "a"), 4, "own") == 2
     assert b.take("g", "b", view, 4, "still") is None
     tables.database.execute("UPDATE health_check SET last_heartbeat = 'infinity'")
-    assert b.take("g", "b", view, 4, "still") == 2
+    assert b.take("g", "b", b.look("g", "b"), 4, "still") == 3
 
 
 @POSTGRES

@@ -518,16 +518,30 @@ def test_a_heartbeat_of_null_has_no_age_and_is_one_that_does_not_move(
     assert store.renew("g", "b", 2).held
 
 
-def test_a_renewal_replaces_a_heartbeat_of_null_and_is_not_taken_for_it(
+def test_a_heartbeat_of_null_cannot_be_renewed_and_its_holder_wins_a_new_term_at_once(
     shared: Tables, store: ftpcoord.Database
 ) -> None:
     holding(shared, store)
     nullable(shared)
     shared.database.execute("UPDATE health_check SET last_heartbeat = NULL")
     view = store.look("g", "b")
-    assert store.renew("g", "a", 1).held
+    assert not store.renew("g", "a", 1).held, "a late one would leave a time older than the one that was lost"
+    assert store.look("g", "b").age is None
+    assert store.take("g", "a", store.look("g", "a"), 4, "own") == 2
+    assert store.renew("g", "a", 2).held
     assert store.take("g", "b", view, 4, "still") is None
     assert store.look("g", "b").age is not None
+
+
+def test_a_first_term_that_is_to_be_timed_is_so_at_the_moment_of_the_claim(
+    shared: Tables, store: ftpcoord.Database
+) -> None:
+    seconds = store.look("g", "a").now
+    assert store.first("g", "a", 7, timed=True) in (int(seconds) + 1, int(seconds) + 2)
+    shared.database.execute("DELETE FROM token_holder")
+    assert store.first("g", "a", 2**40, timed=True) == 2**40
+    shared.database.execute("DELETE FROM token_holder")
+    assert store.first("g", "a", 7) == 7
 
 
 def test_a_leaving_standby_removes_its_row_but_never_the_holders(shared: Tables, store: ftpcoord.Database) -> None:

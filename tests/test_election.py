@@ -262,9 +262,10 @@ class MemoryStore:
         rows: list[MemberRow] = self._call("members", effect)
         return rows
 
-    def first(self, group: str, member: str, term: int) -> Optional[int]:
+    def first(self, group: str, member: str, term: int, timed: bool = False) -> Optional[int]:
         def effect() -> Optional[int]:
-            return self._win(member, term) if self.holder is None else None
+            least = int(self.now) + 1 if timed else term
+            return self._win(member, max(term, least)) if self.holder is None else None
 
         won: Optional[int] = self._call("first", effect, term)
         return won
@@ -905,6 +906,23 @@ def test_the_first_term_lies_above_the_time_of_every_heartbeat_that_is_left(stor
     site = Site(store)
     run(60, site, until=lambda: site.active)
     assert site.term >= store.stamps["x"]
+
+
+def test_the_first_term_is_timed_when_it_is_claimed_not_when_the_token_was_seen_missing(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is stopped in between, so long that another one can win a term and lose its token row."""
+    store.stamps["x"] = store.now
+    pause = 100.0
+
+    def last_term(group: str) -> int:
+        store.clock.now += pause
+        return 0
+
+    monkeypatch.setattr(store, "last_term", last_term)
+    site = Site(store)
+    run(600, site, until=lambda: "first" in store.calls)
+    assert store.term > store.now - 1
 
 
 def test_standing_still_is_counted_from_the_end_of_a_slow_look(store: MemoryStore) -> None:
