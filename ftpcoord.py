@@ -1534,8 +1534,9 @@ class Database(abc.ABC):
     RENEW = """
         $lock(:member) UPDATE health_check AS h SET last_heartbeat = $moved
          WHERE group_id = :group AND task_id = :member AND EXISTS (SELECT 1 FROM token_holder t WHERE $renewable)
-        RETURNING 2 * :term + (
-               SELECT COUNT(*) FROM health_check r WHERE r.group_id = :group AND r.task_id = :request)"""
+        RETURNING (
+               SELECT COUNT(*) FROM health_check r WHERE r.group_id = :group AND r.task_id = :request
+               ) + :term + :term -- in this order BIGINT: twice a term of these days is no INTEGER"""
     RELEASE = RENEW.replace("$moved", "$released")
     LEAVE = """
         DELETE FROM health_check WHERE group_id = :group AND task_id = :member
