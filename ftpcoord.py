@@ -8925,6 +8925,8 @@ class StatusServer:
                 self._peers.pop(connection, None)
 
     def _answer(self, request: bytes) -> bytes:
+        from http import HTTPStatus
+
         first, *fields = request.decode("latin-1").split("\n")
         words = first.split()
         method, target, version = words if len(words) == 3 else ("", "", "")
@@ -8933,17 +8935,17 @@ class StatusServer:
         kind, body = "text/plain", ""
         try:
             if len(request) > HTTP_BYTES:
-                status, body = "431 Request Header Fields Too Large", "too long\n"
+                status, body = 431, "too long\n"
             elif not version.startswith("HTTP/1."):
-                status, body = "400 Bad Request", "not an HTTP/1 request\n"
+                status, body = 400, "not an HTTP/1 request\n"
             elif method not in ("GET", "HEAD"):
-                status, body = "405 Method Not Allowed", "GET and HEAD only\n"
+                status, body = 405, "GET and HEAD only\n"
             elif len(hosts) > 1:
-                status, body = "400 Bad Request", "more than one Host\n"
+                status, body = 400, "more than one Host\n"
             elif path not in FOR_ANY_HOST and not self._is_ours("".join(hosts)):
-                status, body = "421 Misdirected Request", "this Host is no name of ours: use the address\n"
+                status, body = 421, "this Host is no name of ours: use the address\n"
             elif path not in PROBES and not self._pages.acquire(blocking=False):
-                status, body = "503 Service Unavailable", "too many ask at once\n"
+                status, body = 503, "too many ask at once\n"
             else:
                 try:
                     status, kind, body = self._route(target)
@@ -8952,13 +8954,13 @@ class StatusServer:
                         self._pages.release()
         except Exception as exc:
             event("http_failed", logging.ERROR, exc=exc, error=reason(exc))
-            status, body = "500 Internal Server Error", "an error of ours; the log tells it\n"
+            status, body = 500, "an error of ours; the log tells it\n"
         content = body.encode("utf-8", "backslashreplace")
         head = (
-            f"HTTP/1.1 {status}\r\nContent-Type: {kind}; charset=utf-8\r\nContent-Length: {len(content)}\r\n"
-            f"Content-Security-Policy: {POLICY}\r\nX-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n"
-            "Cross-Origin-Resource-Policy: same-origin\r\nCache-Control: no-store\r\nAllow: GET, HEAD\r\n"
-            "Connection: close\r\n\r\n"
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {kind}; charset=utf-8\r\n"
+            f"Content-Length: {len(content)}\r\nContent-Security-Policy: {POLICY}\r\nAllow: GET, HEAD\r\n"
+            "X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\nCache-Control: no-store\r\n"
+            "Cross-Origin-Resource-Policy: same-origin\r\nConnection: close\r\n\r\n"
         )
         return head.encode("latin-1") + (b"" if method == "HEAD" else content)
 
@@ -8975,28 +8977,28 @@ class StatusServer:
                 self._asking.release()
         return not name or name in self._names
 
-    def _route(self, target: str) -> tuple[str, str, str]:
+    def _route(self, target: str) -> tuple[int, str, str]:
         """Status, type and body. ?group=NAME: of that group alone."""
         path, _, query = target.partition("?")
         wanted = urllib.parse.parse_qs(query)
         group = wanted.get("group", [""])[0]
         chosen = [pair for pair in self._listeners if group in ("", pair[0].config.coordination_group)]
         if not chosen:
-            return "404 Not Found", "text/plain", "there is no such group here\n"
+            return 404, "text/plain", "there is no such group here\n"
         if path == "/":
             refresh = 0 if wanted.get("refresh") == ["0"] else 5
-            return "200 OK", "text/html", page([listener_status(*pair) for pair in chosen], refresh)
+            return 200, "text/html", page([listener_status(*pair) for pair in chosen], refresh)
         if path == "/status":
             found = [listener_status(*pair) for pair in chosen]
-            return "200 OK", "application/json", json.dumps(found[0] if len(found) == 1 else found) + "\n"
+            return 200, "application/json", json.dumps(found[0] if len(found) == 1 else found) + "\n"
         if path == "/metrics":
-            return "200 OK", "text/plain; version=0.0.4", metrics(chosen)
+            return 200, "text/plain; version=0.0.4", metrics(chosen)
         if path in PROBES:
             told = {listener.config.coordination_group: PROBES[path](listener) for listener, _ in chosen}
             well = "active" in told.values() if path == "/active" else {*told.values()} == {"ok"}
             lines = "".join(f"{group}: {text}\n" for group, text in told.items())
-            return "200 OK" if well else "503 Service Unavailable", "text/plain", lines
-        return "404 Not Found", "text/plain", "/, /status, /metrics, /livez, /readyz and /active are here\n"
+            return 200 if well else 503, "text/plain", lines
+        return 404, "text/plain", "/, /status, /metrics, /livez, /readyz and /active are here\n"
 
 
 def status_servers(listeners: Sequence[Listener]) -> Iterator[StatusServer]:
@@ -9176,19 +9178,15 @@ def command_dry_run(configs: Sequence[Config]) -> int:
         with contextlib.closing(open_server(config)) as server:
             listing = selector.walk(server)
         choice = selector.choose(listing, rows.get, set())
-        ready = {work.path for work in choice.ready}
-        taken = ready | {work.path for work in choice.unsettled}
+        taken = {work.path: "" for work in choice.ready}
+        taken.update((work.path, f"if it is unchanged {config.settle:g} s later") for work in choice.unsettled)
         listed = {found.path: found.entry for found in listing}
         for found in sorted(listing):
-            row = rows.get(found.path)
+            path, row = found.path, rows.get(found.path)
             row = row if row is not None and same_version(row, found.entry) else None
-            word, why = selector.verdict(found, row, listed, 0.0)
-            if word == "take" and found.path not in ready:
-                why = f"if it is unchanged {config.settle:g} s later"
-                why = why if found.path in taken else "just seen for the first time (min_age)"
-            word = "take" if found.path in taken else "skip"
-            line = f"{word}  {printable(found.path)}  {found.entry.size} B  {found.entry.mtime}  {printable(why)}"
-            print(line.rstrip())
+            why = selector.verdict(found, row, listed, 0.0)[1] or "just seen for the first time (min_age)"
+            word, why = ("take", taken[path]) if path in taken else ("skip", why)
+            print(f"{word}  {printable(path)}  {found.entry.size} B  {found.entry.mtime}  {printable(why)}".rstrip())
         for path, why in sorted(listing.skipped.items()):
             print(printable(f"skip  {printable(path)}  {why}"))
         limit = f", at most {config.max_files} in a poll" if 0 < config.max_files < len(taken) else ""

@@ -551,6 +551,16 @@ def test_a_stuck_output_does_not_keep_the_lease_when_the_work_must_be_cut(crew: 
         assert stuck.process.poll() is None
 
 
+def test_a_log_stream_that_was_closed_is_no_error() -> None:
+    script = (
+        "import io, ftpcoord\nstream = io.StringIO()\nftpcoord.start_logging('info', 'text', stream)\n"
+        "ftpcoord.event('starting')\nassert ' info starting' in stream.getvalue()\nstream.close()\n"
+        "ftpcoord.event('stopped')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=MODULE.parent, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_what_was_dropped_while_the_output_was_stuck_is_told_when_it_is_not(crew: Crew) -> None:
     code = """
 import logging, threading, ftpcoord

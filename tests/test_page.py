@@ -249,11 +249,11 @@ class Shown(ftpcoord.StatusServer):  # type: ignore[misc]
 
     groups: list[dict[str, Any]] = []
 
-    def _route(self, target: str) -> tuple[str, str, str]:
+    def _route(self, target: str) -> tuple[int, str, str]:
         path, _, query = target.partition("?")
         if path == "/":
-            return "200 OK", "text/html", ftpcoord.page(self.groups, 0 if query == "refresh=0" else 5)
-        return "404 Not Found", "text/plain", ""
+            return 200, "text/html", ftpcoord.page(self.groups, 0 if query == "refresh=0" else 5)
+        return 404, "text/plain", ""
 
 
 @pytest.fixture(scope="module")
