@@ -1299,13 +1299,13 @@ class Change(NamedTuple):
 
 
 class Store(Protocol):
-    """What the election asks of a database. After DatabaseDown or DatabaseRefused nothing is known."""
+    """What the election asks of a database. After an error nothing is known."""
 
     def look(self, group: str, member: str) -> View:
         """Writes the member's heartbeat, unless its id is the holder's, and shows the holder."""
 
     def first(self, group: str, member: str, term: int, timed: bool) -> Optional[int]:
-        """Makes the token row of a group that has none, and beats; the term won, or None. `timed`: one that is above
+        """Takes the token of a group that has none, and beats; the term won, or None. `timed`: one that is above
         the database's time in seconds, too."""
 
     def take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> Optional[int]:
@@ -1372,7 +1372,7 @@ LONGEST_REASON = 500  # characters of what a server says of an error
 SHORT_ERROR = 60  # characters that are left of an error that the ledger's column has no room for
 PLAIN = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")
 IN_CLEAR = (
-    "asks for the password in clear, or under a key of its own, and has not proved who it is; set database_tls to "
+    "it asks for the password in clear, or under a key of its own, and has not proved who it is; set database_tls to "
     "verify, with database_ca_file for a private authority"
 )
 # What a driver's error means, and what to do: the first kind whose pattern in the dialect's FAULTS fits.
@@ -1851,17 +1851,16 @@ class Database(abc.ABC):
         return self._seated(group, member, rows)
 
     def take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> Optional[int]:
-        values: dict[str, Any] = {"group": group, "member": member, "holder": seen.holder, "old_term": seen.term}
-        if why in ("absent", "own"):
-            rows = self.execute(self.TAKE_ABSENT, own=why == "own", **values)
-        else:
-            values.update(stale_after=stale_after, aged=why == "stale", stamp=seen.stamp or None)
-            rows = self.execute(self.TAKE, **values)
+        sql = self.TAKE_ABSENT if why in ("absent", "own") else self.TAKE
+        rows = self.execute(
+            sql, group=group, member=member, holder=seen.holder, old_term=seen.term, stamp=seen.stamp or None,
+            stale_after=stale_after, aged=why == "stale", own=why == "own",
+        )  # fmt: skip
         return self._seated(group, member, rows)
 
     def _seated(self, group: str, member: str, won: Sequence[Sequence[Any]]) -> Optional[int]:
         """The term won, once its heartbeat is written."""
-        term = int(won[0][0]) if won else 0
+        term = int(won[0][0]) if won else 0  # MySQL's FIRST tells 0 if it lost
         if term:
             self.execute(self.SEAT, group=group, member=member, term=term)
         return term if term and self.renew(group, member, term).held else None
@@ -2055,7 +2054,7 @@ class PostgreSQL(Database):
                 if kind == 3 and not trusted:
                     raise DatabaseRefused(IN_CLEAR)
                 if kind == 11 and cost and int(cost[1]) > MOST_ITERATIONS:
-                    raise DatabaseRefused("asks for too many rounds of SCRAM")
+                    raise DatabaseRefused("it asks for too many rounds of SCRAM")
                 super().handle_AUTHENTICATION_REQUEST(data, context)
 
         if how != "disable":
@@ -2070,7 +2069,7 @@ class PostgreSQL(Database):
         if standard != "on":
             raise DatabaseRefused("standard_conforming_strings must be on")
         if read_only != "off":
-            raise DatabaseDown("is read-only (a replica?)")
+            raise DatabaseDown("it is read-only (a replica?)")
 
     def _encrypted(self, sock: Any, host: str) -> Any:
         """The connection under TLS; as it is if the server has none, and database_tls is prefer."""
@@ -2224,7 +2223,7 @@ class MySQL(Database):
         )  # fmt: skip
         self.connection.connect(sock)
         if str(self._run("SELECT @@global.read_only")[0][0]) not in ("0", "OFF"):  # a number or, of late, a word
-            raise DatabaseDown("is read-only (a replica?)")
+            raise DatabaseDown("it is read-only (a replica?)")
 
     def _run(self, sql: str) -> list[Sequence[Any]]:
         with self.connection.cursor() as cursor:

@@ -502,7 +502,7 @@ class SimDatabase(Tables):
 
     def take(
         self, clock: float, snapshot: Tables, group: str, member: str, holder: str, old_term: int,
-        stamp: Optional[str], stale_after: float, aged: int,
+        stamp: Optional[str], stale_after: float, aged: int, own: int,
     ) -> list[Any]:  # fmt: skip
         if self.token != (holder, old_term) or holder not in self.health:
             return []
@@ -514,8 +514,9 @@ class SimDatabase(Tables):
         return self._won(clock, member, old_term + 1)
 
     def take_absent(
-        self, clock: float, snapshot: Tables, group: str, member: str, holder: str, old_term: int, own: int
-    ) -> list[Any]:
+        self, clock: float, snapshot: Tables, group: str, member: str, holder: str, old_term: int,
+        stamp: Optional[str], stale_after: float, aged: int, own: int,
+    ) -> list[Any]:  # fmt: skip
         if self.token != (holder, old_term) or not (own or holder not in self._read(snapshot).health):
             return []
         return self._won(clock, member, old_term + 1)

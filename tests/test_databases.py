@@ -277,7 +277,7 @@ def test_a_read_only_host_is_passed_over(request: pytest.FixtureRequest, name: s
             store = tables.unprepared(database=with_hosts(writable.url, f"127.0.0.1:{replica.port}", ""))
             assert store.execute(PORT[name]) == [[writable.port]] or store.execute(PORT[name]) == [(writable.port,)]
             alone = tables.unprepared(database=replica.url)
-            with pytest.raises(DatabaseDown, match=f"127.0.0.1:{replica.port} is read-only"):
+            with pytest.raises(DatabaseDown, match=f"127.0.0.1:{replica.port}: it is read-only"):
                 alone.execute(PORT[name])
             assert alone.connection is None
 
