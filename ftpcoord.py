@@ -2500,7 +2500,7 @@ class Election:
 
     def stop(self) -> None:
         """Removes this member's health row, if it is a standby's."""
-        with contextlib.suppress(DatabaseDown):
+        with contextlib.suppress(DatabaseDown, DatabaseRefused):
             self.store.leave(self.group, self.member)
 
     # -- standby ------------------------------------------------------------------------------------------------------
@@ -6492,6 +6492,7 @@ class Member:
         self._changed = threading.Condition()
         self._down: dict[str, str] = {}  # why the database cannot be used, as "heartbeat" and "ledger" found it
         self._down_said = 0.0
+        self._telling = threading.Lock()
         self._backoff = Backoff(1.0, 60.0)
         self._follows: Optional[str] = None  # the active member that was said last
 
@@ -6566,12 +6567,12 @@ class Member:
     def hand_over(self, why: str, hangs: bool = False) -> None:
         """Lets the work end and then gives the lease up. Work that hangs has `drain_timeout` to end."""
         lease, wanted = self.lease, self.wanted
-        if lease is None:
+        lost_at = min(wanted.lost_at, boot_clock() + self.config.drain_timeout if hangs else float("inf"))
+        if lease is None or (wanted.hand_over and lost_at == wanted.lost_at):
             return
         if not wanted.hand_over:
             event("handing_over", group=self.config.coordination_group, term=lease.term, reason=why)
-        lost_at = boot_clock() + self.config.drain_timeout if hangs else float("inf")
-        self.ask(hand_over=wanted.hand_over or why, lost_at=min(wanted.lost_at, lost_at))
+        self.ask(hand_over=wanted.hand_over or why, lost_at=lost_at)
 
     def hand_over_to_another(self, why: str) -> bool:
         """Hands over if another member is alive, which the next heartbeat asks the database; whether it does."""
@@ -6589,11 +6590,11 @@ class Member:
         self._note(**wishes)
         for function in list(self.on_hand_over) if self.wanted.stop or self.wanted.hand_over else ():
             function()
-        if self.work is None or self.wanted.another:  # else the end of the work comes first
-            with self._changed:
-                self.due = 0.0
-            if self.pulse is not None:
-                self.pulse.wake()
+        with self._changed:
+            at_once = self.work is None or self.wanted.another  # else the end of the work comes first
+            self.due = 0.0 if at_once else min(self.due, self.wanted.lost_at)
+        if self.pulse is not None:
+            self.pulse.wake()
 
     def _note(self, **wishes: Any) -> None:
         with self._changed:
@@ -6677,10 +6678,13 @@ class Member:
                 event("standby", group=election.group, active=view.holder, seen_term=view.term)
         if election.step_down_asked:
             self.hand_over("an operator asked for it")
-        if self.wanted.another:
+        why, hangs = self.wanted.another, self.progress.handler_overdue(boot_clock()) > 0
+        if hangs:  # alone it is better to go on with the other workers
+            why = f"a handler is over its time, and no end of it, for stall_timeout, {self.config.stall_timeout:g} s"
+        if why and election.lease is not None:
             others = [row for row in database.members(election.group) if row.member_id != election.member]
             if any(row.age <= self.timing.stale_after for row in others):
-                self.hand_over(self.wanted.another, self.progress.handler_overdue(boot_clock()) > 0)
+                self.hand_over(why, hangs)
             self._note(another="")
 
     def _failed(self, exc: Exception, database: Database) -> Optional[float]:
@@ -6719,7 +6723,7 @@ class Member:
     def _database(self, user: str, error: str) -> None:
         """What a user of the database found, "" if it answers. Trouble is said at once, then once a minute."""
         now, group = boot_clock(), self.config.coordination_group
-        with self._changed:
+        with self._telling:
             was_down = bool(self._down)
             self._down.pop(user, None)
             self._down.update({user: error} if error else {})
@@ -6735,7 +6739,6 @@ class Member:
     def _guard(self) -> None:
         """Cuts the work when its lease ends, however it ends, and when it makes no progress any more."""
         cut: Optional[Lease] = None
-        long = f"for stall_timeout, {self.config.stall_timeout:g} s"
         while not self.finished.is_set():
             with self._changed:
                 lease, now = self.work, boot_clock()
@@ -6744,13 +6747,11 @@ class Member:
                     continue
                 left, stalled = lease.remaining(now), self.progress.overdue(now) > 0
                 if left > 0 and not stalled:
-                    if self.progress.handler_overdue(now) > 0:  # alone it is better to go on with the other workers
-                        self._note(another=f"a handler is over its time, and no end of it, {long}")
                     self._changed.wait(min(left, 1.0))
                     continue
                 cut = lease
             if left > 0:
-                self.hand_over(f"no progress {long}", hangs=True)
+                self.hand_over(f"no progress for stall_timeout, {self.config.stall_timeout:g} s", hangs=True)
             for function in list(self.on_lost):
                 try:
                     function()

@@ -229,9 +229,9 @@ DOWN_UP = {"database_down", "database_up"}
     ("working", "thirty seconds, thirty seconds, ledger is locked, thirty seconds", WORKING, {"database_down"}),
     ("working", "handler runs, thirty seconds, thirty seconds", WORKING, set()),
     ("working", "handler runs, a minute, ledger is locked, thirty seconds, ten seconds", WORKING, {"database_down"}),
-    ("working", "handler runs, other lives, a minute, ledger is locked, thirty seconds", WINDING_UP,
+    ("working", "handler runs, other lives, a minute, ledger is locked, ten seconds, ten seconds", WINDING_UP,
      {"database_down", "told", "handing_over"}),
-    ("working", "handler runs, other lives, a minute, ledger is locked, thirty seconds, ten seconds, ten seconds",
+    ("working", "handler runs, other lives, a minute, ledger is locked, ten seconds, ten seconds, ten seconds",
      WINDING_UP, {"database_down", "told", "handing_over", "lost", "cut"}),
 ])  # fmt: skip
 def test_from_each_state_what_comes_leads_to_the_next_with_its_effects(
