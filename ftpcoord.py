@@ -2469,10 +2469,9 @@ class Election:
     def lose(self, why: str) -> None:
         """Ends the lease, if there is one, without a release: work of it may still run. The others wait until it is
         stale."""
-        lease, self.lease = self.lease, None
+        lease, self.lease, self.step_down_asked = self.lease, None, False
         if lease is not None:
             lease.lose()
-            self.step_down_asked = False
             self._tell("lost", term=lease.term, reason=why)
 
     def release(self, now: float) -> None:
@@ -2480,12 +2479,11 @@ class Election:
 
         This member does not stand again for two heartbeats.
         """
-        lease, self.lease = self.lease, None
+        lease, self.lease, self.step_down_asked = self.lease, None, False
         if lease is None:
             return
         tries = 2 if lease.remaining(now) > 0 else 0
         lease.lose()
-        self.step_down_asked = False
         self._own_term = None
         self._stand_from = now + 2 * self.timing.heartbeat
         for _ in range(tries):
@@ -2514,7 +2512,10 @@ class Election:
         view = self.view = view._replace(took=max(view.took, self._clock() - now))
         self._database_answers(now)
         self._seen_term = max(self._seen_term, view.term)
-        self._notice_duplicate(view)
+        if view.mine and view.term not in (self._own_term, self._duplicate_term):
+            self._duplicate_term = view.term  # that this process did not win: no heartbeat is written for it
+            if not view.released:
+                self._tell("duplicate_member", term=view.term, hint="duplicate member id or previous run; waiting")
         # 2. Decide whether the lease is free; the clocks are watched also while it is not wanted.
         why = self._free(now, view)
         # 3. Take it: only one member's statement finds the rows as they were seen.
@@ -2595,13 +2596,6 @@ class Election:
         return not row.released and (
             row.age <= self.timing.stale_after or not (self._trusted or member == self.member)
         )
-
-    def _notice_duplicate(self, view: View) -> None:
-        """The own id on a term that this process did not win: no heartbeat is written for it."""
-        if view.mine and view.term != self._own_term and view.term != self._duplicate_term:
-            self._duplicate_term = view.term
-            if not view.released:
-                self._tell("duplicate_member", term=view.term, hint="duplicate member id or previous run; waiting")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -7925,7 +7919,7 @@ def check_delivery(config: Config, handled: bool) -> None:
             )
 
 
-def weaknesses(config: Config) -> Iterator[Tuple[str, str]]:
+def weaknesses(config: Config) -> Iterator[tuple[str, str]]:
     """Settings that are weaker than they have to be, and what that means."""
     scheme = config.target.scheme if config.url else ""
     if scheme == "ftp":
@@ -7963,7 +7957,7 @@ def weaknesses(config: Config) -> Iterator[Tuple[str, str]]:
             yield "file_mode", f"{config.file_mode}: delivered files lack {lost:03o}, which the umask would give them"
 
 
-_warned: Set[Tuple[str, str]] = set()
+_warned: set[tuple[str, str]] = set()
 
 
 def warn_of_weaknesses(config: Config) -> None:
