@@ -7407,7 +7407,8 @@ class Poller:
         self._breaker.forget(listed | busy)
         self._alone &= listed
         self.recognizer.keep(listed)
-        self._markers = {path: entry for path, entry in self._markers.items() if path in listed or path in busy}
+        acting = {row.path for row in self.ledger.all() if row.action}
+        self._markers = {path: self._markers[path] for path in self._markers.keys() & (listed | busy | acting)}
         retention = self.config.ledger_retention * SECONDS_A_DAY
         self.ledger.forget_unlisted(listed, retention, look.lacks, busy.__contains__)
 

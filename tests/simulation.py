@@ -5,7 +5,7 @@
 
 What runs is ftpcoord itself: Election, Member, Pulse, the guard, Listener, Poller, Ledger, Selector, Coordinator,
 and the dialects' verbs.  Replaced are the modules that it gets time, threads and randomness from (`time`,
-`threading`), the database below `execute`, the file server below FileServer's verbs, and the local disk.
+`threading`, `queue`), the database below `execute`, the file server below FileServer's verbs, and the local disk.
 A seed draws a world: dialect, precision of the heartbeat column, intervals, members, clock rates, latencies, and
 a schedule of faults; the seed alone decides everything that happens.  One heartbeat is one tick.
 
@@ -23,7 +23,11 @@ After every step of a process:
                 content of the version that it is told of.  Versions have the same few sizes; LIST shows minutes, moves
                 by an hour, and is refused for a folder or the one below; files change while they are fetched; some
                 paths can be kept in ASCII alone, or not at all
+  companions    with `ready_suffix` no version is handled whose companion shows that it is an earlier one's; none is
+                removed that is newer than at the claim, or whose file is not done, or after its file; none is left
   late effects  a delete or move on its way arrives after a shutdown, and not after a reset of its (real) connection
+  the log       nobody waits for a line, however long the stream blocks; what is written keeps its order; debug and
+                info are dropped first, and all that was dropped is told
   no accident   no exception that the program did not expect
 Then the faults stop, and what is promised must come within its bound: one member active, the files handled, a
 dead member replaced within liveness_check_interval, a stopped one within a heartbeat and a round trip.
@@ -34,10 +38,10 @@ Where this cannot hold, it is bounded, and measured:
   - Commits are lost: two leases for at most one S after it; then one again, and terms grow from there.
 Left out, because nothing helps: two steps of the database's clock within 2H + T that cancel each other out, several
 forward steps too small to be noticed within one S, commits lost in a group with two members of one id, a hypervisor
-that stops a guest's clocks, a new version uploaded between the last look and the delete.
+that stops a guest's clocks, a new version uploaded between the last look and the delete, one of the listed size that
+is fetched instead and removed before the look.
 Twenty million ticks once (seeds 100000 to 114898: 107 days, 2.1 million faults, 292 000 elections): nothing violated.
-Left to tests with real servers: the text of the SQL, the file protocols, companions, commands, delivery into a
-folder, SQLite.
+Left to tests with real servers: the text of the SQL, the file protocols, commands, delivery into a folder, SQLite.
 """
 
 from __future__ import annotations
@@ -51,11 +55,13 @@ import importlib
 import io
 import logging
 import math
+import queue
 import random
 import socket
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
@@ -63,6 +69,7 @@ from typing import Any, Callable, NamedTuple, Optional
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last: a changed ftpcoord.py may stand in for ours
 import ftpcoord
 
+REAL_EVENT = ftpcoord.event
 greenlet: Any = importlib.import_module("greenlet")
 
 EPOCH = 1_700_000_000.0  # the database's clock at the start
@@ -70,6 +77,8 @@ RELEASED_STAMP = 1.0  # 1970-01-01 00:00:01
 YEARS = 3 * 365.25 * 86400.0  # the step of a clock that began without its battery
 GROUP = "group"
 ODD, NEVER = "\N{EURO SIGN}", "\N{SNOWMAN}"  # the ledger takes the one in ASCII alone, the other in no form
+OK = ".ok"  # the end of a companion's name
+LOG_ROOM = 6  # lines that may wait
 NAMES = [*(f"/in/f{number}" for number in range(8)), "/in/sub/a", "/in/sub/b", f"/in/{ODD}", f"/in/{NEVER}"]
 Wait = tuple["Task", int]  # a task, and which of its waits
 
@@ -92,10 +101,10 @@ class Violation(AssertionError):
 class Task:
     """One thread of a process."""
 
-    __slots__ = ("alive", "greenlet", "joiners", "process", "serial", "target")
+    __slots__ = ("alive", "greenlet", "joiners", "name", "process", "serial", "target")
 
-    def __init__(self, process: Process, target: Callable[[], object]) -> None:
-        self.process, self.target = process, target
+    def __init__(self, process: Process, target: Callable[[], object], name: str) -> None:
+        self.process, self.target, self.name = process, target, name
         self.serial = 0  # which wait this is: a wake-up for an earlier one comes to nothing
         self.alive = True
         self.joiners: list[Wait] = []
@@ -288,7 +297,7 @@ class SimThread:
         self.task: Optional[Task] = None
 
     def start(self) -> None:
-        self.task = WORLD.spawn(WORLD.task.process, lambda: self.target(*self.args))
+        self.task = WORLD.spawn(WORLD.task.process, lambda: self.target(*self.args), self.name)
 
     def is_alive(self) -> bool:
         return self.task is not None and self.task.alive
@@ -309,6 +318,72 @@ class SimThreading:
     @staticmethod
     def get_ident() -> int:
         return id(WORLD.task)
+
+    @staticmethod
+    def enumerate() -> list[Task]:
+        return list(WORLD.task.process.tasks)
+
+
+class SimQueue:
+    """queue.SimpleQueue."""
+
+    def __init__(self) -> None:
+        self.items: collections.deque[Any] = collections.deque()
+        self.changed = SimWaiters()
+
+    def put(self, item: Any) -> None:
+        self.items.append(item)
+        self.changed.notify_all()
+
+    def get(self, wait: bool = True) -> Any:
+        while wait and not self.items:
+            self.changed.wait()
+        if not self.items:
+            raise queue.Empty
+        return self.items.popleft()
+
+    def empty(self) -> bool:
+        return not self.items
+
+    def qsize(self) -> int:
+        return len(self.items)
+
+
+class SimQueueModule:
+    """Instead of the module `queue`."""
+
+    SimpleQueue, Empty = SimQueue, queue.Empty
+
+
+class SimLog:
+    """Instead of the module's log: each process has the real one, with little room and a stream that may block."""
+
+    @staticmethod
+    def put(write: Callable[[], object], level: int = logging.INFO) -> bool:
+        process, task = WORLD.task.process, WORLD.task
+        process.lines += 1
+        number, waiting, serial = process.lines, process.outbox_waits, task.serial
+        before = waiting.qsize()
+        done = process.outbox.put(lambda: process.write(number, write), level)
+        if task.serial != serial:
+            WORLD.violate(f"{process.name} waits for the log")
+        room = LOG_ROOM if level > logging.INFO else LOG_ROOM // 2
+        if not done and (waiting.qsize() > before) != (before < room):
+            kept = "drops" if before < room else "keeps"
+            WORLD.violate(f"{process.name} {kept} a line of level {level} while {before} of {LOG_ROOM} wait")
+        return bool(done)
+
+    @staticmethod
+    def flush(seconds: float = 2.0) -> bool:
+        return bool(WORLD.task.process.outbox.flush(seconds))
+
+
+class SimAtexit:
+    """Instead of the module `atexit`."""
+
+    @staticmethod
+    def register(function: Callable[..., object]) -> None:
+        pass
 
 
 class SimTiming:
@@ -371,6 +446,22 @@ class Process:
         self.cut_until = 0.0
         self.stumble = ""  # it is stopped just after it has had this done
         self.slow = 1.0
+        self.outbox = ftpcoord.Outbox("log", LOG_ROOM)
+        self.outbox_waits = next(value for value in vars(self.outbox).values() if isinstance(value, SimQueue))
+        self.lines = self.written = self.told_dropped = self.dropped = 0  # lines of the log so far
+        self.log_blocks_until = 0.0
+
+    def write(self, number: int, write: Callable[[], object]) -> None:
+        """What the log does with a line of this number."""
+        while WORLD.now < self.log_blocks_until:
+            block((self.log_blocks_until - WORLD.now) * self.rate)
+        if self.dead:
+            raise Killed
+        if number <= self.written:
+            WORLD.violate(f"{self.name} writes line {number} of its log after line {self.written}")
+        self.dropped += number - self.written - 1
+        self.written = number
+        write()
 
     def clock(self) -> float:
         return self.base + (WORLD.now - self.since) * self.rate
@@ -605,6 +696,7 @@ class SimDatabase(Tables):
             if (row and row[1:6]) != (old and old[1:6]):
                 continue
             made.append((file_id,))
+            WORLD.changed(path, old, new)
             if new is None:
                 del self.ledger[file_id]
                 continue
@@ -709,11 +801,11 @@ class Command:
 class Run:
     """One start of the handler."""
 
-    __slots__ = ("attempt", "began", "lease", "outcome", "process", "term")
+    __slots__ = ("attempt", "began", "lease", "outcome", "process", "term", "uploads")
 
     def __init__(self, process: Process, lease: Any, attempt: int) -> None:
         self.process, self.lease, self.term, self.attempt = process, lease, lease.term, attempt
-        self.began = WORLD.now
+        self.began, self.uploads = WORLD.now, len(WORLD.files.history)
         self.outcome = ""  # "ok" or "failed"
 
 
@@ -735,20 +827,31 @@ class SimFileServer:
         self.up = True
         self.slow = 1.0
         self.runs: dict[Version, list[Run]] = {}
-        self.looked: dict[str, SimConnection] = {}  # looked at, and about to be deleted or moved
+        # Looked at, and about to be deleted or moved; and how many versions there were by then.
+        self.looked: dict[str, tuple[SimConnection, int]] = {}
 
-    def upload(self, path: str) -> None:
+    def upload(self, path: str) -> bool:
         """A new file, or a new version.  Not between a member's last look and its delete: nobody can promise that.
 
         Nor of a size and a time that an earlier version had: no one can tell them apart."""
         if path in self.looked:
-            return
+            return False
         size, moment = WORLD.rng.choice((1000, 1000, 1001)), int(SimTime.time())
         while (path, size, moment) in self.taken:
             size += 1
         self.taken.add((path, size, moment))
         version = Version(path, len(self.history), size, moment)
         self.files[path] = self.history[version.content] = version
+        return True
+
+    def vanish(self, path: str) -> None:
+        """Its owner removes a file."""
+        if path not in self.looked:
+            self.files.pop(path, None)
+
+    def seconds(self, version: Version) -> int:
+        """The time, as exact as a listing shows it."""
+        return version.time // 60 * 60 if self.lines else version.time
 
     def entry(self, version: Version) -> ftpcoord.Entry:
         """A line of a listing."""
@@ -854,27 +957,30 @@ class SimConnection(ftpcoord.FileServer):
         self._call("same", path)
         version = self.server.files.get(path)
         same = None if version is None else ftpcoord.same_version(seen, self.server.exact(version)) is True
-        if same:
-            self.server.looked[path] = self
+        self._looks(path, same is not False)
+        return same
+
+    def _looks(self, path: str, before_removal: bool) -> None:
+        if before_removal:
+            self.server.looked[path] = self, len(self.server.history)
         try:
             self._answer()
         except BaseException:
             self._forget()
             raise
-        return same
 
     def exact(self, path: str, seen: ftpcoord.Entry) -> Optional[ftpcoord.Entry]:
         self._call("exact", path)
         version = self.server.files.get(path)
         self._answer()
-        if version is None:
-            return None
-        return self.server.exact(version, seen)
+        told = version and self.server.exact(version, seen)
+        line, exact = ftpcoord.times_of(told.mtime) if told else ("", "")
+        return None if line and ftpcoord.zone_between(line, exact) is None else told  # of another version than the line
 
     def exists(self, path: str, fresh: bool = True) -> bool:
         self._call("exists", path)
         there = path in self.server.files or path in self.server.moved
-        self._answer()
+        self._looks(path, there and path.endswith(OK))
         return there
 
     def _fetch(self, job: Any) -> None:
@@ -893,9 +999,7 @@ class SimConnection(ftpcoord.FileServer):
         if job.seen is None:
             return
         self._answer()
-        now = files.get(path)
-        if now is None:
-            return
+        now = files.get(path) or last  # of one that is gone by now FTP could not tell
         same = ftpcoord.same_version(job.seen, self.server.exact(now))
         if not same or (self.server.lines and now != before):
             raise ftpcoord.FileChanged(path)
@@ -936,7 +1040,6 @@ class SimConnection(ftpcoord.FileServer):
             raise ftpcoord.ServerDown("no answer")
         if command.version is None and target in self.server.moved:
             raise ftpcoord.TargetExists(str(target))  # the next name is tried at once
-        self._forget()
         if command.version is None:
             raise ftpcoord.FileGone(path)
 
@@ -967,7 +1070,7 @@ class SimConnection(ftpcoord.FileServer):
 
     def _forget(self) -> None:
         looked = self.server.looked
-        for path in [path for path, connection in looked.items() if connection is self]:
+        for path in [path for path, (connection, _) in looked.items() if connection is self]:
             del looked[path]
 
     def close(self, orderly: bool = True) -> None:
@@ -1072,6 +1175,7 @@ class World:
         self.claiming = 2 * (self.timing.heartbeat + self.timing.call_timeout) / (1 - self.spread)
         self.first_until = 0.0  # when the last first claim is carried out
         self.tokens_vanish = draw("tokens", (True, False))
+        self.suffix = draw("suffix", ("", OK))
         members = draw("members", (2, 3, 3, 4))
         self.ids = [f"m{number}" for number in range(members)]
         if draw("duplicates", (True, False, False)) and not self.loses_commits:
@@ -1107,6 +1211,7 @@ class World:
             "polling_interval": heartbeat * rng.choice((1, 3)),
             "settle": heartbeat * rng.choice((0, 0.3)),
             "recursive": True,
+            "ready_suffix": self.suffix,
             "after": rng.choice(("keep", "delete", "move:done")),
             "after_error": rng.choice(("keep", "move:bad")),
             "max_attempts": 3,
@@ -1142,8 +1247,8 @@ class World:
         if election is not None and election.lease is not None:
             self._check_lease(process, election.lease)
 
-    def spawn(self, process: Process, target: Callable[[], object]) -> Task:
-        task = Task(process, target)
+    def spawn(self, process: Process, target: Callable[[], object], name: str = "") -> Task:
+        task = Task(process, target, name)
         process.tasks[task] = None
         self.push(self.now, self.wake, task, 0, None)
         return task
@@ -1373,7 +1478,7 @@ class World:
         self.push(self.now + self.gap * self.rng.expovariate(1.0), self.fault)
         self.faults += 1
         if self.files_wanted and self.rng.random() < 0.3:
-            self._upload(self.database)
+            self._upload()
         rng, database = self.rng, self.database
         kind = rng.choice(self.KINDS)
         active = [process for process in self.processes if process.election and process.election.lease]
@@ -1384,7 +1489,7 @@ class World:
             self.trace(None, kind)
             getattr(self, f"_{kind}")(database)
 
-    OF_PROCESSES = ("pause", "crash", "stop", "cut", "slow", "rate", "stumble")
+    OF_PROCESSES = ("pause", "crash", "stop", "cut", "slow", "rate", "stumble", "log")
     KINDS = (*OF_PROCESSES, "zone", "pause", "cut", "crash", "stumble", "stumble", "stumble", "outage", "freeze",
              "stall", "lock", "step", "step", "vanish", "null", "token",
              "step_down", "commits", "commits", "server")  # fmt: skip
@@ -1524,10 +1629,29 @@ class World:
     def _server_up(self) -> None:
         self.files.up = True
 
-    def _upload(self, database: SimDatabase) -> None:
-        if self.files_wanted:
-            for _ in range(self.rng.randrange(1, 5)):
-                self.files.upload(self.rng.choice(NAMES))
+    def _log(self, process: Process) -> None:
+        """Nobody reads the log for a while."""
+        process.log_blocks_until = self.now + self.span()
+
+    def _upload(self) -> None:
+        rng, files = self.rng, self.files
+        for _ in range(rng.randrange(1, 5)):
+            path = rng.choice(NAMES)
+            if files.upload(path) and self.suffix and rng.random() < 0.8:
+                delay = rng.choice((0.0, 3 * self.timing.heartbeat * rng.random(), self.span()))
+                self.push(self.now + delay, self._complete, path)
+            elif self.suffix:
+                self._misuse(path)
+
+    def _misuse(self, path: str) -> None:
+        """What nobody should do: a companion is replaced or removed, or its file is removed."""
+        what, end = self.rng.choice(((self.files.upload, OK), (self.files.vanish, OK), (self.files.vanish, "")))
+        what(path + end)
+
+    def _complete(self, path: str) -> None:
+        """A file's companion is uploaded, after it."""
+        if path in self.files.files and not self.files.upload(path + OK):
+            self.push(self.now + self.timing.heartbeat, self._complete, path)
 
     # -- what is checked ----------------------------------------------------------------------------------------------
 
@@ -1622,6 +1746,8 @@ class World:
         if not process.valid() or not file.lease.valid():
             self.violate(f"{process.name}: a handler starts without a valid lease: {file.path}")
         runs = self.files.runs.setdefault(version, [])
+        if self.suffix and not runs and not self._complete_once(version):
+            self.violate(f"{process.name} handles {file.path}, whose companion is not there or an earlier version's")
         if runs and not self.commits_lost and not self._beside_another(process):
             if version in self.database.done:
                 self.violate(f"{process.name} handles {file.path} again, which was done")
@@ -1676,6 +1802,12 @@ class World:
 
     def removed(self, process: Process, version: Version) -> None:
         """A version was deleted or moved."""
+        if version.path.endswith(OK):
+            self._companion_removed(process, version)
+            return
+        companion, looked = self.files.files.get(version.path + OK), self.files.looked.get(version.path)
+        if companion is not None and looked is not None and companion.content < looked[1]:
+            self.violate(f"{process.name} removes {version.path} before its companion")
         runs = self.files.runs.get(version, [])
         if version in self.database.quarantined:
             return
@@ -1683,6 +1815,47 @@ class World:
             self.violate(f"{process.name} removes {version.path}, which no handler has finished")
         elif version not in self.database.done and not self.commits_lost:
             self.violate(f"{process.name} removes {version.path} before it is done")
+
+    # -- companions ---------------------------------------------------------------------------------------------------
+
+    def _complete_once(self, version: Version) -> bool:
+        """Whether there ever was a companion that is not seen to be older."""
+        seconds = self.files.seconds(version)
+        companions = [other for other in self.files.history.values() if other.path == version.path + OK]
+        return any(c.content > version.content or self.files.seconds(c) >= seconds for c in companions)
+
+    def _companion_removed(self, process: Process, companion: Version) -> None:
+        files, path = self.files, companion.path[: -len(OK)]
+        handled = [version for version in files.runs if version.path == path and files.runs[version]]
+        version = max(handled, key=lambda version: files.runs[version][-1].began, default=None)
+        if version is None or not (version in self.database.done or version in self.database.quarantined):
+            if not self.commits_lost:
+                self.violate(f"{process.name} removes {companion.path}, but its file is not done")
+            return
+        run = files.runs[version][-1]
+        if companion.content < run.uploads or process.election is None or run.lease is not process.election.lease:
+            return  # of an earlier term it is not known what was there at the claim
+        shown = companion.size, files.seconds(companion)
+        if not any(
+            other.path == companion.path and other.content < run.uploads and (other.size, files.seconds(other)) == shown
+            for other in files.history.values()
+        ):
+            self.violate(f"{process.name} removes {companion.path}, which is newer than at the claim")
+
+    def changed(self, path: str, old: Optional[ftpcoord.Row], new: Optional[ftpcoord.Row]) -> None:
+        """A row was written: what was looked at has been dealt with."""
+        files, companion = self.files, self.files.files.get(path + OK)
+        files.looked.pop(path, None)
+        files.looked.pop(path + OK, None)
+        if self.suffix and new is not None and new.action and not self.calm and self.rng.random() < 0.1:
+            self.push(self.now + 2 * self.latency * self.rng.expovariate(1.0), self._misuse, path)
+        if old is None or new is not None or not old.action or companion is None or path in files.files:
+            return
+        runs = [run for version in files.meant(old) for run in files.runs[version]]
+        last = max((version.content for version in files.history.values() if version.path == path), default=-1)
+        known = any(version.content == last for version in files.meant(old))
+        if self.suffix and known and not self.commits_lost and companion.content < max(run.uploads for run in runs):
+            self.violate(f"the companion of {path} is left")
 
     # -- one life -----------------------------------------------------------------------------------------------------
 
@@ -1726,8 +1899,12 @@ class World:
         self.files.up, self.files.slow = True, 1.0
         here = collections.Counter(process.member for process in self.processes if not process.stopping)
         for process in self.processes:
-            process.cut_until, process.slow, process.stumble = 0.0, 1.0, ""
+            process.cut_until, process.slow, process.stumble, process.log_blocks_until = 0.0, 1.0, "", 0.0
             self.resume(process)
+        for path, version in self.files.files.items() if self.suffix else ():
+            companion = self.files.files.get(path + OK)
+            if not path.endswith(OK) and (companion is None or companion.content < version.content):
+                self.push(self.now, self._complete, path)
         for member, number in sorted((collections.Counter(self.ids) - here).items()):
             for _ in range(number):
                 self.start(member)
@@ -1764,13 +1941,19 @@ class World:
             bound = 40 * timing.heartbeat + timing.liveness + 240 * self.files.lines
             took = self.until(lambda: not self.unfinished(), bound, f"files are left over: {self.unfinished()}")
             self.measure("files handled after calm, in L", took / timing.liveness)
+        for process in self.processes:
+            waiting = process.outbox_waits.qsize()
+            if waiting or process.dropped + process.written + waiting < process.lines:
+                self.violate(f"{process.name}: {waiting} lines of the log are not written")
+            if process.dropped != process.told_dropped:
+                self.violate(f"{process.name} tells of {process.told_dropped} of {process.dropped} dropped lines")
 
     def unfinished(self) -> list[str]:
         """The files that were neither handled nor quarantined."""
         left = []
         for path, version in self.files.files.items():
             runs = self.files.runs.get(version, [])
-            quarantined = version in self.database.quarantined or NEVER in path
+            quarantined = version in self.database.quarantined or NEVER in path or path.endswith(OK)
             if not quarantined and not any(run.outcome == "ok" for run in runs):
                 left.append(path)
         return left
@@ -1830,23 +2013,24 @@ class World:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Accidents(logging.Handler):
-    """The program's own record of exceptions that it did not expect."""
+def noted_event(what: str, level: int = logging.INFO, **fields: object) -> None:
+    """The real one; and the program's own record of exceptions that it did not expect is looked at here."""
+    exc, process = fields.get("exc"), WORLD.task.process
+    WORLD.trace(process, f"logs {what} {fields}")
+    if level >= logging.ERROR and isinstance(exc, BaseException) and not isinstance(exc, Killed):
+        WORLD.violate(f"{what}: {type(exc).__name__} {fields}")
+        if WORLD.tracing:
+            WORLD.lines += traceback.format_exception(type(exc), exc, exc.__traceback__)
+    REAL_EVENT(what, level, **fields)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info and record.exc_info[0] is not None and not issubclass(record.exc_info[0], Killed):
-            fields = getattr(record, "fields", {})
-            WORLD.violate(f"{record.getMessage()}: {record.exc_info[0].__name__} {fields}")
-            if WORLD.tracing:
-                WORLD.lines.append(logging.Formatter().formatException(record.exc_info))
 
+class Stream(logging.Handler):
+    """Where the lines of all processes go."""
 
-class SimLog:
-    """Instead of the log's outbox: written at once."""
-
-    @staticmethod
-    def put(write: Callable[[], object], level: int = 0) -> None:
-        write()
+    def handle(self, record: logging.LogRecord) -> bool:
+        if record.msg == "log_dropped":
+            WORLD.task.process.told_dropped += record.fields["lines"]  # type: ignore[attr-defined]
+        return True
 
 
 def open_database(config: Any) -> Any:
@@ -1855,25 +2039,19 @@ def open_database(config: Any) -> Any:
     return store(config)
 
 
-def traced_event(what: str, level: int = logging.INFO, **fields: object) -> None:
-    WORLD.trace(WORLD.task.process, f"logs {what} {fields}")
-
-
 @contextlib.contextmanager
-def installed(tracing: bool) -> Iterator[None]:
+def installed() -> Iterator[None]:
     """ftpcoord with simulated surroundings."""
     instead: dict[str, Any] = {
-        "time": SimTime, "threading": SimThreading, "boot_clock": SimTime.monotonic,
+        "time": SimTime, "threading": SimThreading, "queue": SimQueueModule, "boot_clock": SimTime.monotonic,
         "Election": SimElection, "open_database": open_database, "new_server": SimConnection,
-        "Workplace": SimWorkplace, "log": SimLog,
+        "Workplace": SimWorkplace, "log": SimLog, "atexit": SimAtexit, "event": noted_event,
     }  # fmt: skip
-    if tracing:
-        instead["event"] = traced_event
     before = {name: getattr(ftpcoord, name) for name in instead}
-    logger, accidents = ftpcoord.logger, Accidents()
+    logger = ftpcoord.logger
     level, propagate, handlers = logger.level, logger.propagate, logger.handlers[:]
-    logger.setLevel(logging.ERROR)
-    logger.propagate, logger.handlers[:] = False, [accidents]
+    logger.propagate, logger.handlers[:] = False, [Stream()]
+    logger.setLevel(logging.DEBUG)
     for name, value in instead.items():
         setattr(ftpcoord, name, value)
     try:
@@ -1890,7 +2068,7 @@ def run_world(seed: int, tracing: bool = False, **fixed: Any) -> World:
     collecting = gc.isenabled()
     gc.disable()  # a sixth of the time otherwise, and a world is small
     try:
-        with installed(tracing):
+        with installed():
             world = World(seed, tracing, **fixed)
             try:
                 world.run()

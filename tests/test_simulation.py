@@ -108,8 +108,9 @@ def quiet_world(**fixed: Any) -> Iterator[World]:
     nothing = {
         "spread": 0.0, "latency": 0.001, "loss": 0.0, "lock_chance": 0.0, "server_loss": 0.0, "gap": 1e9, "breaks": 0.0,
         "steps": False, "loses_commits": False, "duplicates": False, "files": False, "whole": False,
+        "suffix": "",
     }  # fmt: skip
-    with simulation.installed(False):
+    with simulation.installed():
         world = World(1, **{**nothing, **fixed})
         try:
             yield world
