@@ -2718,17 +2718,10 @@ Listing = list[Entry]       # named because a FileServer has a method of the nam
 MINUTE = len("2026-01-12T10:15")
 
 
-class Told(Protocol):
-    """What tells two contents of one path apart: an Entry, or a Row of the ledger."""
-
-    @property
-    def size(self) -> int: ...
-
-    @property
-    def mtime(self) -> str: ...
+Shown = Union[Entry, Row]   # what tells two contents of one path apart, by its size and mtime
 
 
-def same_version(a: Told, b: Told, zones: Iterable[datetime.timedelta] = ()) -> Optional[bool]:
+def same_version(a: Shown, b: Shown, zones: Iterable[datetime.timedelta] = ()) -> Optional[bool]:
     """Whether two looks at a path show one version. None: only its exact time, which has to be asked for, tells.
 
         sizes that differ       no

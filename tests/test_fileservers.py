@@ -561,6 +561,37 @@ def test_answers_in_any_order_short_ones_and_a_limit_of_open_files_do_no_harm(si
     assert all(bytes(one) == content for one in received)
 
 
+class Replaced(FewHandles):
+    """The same server, whose file is replaced while it is read: whoever asks for its version then hears of it."""
+
+    largest_read = 261_120
+
+    def __init__(self, content: bytes, seed: int) -> None:
+        super().__init__(content, most=1)
+        self.seed, self.reads = seed, 0
+
+    def send(self, kind: int, body: bytes) -> int:
+        self.reads += kind == 5
+        if kind not in (7, 8):
+            return super().send(kind, body)
+        self.number += 1
+        version = struct.pack(">IQIII", 0xD, len(self.content), stat.S_IFREG | 0o644, 0, 1 + (self.reads > 1))
+        self.answers.append((105, self.number, version))
+        return self.number
+
+    def receive(self) -> tuple[int, int, Any]:
+        kind, number, body = self.answers.pop(random.Random(self.number + self.seed).randrange(len(self.answers)))
+        return kind, number, ftpcoord._Fields(memoryview(body))
+
+
+@pytest.mark.parametrize("seed", range(0, 2000, 100))
+def test_a_look_from_before_the_last_read_proves_nothing_whenever_it_is_answered(seed: int) -> None:
+    session, received = Replaced(b"x" * 250, seed), bytearray()
+    job = Job("a", 250, received.extend, ftpcoord.Entry("a", "file", 250, "1970-01-01T00:00:01"))
+    ((_, error),) = ftpcoord.SftpPipeline(session, "utf-8").run([job])  # type: ignore[arg-type]
+    assert isinstance(error, ftpcoord.FileChanged) and received == b"x" * 250
+
+
 def test_what_a_server_tells_no_kind_or_no_size_of_is_no_file() -> None:
     size, mode = struct.pack(">IQ", 1, 10), struct.pack(">II", 4, stat.S_IFREG | 0o644)
     assert ftpcoord._Fields(memoryview(size)).entry("x") is None
