@@ -450,6 +450,8 @@ class Kind(NamedTuple):
 
 
 def matching(pattern: str) -> Callable[[Any], str]:
+    """A parser of text that fits the pattern as a whole, and has no NUL."""
+
     def parse(value: Any) -> str:
         if "\0" in str(value) or not re.fullmatch(pattern, str(value)):
             raise ValueError
@@ -479,6 +481,7 @@ def _file_mode(value: Any) -> str:
     return f"{mode:04o}"
 
 
+# 0 to 65535
 PORT = r"(?:[0-5]?[0-9]{1,4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 BYTES = Kind("a number of bytes, or of K, M or G of 1024", _byte_size)
 MODE = Kind("permissions in octal that let the owner read, like 0640", _file_mode)
@@ -848,7 +851,7 @@ def _host(name: str, text: str, port: int) -> tuple[str, int]:
     match = HOST.fullmatch(text)
     if not match:
         raise ConfigError(
-            f"{name}: names no host, or no port, where it has to; it must look like SCHEME://user@host:port/... "
+            f"{name}: its host or port is wrong; SCHEME://user@host:port/... is expected, "
             "with %40 for @ and %2F for / in a password"
         )
     return match[1].strip("[]").lower(), int(match[2] or 0) or port
@@ -881,9 +884,10 @@ def _parse_database(url: str) -> tuple[Endpoint, str]:
     """Splits the database's URL into its endpoint and its password."""
     unquote, (scheme, _, rest) = urllib.parse.unquote, url.partition("://")
     if scheme == "sqlite":
-        if rest[:1] != "/" or rest in ("/", "/:memory:"):
+        path = unquote(rest[1:])
+        if rest[:1] != "/" or path in ("", ":memory:"):
             raise ConfigError("database: sqlite:///FILE (or sqlite:////FILE for an absolute path) names a file")
-        return Endpoint("sqlite", "", (), unquote(rest[1:])), ""
+        return Endpoint("sqlite", "", (), path), ""
     port = {"postgresql": 5432, "postgres": 5432, "mysql": 3306, "mariadb": 3306}.get(scheme)
     if port is None:
         raise ConfigError("database: must begin with postgresql://, mysql:// or sqlite:///")
@@ -8551,8 +8555,8 @@ def metrics(listeners: Sequence[tuple[Listener, Survey]]) -> str:
     families = {("build_info", "gauge", "The version that runs."): list(_samples("build_info", 1, build))}
     for listener, survey in listeners:
         own = {"group": listener.config.coordination_group, "member": listener.config.member_id}
-        for *family, value in _metrics(listener_status(listener, survey), listener.member.stats):
-            families.setdefault((family[0], family[1], family[2]), []).extend(_samples(family[0], value, own))
+        for name, kind, text, value in _metrics(listener_status(listener, survey), listener.member.stats):
+            families.setdefault((name, kind, text), []).extend(_samples(name, value, own))
     return "".join(
         f"# HELP ftpcoord_{name} {text}\n# TYPE ftpcoord_{name} {kind}\n" + "".join(samples)
         for (name, kind, text), samples in families.items() if samples

@@ -287,7 +287,7 @@ def test_a_database_url_is_split_into_its_parts(url: str, expected: Endpoint) ->
     [
         "db", "oracle://me@h/d", "postgresql://h/d", "postgresql://me@h", "postgresql://me@h/", "postgresql://me@/d",
         "postgresql://me@h:99999/d", "postgresql://me@h:x/d", "postgresql://me@a,,b/d", "postgresql://me@h/d?x=y",
-        "sqlite://x.db", "sqlite:///", "sqlite:///:memory:", "postgresql:me@h/d",
+        "sqlite://x.db", "sqlite:///", "sqlite:///:memory:", "sqlite:///%3Amemory:", "postgresql:me@h/d",
     ],
 )  # fmt: skip
 def test_a_wrong_database_url_is_an_error(url: str) -> None:
