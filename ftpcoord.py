@@ -4151,6 +4151,7 @@ class FtpServer(FileServer):
     def fetch_many(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
         fetched: list[tuple[Job, str]] = []
         wrong: list[tuple[Job, FileChanged]] = []
+        together = self._listing_pays(jobs)
         lost: Optional[ServerDown] = None
         for number, job in enumerate(jobs):
             self.unasked, self._ftp.asked = jobs[number + 1:], False
@@ -4167,42 +4168,23 @@ class FtpServer(FileServer):
                 yield job, error
             else:
                 fetched.append((job, before))
-        yield from self._looked_at(fetched)
+                if not together:                        # no file waits for others
+                    yield from self._looked_at(fetched, False)
+                    fetched = []
+        yield from self._looked_at(fetched, True)
         for job, changed in wrong:
             yield job, self._explained(job, changed)
         if lost is not None:
             raise lost
 
     def _retrieve(self, job: Job) -> None:
-        ftp, line = self._ftp, self._line("RETR", self._full(job.path))
         try:
-            try:
-                conn = ftp.transfercmd(line)
-            except _Broken as error:
-                if ftp.asked or isinstance(error.__cause__, socket.timeout):
-                    raise
-                self.connect()                          # the server hung up before anything was asked: it may do so
-                conn = ftp.transfercmd(line)
+            conn = self._begun(self._line("RETR", self._full(job.path)))
         except ftplib.error_reply as refused:
             raise self._problem(job.path, str(refused)) from None
-        got, filled, buffer, last = 0, 0, self._buffer, time.monotonic()
-        while True:
-            count = ftp.read(conn, buffer[filled:])
-            got += count
-            filled += count
-            if got > job.size:
-                self.close()                            # rather than wait for the end of what is on its way
-                raise FileChanged(f"{job.path}: more than the {job.size} bytes listed")
-            now = time.monotonic()
-            # TLS gives 16 KiB at a time: gathered, but not so long that a slow line seems to stand still.
-            if filled > len(buffer) // 2 or not count or now - last > 0.05:
-                if filled:
-                    job.write(buffer[:filled])
-                filled, last = 0, now
-            if not count:
-                break
+        got = self._received(conn, job)
         try:
-            reply = ftp.finish(conn)
+            reply = self._ftp.finish(conn)
         except _Broken:
             if got != job.size or self._aborted:
                 raise
@@ -4214,6 +4196,34 @@ class FtpServer(FileServer):
             raise self._problem(job.path, reply)
         if got != job.size:
             raise FileChanged(f"{job.path}: {got} bytes instead of the {job.size} listed")
+
+    def _begun(self, line: str) -> socket.socket:
+        try:
+            return self._ftp.transfercmd(line)
+        except _Broken as error:
+            if self._ftp.asked or isinstance(error.__cause__, socket.timeout):
+                raise
+            self.connect()                              # the server hung up before anything was asked: it may do so
+            return self._ftp.transfercmd(line)
+
+    def _received(self, conn: socket.socket, job: Job) -> int:
+        """The count of bytes that came and were written. TLS gives 16 KiB at a time: they are gathered, but not so long
+        that a slow line seems to stand still."""
+        got, filled, buffer, last = 0, 0, self._buffer, time.monotonic()
+        while True:
+            count = self._ftp.read(conn, buffer[filled:])
+            got += count
+            filled += count
+            if got > job.size:
+                self.close()                            # rather than wait for the end of what is on its way
+                raise FileChanged(f"{job.path}: more than the {job.size} bytes listed")
+            now = time.monotonic()
+            if filled > len(buffer) // 2 or not count or now - last > 0.05:
+                if filled:
+                    job.write(buffer[:filled])
+                filled, last = 0, now
+            if not count:
+                return got
 
     # -- the second look
 
@@ -4234,9 +4244,9 @@ class FtpServer(FileServer):
         told = self._looker.timed(self._full(job.path), job.size)
         return told.mtime if told else ""
 
-    def _looked_at(self, fetched: Sequence[tuple[Job, str]]) -> Iterator[tuple[Job, Optional[Error]]]:
+    def _looked_at(self, fetched: Sequence[tuple[Job, str]], together: bool) -> Iterator[tuple[Job, Optional[Error]]]:
         """The outcome of each file that was fetched whole, on a new connection if this one is lost."""
-        left, together = deque(fetched), self._listing_pays([job for job, _ in fetched])
+        left = deque(fetched)
         while left:
             connected = self._ftp.sock is not None
             try:
