@@ -1365,8 +1365,9 @@ class Rows(Protocol):
 #     SELECT FROM health_check WHERE group_id = 'g' AND task_id = 'a' FOR UPDATE;
 #     UPDATE health_check AS h SET last_heartbeat = '1970-01-01 00:00:01+00'
 #      WHERE group_id = 'g' AND task_id = 'a' AND EXISTS (
-#            SELECT 1 FROM token_holder t WHERE t.group_id = 'g' AND t.task_id = 'a' AND t.term = 7)
-#     RETURNING 2 * 7 + (SELECT COUNT(*) FROM health_check r WHERE r.group_id = 'g' AND r.task_id = '')
+#            SELECT 1 FROM token_holder t
+#             WHERE t.group_id = 'g' AND t.task_id = 'a' AND t.term = 7 AND h.last_heartbeat < '9999-01-01')
+#     RETURNING (SELECT COUNT(*) FROM health_check r WHERE r.group_id = 'g' AND r.task_id = '') + 7 + 7
 
 ANSWER_BYTES = 1 << 20  # of a login, or of one answer of the database; a page of a table is larger
 LEDGER_BYTES = 64 << 20
@@ -1534,13 +1535,13 @@ class Database(abc.ABC):
          WHERE $seen AND (1 = :own OR NOT EXISTS (
                SELECT 1 FROM health_check WHERE group_id = :group AND task_id = :holder)) $won"""
     SEAT = "$beat_of token_holder t WHERE $held $or_update last_heartbeat = $now"
-    # Its result is twice the term, plus one if a request to step down is there.
+    # Its result is twice the term, plus one if a request to step down is there; beginning with the count it is BIGINT.
     RENEW = """
         $lock(:member) UPDATE health_check AS h SET last_heartbeat = $moved
          WHERE group_id = :group AND task_id = :member AND EXISTS (SELECT 1 FROM token_holder t WHERE $renewable)
         RETURNING (
                SELECT COUNT(*) FROM health_check r WHERE r.group_id = :group AND r.task_id = :request
-               ) + :term + :term -- in this order BIGINT: twice a term of these days is no INTEGER"""
+               ) + :term + :term"""
     RELEASE = RENEW.replace("$moved", "$released")
     LEAVE = """
         DELETE FROM health_check WHERE group_id = :group AND task_id = :member

@@ -1117,3 +1117,13 @@ def test_a_clone_is_a_connection_of_its_own_with_the_same_timing(ledger: ftpcoor
     assert clone.connection is not ledger.connection
     clone.close()
     assert ledger.renew("g", "a", 1).held
+
+
+def test_the_statement_that_is_printed_in_the_source_is_what_is_sent() -> None:
+    source = Path(ftpcoord.__file__).read_text(encoding="utf-8")
+    begin = source.index("# In the statements `:name`")
+    printed = re.findall("^#     (.*)", source[begin : source.index("\nANSWER_BYTES", begin)], re.MULTILINE)
+    settings: dict[str, Any] = {"url": "ftp://me@files.example/in", "exec": "true", "database": "postgresql://app@db/app"}
+    store = ftpcoord.open_database(Config(coordination_group="g", member_id="a", **settings))
+    sent = store._bind(store.RELEASE, {"group": "g", "member": "a", "term": 7, "request": ""})
+    assert re.sub(r"\s+", "", "".join(printed)) == re.sub(r"\s+", "", sent)
