@@ -2894,7 +2894,7 @@ class FileServer(abc.ABC):
         self._guard = threading.RLock()  # over _sockets, and closing them: a closed number is soon another's
         self._aborted = self._expired = False
         self._limit = self.timeout  # seconds for connect()
-        self.preparing = False  # being connected, or looked at after a rest
+        self.preparing = False  # being connected, listing, or looked at after a rest: what a stop cuts
 
     @abc.abstractmethod
     def _open(self) -> None:
@@ -3044,7 +3044,7 @@ class FileServer(abc.ABC):
     def connect(self) -> None:
         """Connect within `timeout` seconds. Raises ServerDown, LoginRefused."""
         self.close()
-        self._expired, self.preparing = False, True
+        self._expired, preparing, self.preparing = False, self.preparing, True
 
         def expire() -> None:
             self._expired = True
@@ -3063,7 +3063,7 @@ class FileServer(abc.ABC):
                 raise self._masked(error) from None
             raise self._lost("connecting", error) from error
         finally:
-            self.preparing = False
+            self.preparing = preparing
             watchdog.cancel()
 
     def close(self, orderly: bool = True) -> None:
@@ -7216,6 +7216,101 @@ class Recognizer:
         self._doubts = {path: doubt for path, doubt in self._doubts.items() if path in listed}
 
 
+Task = Union[Work, Row]  # for a worker: a file to be delivered, or a row whose after-action is due
+
+
+class Workers:
+    """The threads that do what is in their queue: after-actions first, for nobody is to find for long what is done.
+
+    A path is busy from when it is handed in until nothing more is to be done with it. `work` gets what a worker takes,
+    gives what comes next, and raises nothing; `worked` is called then.
+    """
+
+    def __init__(
+        self, number: int, together: bool, work: Callable[[list[Task]], Sequence[Task]], worked: Callable[[], None]
+    ) -> None:
+        self._number, self._together, self._work, self._worked = number, together, work, worked
+        self._changed = threading.Condition()  # over the next three
+        self.queue: deque[Task] = deque()
+        self.busy: set[str] = set()
+        self._ending = False
+        self.alone: set[str] = set()  # files during which a group lost its connection: taken without company
+        self._threads: list[threading.Thread] = []
+
+    def hand_in(self, tasks: Iterable[Task], instead: Iterable[Task] = ()) -> None:
+        """Those whose path is not busy, `instead` of some that no longer are."""
+        with self._changed:
+            self.busy.difference_update(task.path for task in instead)
+            for task in tasks:
+                if task.path not in self.busy:
+                    self.busy.add(task.path)
+                    (self.queue.appendleft if isinstance(task, Row) else self.queue.append)(task)
+            self._changed.notify_all()
+
+    def put_off(self, kept: Callable[[Task], bool] = lambda task: False) -> None:
+        """Leaves what waits to the next poll: the file server cannot be reached, or the work ends."""
+        with self._changed:
+            self.busy.difference_update(task.path for task in self.queue if not kept(task))
+            self.queue = deque(task for task in self.queue if kept(task))
+
+    def _take(self) -> list[Task]:
+        """One task, or `together` a fair share of the small files that wait. Waits for it; nothing at the end."""
+        with self._changed:
+            while not self.queue and not self._ending:
+                self._changed.wait()
+            share = min(BATCH_FILES, -(-len(self.queue) // self._number))
+            taken: list[Task] = []
+            size = 0
+            while self.queue and len(taken) < share and size < BATCH_BYTES:
+                task = self.queue[0]
+                alone = isinstance(task, Row) or not self._together or task.suspect or task.path in self.alone
+                if taken and alone:
+                    break
+                taken.append(self.queue.popleft())
+                if isinstance(task, Row) or alone:
+                    self.alone.discard(task.path)
+                    break
+                size += task.found.entry.size
+            return taken
+
+    def _run(self) -> None:
+        while True:
+            taken = self._take()
+            if not taken:
+                return
+            self.hand_in(self._work(taken), instead=taken)
+            self._worked()
+
+    def start(self) -> None:
+        """Those that are missing. Raises LocalTrouble if there is none: then another host may do better."""
+        while len(self._threads) < self._number:
+            name = f"ftpcoord-worker-{len(self._threads)}"
+            thread = threading.Thread(target=self._run, name=name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as exc:
+                if not self._threads:
+                    raise LocalTrouble(f"this host gives no thread to a worker ({exc}); raise its limit") from None
+                return
+            self._threads.append(thread)
+
+    def end(self, kept: Callable[[Task], bool]) -> None:
+        """Lets the threads end after what they do, what comes of it, and what is `kept` of the queue."""
+        with self._changed:
+            self._ending = True
+            self.put_off(kept)
+            self._changed.notify_all()
+
+    def join(self, seconds: float, wanted: Callable[[], bool] = lambda: True) -> bool:
+        """Waits so long for the threads to end, as long as that is wanted; whether they have."""
+        until = time.monotonic() + seconds
+        while True:
+            running = [thread for thread in self._threads if thread.is_alive()]
+            if not running or time.monotonic() >= until or not wanted():
+                return not running
+            running[0].join(0.05)
+
+
 @dataclasses.dataclass(eq=False)
 class Item:
     """A claimed file on its way through a delivery."""
@@ -7228,7 +7323,7 @@ class Item:
     out: Any = None  # the same, open
     local: Path = Path()  # the finished copy
     ended: bool = False  # done, or what went wrong has had its consequence
-    then: Union[Work, Row, None] = None  # what comes next: its after-action, or the same once more
+    then: Optional[Task] = None  # what comes next: its after-action, or the same once more
 
 
 class Poller:
@@ -7251,17 +7346,11 @@ class Poller:
         self.waiting = 0  # failed files whose back-off has not passed, at the last poll
         self.stuck = False  # a Python handler is still running although everything was to end
         self._more = False  # the last poll left something that the next one may take
-        self._lister: Optional[FileServer] = None
         self._markers: dict[str, Entry] = {}  # of files in work: the companion as it was at the claim
         self._one_suspect = threading.Lock()  # held while a file is in work that may end the process
-        self._changed = threading.Condition()  # over the next four
-        self._queue: deque[Union[Work, Row]] = deque()  # a Row: its after-action is due
-        self._busy: set[str] = set()  # paths in the queue or in work
-        self._alone: set[str] = set()  # files during which a group lost its connection: fetched without company
-        self._ending = False
-        self.stats.queued = self._busy.__len__
-        self._threads: list[threading.Thread] = []
         self._folder_alone = bool(config.download_dir) and route is None and self.command is None
+        self.workers = Workers(config.workers, self._folder_alone, self._work, self._worked)
+        self.stats.queued = self.workers.busy.__len__
         self._server_trouble = Backoff(1.0, min(60.0, max(1.0, config.polling_interval)))
         self._yielding, self._breaker = yielding, breaker
         breaker.terms.add(lease.term)
@@ -7271,14 +7360,14 @@ class Poller:
     def run(self, once: bool = False) -> bool:
         """Polls until the lease ends or is to be handed over; with `once` until nothing is left to do: then True."""
         self.member.on_lost.append(self._cut)
-        self.member.on_hand_over.append(self._stop_listing)
+        self.member.on_hand_over.append(self._hurry)
         try:
             self._load()
             while self.member.may_work(self.lease):
                 trouble = self._poll_once()
                 pause = self.config.polling_interval if trouble is None else trouble
                 if once and (trouble is None or self.unreached):
-                    self.member.wait(self.lease, float("inf"), lambda: not self._busy)
+                    self.member.wait(self.lease, float("inf"), lambda: not self.workers.busy)
                     if trouble is not None or not self._more:
                         return trouble is not None or self.member.may_work(self.lease)
                     pause = 0.0
@@ -7289,7 +7378,7 @@ class Poller:
             self._stop_workers()
             self.member.unanswered = max(self.member.unanswered, self.pool.unanswered())
             self.member.on_lost.remove(self._cut)
-            self.member.on_hand_over.remove(self._stop_listing)
+            self.member.on_hand_over.remove(self._hurry)
             self.pool.close()
             self.workplace.close()
 
@@ -7338,15 +7427,14 @@ class Poller:
         """List, choose, hand to the workers; returns when they have taken everything."""
         started = time.monotonic()
         self.unreached = False
-        self._start_workers()
+        self.workers.start()
         self.ledger.refresh()
         self.pool.habits.spare_listing = True
-        with self._changed:
-            busy = set(self._busy)  # the listing may show these as they were before
+        busy = self.workers.busy.copy()  # the listing may show these as they were before
         listing = again = self._list()
         self.unreached = bool(listing.refused)
         unclear = self.recognizer.recognize(listing, busy)
-        self._enqueue(row for row in self.ledger.due_actions(busy) if self._breaker.rested(row.path))
+        self.workers.hand_in(row for row in self.ledger.due_actions(busy) if self._breaker.rested(row.path))
         choice = self.selector.choose(listing, self.ledger.get, busy | unclear)
         ready = choice.ready
         unsettled = 0
@@ -7358,7 +7446,7 @@ class Poller:
             ready = self.selector.order(ready + settled)
         if self.route is not None:
             ready = [work for work in ready if self.route(work.found.entry.name) is not None]
-        wanted, ready = len(ready), self._breaker.admit(ready, self._busy.__contains__)
+        wanted, ready = len(ready), self._breaker.admit(ready, self.workers.busy.__contains__)
         self.waiting = choice.waiting + wanted - len(ready)
         if self.config.max_files:
             ready = ready[: self.config.max_files]
@@ -7367,13 +7455,13 @@ class Poller:
             at_claim = {work.path: companions.get(work.path + self.config.ready_suffix) for work in ready}
             self._markers.update((path, entry) for path, entry in at_claim.items() if entry is not None)
         self._more = bool(ready or unsettled or unclear)
-        self._enqueue(ready)
+        self.workers.hand_in(ready)
         seconds = time.monotonic() - started
         self.stats.polled(len(listing), seconds, self.waiting, self.selector.refused)
         self.progress.tell()
         event("polled", term=self.lease.term, listed=len(listing), new=len(ready), waiting=self.waiting)
-        while self._queue and self.member.may_work(self.lease):
-            self.member.wait(self.lease, 1.0, lambda: not self._queue)
+        while self.workers.queue and self.member.may_work(self.lease):
+            self.member.wait(self.lease, 1.0, lambda: not self.workers.queue)
         if self.pool.trouble is not None:
             raise self.pool.trouble
         self._forget(listing, busy)
@@ -7389,31 +7477,28 @@ class Poller:
         """A connection for listings and questions, which a stop cuts."""
         self._goes_on()
         with self.pool.server() as server:
-            self._lister = server
+            server.preparing = True
             try:
+                self._goes_on()  # a stop that came before that has cut nothing
                 yield server
             finally:
-                self._lister = None
+                server.preparing = False
 
     def _list(self) -> Look:
         with self._looking() as server:
             return self.selector.walk(server)
 
-    def _stop_listing(self) -> None:
+    def _hurry(self) -> None:
         """A listing under way is of no use any more, nor a connect; what the handlers are doing is."""
         self.pool.hurry(self.config.heartbeat_frequency)
-        lister = self._lister
-        if lister is not None:
-            lister.abort()
 
     def _forget(self, look: Look, busy: Set[str]) -> None:
         if not self.member.may_work(self.lease):
             return
-        with self._changed:
-            busy = busy | self._busy
+        busy = busy | self.workers.busy
         listed = {found.path for found in look}
         self._breaker.forget(listed | busy)
-        self._alone &= listed
+        self.workers.alone &= listed
         self.recognizer.keep(listed)
         acting = {row.path for row in self.ledger.all() if row.action}
         self._markers = {path: self._markers[path] for path in self._markers.keys() & (listed | busy | acting)}
@@ -7422,81 +7507,16 @@ class Poller:
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
-    def _enqueue(self, items: Iterable[Union[Work, Row]], instead: Iterable[Union[Work, Row]] = ()) -> None:
-        """Hands files to the workers, unless they are busy, `instead` of some that no longer are. After-actions come
-        first: nobody is to find for long what is done."""
-        with self._changed:
-            self._busy.difference_update(item.path for item in instead)
-            for item in items:
-                if item.path not in self._busy:
-                    self._busy.add(item.path)
-                    (self._queue.appendleft if isinstance(item, Row) else self._queue.append)(item)
-            self._changed.notify_all()
-
-    def _put_off(self, kept: Callable[[Union[Work, Row]], bool] = lambda item: False) -> None:
-        """Leaves what waits for a worker to the next poll: the file server cannot be reached, or the work ends."""
-        with self._changed:
-            self._busy.difference_update(item.path for item in self._queue if not kept(item))
-            self._queue = deque(item for item in self._queue if kept(item))
-
-    def _take(self) -> list[Union[Work, Row]]:
-        """What a worker does next: an after-action, a file, or where delivery is the folder alone its fair share of the
-        small ones that wait. Waits for it; nothing at the end."""
-        with self._changed:
-            while not self._queue and not self._ending:
-                self._changed.wait()
-            share = min(BATCH_FILES, -(-len(self._queue) // self.config.workers))
-            taken: list[Union[Work, Row]] = []
-            size = 0
-            while self._queue and len(taken) < share and size < BATCH_BYTES:
-                item = self._queue[0]
-                alone = isinstance(item, Row) or not self._folder_alone or item.suspect or item.path in self._alone
-                if taken and alone:
-                    break
-                taken.append(self._queue.popleft())
-                if isinstance(item, Row) or alone:
-                    self._alone.discard(item.path)
-                    break
-                size += item.found.entry.size
-            return taken
-
-    def _start_workers(self) -> None:
-        """Those that are missing. Raises LocalTrouble if there is none: then another host may do better."""
-        while len(self._threads) < self.config.workers:
-            name = f"ftpcoord-worker-{len(self._threads)}"
-            thread = threading.Thread(target=self._work, name=name, daemon=True)
-            try:
-                thread.start()
-            except RuntimeError as exc:
-                if not self._threads:
-                    raise LocalTrouble(f"this host gives no thread to a worker ({exc}); raise its limit") from None
-                return
-            self._threads.append(thread)
-
     def _stop_workers(self) -> None:
         """Lets the handlers end within `drain_timeout`, with the after-actions of what gets done, then cuts what can be
         cut; waits for all that still runs."""
-        with self._changed:
-            self._ending = True
-            self._put_off(lambda item: isinstance(item, Row) and item.term == self.lease.term and item.due is None)
-            self._changed.notify_all()
-        self._join(self.config.drain_timeout, self.lease.valid)
-        if self._running():
+        self.workers.end(lambda task: isinstance(task, Row) and task.term == self.lease.term and task.due is None)
+        if not self.workers.join(self.config.drain_timeout, self.lease.valid):
             self._cut()
-        self._join(KILL_AFTER + 1.0)
+        self.workers.join(KILL_AFTER + 1.0)
         # A Python handler cannot be ended from outside. While it runs this member neither releases nor stands again;
         # a process that is stopping exits with it.
-        self._join(float("inf"), lambda: not self.member.stopping)
-        self.stuck = bool(self._running())
-
-    def _running(self) -> list[threading.Thread]:
-        return [thread for thread in self._threads if thread.is_alive()]
-
-    def _join(self, seconds: float, wanted: Callable[[], bool] = lambda: True) -> None:
-        """Waits for the workers to end, so long and as long as that is wanted."""
-        until = time.monotonic() + seconds
-        while self._running() and time.monotonic() < until and wanted():
-            self._running()[0].join(0.05)
+        self.stuck = not self.workers.join(float("inf"), lambda: not self.member.stopping)
 
     def _cut(self) -> None:
         """No further effect: sockets are reset, commands ended. Called at the deadline by the guard's thread.
@@ -7508,33 +7528,31 @@ class Poller:
         if self.command is not None:
             self.command.cut(min(KILL_AFTER, max(0.0, self.lease.remaining() + self.member.timing.margin / 2)))
 
-    def _work(self) -> None:
-        while True:
-            taken = self._take()
-            if not taken:
-                return
-            then: Sequence[Union[Work, Row]] = ()
-            try:
-                if isinstance(taken[0], Row):
-                    self._act(taken[0])
-                else:
-                    with self._one_suspect if taken[0].suspect else contextlib.nullcontext():
-                        then = self._deliver(cast(list[Work], taken))
-            except LeaseLost:
-                pass  # what was claimed stays claimed under this term: void for the next one
-            except BaseException as exc:  # whatever it is, the worker goes on
-                if not isinstance(exc, Error):
-                    event("worker_failed", logging.ERROR, exc=exc, error=reason(exc))
-                for item in taken:
-                    self._stumble(item.path, exc)
-            finally:
-                self._enqueue(then, instead=taken)
-                self.progress.tell()
-                self.member.nudge()
+    def _work(self, tasks: list[Task]) -> Sequence[Task]:
+        """An after-action, a file or a group of files, by a worker; what comes next."""
+        first = tasks[0]
+        try:
+            if isinstance(first, Row):
+                self._act(first)
+                return ()
+            with self._one_suspect if first.suspect else contextlib.nullcontext():
+                return self._deliver(cast(list[Work], tasks))
+        except LeaseLost:
+            pass  # what was claimed stays claimed under this term: void for the next one
+        except BaseException as exc:  # whatever it is, the worker goes on
+            if not isinstance(exc, Error):
+                event("worker_failed", logging.ERROR, exc=exc, error=reason(exc))
+            for task in tasks:
+                self._stumble(task.path, exc)
+        return ()
+
+    def _worked(self) -> None:
+        self.progress.tell()
+        self.member.nudge()
 
     # -- delivery -----------------------------------------------------------------------------------------------------
 
-    def _deliver(self, works: Sequence[Work]) -> list[Union[Work, Row]]:
+    def _deliver(self, works: Sequence[Work]) -> list[Task]:
         """The way of a file, or of a group of small ones where delivery is the folder alone, in steps:
 
             1 claim   2 open a copy   3 fetch it, and look at the file again   4 its content durable
@@ -7640,7 +7658,7 @@ class Poller:
         goes again: at once, or at the next poll if there is no connection."""
         self.lease.check()
         if server is None:
-            self._put_off()
+            self.workers.put_off()
         paths = waiting.keys() if server is None else {job.path for job in server.unasked}
         lost = isinstance(exc, ServerDown) and (server is None or len(jobs) > 1)
         unasked = [item for path, item in waiting.items() if lost and path in paths]
@@ -7651,7 +7669,7 @@ class Poller:
                 item.then = Work(item.work.found, self.ledger.get(item.work.path))
         left = [item for item in waiting.values() if not item.ended]
         if server is not None:
-            self._alone.update(item.work.path for item in (unasked if len(unasked) == len(jobs) else left))
+            self.workers.alone.update(item.work.path for item in (unasked if len(unasked) == len(jobs) else left))
         for item in left:
             # What nobody foresaw may be any file's fault: it counts for one that was alone.
             own = isinstance(exc, (ServerDown, LocalTrouble, OSError)) or len(left) == 1
@@ -7783,7 +7801,7 @@ class Poller:
             if isinstance(exc, FileChanged):  # the next claim takes the version that the line shows by then
                 failed = failed._replace(mtime=times_of(row.mtime)[0] or row.mtime)
         elif isinstance(exc, ServerDown) and self.pool.trouble is not None:
-            self._put_off()
+            self.workers.put_off()
         elif not isinstance(exc, (LocalTrouble, ServerDown)):
             counts = True
         if counts:

@@ -338,7 +338,7 @@ def test_small_files_are_dealt_to_the_workers_in_fair_shares_of_at_most_64(
     tmp_path: Path, count: int, workers: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    claim, enqueue = ftpcoord.Ledger.claim, ftpcoord.Poller._enqueue
+    claim, hand_in = ftpcoord.Ledger.claim, ftpcoord.Workers.hand_in
 
     def counted(ledger: Any, works: Any) -> Any:
         sizes.append(len(works))
@@ -349,11 +349,11 @@ def test_small_files_are_dealt_to_the_workers_in_fair_shares_of_at_most_64(
             yield item
             time.sleep(0.001)  # a worker that did not wait for the others of this poll would go off with a few
 
-    def enqueued(poller: Any, items: Any, *more: Any, **named: Any) -> None:
-        enqueue(poller, leisurely(items), *more, **named)
+    def handed_in(workers: Any, tasks: Any, *more: Any, **named: Any) -> None:
+        hand_in(workers, leisurely(tasks), *more, **named)
 
     monkeypatch.setattr(ftpcoord.Ledger, "claim", counted)
-    monkeypatch.setattr(ftpcoord.Poller, "_enqueue", enqueued)
+    monkeypatch.setattr(ftpcoord.Workers, "hand_in", handed_in)
     files = {f"{number}": b"x" for number in range(count)}
     with FtpHost(files=dict(files)) as host, Site(tmp_path, host.settings, workers=workers) as site:
         site.arrive(files)
