@@ -7235,6 +7235,7 @@ class Workers:
         self.busy: set[str] = set()
         self._ending = False
         self.alone: set[str] = set()  # files during which a group lost its connection: taken without company
+        self._one_suspect = threading.Lock()  # held while a file is in work that may end the process
         self._threads: list[threading.Thread] = []
 
     def hand_in(self, tasks: Iterable[Task], instead: Iterable[Task] = ()) -> None:
@@ -7278,7 +7279,10 @@ class Workers:
             taken = self._take()
             if not taken:
                 return
-            self.hand_in(self._work(taken), instead=taken)
+            suspect = isinstance(taken[0], Work) and taken[0].suspect
+            with self._one_suspect if suspect else contextlib.nullcontext():
+                then = self._work(taken)
+            self.hand_in(then, instead=taken)
             self._worked()
 
     def start(self) -> None:
@@ -7347,7 +7351,6 @@ class Poller:
         self.stuck = False  # a Python handler is still running although everything was to end
         self._more = False  # the last poll left something that the next one may take
         self._markers: dict[str, Entry] = {}  # of files in work: the companion as it was at the claim
-        self._one_suspect = threading.Lock()  # held while a file is in work that may end the process
         self._folder_alone = bool(config.download_dir) and route is None and self.command is None
         self.workers = Workers(config.workers, self._folder_alone, self._work, self._worked)
         self.stats.queued = self.workers.busy.__len__
@@ -7513,7 +7516,7 @@ class Poller:
         self.workers.end(lambda task: isinstance(task, Row) and task.term == self.lease.term and task.due is None)
         if not self.workers.join(self.config.drain_timeout, self.lease.valid):
             self._cut()
-        self.workers.join(KILL_AFTER + 1.0)
+        self.workers.join(KILL_AFTER + 3.0)  # and what a command's output may take to end
         # A Python handler cannot be ended from outside. While it runs this member neither releases nor stands again;
         # a process that is stopping exits with it.
         self.stuck = not self.workers.join(float("inf"), lambda: not self.member.stopping)
@@ -7530,13 +7533,10 @@ class Poller:
 
     def _work(self, tasks: list[Task]) -> Sequence[Task]:
         """An after-action, a file or a group of files, by a worker; what comes next."""
-        first = tasks[0]
         try:
-            if isinstance(first, Row):
-                self._act(first)
-                return ()
-            with self._one_suspect if first.suspect else contextlib.nullcontext():
+            if not isinstance(tasks[0], Row):
                 return self._deliver(cast(list[Work], tasks))
+            self._act(tasks[0])
         except LeaseLost:
             pass  # what was claimed stays claimed under this term: void for the next one
         except BaseException as exc:  # whatever it is, the worker goes on
@@ -7786,45 +7786,56 @@ class Poller:
             exc = _local(exc, str(place) if isinstance(exc, OSError) else row.path)
         elif not isinstance(exc, Error):  # nobody foresaw it
             event("worker_failed", logging.ERROR, exc=exc, path=row.path, error=reason(exc))
-        what, level, counts = "file_failed", logging.WARNING, False
         failed = row._replace(state="failed", mtime=item.mtime, error=kept_error(row, exc))
-        due: Optional[float] = doubled(self.config.retry_delay, row.attempts)
-        pause = due
-        if isinstance(exc, FileGone):
-            what, level, counts = "file_gone", logging.INFO, row.marks.gone
-            due = pause = None
+        if isinstance(exc, FileGone) and not row.marks.gone:
+            self._note(item, failed, "file_gone", logging.INFO)
         elif isinstance(exc, NotNow):
             pause, tell, counts = self._breaker.rest(row.path, exc)
-            what, level = "not_now", logging.WARNING if tell else logging.DEBUG
-            # What a handler refused is due at once for the next member, and for this one when another file succeeds.
-            due = None if isinstance(exc, TryLater) else pause
             if isinstance(exc, FileChanged):  # the next claim takes the version that the line shows by then
                 failed = failed._replace(mtime=times_of(row.mtime)[0] or row.mtime)
-        elif isinstance(exc, ServerDown) and self.pool.trouble is not None:
-            self.workers.put_off()
-        elif not isinstance(exc, (LocalTrouble, ServerDown)):
-            counts = True
-        if counts:
-            what, level, failed = "file_failed", logging.WARNING, failed._replace(failures=row.failures + 1)
-            due = pause = doubled(self.config.retry_delay, failed.failures)
-            if failed.failures >= self.config.max_attempts and self.config.ledger:
-                what, level, due, pause = "file_quarantined", logging.ERROR, None, None
-                action = "" if self.config.after_error == "keep" else self.config.after_error
-                failed = failed._replace(state="quarantined", action=action)
+            if counts:
+                self._count(item, failed)
+            else:  # what a handler refused is due at once for the next member, and for this one when another succeeds
+                due = None if isinstance(exc, TryLater) else pause
+                self._note(item, failed, "not_now", logging.WARNING if tell else logging.DEBUG, pause, due)
+        elif isinstance(exc, (LocalTrouble, ServerDown)):
+            if isinstance(exc, ServerDown) and self.pool.trouble is not None:
+                self.workers.put_off()
+            pause = doubled(self.config.retry_delay, row.attempts)
+            self._note(item, failed, "file_failed", logging.WARNING, pause, pause)
+        else:
+            self._count(item, failed)
+
+    def _count(self, item: Item, failed: Row) -> None:
+        """One more failure of the file."""
+        failed = failed._replace(failures=failed.failures + 1)
+        if failed.failures >= self.config.max_attempts and self.config.ledger:
+            action = "" if self.config.after_error == "keep" else self.config.after_error
+            quarantined = failed._replace(state="quarantined", action=action)
+            self._note(item, quarantined, "file_quarantined", logging.ERROR)
+        else:
+            pause = doubled(self.config.retry_delay, failed.failures)
+            self._note(item, failed, "file_failed", logging.WARNING, pause, pause)
+
+    def _note(
+        self, item: Item, row: Row, what: str, level: int, pause: Optional[float] = None, due: Optional[float] = None
+    ) -> None:
+        """Keeps the consequence in the ledger, and says it."""
         try:
-            self.ledger.change(row, failed, due)
+            self.ledger.change(item.row, row, due)
         except LedgerRefused:
-            self._unstorable(row, failed)
+            self._unstorable(item.row, row)
             return
-        self._say(what, level, failed, pause)
-        item.then = failed if failed.action else None
+        self._say(what, level, row, pause)
+        item.then = row if row.action else None
 
     def _say(self, what: str, level: int, row: Row, pause: Optional[float]) -> None:
         if what in ("file_failed", "file_quarantined"):
             self.stats.file(what[len("file_") :], row.size)
+        words = {"reason" if what == "file_gone" else "error": row.error}
         event(
             what, level, term=self.lease.term, path=row.path, attempt=row.attempts, action=row.action or None,
-            retry_in=pause, error=row.error,
+            retry_in=pause, **words,
         )  # fmt: skip
 
     def _unstorable(self, old: Optional[Row], new: Row) -> None:

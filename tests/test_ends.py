@@ -327,7 +327,7 @@ if what == "child":
     sys.exit(subprocess.call([sys.executable, "-I", "-S", __file__, folder, "self"]))
 if what == "orphan":
     subprocess.Popen([sys.executable, "-I", "-S", __file__, folder, "self"])
-    while not os.path.exists(folder + "/effects"): time.sleep(0.01)
+    while not os.path.exists(folder + "/effects") or not os.path.getsize(folder + "/effects"): time.sleep(0.01)
     sys.exit(0)
 with open(folder + "/pid", "w") as file: file.write(str(os.getpid()))
 with open(folder + "/effects", "a", buffering=1) as file:
