@@ -5610,7 +5610,7 @@ class Ledger:
         """Reads all rows."""
         with self._asking():
             if self._store is not None:
-                self._rows = {row.path: self._dated(row) for row in self._store.rows(self._group)}
+                self._rows = self._read(self._store.rows(self._group))
             self._outdated = False
 
     def refresh(self) -> None:
@@ -5618,7 +5618,7 @@ class Ledger:
         with self._asking():
             if self._store is None:
                 return
-            still_open = {row.path: self._dated(row) for row in self._store.rows(self._group, only_open=True)}
+            still_open = self._read(self._store.rows(self._group, only_open=True))
             were_open = [path for path, row in self._rows.items() if row.state != "done" or row.action]
             for path in set(were_open) - still_open.keys():
                 del self._rows[path]
@@ -5627,9 +5627,9 @@ class Ledger:
         if self._outdated or not unchanged:
             self.load()
 
-    def _dated(self, row: Row) -> Row:
-        """A row whose due time is one of the member's own clock."""
-        return row if row.due is None else row._replace(due=self._clock() + row.due)
+    def _read(self, rows: Iterable[Row]) -> dict[str, Row]:
+        """Rows by path, due by the member's own clock."""
+        return {row.path: row if row.due is None else row._replace(due=self._clock() + row.due) for row in rows}
 
     def get(self, path: str) -> Optional[Row]:
         return self._rows.get(path)
@@ -5657,11 +5657,8 @@ class Ledger:
             raise LeaseLost(self.lease.term)
 
     def write(self, changes: Sequence[Change], unknown: bool = False) -> list[bool]:
-        """Which changes were made, trying again while the database is away, as long as the lease lasts.
-
-        Where a value is refused each is tried alone, then with its texts in ASCII, then with few of them; what is
-        refused all the same is not made, and its path is in `refused`. `unknown`: an earlier try may have made them.
-        """
+        """Which changes were made. Where a value is refused each is tried alone, then in ASCII, then with few words;
+        what is refused all the same has its path in `refused`. `unknown`: an earlier try may have made them."""
         try:
             return self._write(changes, unknown)
         except RowRefused as exc:
@@ -7248,11 +7245,11 @@ class Workers:
                     (self.queue.appendleft if isinstance(task, Row) else self.queue.append)(task)
             self._changed.notify_all()
 
-    def put_off(self, kept: Callable[[Task], bool] = lambda task: False) -> None:
-        """Leaves what waits to the next poll: the file server cannot be reached, or the work ends."""
+    def put_off(self, kept: tuple[type, ...] = ()) -> None:
+        """Leaves what waits, but these kinds, to the next poll: the file server cannot be reached, or the work ends."""
         with self._changed:
-            self.busy.difference_update(task.path for task in self.queue if not kept(task))
-            self.queue = deque(task for task in self.queue if kept(task))
+            self.busy.difference_update(task.path for task in self.queue if not isinstance(task, kept))
+            self.queue = deque(task for task in self.queue if isinstance(task, kept))
 
     def _take(self) -> list[Task]:
         """One task, or `together` a fair share of the small files that wait. Waits for it; nothing at the end."""
@@ -7298,11 +7295,11 @@ class Workers:
                 return
             self._threads.append(thread)
 
-    def end(self, kept: Callable[[Task], bool]) -> None:
-        """Lets the threads end after what they do, what comes of it, and what is `kept` of the queue."""
+    def end(self) -> None:
+        """Lets the threads end when they have done what they do, and no after-action is due."""
         with self._changed:
             self._ending = True
-            self.put_off(kept)
+            self.put_off((Row,))
             self._changed.notify_all()
 
     def join(self, seconds: float, wanted: Callable[[], bool] = lambda: True) -> bool:
@@ -7513,7 +7510,7 @@ class Poller:
     def _stop_workers(self) -> None:
         """Lets the handlers end within `drain_timeout`, with the after-actions of what gets done, then cuts what can be
         cut; waits for all that still runs."""
-        self.workers.end(lambda task: isinstance(task, Row) and task.term == self.lease.term and task.due is None)
+        self.workers.end()
         if not self.workers.join(self.config.drain_timeout, self.lease.valid):
             self._cut()
         self.workers.join(KILL_AFTER + 3.0)  # and what a command's output may take to end
@@ -7533,10 +7530,13 @@ class Poller:
 
     def _work(self, tasks: list[Task]) -> Sequence[Task]:
         """An after-action, a file or a group of files, by a worker; what comes next."""
+        row = tasks[0]
         try:
-            if not isinstance(tasks[0], Row):
+            if not isinstance(row, Row):
                 return self._deliver(cast(list[Work], tasks))
-            self._act(tasks[0])
+            untried = row.term == self.lease.term and row.due is None
+            if untried or self.member.may_work(self.lease):  # a stop waits for no others
+                self._act(row)
         except LeaseLost:
             pass  # what was claimed stays claimed under this term: void for the next one
         except BaseException as exc:  # whatever it is, the worker goes on
@@ -7625,9 +7625,9 @@ class Poller:
                     come.append(item)
                     if self._folder_alone:
                         begin_sync(item.out)
-                    if self._folder_alone and time.monotonic() - last > BATCH_SECONDS:
-                        yield come
-                        come, last = [], time.monotonic()
+                        if time.monotonic() - last > BATCH_SECONDS:
+                            yield come
+                            come, last = [], time.monotonic()
         except (LeaseLost, DatabaseDown):
             raise
         except Exception as exc:

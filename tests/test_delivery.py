@@ -300,3 +300,17 @@ def test_a_row_that_an_operator_changes_while_its_file_is_in_work_is_said_and_th
         assert "changed meanwhile" in said["error"]
         site.polls(3)
         assert list(host.files) == ["a"] and site.state("a", "quarantined") and len(site.handled) == 1
+
+
+def test_what_a_stop_finds_done_is_still_removed(tmp_path: Path) -> None:
+    files = {f"{number}": b"x" for number in range(10)}
+    with FtpHost(files=dict(files)) as host:
+        def stop(session: FtpSession, argument: str) -> None:
+            site.listener.stop()
+            time.sleep(0.05)
+            session.on_dele(argument)
+
+        host.on("DELE", stop, times=None)
+        with Site(tmp_path, host.settings, workers=1, after="delete") as site:
+            site.wait("released")
+            assert len(site.all("file_done")) == 10 and not host.files
