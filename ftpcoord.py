@@ -5723,13 +5723,13 @@ class Ledger:
             due = None if change.delay is None else self._clock() + change.delay
             self._rows[change.new.path] = change.new._replace(term=self.lease.term, due=due)
 
-    def due_actions(self, busy: Set[str]) -> list[Row]:
+    def due_actions(self, busy: set[str]) -> list[Row]:
         """Rows whose after-action has not succeeded yet and may be tried now."""
         now = self._clock()
         return [row for row in self.all() if row.action and row.path not in busy and (row.due or 0) <= now]
 
     def forget_unlisted(
-        self, listed: Set[str], retention: float, lacks: Callable[[str], bool] = lambda path: True,
+        self, listed: set[str], retention: float, lacks: Callable[[str], bool] = lambda path: True,
         busy: Callable[[str], bool] = lambda path: False,
     ) -> None:  # fmt: skip
         """Dates the rows of files that are no longer listed, and drops them `retention` seconds later.
@@ -5804,7 +5804,7 @@ class File:
 
         return xml.etree.ElementTree.fromstring(content)
 
-    def csv(self, encoding: str = "utf-8-sig", **options: Any) -> Iterator[Dict[str, str]]:
+    def csv(self, encoding: str = "utf-8-sig", **options: Any) -> Iterator[dict[str, str]]:
         """The rows as dictionaries by the first line's names; `options` are csv.DictReader's."""
         with open(self.local, encoding=encoding, newline="") as stream:
             yield from csv.DictReader(stream, **options)
@@ -5972,7 +5972,7 @@ class Workplace:
         self._term = term
         self._private: Optional[Path] = None
         self._held: Optional[int] = None  # the private folder, open and locked
-        self._durable: Set[Tuple[int, int]] = set()  # subfolders, by device and number
+        self._durable: set[tuple[int, int]] = set()  # subfolders, by device and number
         self._lock = threading.Lock()
 
     def clean(self) -> None:
@@ -6130,7 +6130,7 @@ class Warden:
     """
 
     def __init__(self) -> None:
-        self._groups: Set[int] = set()
+        self._groups: set[int] = set()
         self._process: Optional[subprocess.Popen[bytes]] = None
         self._lock = threading.Lock()
 
@@ -6173,7 +6173,7 @@ class Command:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._words = config.command()
-        self._running: Set[subprocess.Popen[bytes]] = set()
+        self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._cut = False
         # Where util-linux is there, the kernel ends the command with us even before the warden knows of it.
@@ -7033,14 +7033,14 @@ class Breaker:
         self._config, self._stats = config, stats
         self._lock = threading.Lock()
         self._open_for = ""  # what the system behind said, while claims wait for it
-        self._files: Dict[str, Resting] = {}
-        self._in_a_row: Set[str] = set()
+        self._files: dict[str, Resting] = {}
+        self._in_a_row: set[str] = set()
         self._successes = 0
         self._pauses = Backoff(config.retry_delay, 300.0)
         self._pause = self._due = 0.0
-        self._tried: Set[str] = set()
+        self._tried: set[str] = set()
         self._trial = ""
-        self.terms: Set[int] = set()  # those that this process has held
+        self.terms: set[int] = set()  # those that this process has held
 
     def rest(self, path: str, exc: NotNow) -> tuple[float, bool, bool]:
         """Notes a "not now": the pause, whether it is to be said, and whether it counts as the file's failure.
@@ -7092,7 +7092,7 @@ class Breaker:
         rest = self._files.get(path)
         return rest is None or rest.due <= boot_clock()
 
-    def admit(self, works: Sequence[Work], busy: Callable[[str], bool]) -> List[Work]:
+    def admit(self, works: Sequence[Work], busy: Callable[[str], bool]) -> list[Work]:
         """Those whose pause is over; while the breaker is open, at most one."""
         now = boot_clock()
         with self._lock:
@@ -7111,7 +7111,7 @@ class Breaker:
             self._due = now + self._pause
             return [trial]
 
-    def forget(self, listed: Set[str]) -> None:
+    def forget(self, listed: set[str]) -> None:
         """Files that are gone rest no more."""
         with self._lock:
             self._files = {path: rest for path, rest in self._files.items() if path in listed}
@@ -7131,7 +7131,7 @@ class Recognizer:
         self._listing: list[Found] = []
         self._changes: list[Change] = []
 
-    def recognize(self, listing: list[Found], busy: Set[str]) -> Set[str]:
+    def recognize(self, listing: list[Found], busy: set[str]) -> set[str]:
         """Gives known files of a listing the time that the ledger has, or the exact one. The paths left for the next
         poll."""
         now = boot_clock()
@@ -7174,10 +7174,10 @@ class Recognizer:
     def _show(self, at: int, entry: Entry) -> None:
         self._listing[at] = self._listing[at]._replace(entry=entry)
 
-    def _ask(self, unclear: Sequence[tuple[int, Row]]) -> Set[str]:
+    def _ask(self, unclear: Sequence[tuple[int, Row]]) -> set[str]:
         """Asks for exact times where the zones that are known do not explain a line. What one poll has no time for is
         left for the next one."""
-        left: Set[str] = set()
+        left: set[str] = set()
         questions, until = MOST_QUESTIONS, time.monotonic() + QUESTION_SECONDS
         with self._looking() as server:
             for at, row in unclear:
@@ -7208,7 +7208,7 @@ class Recognizer:
         """A new version begins without doubts."""
         self._doubts.pop(path, None)
 
-    def keep(self, listed: Set[str]) -> None:
+    def keep(self, listed: set[str]) -> None:
         """Files that are gone are forgotten."""
         self._doubts = {path: doubt for path, doubt in self._doubts.items() if path in listed}
 
@@ -7492,7 +7492,7 @@ class Poller:
         """A listing under way is of no use any more, nor a connect; what the handlers are doing is."""
         self.pool.hurry(self.config.heartbeat_frequency)
 
-    def _forget(self, look: Look, busy: Set[str]) -> None:
+    def _forget(self, look: Look, busy: set[str]) -> None:
         if not self.member.may_work(self.lease):
             return
         busy = busy | self.workers.busy
