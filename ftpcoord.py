@@ -115,7 +115,6 @@ from typing import (
     Generator,
     Iterable,
     Iterator,
-    List,
     Mapping,
     NamedTuple,
     Optional,
@@ -123,7 +122,6 @@ from typing import (
     Sequence,
     Set,
     TextIO,
-    Tuple,
     TypeVar,
     Union,
     cast,
@@ -7771,7 +7769,6 @@ class Poller:
             LocalTrouble, ServerDown, OSError  failed, likewise: the host's or the network's
             all else                           the file's own: counted, and quarantined in the end
         """
-        place = item.temporary or f"the place of the copy, {getattr(exc, 'filename', '') or tempfile.gettempdir()}"
         item.ended, row = True, item.row
         self._discard(item)
         if isinstance(exc, LeaseLost) and self.lease.valid():
@@ -7783,7 +7780,7 @@ class Poller:
             raise exc
         self.lease.check()  # whatever failed after its end did so because it was cut
         if isinstance(exc, (OSError, UnicodeError)):
-            exc = _local(exc, str(place) if isinstance(exc, OSError) else row.path)
+            exc = _local(exc, row.path, item.temporary)
         elif not isinstance(exc, Error):  # nobody foresaw it
             event("worker_failed", logging.ERROR, exc=exc, path=row.path, error=reason(exc))
         failed = row._replace(state="failed", mtime=item.mtime, error=kept_error(row, exc))
@@ -7936,13 +7933,13 @@ def kept_error(row: Row, exc: BaseException) -> str:
     return f"{row.marks._replace(unlisted=False, gone=isinstance(exc, FileGone))}{begin}{line}"
 
 
-def _local(exc: Union[OSError, UnicodeError], place: str) -> Error:
+def _local(exc: Union[OSError, UnicodeError], path: str, copy: Optional[Path]) -> Error:
     """A local error: a name that this host cannot have is the file's trouble, the rest is the host's."""
     if isinstance(exc, UnicodeError):
-        return HandlerFailed(f"{place}: this host's names are in {sys.getfilesystemencoding()}, which lacks this one")
-    if exc.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
-        return HandlerFailed(f"{place}: {reason(exc)}")
-    return LocalTrouble(f"{place}: {reason(exc)}")
+        return HandlerFailed(f"{path}: this host's names are in {sys.getfilesystemencoding()}, which lacks this one")
+    place = copy or f"the place of the copy, {exc.filename or tempfile.gettempdir()}"
+    own = exc.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+    return (HandlerFailed if own else LocalTrouble)(f"{place}: {reason(exc)}")
 
 
 def check_delivery(config: Config, handled: bool) -> None:
