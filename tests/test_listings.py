@@ -142,7 +142,8 @@ GARBAGE = [
     "-rw-r--r-- 1 0 0 5 Jul 19 25:00 x", "-rw-r--r-- 1 0 0 -5 Jul 19 09:52 x", "-rw-r--r-- 1 0 0 5 Foo 19 09:52 x",
     "-rw-r--r-- 1 0 0 5 Jul 19 0000 x", "d [RWCEAFMS] supervisor 512 Jul 16 18:53 login",
     "+i8388621.48594,m825718503,r,s280,\tdjb.html", "13-20-26  09:52AM  7 month", "07-20-26  13:52PM  7 hour",
-    "07-20-26  09:52AM  seven name", "07-20-26  09:52AM       <DIR>", "٣٣-20-26  09:52AM  7 digits of another script",
+    "PEP             36864 04/03/24 14:06:34 *DIR       /", "07-20-26  09:52AM  seven name", "2026-07-2026  09:52  7 x",
+    "07-20-26  09:52AM       <DIR>", "٣٣-20-26  09:52AM  7 digits of another script",
 ]
 
 

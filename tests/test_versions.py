@@ -552,6 +552,23 @@ def test_a_time_that_sftp_cannot_be_compared_with_is_no_file_that_is_gone(tmp_pa
         server.close()
 
 
+def test_names_made_while_their_folder_is_listed_are_in_its_listing_and_no_two_make_one_name() -> None:
+    habits = ftpcoord.Habits()
+    with habits.listing_of("/done") as listed:
+        with habits.making("/done/a"), pytest.raises(ftpcoord.TargetExists), habits.making("/done/a"):
+            pass
+        assert habits.listed("/done") is None, "it is not whole yet"
+        listed.names.add("b")
+    known = habits.listed("/done")
+    assert known is not None and known.names == {"a", "b"}
+    with pytest.raises(ftpcoord.ServerDown), habits.making("/done/c"):
+        raise ftpcoord.ServerDown("whether it was made is not known")
+    assert habits.listed("/done") is None
+    with pytest.raises(ftpcoord.FileRefused), habits.listing_of("/done"):
+        raise ftpcoord.FileRefused("no")
+    assert habits.listed("/done") is None
+
+
 def test_many_moves_cost_no_more_than_few() -> None:
     habits = ftpcoord.Habits()
 
