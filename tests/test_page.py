@@ -211,6 +211,12 @@ def test_what_is_to_be_said_is_said_alike_on_the_page_in_the_terminal_and_by_the
     assert ftpcoord.nagios_line([status]).startswith("ok: " if text in NOTES else f"not ok: {status['group']}: {text}")
 
 
+def test_nobody_but_a_holder_of_the_lease_is_called_active_while_the_database_is_away() -> None:
+    away = {"database_error": "refused", "heartbeat": {"error": "refused"}}
+    assert group(**away, member={"role": "standby"})["active"] is None
+    assert group(**away)["active"] == "pod-7f9c-a"
+
+
 HOSTILE = "</td></table><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">&amp;'\""
 ERROR = {"state": "quarantined", "attempts": 5, "age": 500.0}
 CASES = {
