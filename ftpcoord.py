@@ -6701,7 +6701,9 @@ class Member:
             database.close()
             error = f"its answer cannot be used: {reason(exc)}"
         self._database("heartbeat", error)
-        return self.election.failed(DatabaseDown(error), boot_clock(), wait) if self.election is not None else wait
+        if self.election is None or not isinstance(exc, Error):
+            return wait
+        return self.election.failed(DatabaseDown(error), boot_clock(), wait)
 
     def _tell(self, name: str, **fields: object) -> None:
         level = logging.WARNING if name in ("lost", "duplicate_member") else logging.INFO
