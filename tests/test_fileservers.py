@@ -592,6 +592,28 @@ def test_a_look_from_before_the_last_read_proves_nothing_whenever_it_is_answered
     assert isinstance(error, ftpcoord.FileChanged) and received == b"x" * 250
 
 
+@pytest.mark.parametrize(("says", "kind"), [
+    ((105, 250, 1), ftpcoord.FileRefused), ((105, 250, 2), ftpcoord.FileChanged), ((105, 200, 1), ftpcoord.FileChanged),
+    ((101, 2), ftpcoord.FileGone), ((101, 3), ftpcoord.FileChanged),
+])  # fmt: skip
+def test_of_a_file_that_is_shorter_than_listed_lstat_says_why(says: tuple[int, ...], kind: type[Exception]) -> None:
+    class Shorter(FewHandles):
+        def send(self, request: int, body: bytes) -> int:
+            if request not in (7, 8):
+                return super().send(request, body)
+            self.number += 1
+            told = struct.pack(">II", says[1], 0)
+            if says[0] == 105:
+                told = struct.pack(">IQIII", 0xD, says[1], stat.S_IFREG | 0o644, 0, says[2])
+            self.answers.append((says[0], self.number, told))
+            return self.number
+
+    seen = ftpcoord.Entry("a", "file", 250, "1970-01-01T00:00:01")
+    pipeline = ftpcoord.SftpPipeline(Shorter(b"x" * 200, most=1), "utf-8")  # type: ignore[arg-type]
+    ((_, error),) = pipeline.run([Job("a", 250, bytearray().extend, seen)])
+    assert type(error) is kind
+
+
 def test_what_a_server_tells_no_kind_or_no_size_of_is_no_file() -> None:
     size, mode = struct.pack(">IQ", 1, 10), struct.pack(">II", 4, stat.S_IFREG | 0o644)
     assert ftpcoord._Fields(memoryview(size)).entry("x") is None
