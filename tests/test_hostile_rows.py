@@ -32,7 +32,8 @@ def unready(site: Site) -> str:
 def test_a_row_that_cannot_be_read_is_said_and_not_ready_until_it_is_mended(tmp_path: Path) -> None:
     with FtpHost({"1.csv": b"1"}) as host:
         site = Site(tmp_path, host.settings)
-        with contextlib.suppress(AssertionError), site:  # its traceback is in the log, once
+        site.traceback = True
+        with site:
             site.wait("file_done")
             change(tmp_path, "UPDATE file_ledger SET size = 'abc', state = 'failed'")
             site.wait("server_down")
@@ -42,7 +43,6 @@ def test_a_row_that_cannot_be_read_is_said_and_not_ready_until_it_is_mended(tmp_
             wait_for(lambda: "2.csv" in site.delivered())
             wait_for(lambda: not unready(site))
         assert len(site.all("poll_failed")) == 1
-        assert "2.csv" in site.delivered()
 
 
 def test_a_row_whose_error_looks_like_marks_without_end_stops_no_worker(
@@ -185,14 +185,16 @@ def test_a_heartbeat_whose_answer_makes_no_sense_is_a_database_that_is_down(
 ) -> None:
     with FtpHost({"1.csv": b"1"}) as host:
         site = Site(tmp_path, host.settings)
-        with contextlib.suppress(AssertionError), site:  # its traceback is in the log, once
+        site.traceback = True
+        with site:
             site.wait("file_done")
             with monkeypatch.context() as patch:
                 patch.setattr(ftpcoord.SQLite, "renew", lambda *_: int("no"))
                 site.wait("lost")
                 wait_for(lambda: "cannot be used" in unready(site))
-                assert len(site.all("heartbeat_failed")) == 1
-                assert len(site.all("database_down")) == 1
+                said = [name for name, _ in site.events]
+                said = said[: said.index("lost")]  # a standby's look makes sense here, so that it is said anew
+                assert (said.count("heartbeat_failed"), said.count("database_down")) == (1, 1)
             site.wait("elected", 2)
             wait_for(lambda: not unready(site))
         assert len(site.all("elected")) >= 2
