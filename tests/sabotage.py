@@ -165,7 +165,7 @@ class Sabotage(NamedTuple):
 
 
 TWO = "two valid leases"
-FILES = ("files=True",)
+FILES = ("files=True", "suffix=''")
 COMPANIONS = ("files=True", "suffix='.ok'")
 SABOTAGES = (
     # -- the lease
@@ -242,7 +242,7 @@ SABOTAGES = (
     # -- files
     Sabotage("a file is removed before it is done", "_done",
              before("made = self.ledger.write", "[self._act(row) for row in finished if action]"),
-             "before it is done", fix=["files=True", "suffix=''"]),
+             "before it is done", fix=FILES),
     Sabotage("a file is removed without another look at the lease", "_act_on",
              text("self.lease.check()\n        if", "if"), "acts past its deadline", fix=FILES),
     Sabotage("a file is removed without another look at it", "_act_on",
