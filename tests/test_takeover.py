@@ -85,6 +85,7 @@ def test_of_eight_members_started_at_once_on_an_empty_table_one_is_elected(
     database: Database, files: Files, tmp_path: Path
 ) -> None:
     """The database answers only when all of them are there, so that they come at one instant."""
+    began = time.time()
     with Crew(tmp_path, database, files) as crew:
         if database.server is not None:
             database.server.freeze()
@@ -102,7 +103,8 @@ def test_of_eight_members_started_at_once_on_an_empty_table_one_is_elected(
         wait_for(lambda: active.polls() >= polls + 3)
         assert sum(len(member.events("elected")) for member in members) == 1
         status = crew.status()
-        assert (status["active"], status["term"]) == (active.name, 1)
+        # Whoever finds the first beats of others cannot know that they never held a lease: its term is the time.
+        assert status["active"] == active.name and (status["term"] == 1 or status["term"] > began)
         assert sorted(member["role"] for member in status["members"]) == ["active"] + ["standby"] * 7
 
 
