@@ -53,7 +53,6 @@ Not guaranteed, because no program of this kind can
   - What a proxy or the file server had already taken when the connection was reset.
   - With `ledger = off`: promise 3, attempts and quarantine.
 """
-
 from __future__ import annotations
 
 import abc
@@ -140,10 +139,8 @@ __all__ = [
     "Config", "ConfigError", "Coordinator", "Error", "File", "Lease", "LeaseLost", "Listener", "Timing", "TryLater",
 ]  # fmt: skip
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Constants
-# ---------------------------------------------------------------------------------------------------------------------
+# How to read this file: all that the promises rest on is part I, in order. Part II, the tongues of databases and file
+# servers, and part III, what a person and an operator see, are looked up. Part I knows of them only their interfaces.
 
 STEP_DOWN = "step-down:"  # health_check.task_id of a request to release the lease of a term: step-down:<term>
 BATCH_FILES = 64  # claims and completions committed together where delivery is the folder alone
@@ -156,9 +153,8 @@ TRY_LATER = 75  # EX_TEMPFAIL of sysexits.h: a command's way to say "not now"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Errors: what was wrong, where, and what to do
+# I.1 Errors: what was wrong, where, and what to do
 # ---------------------------------------------------------------------------------------------------------------------
-
 
 class Error(Exception):
     """Every error that ftpcoord raises on purpose."""
@@ -235,737 +231,17 @@ class HandlerFailed(Error):
     """A command or a Python handler did not succeed with a file."""
 
 
+class LocalTrouble(Error):
+    """This host, not the file, is the reason: a full disk, a missing command. Not counted as the file's failure."""
+
+
 class LedgerRefused(Error):
     """The ledger takes a file's row in no form; see RowRefused."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Logging: `time level event key=value ...`, or one JSON object a line
+# I.2 Timing, lease, progress
 # ---------------------------------------------------------------------------------------------------------------------
-
-LAST_WORDS = 2.0  # seconds for what is still to be written when the process ends
-
-logger = logging.getLogger("ftpcoord")
-
-
-class Outbox:
-    """Lines on their way out, so that nobody waits for a stream that blocks, or for a script's own log handler.
-
-    While a thread of ours lives, one more thread writes them, in order. Where `room` lines wait, further ones are
-    dropped, debug and info where half as many do; their number is told when there is room again.
-    """
-
-    def __init__(self, name: str, room: int) -> None:
-        self.name, self.room = name, room
-        self.always = False  # by the other thread, whether a thread of ours lives or not
-        self._waiting: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
-        self._dropped = 0
-        self._lock = threading.Lock()
-        self._thread: Optional[threading.Thread] = None
-
-    def full(self, level: int = logging.INFO) -> bool:
-        return self._waiting.qsize() >= (self.room if level > logging.INFO else self.room // 2)
-
-    def put(self, write: Callable[[], object], level: int = logging.INFO) -> bool:
-        """Calls `write`: at once, then True, or later by the other thread."""
-        ours = self.always or any(thread.name.startswith("ftpcoord-") for thread in threading.enumerate())
-        if not ours and self._waiting.empty():
-            write()
-            return True
-        if self.full(level):
-            with self._lock:
-                self._dropped += 1
-        else:
-            self._waiting.put(write)
-            self._start()
-        return False
-
-    def flush(self, seconds: float = LAST_WORDS) -> bool:
-        """Waits for all that was put before, so long; whether it is written."""
-        written = threading.Event()
-        self._waiting.put(written.set)
-        self._start()
-        return written.wait(seconds)
-
-    def _start(self) -> None:
-        with self._lock:
-            if self._thread is not None and self._thread.is_alive():
-                return
-            first, name = self._thread is None, f"outbox-{self.name}"
-            self._thread = threading.Thread(target=self._write, args=(True,), name=name, daemon=True)
-            try:
-                self._thread.start()
-                if first:
-                    atexit.register(self.flush)
-                return
-            except RuntimeError:  # no thread is left: late is better than never
-                pass
-        self._write(False)
-
-    def _write(self, wait: bool) -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                write = self._waiting.get(wait)
-                with contextlib.suppress(BaseException):  # of a script's log handler, or a stream that is gone
-                    write()
-                if self._dropped and not self.full():
-                    with self._lock:
-                        dropped, self._dropped = self._dropped, 0
-                    event("log_dropped", logging.WARNING, stream=self.name, lines=dropped)
-
-
-log, said = Outbox("log", 10_000), Outbox("stderr", 1000)
-
-
-def event(what: str, level: int = logging.INFO, **fields: object) -> None:
-    """Logs one event, an exception `exc` with its traceback. Names of events are part of the interface."""
-    if logger.isEnabledFor(level):  # not logger.log(), which looks for the caller's line: always the next one
-        exc = fields.pop("exc", None)
-        more = {"fields": {k: v for k, v in fields.items() if v is not None}}
-        traceback = (type(exc), exc, exc.__traceback__) if isinstance(exc, BaseException) else None
-        record = logger.makeRecord(logger.name, level, __file__, 0, what, (), traceback, extra=more)
-        log.put(functools.partial(logger.handle, record), level)
-
-
-def say(text: str) -> None:
-    """A last word on standard error."""
-    if not said.put(functools.partial(print, text, file=sys.stderr, flush=True), logging.ERROR):
-        said.flush()
-
-
-LONE_SURROGATES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
-
-
-def printable(text: str) -> str:
-    """A path fit for ledger, log and terminal: bytes that were not decodable and control characters as %XX.
-
-    The result is one line of valid UTF-8. A text that needed it has its own % escaped too, so that
-    `urllib.parse.unquote_to_bytes` gives the bytes back.
-    """
-    if text.isprintable():
-        return text
-    text = LONE_SURROGATES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)  # no name has them, but texts of errors
-    raw = text.encode("utf-8", "surrogateescape").replace(b"%", b"%25").decode("utf-8", "surrogateescape")
-    return "".join(ch if ch.isprintable() else urllib.parse.quote(ch.encode("utf-8", "surrogateescape")) for ch in raw)
-
-
-NEEDS_QUOTES = re.compile(r"[\s\"=]")
-
-
-class TextFormatter(logging.Formatter):
-    """2026-11-24T03:41:48.123Z info elected term=7 member=a"""
-
-    def format(self, record: logging.LogRecord) -> str:
-        parts = [utc_text(record.created), record.levelname.lower(), printable(record.getMessage())]
-        for key, value in getattr(record, "fields", {}).items():
-            if isinstance(value, (int, float)):
-                text = f"{value:.3f}" if isinstance(value, float) else str(value)
-            else:
-                text = printable(str(value))
-                if NEEDS_QUOTES.search(text) or not text:
-                    text = json.dumps(text, ensure_ascii=False)
-            parts.append(f"{key}={text}")
-        if record.exc_info:
-            parts.append("traceback=" + json.dumps(self.formatException(record.exc_info)))
-        return " ".join(parts)
-
-
-class JsonFormatter(logging.Formatter):
-    """{"time": "2026-11-24T03:41:48.123Z", "level": "info", "event": "elected", "term": 7}"""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: Dict[str, object] = {"time": utc_text(record.created), "level": record.levelname.lower()}
-        line["event"] = record.getMessage()
-        for key, value in getattr(record, "fields", {}).items():
-            line[key] = printable(value) if isinstance(value, str) else value
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
-
-
-def utc_text(seconds: float) -> str:
-    """Epoch seconds as 2026-11-24T03:41:48.123Z."""
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
-    return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
-
-
-class LineHandler(logging.StreamHandler):  # type: ignore[type-arg]  # before 3.11
-    """Writes lines to a stream. One that is gone is no reason to fill another one with tracebacks."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        if not self.stream.closed and not isinstance(sys.exc_info()[1], OSError):
-            super().handleError(record)
-
-
-def start_logging(level: str, form: str, stream: TextIO) -> None:
-    """Sends the events to a stream; called by the command line, never on import."""
-    handler = LineHandler(stream)
-    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
-    logger.handlers[:] = [handler]
-    logger.setLevel(level.upper())
-    logger.propagate = False
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Settings
-# ---------------------------------------------------------------------------------------------------------------------
-
-ID_PATTERN = re.compile(r"[!-~]{1,128}\Z")  # the tables' VARCHAR(128); printable ASCII has one form in every collation
-GROUP_TEXT = re.compile(r"(ftp|ftpes|ftps|sftp)://(.*?)@(\[[^]]+\]|[^@:/\[\]]+):([0-9]+)(/.*)\Z", re.DOTALL)
-LONGEST_SECRET = 65536  # characters
-
-DEFAULT_PORTS = {"ftp": 21, "ftpes": 21, "ftps": 990, "sftp": 22}
-SSH, TLS = ("sftp",), ("ftpes", "ftps")
-SERVICE_LINK = re.compile(r"service_(host|port\w*)\Z|port(_\d+_\w+)?\Z")
-SECRETS = ("password", "key_passphrase", "database_password")
-FILE_SETTINGS = (*SECRETS, "url", "database")  # a URL may hold a password: these, too, may come from a file
-
-
-class Target(NamedTuple):
-    """Where the files are. A path below the login folder (`/~/x` in the URL) is relative, others are absolute."""
-
-    scheme: str
-    user: str
-    host: str
-    port: int
-    path: str
-
-
-class Endpoint(NamedTuple):
-    """Where the database is: hosts in the order in which they are tried."""
-
-    dialect: str
-    user: str
-    hosts: tuple[tuple[str, int], ...]
-    name: str
-
-
-class Kind(NamedTuple):
-    """What a setting's value is made of. `parse` raises ValueError or KeyError for what is not `wanted`."""
-
-    wanted: str
-    parse: Callable[[Any], Any]
-
-
-def matching(pattern: str) -> Callable[[Any], str]:
-    """A parser of text that fits the pattern as a whole, and has no NUL."""
-
-    def parse(value: Any) -> str:
-        if "\0" in str(value) or not re.fullmatch(pattern, str(value)):
-            raise ValueError
-        return str(value)
-
-    return parse
-
-
-def _seconds(value: Any) -> float:
-    seconds = float(str(value))
-    if not abs(seconds) < 1e9:
-        raise ValueError
-    return seconds
-
-
-def _byte_size(value: Any) -> int:
-    match = re.fullmatch(r"([0-9]{1,18})\s*([KMG]?)", str(value).strip().upper())
-    if not match or not int(match[1]):
-        raise ValueError
-    return int(match[1]) << 10 * " KMG".index(match[2] or " ")
-
-
-def _file_mode(value: Any) -> str:
-    mode = value if isinstance(value, int) else int(str(value), 8)
-    if not 0 <= mode <= 0o777 or not mode & 0o400:
-        raise ValueError
-    return f"{mode:04o}"
-
-
-# 0 to 65535
-PORT = r"(?:[0-5]?[0-9]{1,4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
-BYTES = Kind("a number of bytes, or of K, M or G of 1024", _byte_size)
-MODE = Kind("permissions in octal that let the owner read, like 0640", _file_mode)
-SECONDS = Kind("a number of seconds", _seconds)
-IDENTIFIER = Kind("1 to 128 printable ASCII characters without spaces", matching(rf"(?!{STEP_DOWN})[!-~]{{1,128}}"))
-ACTION = Kind("keep, delete or move:FOLDER (`.` is no folder)", matching(r"keep|delete|move:(?!\./?\Z)[^\r\n]+"))
-FINGERPRINT = Kind("a fingerprint as ssh-keygen -lf prints it, SHA256:...", matching("SHA256:.*"))
-FUNCTION = Kind("module:function", matching(r"[\w.]+:[\w.]+"))
-ADDRESS = Kind("host:port, e.g. 127.0.0.1:8080", matching(f".*:{PORT}"))
-KINDS: dict[type, Kind] = {  # where the default tells it
-    bool: Kind("yes or no", lambda value: configparser.ConfigParser.BOOLEAN_STATES[str(value).strip().lower()]),
-    float: SECONDS, int: Kind("a whole number", lambda value: int(str(value))), str: Kind("text", matching(r"[\s\S]*")),
-}
-
-
-def setting(default: Any, **metadata: Any) -> Any:
-    """`kind`, `least` and `choices` of a setting, and the `schemes` that it is for."""
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-@dataclasses.dataclass(repr=False)
-class Config:
-    """The settings of one listener. Values may be text (as in a file) or of the setting's own type.
-
-    Raises ConfigError that names the setting. Secrets are never part of the representation.
-    """
-
-    url: str = ""
-    password: str = ""
-    key: str = setting("", schemes=SSH)
-    key_passphrase: str = setting("", schemes=SSH)
-    known_hosts: str = "~/.ssh/known_hosts"
-    host_key: str = setting("", kind=FINGERPRINT, schemes=SSH)
-    ca_file: str = ""
-    client_cert: str = setting("", schemes=TLS)
-    client_key: str = setting("", schemes=TLS)
-    tls_verify: bool = True
-    tls_close: str = setting("strict", choices=("strict", "lax"), schemes=TLS)
-    encoding: str = "utf-8"
-    timeout: float = setting(30.0, least=0.1)
-    database: str = ""
-    database_password: str = ""
-    database_tls: str = setting("", choices=("", "disable", "prefer", "require", "verify"))
-    database_ca_file: str = ""
-    coordination_group: str = setting("", kind=IDENTIFIER)
-    member_id: str = setting("", kind=IDENTIFIER)
-    heartbeat_frequency: float = setting(1.0, least=0.01)
-    liveness_check_interval: float = setting(30.0, least=0.1)
-    polling_interval: float = setting(60.0, least=0.01)
-    pattern: str = "*"
-    exclude: str = ""
-    recursive: bool = False
-    min_age: float = setting(0.0, least=0.0)
-    max_size: Optional[int] = setting(None, kind=BYTES)
-    max_age: Optional[float] = setting(None, kind=SECONDS, least=0.0)
-    settle: float = setting(5.0, least=0.0)
-    ready_suffix: str = ""
-    sort: str = setting("name", choices=("name", "mtime", "size", "-name", "-mtime", "-size"))
-    max_files: int = setting(0, least=0)
-    workers: int = setting(4, least=1)
-    exec: str = ""
-    download_dir: str = ""
-    file_mode: str = setting(f"{FILE_MODE:04o}", kind=MODE)
-    handler: str = setting("", kind=FUNCTION)
-    after: str = setting("keep", kind=ACTION)
-    after_error: str = setting("keep", kind=ACTION)
-    max_attempts: int = setting(5, least=1)
-    retry_delay: float = setting(10.0, least=0.0)
-    exec_timeout: Optional[float] = setting(None, kind=SECONDS, least=0.1)
-    error_output: bool = True
-    stall_timeout: float = setting(300.0, least=0.1)
-    yield_after: int = setting(3, least=0)
-    drain_timeout: float = setting(30.0, least=0.0)
-    ledger: bool = True
-    ledger_retention: float = setting(30.0, least=0.0)  # days
-    http: str = setting("", kind=ADDRESS)
-    log_level: str = setting("info", choices=("debug", "info", "warning", "error"))
-    log_format: str = setting("text", choices=("text", "json"))
-
-    def __init__(self, /, **settings: Any) -> None:  # the slash: FTPCOORD_SELF is a wrong setting, not a crash
-        fields = {field.name: field for field in dataclasses.fields(Config)}
-        self.files: dict[str, str] = {}  # NAME -> path, from NAME_file
-        self.source = ""  # the file with these settings, if it holds a secret
-        self._spelling = ""  # of the URL, where the group follows from it and the database has not been asked
-        for name, field in fields.items():
-            setattr(self, name, field.default)
-        for name, value in settings.items():
-            if name in fields:
-                setattr(self, name, _typed(name, value, fields[name]))
-            elif name.removesuffix("_file") in FILE_SETTINGS:
-                self.files[name.removesuffix("_file")] = str(value)
-            else:
-                near = ", ".join(known for known in fields if known.startswith(f"{name:4.4}"))
-                raise ConfigError(f"{name}: there is no such setting" + (f" (did you mean {near}?)" if near else ""))
-        for name in self.files:
-            if settings.get(name):
-                raise ConfigError(f"{name}: is set twice, as {name} and as {name}_file; keep one of them")
-            if name in ("url", "database"):
-                setattr(self, name, self.secret(name))
-        self._check()
-        self._complete()
-
-    # -- sources ------------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> Config:
-        """FTPCOORD_NAME variables; an empty one counts as not set.
-
-        What Kubernetes adds for a Service called ftpcoord is none of ours.
-        """
-        ours = {name[9:].lower(): value for name, value in environ.items() if name.startswith("FTPCOORD_") and value}
-        try:
-            return cls(**{name: value for name, value in ours.items() if not SERVICE_LINK.match(name)})
-        except ConfigError as exc:
-            name, colon, text = str(exc).partition(":")
-            raise ConfigError(f"FTPCOORD_{name.upper()}{colon}{text}" if name.isidentifier() else str(exc)) from None
-
-    @classmethod
-    def from_file(cls, path: str) -> list[Config]:
-        """An INI file: a section for each listener, [DEFAULT] shared by all, no interpolation."""
-        parser = configparser.ConfigParser(interpolation=None, strict=True)
-        try:
-            with open(path, encoding="utf-8-sig") as stream:
-                parser.read_file(stream)
-        except (OSError, UnicodeError) as exc:
-            raise ConfigError(f"{path}: cannot be read ({reason(exc)})") from None
-        except configparser.Error as exc:  # its own text would print the line, which may hold a secret
-            line = getattr(exc, "lineno", None) or getattr(exc, "errors", [["?"]])[0][0]
-            raise ConfigError(f"{path}: not a settings file ({type(exc).__name__}, line {line})") from None
-        if not parser.sections():
-            raise ConfigError(f"{path}: has no section; each listener is one, e.g. [orders]")
-        configs = []
-        for section in parser.sections():
-            try:
-                configs.append(cls(**{name: value for name, value in parser.items(section) if value != ""}))
-            except ConfigError as exc:
-                raise ConfigError(f"{path} [{section}] {exc}") from None
-            configs[-1].source = path if configs[-1].holds_secret() else ""
-        return configs
-
-    # -- derived ------------------------------------------------------------------------------------------------------
-
-    def secret(self, name: str) -> str:
-        """A secret's present value; one that came from a file is read anew, so that it can be rotated."""
-        if name not in self.files:
-            return str(getattr(self, name))
-        path = self.files[name]
-        try:
-            if not stat.S_ISREG(os.stat(os.path.expanduser(path)).st_mode):
-                raise ConfigError(f"{name}_file: {path} is not a plain file, and so cannot be read at each login")
-            with open(os.path.expanduser(path), encoding="utf-8-sig") as stream:
-                return stream.read(LONGEST_SECRET).rstrip("\r\n")
-        except (OSError, UnicodeError) as exc:
-            raise ConfigError(f"{name}_file: {path} cannot be read ({reason(exc)})") from None
-
-    @property
-    def target(self) -> Target:
-        """The file server, without its password."""
-        return _parse_url(self.url)[0]
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """The database, without its password."""
-        return _parse_database(self.database)[0]
-
-    def file_password(self) -> str:
-        return self.secret("password") or _parse_url(self.secret("url"))[1]
-
-    def database_login(self) -> str:
-        return self.secret("database_password") or _parse_database(self.secret("database"))[1]
-
-    def public(self) -> dict[str, object]:
-        """All settings, secrets masked: for the status page and for people."""
-        known = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        masked = {name: "***" for name in SECRETS if known[name] or name in self.files}
-        return {**known, **masked, "url": without_password(self.url), "database": without_password(self.database)}
-
-    def holds_secret(self) -> bool:
-        """Whether a secret stands in the settings themselves."""
-        return any(self.public()[name] != getattr(self, name) for name in FILE_SETTINGS if name not in self.files)
-
-    def __repr__(self) -> str:
-        return f"Config(coordination_group={self.coordination_group!r}, member_id={self.member_id!r})"
-
-    # -- checks -------------------------------------------------------------------------------------------------------
-
-    def _complete(self) -> None:
-        """What follows from other settings."""
-        if not self.database_tls:
-            self.database_tls = "prefer" if all(is_loopback(host) for host, _ in self.endpoint.hosts) else "verify"
-        if not self.coordination_group:
-            scheme, user, host, port, path = self.target
-            host = f"[{host}]" if ":" in host else host
-            self._spelling = f"{scheme}://{user}@{host}:{port}{path if path.startswith('/') else '/~/' + path}"
-            self.coordination_group = group_id(normal_group(self._spelling))
-        if not self.member_id:
-            self.member_id = re.sub(r"[^!-~]", "_", socket.gethostname())[:110] + f":{os.getpid()}"
-
-    def _check(self) -> None:
-        """What is wrong with settings together."""
-        if not self.database:
-            raise ConfigError(
-                "database: is required, e.g. postgresql://user@host/name, mysql://user@host/name or "
-                "sqlite:///file for members on one host; members without a common one would each elect themselves"
-            )
-        dialect, scheme = DIALECTS[self.endpoint.dialect], self.target.scheme if self.url else ""
-        Timing(self.heartbeat_frequency, self.liveness_check_interval, dialect.least_timeout)
-        for field in dataclasses.fields(self):
-            name, schemes = field.name, field.metadata.get("schemes", ())
-            given = getattr(self, name) != field.default or name in self.files
-            if given and scheme and schemes and scheme not in schemes:
-                wanted = " and ".join(f"{one}://" for one in schemes)
-                raise ConfigError(f"{name}: is for {wanted} only, but url is {scheme}://")
-        try:
-            ascii_too = "/a.Z".encode(self.encoding) == b"/a.Z"
-        except (LookupError, UnicodeError):  # `undefined` is one that encodes nothing
-            raise ConfigError(f"encoding: Python knows none called {quoted(self.encoding)}") from None
-        for wrong, sentence in (
-            (not self.url and not self.coordination_group,
-             "url: is required, e.g. sftp://user@host/inbox (a Coordinator: coordination_group)"),
-            (not ascii_too, f"encoding: must leave ASCII as it is, {quoted(self.encoding)} does not"),
-            (self.client_key and not self.client_cert, "client_key: needs client_cert"),
-            (self.url and MoveTargets(self).lead_back(self.target.path),
-             "after, after_error: files would be moved into the polled folder again"),
-            (not self.ledger and self.after == "keep",
-             "ledger: off needs after = delete or move:FOLDER, else every poll takes all again"),
-            (self.exec and self.handler, "exec and handler: a file goes to one of them; remove the other"),
-            (not self.patterns("pattern"), "pattern: matches nothing"),
-        ):
-            if wrong:
-                raise ConfigError(sentence)
-        if self.exec:
-            self.command()
-
-    def command(self) -> list[str]:
-        """`exec` split into its words."""
-        try:
-            words = shlex.split(self.exec)
-        except ValueError as exc:
-            raise ConfigError(f"exec: cannot be split into words ({exc})") from None
-        if not words:
-            raise ConfigError("exec: is empty")
-        code = word_told_to_run(words)
-        if code:
-            raise ConfigError(
-                f"exec: {quoted(code)} is what an interpreter is told to run, and a file's name in it would be code; "
-                'write "$FTPCOORD_FILE", "$FTPCOORD_NAME" or "$FTPCOORD_PATH" there, or pass an argument: '
-                """sh -c 'import "$1"' sh {file}"""
-            )
-        return words
-
-    def http_address(self) -> tuple[str, int]:
-        """`http` as (host, port)."""
-        host, _, port = self.http.rpartition(":")
-        return host.strip("[]") or "127.0.0.1", int(port)
-
-    def patterns(self, name: str) -> list[str]:
-        """`pattern` or `exclude` as a list of globs."""
-        return [part.strip() for part in str(getattr(self, name)).split(",") if part.strip()]
-
-
-PLACEHOLDER = re.compile(r"\{(file|name|path)\}")
-# What runs text: its names, the options whose argument is such text, others with an argument, an option after which
-# all but the next word is data, and which of the other words are text: the first (unless an option brought it), or all.
-INTERPRETERS = [
-    (r"(da|a|r?ba|mk|pdk|k|z|t?c|fi|ya)?sh", "", "oO", "", "first"),
-    (r"i?python|pypy|jython", "c", "WXQ", r"-\w*m", "first"),
-    (r"perl|ruby", "eE", "IrC", "", "first"),
-    (r"node|nodejs|bun", "", "rC", r"-(pe?|ep?)", "first"),
-    (r"php", "rBREf", "dcz", "", "first"),
-    (r"lua|luajit|julia|rscript|groovy|scala|gnuplot|tclsh|wish|expect|octave", "eEc", "l", "", "first"),
-    (r"[gmn]?awk|g?sed", "ef", "vFl", "", "first"),
-    (r"psql|duckdb|mysql|mariadb|osascript|su|runuser|script|flock|sg", "ce", "hpdUPDfv", "", ""),
-    (r"env", "S", "uC", "", ""),
-    (r"eval|cmd|.*\.(bat|cmd)|(auto)?ssh|rsh|remsh|watch|parallel|tmux|screen|g?make|matlab|sqlite", "", "", "", "all"),
-    (r"powershell|pwsh", "", "", r"(?i)-f(i|il|ile)?", "all"),
-]
-LONG_OPTION = re.compile(
-    r"--(?:(eval|print|source|expression|file|command|session-command|execute|split-string)|init-file|rcfile|require|"
-    r"import|loader|check-hash-based-pycs)(?:=(.*))?",
-    re.DOTALL,
-)
-STARTERS = re.compile(
-    r"env|sudo|doas|su|su-exec|gosu|runuser|sg|nice|ionice|chrt|taskset|numactl|prlimit|timeout|nohup|setsid|setpriv|"
-    r"stdbuf|time|unshare|nsenter|chroot|ip|exec|command|busybox|toybox|xargs|find|flock|script|strace|tini|dumb-init|"
-    r"sshpass|firejail|bwrap|systemd-run|systemd-inhibit|docker|podman|kubectl|oc|machinectl|deno|npx|uv|cmd|start|call"
-)
-
-
-def word_told_to_run(words: Sequence[str]) -> str:
-    """The word of a command that has a placeholder and is what an interpreter runs, "" if there is none (CWE-78).
-
-    The interpreter may stand behind what starts it: sudo, env, timeout ...
-    """
-    if PLACEHOLDER.search(words[0]):
-        return words[0]
-    names = [re.sub(r"[-.\d]*(\.exe)?\Z", "", re.split(r"[/\\]", word)[-1].lower()) for word in words]
-    for number, name in enumerate(names):
-        if number and not STARTERS.fullmatch(names[0]) and not words[min(number + 1, len(words) - 1)].startswith("-"):
-            continue  # an argument that happens to be called like an interpreter
-        for pattern, *grammar in INTERPRETERS:
-            told = _told_to_run(iter(words[number + 1 :]), *grammar) if re.fullmatch(pattern, name) else ""
-            if told:
-                return told
-    return ""
-
-
-def _told_to_run(words: Iterator[str], text: str, taking: str, ends: str, others: str) -> str:
-    brought = False
-    for word in words:
-        if ends and re.fullmatch(ends, word):
-            return next(filter(PLACEHOLDER.search, itertools.islice(words, 1)), "")
-        option = LONG_OPTION.fullmatch(word) or re.match(f"[-+][^-=MmiF]*?([{text}{taking}-])(.*)", word, re.DOTALL)
-        runs = bool(option and option[1] and (len(option[1]) > 1 or option[1] in text))
-        if others == "all":
-            told = word
-        elif option and option[1] != "-":
-            told = option[2] or next(words, "")
-            brought |= runs and text != ""
-            told = told if runs or word.startswith("--") else ""
-        elif word == "--" and not others:
-            return ""
-        elif word.startswith(("-", "+")) and word not in ("-", "+"):
-            told = "" if word.startswith("--") or not others else word
-        elif others == "first":
-            return word if PLACEHOLDER.search(word) and not brought else ""
-        else:
-            continue
-        if PLACEHOLDER.search(told):
-            return told
-    return ""
-
-
-def _typed(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
-    """A setting's value in its own type, within its bounds."""
-    if value is None or value == field.default == "":
-        return field.default
-    bounds = field.metadata
-    kind = bounds.get("kind") or KINDS[type(field.default)]
-    try:
-        typed = kind.parse(value)
-    except (KeyError, ValueError):
-        told = "this value" if name in FILE_SETTINGS else quoted(value)
-        raise ConfigError(f"{name}: must be {kind.wanted}, not {told}") from None
-    if "least" in bounds and typed < bounds["least"]:
-        raise ConfigError(f"{name}: must be at least {bounds['least']:g}, not {typed:g}")
-    if "choices" in bounds and typed not in bounds["choices"]:
-        raise ConfigError(f"{name}: must be one of {', '.join(filter(None, bounds['choices']))}, not {quoted(typed)}")
-    return typed
-
-
-def quoted(value: object) -> str:
-    """A wrong value as an error shows it: its first line, as an indented line of an INI file belongs to the one above
-    it, and may be a password."""
-    text = str(value)
-    line = "".join(itertools.takewhile(str.isprintable, text))[:100]
-    return repr(line) + ("" if line == text else " ...")
-
-
-# A login ends at the last @: in a database's URL of all, in a file server's of those before the first slash.
-FILE_URL = re.compile(r"([A-Za-z]+)://(?:([^/:]*)(?::([^/]*))?@)?([^/]*)(.*)", re.DOTALL)
-DATABASE_URL = re.compile(r"([a-z]+)://([^:]+)(?::(.*))?@([^/@]+)/([^?@]+)", re.DOTALL)
-HOST = re.compile(rf"(\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[\w.-]+)(?::({PORT})?)?")
-
-
-def _host(name: str, text: str, port: int) -> tuple[str, int]:
-    match = HOST.fullmatch(text)
-    if not match:
-        raise ConfigError(
-            f"{name}: its host or port is wrong; SCHEME://user@host:port/... is expected, "
-            "with %40 for @ and %2F for / in a password"
-        )
-    return match[1].strip("[]").lower(), int(match[2] or 0) or port
-
-
-def _parse_url(url: str) -> tuple[Target, str]:
-    """Splits the file server's URL (RFC 3986; `/~/` as curl reads it) into its target and its password."""
-    match = FILE_URL.fullmatch(url)
-    scheme = match[1].lower() if match else ""
-    if not match or scheme not in DEFAULT_PORTS:
-        raise ConfigError(f"url: must begin with {', '.join(f'{scheme}://' for scheme in DEFAULT_PORTS)}")
-    host, port = _host("url", match[4], DEFAULT_PORTS[scheme])
-    user, password = (urllib.parse.unquote(match[part] or "") for part in (2, 3))
-    user = user or ("" if scheme == "sftp" else "anonymous")
-    path = urllib.parse.unquote(match[5], errors="surrogateescape")
-    for wrong, why in (
-        (re.search(r"[\0-\x1f\x7f\\?#]", url), "has a backslash, ?, # or control character; write %5C, %3F, %23"),
-        ("@" in match[5] and (match[2] is None or match[3] is not None),  # ftp://user:12/34@host/
-         "has @ after a slash; write %2F for / in a password and %40 for @ in a path"),
-        (not user, "names no user; it must look like sftp://user@host/path"),
-        (re.search(r"[\0\r\n]", path + user + password), "has a line break or NUL in its user, password or path"),
-    ):
-        if wrong:
-            raise ConfigError(f"url: {why}")
-    path = posixpath.normpath(path[3:] or ".") if re.match(r"/~(/|\Z)", path) else "/" + path.strip("/")
-    return Target(scheme, user, host, port, path), password
-
-
-def _parse_database(url: str) -> tuple[Endpoint, str]:
-    """Splits the database's URL into its endpoint and its password."""
-    unquote, (scheme, _, rest) = urllib.parse.unquote, url.partition("://")
-    if scheme == "sqlite":
-        path = unquote(rest[1:])
-        if rest[:1] != "/" or path in ("", ":memory:"):
-            raise ConfigError("database: sqlite:///FILE (or sqlite:////FILE for an absolute path) names a file")
-        return Endpoint("sqlite", "", (), path), ""
-    port = {"postgresql": 5432, "postgres": 5432, "mysql": 3306, "mariadb": 3306}.get(scheme)
-    if port is None:
-        raise ConfigError("database: must begin with postgresql://, mysql:// or sqlite:///")
-    match = DATABASE_URL.fullmatch(url)
-    if not match:
-        raise ConfigError(f"database: must name a user and a database, {scheme}://user@host/name, without options")
-    hosts = tuple(_host("database", text, port) for text in match[4].split(","))
-    endpoint = Endpoint("postgresql" if port == 5432 else "mysql", unquote(match[2]), hosts, unquote(match[5]))
-    return endpoint, unquote(match[3] or "")
-
-
-def without_password(url: str) -> str:
-    """A URL as people may see it."""
-    scheme, colon, rest = url.partition("://")
-    login, at, place = rest.rpartition("@")
-    return f"{scheme}{colon}{login.partition(':')[0]}{at}{place}"
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def is_near(sock: socket.socket) -> bool:
-    """Whether the connection's other end is on this host."""
-    return is_loopback(str(sock.getpeername()[0]))
-
-
-def normal_group(text: str) -> str:
-    """A default group in normal form: one folder of one server, however its URL spells it.
-
-    An alias of the host, or a link to the folder, is another group.
-    """
-    match = GROUP_TEXT.match(text)
-    if match is None:
-        return text
-    scheme, user, host, port, path = match.groups()
-    try:
-        host = ipaddress.ip_address(host.strip("[]")).compressed
-        host = f"[{host}]" if ":" in host else host
-    except ValueError:
-        host = host.lower().rstrip(".")
-    if path.startswith("/~/"):
-        path = "/~/" + posixpath.normpath(path[3:] or ".")
-    else:
-        path = posixpath.normpath("/" + path.lstrip("/"))
-    return f"{'ftp' if scheme == 'ftpes' else scheme}://{user}@{host}:{int(port)}{path}"
-
-
-def group_id(text: str) -> str:
-    return text if ID_PATTERN.match(text) else sha256_text(text)
-
-
-def sha256_text(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def shortened(text: str) -> str:
-    """A text, or of a long one its begin and its last words."""
-    return text if len(text) <= STDERR_BYTES else f"{text[:200]} ... {text[205 - STDERR_BYTES :]}"
-
-
-def reason(exc: BaseException) -> str:
-    """An exception in one line of plain text, never empty."""
-    if isinstance(exc, OSError) and exc.strerror:
-        return str(exc.strerror)
-    text = ""
-    with contextlib.suppress(Exception):  # a script's own exception may have no text
-        text = " ".join(str(exc).split())
-    return text or type(exc).__name__
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Timing and lease
-# ---------------------------------------------------------------------------------------------------------------------
-
-ENDED = float("-inf")  # the deadline of a lease that was lost or released
-
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
@@ -1030,6 +306,9 @@ class Timing:
         return min(1.0, self.call_timeout / 2)
 
 
+ENDED = float("-inf")  # the deadline of a lease that was lost or released
+
+
 class Lease:
     """The right to act, for one term: a comparison of clocks. Given to handlers as `file.lease`.
 
@@ -1073,6 +352,9 @@ class Lease:
 
     def __repr__(self) -> str:
         return f"Lease(term={self.term})"
+
+
+LEAST_RATE = 10.0  # bytes a second: a third of what a modem of 300 bit/s carries; a transfer below it stands still
 
 
 class Progress:
@@ -1143,8 +425,9 @@ def boot_clock() -> float:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is stored: records, rules, and the verbs of a store
+# I.3 What is stored: records, rules, and the verbs of a store
 # ---------------------------------------------------------------------------------------------------------------------
+
 #
 #   token_holder   a row for each group: which member holds its lease, under which term; never deleted
 #   health_check   a row for each member of a group: its last heartbeat; operators' requests under reserved ids
@@ -1162,10 +445,8 @@ def boot_clock() -> float:
 #   - Who writes to the ledger locks the token and proves its term, and changes a row only if it is the one that was
 #     read (size, mtime, state, term, attempts): what comes late, or for another version, changes nothing.
 #   - A row of the ledger written in the future (the clock was set back) is due at once.
-
 UNLISTED = "not listed; "
 LONGEST_DELAY = 36525 * SECONDS_A_DAY  # databases know no dates after the year 9999
-
 # The columns as PostgreSQL and SQLite take them; token_holder and health_check are those of the WSO2 Integrator.
 TABLES = {
     "token_holder": """
@@ -1353,8 +634,2607 @@ class Rows(Protocol):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Dialects: what is the same in all databases once, what differs side by side
+# I.4 Election: a state machine over a Store; it knows no threads, sockets or clocks
 # ---------------------------------------------------------------------------------------------------------------------
+
+#
+#                 look: held by another              renew: not held, or the deadline passed
+#               +------------------------+         +-----------------------------------------+
+#               v                        |         v                                         |
+#           STANDBY --- take or first succeeds: lease until sent + S - m ---> ACTIVE --------+
+#               ^                                                               |
+#               +------- release (after the work has stopped) ------------------+
+class ClockWatch:
+    """Whether the database's clock went on as the member's own did.
+
+    Each look brackets the difference of the two clocks. Two looks that allow a step of more than `tolerance` seconds
+    (a step, a failover to another clock, or looks too slow to tell) make ages worthless for `distrust` seconds: as
+    long as a lease given before the step can last. So do looks more than `longest_gap` seconds apart: a step back and
+    one forward in between (a failover and the return) cancel each other out, but stamps of the time between are old.
+    """
+
+    def __init__(self, tolerance: float, distrust: float, longest_gap: float = float("inf")) -> None:
+        self.tolerance = tolerance
+        self.distrust = distrust
+        self.longest_gap = longest_gap
+        self._last: Optional[tuple[float, float, float]] = None  # the last bracket, and when that look was received
+        self._trusted_from = float("-inf")
+
+    def trusts(self, sent: float, view: View) -> bool:
+        received = sent + view.took
+        low, high = view.now - received, view.now - sent
+        last, self._last = self._last, (low, high, received)
+        if last is None:
+            return False  # one look proves nothing
+        largest_step, gap = max(high - last[0], last[1] - low), received - last[2]
+        if largest_step > self.tolerance or gap > self.longest_gap:
+            self._trusted_from = received + self.distrust
+        return received >= self._trusted_from
+
+
+class Election:
+    """One member of one group. Call `tick(now)` when it is due; `lease` is what it has won.
+
+    `now` is the member's own clock in seconds, read before the call. `tell(event, **fields)` hears what happens.
+    Between ticks the owner reads `lease` and compares clocks; it calls `release` after its work has stopped, and
+    passes `willing=False` while work of an earlier lease is still running.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        group: str,
+        member: str,
+        timing: Timing,
+        clock: Callable[[], float],
+        tell: Callable[..., None],
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.store, self.group, self.member, self.timing = store, group, member, timing
+        self.lease: Optional[Lease] = None
+        self.view: Optional[View] = None  # the last look, for status
+        self.step_down_asked = False
+        self.database_error: Optional[DatabaseDown] = None
+        self._clock, self._tell, self._chance = clock, tell, chance
+        self._watch = ClockWatch(
+            timing.margin / 2, timing.stale_after, 2 * timing.heartbeat + timing.call_timeout
+        )
+        self._own_term: Optional[int] = None  # the last term that this process itself won and did not release
+        self._seen_term = 0
+        self._found: Optional[dict[str, MemberRow]] = None  # the health rows before the own first beat ...
+        self._found_at = 0.0  # ... and when that was
+        self._missing: Optional[dict[str, MemberRow]] = None  # and when the token was first seen missing
+        self._stand_from = float("-inf")  # after a release or an outage others go first
+        self._still: tuple[object, float] = (None, 0.0)  # what the holder looked like, and since when ...
+        self._stood_still = False  # ... and whether that is long enough for a dead one
+        self._trusted = False  # whether the database's clock goes on as the own one does
+        self._swept = float("-inf")
+        self._duplicate_term = 0
+
+    def tick(self, now: float, willing: bool = True) -> float:
+        """Renews, or looks and perhaps takes over. Returns the seconds until the next tick is due.
+
+        Raises DatabaseRefused; an unreachable database is told, remembered and tried again.
+        """
+        # 1. A lease whose deadline has passed is over, whatever the database would say.
+        if self.lease is not None and self.lease.remaining(now) <= 0:
+            self.lose("deadline passed")
+        try:
+            return self._renew(self.lease, now) if self.lease is not None else self._stand_by(now, willing)
+        except DatabaseDown as exc:
+            return self.failed(exc, now, self.timing.heartbeat)
+
+    def failed(self, exc: DatabaseDown, now: float, longest: float) -> float:
+        """The database could not be used; gives the seconds until the next try, at most `longest`."""
+        self.database_error = exc
+        # 2. What is unknown never extends a deadline. Half of what is left goes by before the next try, so that a last
+        #    one still fits.
+        return longest if self.lease is None else min(longest, max(0.02, self.lease.remaining(now) / 2))
+
+    def _database_answers(self, now: float) -> None:
+        if self.database_error is not None:
+            self.database_error = None
+            if self.lease is None:
+                # The former holder comes first: every heartbeat is stale after an outage.
+                self._stand_from = max(self._stand_from, now + 2 * self.timing.heartbeat + self.timing.call_timeout)
+
+    # -- active -------------------------------------------------------------------------------------------------------
+
+    def _renew(self, lease: Lease, now: float) -> float:
+        # 1. One statement: it holds only if token and term are still ours.
+        renewal = self.store.renew(self.group, self.member, lease.term)
+        self._database_answers(now)
+        # 2. Not held: another one has it. No effect from here on.
+        if not renewal.held:
+            self.lose("the token went to another member")
+            return self.timing.heartbeat
+        # 3. Held: the lease counts from before the statement was sent.
+        lease.extend(now + self.timing.stale_after - self.timing.margin)
+        if lease.remaining() <= 0:  # it ran out before the answer came: the next tick wins a new one
+            self.lose("deadline passed")
+            return 0.0
+        self.step_down_asked = renewal.step_down
+        if now - self._swept > 3600:
+            self._swept = now
+            self.store.sweep(self.group, self.member)
+        return self.timing.heartbeat
+
+    def lose(self, why: str) -> None:
+        """Ends the lease, if there is one, without a release: work of it may still run. The others wait until it is
+        stale."""
+        lease, self.lease, self.step_down_asked = self.lease, None, False
+        if lease is not None:
+            lease.lose()
+            self._tell("lost", term=lease.term, reason=why)
+
+    def release(self, now: float) -> None:
+        """Gives the lease up, after the work has stopped; the others need not wait. Does nothing without a lease.
+
+        This member does not stand again for two heartbeats.
+        """
+        lease, self.lease, self.step_down_asked = self.lease, None, False
+        if lease is None:
+            return
+        tries = 2 if lease.remaining(now) > 0 else 0
+        lease.lose()
+        self._own_term = None
+        self._stand_from = now + 2 * self.timing.heartbeat
+        for _ in range(tries):
+            try:
+                self.store.release(self.group, self.member, lease.term)
+                self.database_error = None
+                self._tell("released", term=lease.term)
+                return
+            except DatabaseDown as exc:
+                self.database_error = exc
+        self._tell("lost", term=lease.term, reason="it could not be released; the others wait until it is stale")
+
+    def stop(self) -> None:
+        """Removes this member's health row, if it is a standby's."""
+        with contextlib.suppress(DatabaseDown, DatabaseRefused):
+            self.store.leave(self.group, self.member)
+
+    # -- standby ------------------------------------------------------------------------------------------------------
+
+    def _stand_by(self, now: float, willing: bool) -> float:
+        # 1. Beat and look. What stood there before the first beat tells of earlier lives.
+        if self._found is None:
+            self._found, self._found_at = self._members(), now
+        view = self.store.look(self.group, self.member)
+        # From `now` on, not from when the store began: the process may have been stopped in between.
+        view = self.view = view._replace(took=max(view.took, self._clock() - now))
+        self._database_answers(now)
+        self._seen_term = max(self._seen_term, view.term)
+        if view.mine and view.term not in (self._own_term, self._duplicate_term):
+            self._duplicate_term = view.term  # that this process did not win: no heartbeat is written for it
+            if not view.released:
+                self._tell("duplicate_member", term=view.term, hint="duplicate member id or previous run; waiting")
+        # 2. Decide whether the lease is free; the clocks are watched also while it is not wanted.
+        why = self._free(now, view)
+        # 3. Take it: only one member's statement finds the rows as they were seen.
+        term: Optional[int] = None
+        if why is not None and willing:
+            if why == "vacant":
+                term = self._first(view)
+            else:
+                term = self.store.take(self.group, self.member, view, self.timing.stale_after, why)
+        if term is None:
+            # 4. A little early by chance, so that members do not march in step.
+            return self.timing.heartbeat * (1 - 0.1 * self._chance())
+        self._own_term = self._seen_term = term
+        # 5. The lease counts from before the look was sent; the heartbeat was written after that.
+        self.lease = Lease(term, now + self.timing.stale_after - self.timing.margin, self._clock)
+        self._tell("elected", term=term, reason=why, before=view.holder)
+        return self.timing.heartbeat
+
+    def _free(self, now: float, view: View) -> Optional[str]:
+        """Why the lease may be taken, or None."""
+        received = now + view.took
+        self._trusted = self._watch.trusts(now, view)
+        picture = (view.holder, view.term, view.stamp)
+        if picture != self._still[0]:
+            self._still = (picture, received)
+        self._stood_still = now - self._still[1] >= self.timing.still_after
+        if view.holder is not None:
+            self._missing = None
+        # Nobody but this process ever held the term that it won: no need to wait for itself.
+        if view.holder is not None and view.mine and view.term == self._own_term:
+            return "own"
+        if received < self._stand_from:
+            return None
+        if view.holder is None:
+            return "vacant"
+        if view.released:
+            return "released"
+        if view.age is not None and self._trusted and view.age > self.timing.stale_after:
+            return "stale"
+        if self._stood_still:
+            return "absent" if view.stamp is None else "still"
+        return None
+
+    def _members(self) -> dict[str, MemberRow]:
+        return {row.member_id: row for row in self.store.members(self.group)}
+
+    def _first(self, view: View) -> Optional[int]:
+        """The first claim of a group without token row, which never had one, or lost it with a lease still running."""
+        rows = self._members()
+        missing = self._missing = self._missing or rows
+        found = self._found or {}
+        # 1. Traces of a lease: a term seen, a health row. The own first beat is none, as long as no other process of
+        #    this id can have been elected since.
+        recent = 2 * self.timing.heartbeat + self.timing.call_timeout
+        own = self.member if self._clock() - self._found_at <= recent else None
+        traces = [member for member in {**found, **missing} if member != own or member in found]
+        held = self._seen_term > 0 or any(self._may_hold(member, rows.get(member), found, missing) for member in traces)
+        if held and not self._stood_still:
+            return None
+        # 2. Above every term that was ever won: where the last ones left no number, time has gone by at least as fast.
+        last = max(self._seen_term, self.store.last_term(self.group))
+        timed = bool(last or traces)
+        if timed:  # a time may be ahead of it; that of the look may be long past
+            ages = [0.0, *(row.age for row in (*rows.values(), *found.values()))]
+            last = max(last, int(view.now - min(ages)))
+        return self.store.first(self.group, self.member, last + 1, timed)
+
+    def _may_hold(
+        self, member: str, row: Optional[MemberRow], found: Mapping[str, MemberRow], missing: Mapping[str, MemberRow]
+    ) -> bool:
+        """Whether a member, whose health row is now `row`, may hold a lease of a token that has vanished."""
+        if member == self.member:
+            row = found.get(member, row)  # as it was, not as this process made it
+        elif member not in found and row is not None and row.stamp not in ("", missing[member].stamp):
+            return False  # it began after this process, and beats as a standby
+        if row is None or row.stamp == "":
+            return True
+        return not row.released and (
+            row.age <= self.timing.stale_after or not (self._trusted or member == self.member)
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# I.5 Member: an election, the guard of its deadline, and what is wanted of it
+# ---------------------------------------------------------------------------------------------------------------------
+
+#
+#   state        what comes                                      what is done, and the next state
+#   standing by  a lease, and nobody wants an end                the work takes it: working
+#                stop                                            release, out of the group: stopped
+#   working      stop, hand over                                 no new work: winding up
+#                the lease ends, or no progress                  cut: winding up
+#   winding up   the work has ended                              standing by; first release, if it is handed over
+#                it hangs longer than drain_timeout              lost: winding up, and the others wait no more
+#
+# Other threads only ask. The heartbeat's thread does all that touches the election, the guard's thread cuts.
+class Backoff:
+    """Growing delays: `first` seconds, then twice as much each time, at most `most`; `reset` begins anew."""
+
+    def __init__(self, first: float, most: float) -> None:
+        self.first, self.most, self.failures = first, most, 0
+
+    def next(self) -> float:
+        self.failures += 1
+        return min(self.most, self.first * 2.0 ** min(self.failures - 1, 30))
+
+    def reset(self) -> None:
+        self.failures = 0
+
+
+class State(enum.Enum):
+    """Of a member; see the table above."""
+
+    STANDING_BY = "standing by"
+    WORKING = "working"
+    WINDING_UP = "winding up"
+    STOPPED = "stopped"
+
+
+class Wanted(NamedTuple):
+    """What was asked of a member and is not done yet."""
+
+    stop: bool = False
+    release: bool = True  # at the stop; else the others wait until the lease is stale
+    hand_over: str = ""  # why
+    another: str = ""  # why to hand over if another member is alive
+    lost_at: float = float("inf")  # when work that hangs makes it lose the lease, if it has not ended by then
+
+
+class Member:
+    """One member of one group: its election, the guard of its deadline, and the hand-over.
+
+    Work goes: `lease = wait_for_lease()`, effects while `lease.valid()`, then `work_ended()`. Functions in `on_lost`
+    cut it; they are called at the deadline, or when the lease is lost earlier, from the guard's own thread: a thread
+    that hangs in a call cannot keep them from running. Those in `on_hand_over` are called when it is to come to an end.
+    """
+
+    def __init__(self, config: Config, watched: bool = True) -> None:
+        self.config = config
+        self.stats = Stats(config.member_id)
+        self.timing: Timing  # from the start on
+        self.election: Optional[Election] = None
+        self.pulse: Optional[Pulse] = None
+        self.due = 0.0  # the next heartbeat, by boot_clock; 0: at once
+        self.work: Optional[Lease] = None  # whose work is running, also after its end
+        self.wanted = Wanted()
+        self.progress = Progress(config.stall_timeout if watched else float("inf"), config.exec_timeout)
+        self.unanswered = float("-inf")  # when the work left a command to the file server without its reply, if ever
+        self.ready = threading.Event()  # the tables were found good
+        self.finished = threading.Event()
+        self.failure: Optional[Error] = None  # why it could not start
+        self.on_lost: list[Callable[[], None]] = []
+        self.on_hand_over: list[Callable[[], None]] = []
+        self._changed = threading.Condition()
+        self._down: dict[str, str] = {}  # why the database cannot be used, as "heartbeat" and "ledger" found it
+        self._down_said = 0.0
+        self._telling = threading.Lock()
+        self._backoff = Backoff(1.0, 60.0)
+        self._follows: Optional[str] = None  # the active member that was said last
+
+    @property
+    def lease(self) -> Optional[Lease]:
+        return self.election.lease if self.election else None
+
+    @property
+    def state(self) -> State:
+        """Worked out, as a lease ends by the clock alone."""
+        if self.finished.is_set():
+            return State.STOPPED
+        work = self.work
+        if work is None:
+            return State.STANDING_BY
+        return State.WORKING if self.may_work(work) else State.WINDING_UP
+
+    @property
+    def stopping(self) -> bool:
+        return self.wanted.stop
+
+    @property
+    def database_error(self) -> str:
+        return self._down.get("heartbeat") or self._down.get("ledger", "")
+
+    # -- the work's side ----------------------------------------------------------------------------------------------
+
+    def start(self, pulse: Optional[Pulse] = None) -> None:
+        """Begins to take part, on a connection shared with others or on one of its own."""
+        threading.Thread(target=self._guard, name="ftpcoord-guard", daemon=True).start()
+        (pulse or Pulse(open_database(self.config))).add(self)
+
+    def wait_for_lease(self, timeout: float = float("inf")) -> Optional[Lease]:
+        """Waits until this member is active; None if it stops first, or after `timeout` seconds.
+
+        Raises DatabaseRefused if it could not start.
+        """
+
+        def taken() -> Optional[Lease]:
+            lease = self.lease
+            if lease is not None and self.may_work(lease):
+                self.progress.begin()
+                self.work = lease
+                return lease
+            return None
+
+        found = self._wait(lambda: self.failure or self.stopping or self.finished.is_set() or taken(), timeout)
+        if self.failure is not None:
+            raise self.failure
+        return found if isinstance(found, Lease) else None
+
+    def may_work(self, lease: Lease) -> bool:
+        """Whether new work may begin."""
+        return lease.valid() and not self.wanted.stop and not self.wanted.hand_over
+
+    def wait(self, lease: Lease, seconds: float, wake: Callable[[], object] = bool) -> bool:
+        """Waits until `wake` says so, or the time is over; False if by then no new work may begin."""
+        self._wait(lambda: not self.may_work(lease) or wake(), seconds)
+        return self.may_work(lease)
+
+    def nudge(self) -> None:
+        """Lets `wait` look at its condition again."""
+        self._note()
+
+    def work_ended(self) -> None:
+        """Nothing of the last lease is running any more."""
+        self.ledger_answers()
+        with self._changed:
+            self.work = None
+        self.ask()
+
+    def hand_over(self, why: str, hangs: bool = False) -> None:
+        """Lets the work end and then gives the lease up. Work that hangs has `drain_timeout` to end."""
+        lease, wanted = self.lease, self.wanted
+        lost_at = min(wanted.lost_at, boot_clock() + self.config.drain_timeout if hangs else float("inf"))
+        if lease is None or (wanted.hand_over and lost_at == wanted.lost_at):
+            return
+        if not wanted.hand_over:
+            event("handing_over", group=self.config.coordination_group, term=lease.term, reason=why)
+        self.ask(hand_over=wanted.hand_over or why, lost_at=lost_at)
+
+    def hand_over_to_another(self, why: str) -> bool:
+        """Hands over if another member is alive, which the next heartbeat asks the database; whether it does."""
+        self.ask(another=why)
+        self._wait(lambda: not self.wanted.another, self.timing.heartbeat + 2 * self.timing.call_timeout)
+        self._note(another="")
+        return bool(self.wanted.hand_over)
+
+    def stop(self, release: bool = True) -> None:
+        """Leaves the group once the work has ended. Without `release` the others wait until the lease is stale."""
+        self.ask(stop=True, release=release and self.wanted.release)
+
+    def ask(self, **wishes: Any) -> None:
+        """Notes what is wanted, for the heartbeat's thread to do; tells the work if it is to come to its end."""
+        self._note(**wishes)
+        for function in list(self.on_hand_over) if self.wanted.stop or self.wanted.hand_over else ():
+            function()
+        with self._changed:
+            at_once = self.work is None or self.wanted.another  # else the end of the work comes first
+            self.due = 0.0 if at_once else min(self.due, self.wanted.lost_at)
+        if self.pulse is not None:
+            self.pulse.wake()
+
+    def _note(self, **wishes: Any) -> None:
+        with self._changed:
+            self.wanted = self.wanted._replace(**wishes)
+            self._changed.notify_all()
+
+    def _wait(self, come: Callable[[], object], seconds: float) -> object:
+        """Waits until `come` gives something, at most so long; looks each second, as leases end by the clock alone."""
+        until = boot_clock() + seconds
+        with self._changed:
+            while True:
+                found, left = come(), until - boot_clock()
+                if found or left <= 0:
+                    return found
+                self._changed.wait(min(left, 1.0))
+
+    # -- the heartbeat's thread ---------------------------------------------------------------------------------------
+
+    def beat(self, database: Database) -> bool:
+        """One heartbeat, or the end that is due in its place; called by the pulse alone. False: it has stopped."""
+        now = boot_clock()
+        with self._changed:
+            late, self.due = now - (self.due or now), now  # who asks from here on has another one follow
+        try:
+            wait = self._beat(database)
+        except Exception as exc:
+            wait = self._failed(exc, database)
+        self.stats.heartbeat(boot_clock() - now, late, "heartbeat" in self._down)
+        with self._changed:
+            if self.due and wait is not None:
+                self.due = min(now + wait, self.wanted.lost_at)
+            self._changed.notify_all()
+        return wait is not None
+
+    def _beat(self, database: Database) -> Optional[float]:
+        """The seconds until the next one; None: this member has stopped."""
+        state, wanted = self.state, self.wanted
+        if self.election is None:
+            if wanted.stop:
+                return None
+            self.timing = database.prepare()
+            database.settle_group(self.config)
+            group, member = self.config.coordination_group, self.config.member_id
+            self.election = Election(database, group, member, self.timing, boot_clock, self._tell)
+        election, now = self.election, boot_clock()
+        election.store = database  # its members may have been divided
+        # The file server may still obey a command of this lease, and delete what the next member finds.
+        uncertain = now - self.unanswered < self.timing.stale_after
+        if state is State.STANDING_BY and (wanted.stop or (wanted.hand_over and not uncertain)):
+            if uncertain:  # and it cannot be waited for
+                election.lose("a command to the file server was left without its reply")
+            elif wanted.release:
+                election.release(now)
+            self._note(hand_over="", another="", lost_at=float("inf"))
+            if wanted.stop and wanted.release:
+                election.stop()
+            self._database("heartbeat", str(election.database_error or ""))
+            return None if wanted.stop else 0.0
+        if state is State.WINDING_UP and now >= wanted.lost_at:
+            election.lose("the work hangs and does not end")
+            self._note(lost_at=float("inf"))
+        wait = election.tick(now, willing=state is State.STANDING_BY and not wanted.stop)
+        self._database("heartbeat", str(election.database_error or ""))
+        if election.database_error is None:
+            self._answered(election, database)
+        return wait
+
+    def _answered(self, election: Election, database: Database) -> None:
+        self._backoff.reset()
+        if not self.ready.is_set():
+            database.check_ids(election.group, election.member)
+            self.ready.set()
+            event("ready", group=election.group, member=election.member)
+        view = election.view
+        if election.lease is not None:
+            self._follows = None
+        elif view is not None:
+            self.stats.looked(view, self.timing.stale_after)
+            if view.holder not in (None, self._follows):
+                self._follows = view.holder
+                event("standby", group=election.group, active=view.holder, seen_term=view.term)
+        if election.step_down_asked:
+            self.hand_over("an operator asked for it")
+        why, hangs = self.wanted.another, self.progress.handler_overdue(boot_clock()) > 0
+        if hangs:  # alone it is better to go on with the other workers
+            why = f"a handler is over its time, and no end of it, for stall_timeout, {self.config.stall_timeout:g} s"
+        if why and election.lease is not None:
+            others = [row for row in database.members(election.group) if row.member_id != election.member]
+            if any(row.age <= self.timing.stale_after for row in others):
+                self.hand_over(why, hangs)
+            self._note(another="")
+
+    def _failed(self, exc: Exception, database: Database) -> Optional[float]:
+        """The seconds until the next heartbeat after one that failed; None: this member cannot even start."""
+        error, wait = str(exc), self.config.heartbeat_frequency
+        if isinstance(exc, (ConfigError, DatabaseRefused)):
+            if not self.ready.is_set():
+                self.failure = exc
+                return None
+            # A rotated password, a privilege taken away: said again and again, never fatal to a running member.
+            wait = self._backoff.next()
+        elif isinstance(exc, DatabaseDown):
+            wait = min(self._backoff.next(), 5.0)
+        else:  # A fault of ours must not look like health: no heartbeat, the lease runs out, and it is said.
+            if "heartbeat" not in self._down:
+                event("heartbeat_failed", logging.ERROR, exc=exc, error=reason(exc))
+            database.close()
+            error = f"its answer cannot be used: {reason(exc)}"
+        self._database("heartbeat", error)
+        if self.election is None or not isinstance(exc, Error):
+            return wait
+        return self.election.failed(DatabaseDown(error), boot_clock(), wait)
+
+    def _tell(self, name: str, **fields: object) -> None:
+        level = logging.WARNING if name in ("lost", "duplicate_member") else logging.INFO
+        self.stats.role_event(name, fields)
+        event(name, level, group=self.config.coordination_group, member=self.config.member_id, **fields)
+
+    def ledger_answers(self, error: str = "") -> None:
+        """What stands in the way of the ledger's statements, "" if nothing does. Any thread may tell.
+
+        A locked table leaves the heartbeat alone: the lease is kept, as no other member could do better.
+        """
+        if error:
+            self.progress.tell()  # waiting for the database is no hang
+        self._database("ledger", error)
+
+    def _database(self, user: str, error: str) -> None:
+        """What a user of the database found, "" if it answers. Trouble is said at once, then once a minute."""
+        now, group = boot_clock(), self.config.coordination_group
+        with self._telling:
+            was_down = bool(self._down)
+            self._down.pop(user, None)
+            self._down.update({user: error} if error else {})
+            say = bool(error) and not (was_down and now - self._down_said < 60)
+            self._down_said = now if say else self._down_said
+        if say:
+            event("database_down", logging.ERROR, group=group, error=error)
+        elif was_down and not self._down:
+            event("database_up", group=group, member=self.config.member_id)
+
+    # -- the guard's thread -------------------------------------------------------------------------------------------
+
+    def _guard(self) -> None:
+        """Cuts the work when its lease ends, however it ends, and when it makes no progress any more."""
+        cut: Optional[Lease] = None
+        while not self.finished.is_set():
+            with self._changed:
+                lease, now = self.work, boot_clock()
+                if lease is None or lease is cut:
+                    self._changed.wait(1.0)
+                    continue
+                left, stalled = lease.remaining(now), self.progress.overdue(now) > 0
+                if left > 0 and not stalled:
+                    self._changed.wait(min(left, 1.0))
+                    continue
+                cut = lease
+            if left > 0:
+                self.hand_over(f"no progress for stall_timeout, {self.config.stall_timeout:g} s", hangs=True)
+            for function in list(self.on_lost):
+                try:
+                    function()
+                except Exception as exc:
+                    event("guard_failed", logging.ERROR, exc=exc)
+
+    def hangs(self) -> bool:
+        """Whether a handler, or the work of a lease that is over, does not end in its time; for health checks."""
+        lease, now, patience = self.work, boot_clock(), self.config.drain_timeout
+        over = lease is not None and not lease.valid() and self.progress.overdue(now) > patience
+        return over or self.progress.handler_overdue(now) > patience
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# I.6 Versions and selection: which of the listed files are to be handled now
+# ---------------------------------------------------------------------------------------------------------------------
+
+class Entry(NamedTuple):
+    """One line of a listing. kind is file, dir, link or other; size is in bytes; mtime is ISO text of exactly
+    the precision listed, "" if there is none:
+        2026-01-12T10:15:30[.F]     UTC: SFTP, MLSD, and a LIST that shows its zone
+        2026-01-12T10:15            LIST's, in the server's zone; 2026-01-12 if it shows no more
+        2026-01-12T10:15:30=        the same with seconds (the sign tells it from UTC)
+    `yearless`: the line shows no year, the one in mtime is guessed."""
+
+    name: str
+    kind: str
+    size: int
+    mtime: str
+    yearless: bool = False
+
+
+Shown = Union[Entry, Row]   # what tells two contents of one path apart, by its size and mtime
+MOST_AHEAD = datetime.timedelta(hours=15)        # no zone is farther from UTC
+UTC = datetime.timedelta(0)
+QUARTER = datetime.timedelta(minutes=15)        # zones are multiples of it
+MINUTE = len("2026-01-12T10:15")
+EPOCH_SECONDS = re.compile(r"-?\d{1,11}", re.ASCII)
+
+
+def same_version(a: Shown, b: Shown, zones: Iterable[datetime.timedelta] = ()) -> Optional[bool]:
+    """Whether two looks at a path show one version. None: only its exact time, which has to be asked for, tells.
+
+        sizes that differ       no
+        no time and any         yes: the size decides
+        exact and exact         yes if equal, a fraction as far as both show it; else no
+        line and line           yes if equal, as far as both show it; else ask
+        line and exact          yes if the line is that time in UTC or in one of the zones; else ask
+        line=exact and line     yes if the lines are equal, or it is that exact time in one of the zones; else ask
+
+    `zones`: what lines of LIST are known to be ahead of UTC. Of two lines that differ UTC itself has to be among them:
+    they may be two versions as far apart as the server is from UTC."""
+    if a.size != b.size or a.mtime == b.mtime:
+        return a.size == b.size
+    (line_a, exact_a), (line_b, exact_b) = times_of(a.mtime), times_of(b.mtime)
+    if not (line_a or exact_a) or not (line_b or exact_b):
+        return True
+    if exact_a and exact_b:
+        return exact_a[: len(exact_b)] == exact_b[: len(exact_a)]
+    lines = [(line_a, line_b)] if line_a and line_b else []
+    if exact_a or exact_b:
+        line = line_b if exact_a else line_a
+        lines += [(_moved(exact_a or exact_b, zone), line) for zone in (zones if lines else (UTC, *zones))]
+    yearless = getattr(a, "yearless", False) or getattr(b, "yearless", False)
+    for x, y in lines:
+        # Whoever shows the minute may have left out the year, unless both are of that form and do not.
+        first = 5 if yearless or (len(x) != len(y) and MINUTE in (len(x), len(y))) else 0
+        if x[first : len(y)] == y[first : len(x)]:
+            return True
+    return None
+
+
+def times_of(mtime: str) -> tuple[str, str]:
+    """(what a line of LIST shows, the exact UTC time), each "" if it is not known, of the text that Entry and ledger
+    have: that of Entry, or both as `2026-01-12T10:15=1768212907`; a `~` at its end: that minute may not have been over
+    when the file was fetched."""
+    line, sign, seconds = mtime.rstrip("~").partition("=")
+    if EPOCH_SECONDS.fullmatch(seconds):
+        return line, _iso_seconds(int(seconds))
+    if sign or len(line) < len("2026-01-12T10:15:30"):
+        return line, ""
+    # A leap second (RFC 3659 section 2.3 allows it) is the one after it, as clocks that know none have it.
+    return "", _moved(line[:17] + "59", datetime.timedelta(seconds=1)) + line[19:] if line[17:19] == "60" else line
+
+
+def _moved(exact: str, by: datetime.timedelta) -> str:
+    """An exact time later by so much; its fraction is cut off."""
+    with contextlib.suppress(OverflowError, ValueError):
+        return (datetime.datetime.fromisoformat(exact[:19]) + by).isoformat()
+    return exact
+
+
+def may_still_run(mtime: str) -> bool:
+    """Whether the minute that a line shows may not be over yet. Generous: clocks differ, a line has no zone and
+    perhaps no year, and a yes costs one question."""
+    seconds = epoch_seconds(mtime)
+    if seconds is None:
+        return True
+    age, year = time.time() - seconds, 365.25 * SECONDS_A_DAY
+    return age < SECONDS_A_DAY if times_of(mtime)[1] else abs((age + year / 2) % year - year / 2) < 3 * SECONDS_A_DAY
+
+
+def zone_between(line: str, exact: str) -> Optional[datetime.timedelta]:
+    """What a line of LIST with minutes is ahead of the exact time of the same file; None if that cannot be a zone
+    (a multiple of 15 minutes, within 14 hours or so): then one of the two times is not what it seems to be."""
+    utc = datetime.datetime.fromisoformat(exact[:MINUTE])
+    ahead = datetime.datetime.fromisoformat(line[:MINUTE]) - utc
+    if abs(ahead) > MOST_AHEAD:                         # a guessed year is most often one too early
+        with contextlib.suppress(ValueError):           # 29 February
+            ahead = datetime.datetime.fromisoformat(exact[:4] + line[4:MINUTE]) - utc
+    return ahead if abs(ahead) <= MOST_AHEAD and ahead % QUARTER == UTC else None
+
+
+def epoch_seconds(mtime: str) -> Optional[float]:
+    """A listed time as UTC epoch seconds, None if there is none. LIST has no zone: it is taken as UTC."""
+    line, exact = times_of(mtime)
+    seconds, point, fraction = (exact or line).partition(".")
+    with contextlib.suppress(ValueError):
+        moment = datetime.datetime.fromisoformat(seconds).replace(tzinfo=datetime.timezone.utc)
+        return moment.timestamp() + float(f"0{point}{fraction}")
+    return None
+
+
+EPOCH = datetime.datetime(1970, 1, 1)
+
+
+@functools.lru_cache(maxsize=1024)      # files come in bursts: many of a listing share a second
+def _iso_seconds(seconds: int) -> str:
+    if seconds >= 2**31:                                # unsigned in the draft, but servers send times before 1970
+        seconds -= 2**32
+    return (EPOCH + datetime.timedelta(seconds=seconds)).isoformat()
+
+
+LONGEST_PATH = 4096  # characters; no file system has longer ones, and the ledger's column has an end
+
+
+class Found(NamedTuple):
+    """A listed file: `relative` is its path below the polled folder."""
+
+    path: str
+    relative: str
+    entry: Entry
+
+
+class Look(list[Found]):
+    """The files of one walk through the polled tree, and what it could not see. Folders are named by the start of the
+    paths in them, with the slash."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: dict[str, str] = {}  # folders that could not be listed whole, and why
+        self.unread: dict[str, list[str]] = {}  # lines that nobody understands, by folder
+        self.skipped: dict[str, str] = {}  # links and folders that are left out, and why
+        self.folders: set[str] = set()  # what was listed as a folder, below the polled one
+        self._size = 0
+
+    def add(self, found: Found) -> None:
+        self.append(found)
+        self._size += len(found.path)
+        if len(self) > MAX_ENTRIES or self._size > MAX_LISTING:
+            raise ServerDown(f"more than {MAX_ENTRIES} files or {MAX_LISTING} bytes of paths: poll fewer folders")
+
+    def lacks(self, path: str) -> bool:
+        """Whether it proves that a path which is not in it is not there: its folder was listed whole, or is not there
+        itself, and no line that nobody understands may tell of it."""
+        while path:
+            head, slash, name = path.rpartition("/")
+            if head + slash in self.refused or may_tell_of(self.unread.get(head + slash, ()), name):
+                return False
+            path = head
+        return True
+
+
+class Work(NamedTuple):
+    """A file to be handled, and the ledger's row that the claim replaces (None: there is none)."""
+
+    found: Found
+    old: Optional[Row]
+
+    @property
+    def path(self) -> str:
+        return self.found.path
+
+    @property
+    def attempts(self) -> int:
+        """How often this version was claimed before."""
+        return self.old.attempts if self.old and same_version(self.old, self.found.entry) else 0
+
+    @property
+    def failures(self) -> int:
+        return self.old.failures if self.old and same_version(self.old, self.found.entry) else 0
+
+    @property
+    def marks(self) -> Marks:
+        """What is known of this version."""
+        return self.old.marks._replace(unlisted=False) if self.old and self.attempts else Marks()
+
+    @property
+    def delivered(self) -> bool:
+        """Whether this version has its name in download_dir, and only its handler did not succeed."""
+        return self.marks.delivered
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the process ended twice with this version in work: its next death counts, so it must be its own."""
+        return self.old is not None and self.marks.deaths + (self.attempts > 0 and self.old.state == "claimed") >= 2
+
+
+class Choice(NamedTuple):
+    """What one look at a listing leads to."""
+
+    ready: list[Work]
+    unsettled: list[Work]  # perhaps still being written
+    waiting: int  # failed files whose back-off has not passed
+
+
+class Selector:
+    """Filters, the order, and the memory of when a file was first seen as it is. Knows no server and no ledger.
+
+    `clock` is the member's own: LIST tells no zone, so ages are counted from the first sight.
+    """
+
+    def __init__(self, config: Config, clock: Callable[[], float]) -> None:
+        self.config, self.clock = config, clock
+        self.refused = 0
+        self._names, self._targets = Patterns(config), MoveTargets(config)
+        self._seen: dict[str, tuple[Entry, float]] = {}
+        self._told: set[tuple[str, str]] = set()
+        self._base = config.target.path
+
+    # -- what is there ------------------------------------------------------------------------------------------------
+
+    def walk(self, server: FileServer) -> Look:
+        """Lists the polled folder, with its subfolders if `recursive`. Raises what listing that folder raises, and
+        FileRefused if files would be moved into it."""
+        look = Look()
+        self._targets.check(server)
+        self._visit(server, look, self._base, "", [])
+        return look
+
+    def _visit(self, server: FileServer, look: Look, folder: str, below: str, above: Above) -> None:
+        entries = server.list(folder)
+        prefix = "" if folder in (".", "") else posixpath.join(folder, "")
+        if server.unread:
+            look.unread[prefix] = server.unread
+            self._refuse(folder, server.unread[0][:200], "a line of the listing that is not understood")
+        if len(server.unread) > MOST_UNREAD:
+            look.refused[prefix] = "too much of its listing is not understood"
+        folders = {entry.name for entry in entries if entry.kind == "dir"}
+        if repeats(folders, entries, above):
+            self._skip(look, folder, "it shows a folder above it once more, as a link to it does")
+            return
+        look.folders.update(below + name for name in folders)
+        if len(look.folders) > MAX_FOLDERS:
+            raise ServerDown(f"more than {MAX_FOLDERS} folders below {self._base}: poll fewer")
+        for entry in entries:
+            path, relative = prefix + entry.name, below + entry.name
+            if not is_plain_name(entry.name) or len(path) > LONGEST_PATH:
+                self._refuse(folder, entry.name[:LONGEST_PATH], "not a plain file name")
+            elif entry.kind == "file":
+                look.add(Found(path, relative, entry))
+            elif entry.kind == "link":
+                self._skip(look, path, "a link; links are not followed")
+            elif entry.kind == "dir" and self.config.recursive:
+                why = self._stays_out(server, look, relative)
+                if why:
+                    look.skipped[path] = why
+                    continue
+                try:
+                    self._visit(server, look, path, relative + "/", [*above, (folders, entries)])
+                except (FileGone, FileRefused) as exc:  # each folder for itself
+                    look.refused[path + "/"] = str(exc)
+                    self._refuse(*split_path(path), str(exc))
+
+    def _stays_out(self, server: FileServer, look: Look, relative: str) -> str:
+        """Why a folder is not entered, if it is not."""
+        why = self._names.leave_out(relative)
+        if not why and self._targets.include(server, look, relative):
+            why = "files are moved there"
+        return why or "more than 100 folders deep" * (relative.count("/") > 100)
+
+    def _refuse(self, folder: str, name: str, why: str) -> None:
+        self.refused += 1
+        self._tell(logging.WARNING, folder, name, why)
+
+    def _skip(self, look: Look, path: str, why: str) -> None:
+        look.skipped[path] = why
+        self._tell(logging.INFO, *split_path(path), why)
+
+    def _tell(self, level: int, folder: str, name: str, why: str) -> None:
+        if (folder, name + why) not in self._told and len(self._told) < 1000:
+            self._told.add((folder, name + why))
+            event("file_refused", level, folder=folder, name=repr(name), reason=why)
+
+    def below(self, path: str) -> bool:
+        """Whether a path is one of a file below the polled folder."""
+        prefix = "" if self._base in (".", "") else posixpath.join(self._base, "")
+        return path.startswith(prefix) and all(map(is_plain_name, path[len(prefix) :].split("/")))
+
+    # -- what is to be done -------------------------------------------------------------------------------------------
+
+    def choose(self, listing: Sequence[Found], known: Callable[[str], Optional[Row]], busy: Set[str]) -> Choice:
+        """Divides a listing. `known` gives a path's row in the ledger, `busy` are the paths in work."""
+        now = self.clock()
+        companions = {found.path: found.entry for found in listing} if self.config.ready_suffix else {}
+        seen, self._seen = self._seen, {}
+        ready: list[Work] = []
+        unsettled: list[Work] = []
+        waiting = 0
+        for found in listing:
+            path, entry = found.path, found.entry
+            if path in busy:
+                continue
+            row = known(path)
+            known_version = row is not None and bool(same_version(row, entry))
+            word, why = self.verdict(found, row if known_version else None, companions, now)
+            waiting += word == "wait"
+            if word == "warn":
+                self._tell(logging.WARNING, *split_path(path), why)
+            if word != "take":
+                continue
+            before = seen.get(path)
+            since = before[1] if before and same_version(before[0], entry) else now
+            self._seen[path] = (entry, since)
+            if now - since >= self.config.min_age:
+                settled = known_version or now - since >= self.config.settle
+                (ready if settled else unsettled).append(Work(found, row))
+        return Choice(self.order(ready), self.order(unsettled), waiting)
+
+    def verdict(
+        self, found: Found, row: Optional[Row], companions: Mapping[str, Entry], now: float
+    ) -> tuple[str, str]:  # fmt: skip
+        """Whether a listed file is to be taken, and why not: take, skip, warn (which is to be said) or wait (its
+        back-off has not passed). `row` is the ledger's of this very version."""
+        config, entry, suffix = self.config, found.entry, self.config.ready_suffix
+        if row is not None and row.state == "done":
+            return "skip", "done before"
+        if not self.wants(found):
+            return "skip", "its name is not asked for (pattern, exclude, hidden or temporary)"
+        if suffix:
+            companion = companions.get(found.path + suffix)
+            if companion is None:
+                return "skip", f"its marker {suffix} is not there"
+            if any(x[: len(y)] < y[: len(x)] for x, y in zip(times_of(companion.mtime), times_of(entry.mtime))):
+                return "warn", f"its marker {suffix} is older than the file"  # it belongs to an earlier version
+        mtime = None if config.max_age is None else epoch_seconds(entry.mtime)
+        if config.max_age is not None and mtime is not None and time.time() - mtime > config.max_age:
+            return "skip", "older than max_age"
+        if config.max_size is not None and entry.size > config.max_size:
+            return "warn", f"larger than max_size: {entry.size} bytes"
+        if row is not None and row.state == "quarantined":
+            return "skip", f"quarantined: {row.error}"
+        if row is not None and row.state == "failed" and row.due is not None and row.due > now and not row.dated:
+            return "wait", f"failed, tried again in {duration(row.due - now)}: {row.error}"
+        return "take", ""
+
+    def wants(self, found: Found) -> bool:
+        """Whether the name is asked for."""
+        suffix = self.config.ready_suffix
+        return not (suffix and found.entry.name.endswith(suffix)) and self._names.want(found.relative)
+
+    def settled(self, works: Sequence[Work], listing: Sequence[Found]) -> list[Work]:
+        """Those that a second listing, `settle` seconds later, shows unchanged."""
+        again = {found.path: found.entry for found in listing}
+        kept = []
+        for work in works:
+            entry = again.get(work.path)
+            if entry is not None and same_version(entry, work.found.entry):
+                kept.append(work)
+            else:
+                self._seen.pop(work.path, None)
+        return kept
+
+    def order(self, works: list[Work]) -> list[Work]:
+        """In the order of `sort`; files of the same rank by path."""
+        key = self.config.sort.lstrip("-")
+
+        def rank(work: Work) -> tuple[int, str, str]:
+            entry = work.found.entry
+            return entry.size if key == "size" else 0, "" if key == "name" else entry.mtime, work.path
+
+        return sorted(works, key=rank, reverse=self.config.sort.startswith("-"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# I.7 Ledger: what was done with each version of each file
+# ---------------------------------------------------------------------------------------------------------------------
+
+#
+#     (none) --claim--> claimed --handler succeeded--> done [action due] --action succeeded--> (none)
+#                          |  ^                          '--- after = keep: stays while the file is listed
+#                  failure |  | back-off over
+#                          v  |
+#                        failed --max_attempts--> quarantined [action due]
+#
+# A claim of another term is void. One of this term that is not in work had an unknown outcome: it is void, too.
+LedgerRows = Union[Rows, dict[str, Row]]  # a dict: with ledger = off, what this process alone remembers
+
+
+class Ledger:
+    """The rows of one group during one term: read once, then kept; every write is fenced and compares the old row.
+
+    All methods may be called from several threads. They raise LeaseLost once the lease is over; those that read,
+    DatabaseDown; those that write try again as long as the lease lasts, and tell it.
+    """
+
+    def __init__(
+        self, rows: LedgerRows, group: str, member: str, lease: Lease, clock: Callable[[], float],
+        tell: Callable[[str], None] = lambda error: None,
+    ) -> None:  # fmt: skip
+        self.lease = lease
+        self.refused: dict[str, RowRefused] = {}  # why a path's last change was refused in every form
+        self._tell, self._told = tell, ""  # who hears why the ledger cannot be used; "" when it can be again
+        self._store = None if isinstance(rows, dict) else rows
+        self._rows: dict[str, Row] = rows if isinstance(rows, dict) else {}
+        self._group, self._clock = group, clock
+        self._fence = Fence(group, member, lease.term)
+        self._lock = threading.Lock()
+        self._outdated = False  # a write found another row than the one remembered
+
+    def load(self) -> None:
+        """Reads all rows."""
+        with self._asking():
+            if self._store is not None:
+                self._rows = self._read(self._store.rows(self._group))
+            self._outdated = False
+
+    def refresh(self) -> None:
+        """Reads what an operator may have changed: two statements, however many files are known."""
+        with self._asking():
+            if self._store is None:
+                return
+            still_open = self._read(self._store.rows(self._group, only_open=True))
+            were_open = [path for path, row in self._rows.items() if row.state != "done" or row.action]
+            for path in set(were_open) - still_open.keys():
+                del self._rows[path]
+            self._rows.update(still_open)
+            unchanged = self._store.done_count(self._group) == len(self._rows) - len(still_open)
+        if self._outdated or not unchanged:
+            self.load()
+
+    def _read(self, rows: Iterable[Row]) -> dict[str, Row]:
+        """Rows by path, due by the member's own clock."""
+        return {row.path: row if row.due is None else row._replace(due=self._clock() + row.due) for row in rows}
+
+    def get(self, path: str) -> Optional[Row]:
+        return self._rows.get(path)
+
+    def all(self) -> list[Row]:
+        with self._lock:
+            return list(self._rows.values())
+
+    def claim(self, works: Sequence[Work]) -> list[Optional[Row]]:
+        """Claims files; None for one that somebody changed in the meantime: it waits for the next poll."""
+        changes = [Change(work.old, self.claimed(work)) for work in works]
+        return [change.new if made else None for change, made in zip(changes, self.write(changes))]
+
+    def claimed(self, work: Work) -> Row:
+        """The row that a claim makes."""
+        entry = work.found.entry
+        return Row(work.path, entry.size, entry.mtime, "claimed", self.lease.term, work.attempts + 1, work.failures,
+                   error=str(work.marks))  # fmt: skip
+
+    def change(self, old: Row, new: Optional[Row], delay: Optional[float] = None) -> None:
+        """One step that only this term may make. Raises LedgerRefused, and LeaseLost if the row is not this term's."""
+        if not self.write([Change(old, new, delay)])[0]:
+            if old.path in self.refused:
+                raise LedgerRefused(str(self.refused[old.path]))
+            raise LeaseLost(self.lease.term)
+
+    def write(self, changes: Sequence[Change], unknown: bool = False) -> list[bool]:
+        """Which changes were made. Where a value is refused each is tried alone, then in ASCII, then with few words;
+        what is refused all the same has its path in `refused`. `unknown`: an earlier try may have made them."""
+        try:
+            return self._write(changes, unknown)
+        except RowRefused as exc:
+            if len(changes) > 1:
+                return [made for change in changes for made in self.write([change], unknown=True)]
+            if changes[0].plain < 2:
+                return self.write([changes[0]._replace(plain=changes[0].plain + 1)], unknown)
+            self.refused[changes[0].path] = exc
+            return [False]
+
+    def _write(self, changes: Sequence[Change], unknown: bool) -> list[bool]:
+        """A try without an answer leaves unknown what was made: of what the next one does not make, the rows that stand
+        there as wanted are the earlier one's."""
+        while True:
+            began = boot_clock()
+            try:
+                with self._asking(quiet=not unknown):
+                    if self._store is None:
+                        pairs = [(change.old, self._rows.get(change.path)) for change in changes]
+                        made = [(old and old[1:6]) == (row and row[1:6]) for old, row in pairs]
+                    else:
+                        made = self._store.write(self._fence, changes)
+                        if unknown and not all(made):
+                            made = [a or b for a, b in zip(made, self._store.written(self._fence, changes))]
+                    for change, ok in zip(changes, made):
+                        if ok:
+                            self._remember(change)
+                    self._outdated = self._outdated or not all(made)
+                return made
+            except RowRefused:
+                raise
+            except (DatabaseDown, DatabaseRefused):
+                if unknown or boot_clock() - began > 0.2:
+                    time.sleep(min(0.2, max(0.0, self.lease.remaining())))  # not held up by anything but the lease
+                unknown = True
+
+    @contextlib.contextmanager
+    def _asking(self, quiet: bool = False) -> Iterator[None]:
+        """One caller at a time, under the lease. What stands in the way is told, but no first quick failure if `quiet`:
+        that is tried again at once."""
+        with self._lock:
+            self.lease.check()  # only now: a database that hangs keeps one caller after the other waiting
+            began = boot_clock()
+            try:
+                yield
+            except RowRefused:
+                raise
+            except (DatabaseDown, DatabaseRefused) as exc:
+                if not quiet or boot_clock() - began > 0.2:
+                    self._told = f"the ledger cannot be used: {exc}"
+                    self._tell(self._told)
+                raise
+            if self._told:
+                self._told = ""
+                self._tell("")
+
+    def _remember(self, change: Change) -> None:
+        self.refused.pop(change.path, None)
+        if change.new is None:
+            self._rows.pop(change.path, None)
+        else:
+            due = None if change.delay is None else self._clock() + change.delay
+            self._rows[change.new.path] = change.new._replace(term=self.lease.term, due=due)
+
+    def due_actions(self, busy: set[str]) -> list[Row]:
+        """Rows whose after-action has not succeeded yet and may be tried now."""
+        now = self._clock()
+        return [row for row in self.all() if row.action and row.path not in busy and (row.due or 0) <= now]
+
+    def forget_unlisted(
+        self, listed: set[str], retention: float, lacks: Callable[[str], bool] = lambda path: True,
+        busy: Callable[[str], bool] = lambda path: False,
+    ) -> None:  # fmt: skip
+        """Dates the rows of files that are no longer listed, and drops them `retention` seconds later.
+
+        `lacks` tells whether the listing proves that a path is not there. What the server called gone, too, is dropped
+        at once. A dated open row becomes one of this term, so that of a void claim the death is noted now.
+        """
+        now, changes = self._clock(), []
+        for row in self.all():
+            if row.path in listed:
+                if (row.due is not None or row.error) and row.dated and not row.action:
+                    changes.append(Change(row, row.marked(unlisted=False)))
+            elif not row.action and not busy(row.path) and lacks(row.path):
+                still_open = row.state in ("failed", "claimed")
+                if (still_open and row.marks.gone) or (row.dated and row.due is not None and row.due <= now):
+                    changes.append(Change(row, None))
+                elif not row.dated or row.due is None:
+                    died = row.state == "claimed" and row.term != self.lease.term
+                    dated = row.marked(unlisted=True, deaths=row.marks.deaths + died)._replace(state="failed")
+                    changes.append(Change(row, dated if still_open else row, retention))
+        self.write_all(changes)
+
+    def write_all(self, changes: Sequence[Change]) -> None:
+        """Like `write`, however many they are."""
+        for start in range(0, len(changes), BATCH_FILES):
+            self.write(changes[start : start + BATCH_FILES])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# I.8 Delivery: where copies are made, and how they get their names
+# ---------------------------------------------------------------------------------------------------------------------
+
+COPY_BYTES = 256 * 1024
+PRIVATE, PRIVATE_MODE = "ftpcoord-copies-", 0o600  # how the folders of private copies begin; the copies' permissions
+OPENAT = fcntl is not None and os.open in os.supports_dir_fd
+_numbers = itertools.count(1)
+
+
+class Workplace:
+    """Where fetched copies are made: in `download_dir`, whose finished files stay, or in a private temporary folder.
+
+    Each step looks at the folders anew: others may remove them, or put a link in their place.
+    """
+
+    def __init__(self, config: Config, term: int) -> None:
+        # Absolute, so that a file called `-rf` never is a command's option.
+        self._folder = Path(config.download_dir).expanduser().absolute() if config.download_dir else None
+        self._file_mode = int(config.file_mode, 8)
+        self._mark = f".ftpcoord-{sha256_text(config.coordination_group)[:8]}-"
+        self._term = term
+        self._private: Optional[Path] = None
+        self._held: Optional[int] = None  # the private folder, open and locked
+        self._durable: set[tuple[int, int]] = set()  # subfolders, by device and number
+        self._lock = threading.Lock()
+
+    def clean(self) -> None:
+        """Removes what dead processes, and in `download_dir` earlier terms, left. Raises LocalTrouble."""
+        remove_dead_copies()
+        if self._folder is None:
+            return
+        mine = f"{self._mark}{self._term}-"
+        try:
+            if not self._folder.is_dir():
+                raise LocalTrouble(f"download_dir {self._folder}: is not a folder; create it")
+            places = [self._folder]
+            while places:  # not os.walk(), which older Pythons end at a thousand levels
+                place, entries = places.pop(), []
+                with contextlib.suppress(OSError), os.scandir(place) as found:
+                    entries = list(found)
+                for entry in entries:
+                    name = entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        places.append(place / name)
+                    elif name.startswith(self._mark) and name.endswith(".part") and not name.startswith(mine):
+                        with self._inside(place) as folder:
+                            os.unlink(_at(place / name, folder), dir_fd=folder)
+        except OSError as exc:
+            raise LocalTrouble(f"download_dir {self._folder}: {reason(exc)}") from None
+
+    def create(self, found: Found, private: bool = False) -> tuple[Path, io.RawIOBase]:
+        """A new file for a copy; its name carries the term, unless it is `private` and so never delivered."""
+        number = next(_numbers)
+        if self._folder is None or private:
+            path, mode = self._private_folder() / str(number) / found.entry.name, PRIVATE_MODE
+        else:
+            part = f"{self._mark}{self._term}-{os.getpid()}-{number}.part"
+            path, mode = (self._folder / found.relative).with_name(part), self._file_mode
+        try:
+            with self._inside(path.parent, make=True) as folder:
+                out = create_file(path, mode, folder)
+        except BaseException:
+            self.discard(path)
+            raise
+        if mode not in (FILE_MODE, PRIVATE_MODE) and hasattr(os, "fchmod"):  # asked for: the umask takes none of it
+            os.fchmod(out.fileno(), mode)
+        return path, out
+
+    def _private_folder(self) -> Path:
+        """Locked as long as this process lives; made anew when somebody who tidies up has removed it."""
+        with self._lock:
+            while self._private is None or not self._is_held(self._private):
+                self.close()
+                self._private = Path(tempfile.mkdtemp(prefix=PRIVATE))
+                with contextlib.suppress(BlockingIOError, FileNotFoundError):  # taken for a dead process's: once more
+                    self._held = open_folder(self._private) if OPENAT else None
+                    if self._held is not None:
+                        fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return self._private
+
+    def _is_held(self, place: Path) -> bool:
+        try:
+            return self._held is None or os.path.samestat(os.lstat(place), os.fstat(self._held))
+        except OSError:
+            return False
+
+    @contextlib.contextmanager
+    def _inside(self, place: Path, make: bool = False) -> Iterator[Optional[int]]:
+        """A folder of copies held open, below the first one without any link.
+
+        None for the first one, which may be a link, and where there is no openat: then by its path.
+        """
+        delivered = self._folder is not None and self._folder in (place, *place.parents)
+        path = cast(Path, self._folder) if delivered else place.parent  # of which private one, should it be made anew
+        if place == path:
+            yield None
+            return
+        handle = os.open(path, os.O_RDONLY) if OPENAT else None
+        try:
+            for part in place.relative_to(path).parts:
+                path = path / part
+                handle = self._enter(path, handle, make)
+            yield handle
+        finally:
+            if handle is not None:
+                os.close(handle)
+
+    def _enter(self, path: Path, parent: Optional[int], make: bool) -> Optional[int]:
+        """From a folder, which is closed, into one in it. A new one is made durable before anything is in it."""
+        name, private = _at(path, parent), self._is_private(path)
+        mode = PRIVATE_MODE if private else self._file_mode
+        if make:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700 | mode | (mode & 0o444) >> 2, dir_fd=parent)
+        if not stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode):
+            raise HandlerFailed(f"{path} is a link or a file: nothing is written through it")
+        if parent is None:
+            return None
+        handle = open_folder(name, parent)
+        info = os.fstat(handle)
+        if not private and (info.st_dev, info.st_ino) not in self._durable:
+            os.fsync(parent)
+            self._durable.add((info.st_dev, info.st_ino))
+        os.close(parent)
+        return handle
+
+    def _is_private(self, path: Path) -> bool:
+        return self._private is not None and self._private in path.parents
+
+    def name(self, temporary: Path, found: Found) -> Path:
+        """Gives a finished copy its name, which is durable only after `sync`; a private one keeps its own."""
+        if self._folder is None:
+            return temporary
+        with self._inside(temporary.parent) as folder:
+            return give_name(temporary, temporary.with_name(found.entry.name), folder)
+
+    def sync(self, place: Path) -> None:
+        """Makes the names in a folder durable."""
+        with self._inside(place) as folder:
+            sync_folder(place, folder)
+
+    def discard(self, temporary: Path) -> None:
+        """Removes an unfinished copy, or a private one that has been handled."""
+        if os.path.lexists(temporary):
+            with contextlib.suppress(OSError, UnicodeError, HandlerFailed), self._inside(temporary.parent) as folder:
+                os.unlink(_at(temporary, folder), dir_fd=folder)
+        if self._private in temporary.parents:
+            with contextlib.suppress(OSError):
+                temporary.parent.rmdir()
+
+    def close(self) -> None:
+        if self._private is not None:
+            with contextlib.suppress(OSError, RecursionError):  # a command may have left a very deep tree there
+                shutil.rmtree(self._private)
+        if self._held is not None:
+            os.close(self._held)
+        self._private = self._held = None
+
+
+def create_file(path: Path, mode: int = FILE_MODE, folder: Optional[int] = None) -> io.RawIOBase:
+    """A new file for writing: never an existing one, never through a link; of this mode, less what the umask takes.
+
+    Unbuffered, for small files are many and large ones come in large pieces; see `write_all`. Here and below `folder`
+    is the path's folder, held open: whoever puts another one in its place leads nobody astray (CWE-367)."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    return io.FileIO(os.open(_at(path, folder), flags, mode, dir_fd=folder), "wb")
+
+
+def _at(path: Path, folder: Optional[int]) -> str:
+    """What names a path in a call that takes `dir_fd`."""
+    return str(path) if folder is None else path.name
+
+
+def write_all(out: io.RawIOBase, data: memoryview) -> None:
+    """An unbuffered file may take less than it is given, on a disk that is nearly full for one."""
+    while data:
+        data = data[out.write(data) :]
+
+
+def begin_sync(file: io.RawIOBase) -> None:
+    """Hands a file's content to the disk without waiting, where the system can: fsync of many then waits about once."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def publish(temporary: Path, target: Path) -> Path:
+    """Gives a finished file its name, durably; gives the name it got. See `give_name`."""
+    named = give_name(temporary, target)
+    sync_folder(named.parent)
+    return named
+
+
+def give_name(temporary: Path, target: Path, folder: Optional[int] = None) -> Path:
+    """Gives a finished file its name, replacing nothing; gives the name it got.
+
+    What is there already with the same content counts as this very file; another one makes the name a numbered one.
+    """
+    for number in itertools.count():
+        wanted = target if number == 0 else target.with_name(numbered(target.name, number))
+        try:
+            _rename_without_replacing(_at(temporary, folder), _at(wanted, folder), folder)
+        except FileExistsError:
+            if not _same_content(_at(temporary, folder), _at(wanted, folder), folder):
+                continue
+            os.unlink(_at(temporary, folder), dir_fd=folder)
+        return wanted
+    raise AssertionError("unreachable")
+
+
+def _rename_without_replacing(source: str, target: str, folder: Optional[int]) -> None:
+    if os.name != "posix":
+        os.rename(source, target)  # refuses an existing target there
+        return
+    try:
+        os.link(source, target, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError as exc:
+        if exc.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        # A file system without hard links: only this member writes here, so looking first is good enough.
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(target, dir_fd=folder)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
+        os.rename(source, target, src_dir_fd=folder, dst_dir_fd=folder)
+    else:
+        os.unlink(source, dir_fd=folder)
+
+
+def _same_content(a: str, b: str, folder: Optional[int]) -> bool:
+    info = os.lstat(b, dir_fd=folder)
+    if not stat.S_ISREG(info.st_mode) or info.st_size != os.lstat(a, dir_fd=folder).st_size:
+        return False
+
+    def opened(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), dir_fd=folder)
+
+    with open(a, "rb", opener=opened) as left, open(b, "rb", opener=opened) as right:
+        pieces = (iter(functools.partial(file.read, COPY_BYTES), b"") for file in (left, right))
+        return all(one == other for one, other in itertools.zip_longest(*pieces))
+
+
+def sync_folder(folder: Path, held: Optional[int] = None) -> None:
+    """Makes the names in a folder durable, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY) if held is None else held
+        try:
+            os.fsync(handle)
+        finally:
+            if held is None:
+                os.close(handle)
+
+
+def numbered(name: str, number: int) -> str:
+    """report.csv -> report.1.csv"""
+    stem, dot, suffix = name.rpartition(".")
+    return f"{stem}.{number}.{suffix}" if dot and stem else f"{name}.{number}"
+
+
+def open_folder(name: Union[str, Path], folder: Optional[int] = None) -> int:
+    """A folder, held open; never through a link."""
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+
+
+def remove_dead_copies() -> None:
+    """Removes the private copies of this user's processes that are dead: they no longer hold their folder's lock.
+
+    A pid would say nothing: processes in other containers may share the place. (Not on Windows.)
+    """
+    places = Path(tempfile.gettempdir()).glob(PRIVATE + "*") if OPENAT else ()
+    for place in places:
+        with contextlib.suppress(OSError, RecursionError), contextlib.ExitStack() as stack:
+            handle = open_folder(place)
+            stack.callback(os.close, handle)
+            if os.fstat(handle).st_uid == os.geteuid():
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(place)
+                event("copies_removed", folder=str(place), reason="the process that made them is dead")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# I.9 Poller: the work of one lease
+# ---------------------------------------------------------------------------------------------------------------------
+
+BATCH_SECONDS = 0.05  # that a completion may wait for others to be committed with it
+BATCH_BYTES = 1 << 20  # a group is full when it has so many bytes to fetch: the first must not wait for the last
+MOST_NUMBERED = 1000  # names tried for one moved file; a server that says of each that it exists must not hold us
+Task = Union[Work, Row]  # for a worker: a file to be delivered, or a row whose after-action is due
+
+
+@dataclasses.dataclass(eq=False)
+class Item:
+    """A claimed file on its way through a delivery."""
+
+    work: Work
+    row: Row  # the ledger's
+    mtime: str  # of the version, with the exact time once the fetch has told it
+    started: float = dataclasses.field(default_factory=lambda: time.monotonic())
+    temporary: Optional[Path] = None  # the copy in the making, removed at the end
+    out: Any = None  # the same, open
+    local: Path = Path()  # the finished copy
+    ended: bool = False  # done, or what went wrong has had its consequence
+    then: Optional[Task] = None  # what comes next: its after-action, or the same once more
+
+
+class Poller:
+    """Everything that one lease allows: polls, workers, the ledger of its term. Thrown away with the lease."""
+
+    def __init__(
+        self, config: Config, member: Member, lease: Lease, selector: Selector, route: Optional[Route],
+        rows: LedgerRows, yielding: Yielding, breaker: Breaker,
+    ) -> None:  # fmt: skip
+        self.config, self.member, self.lease = config, member, lease
+        self.selector, self.route = selector, route
+        self.stats, self.progress = member.stats, member.progress
+        group, told = config.coordination_group, member.ledger_answers
+        self.ledger = Ledger(rows, group, config.member_id, lease, boot_clock, told)
+        self.recognizer = Recognizer(self.ledger, self._looking, self._goes_on)
+        self.pool = Pool(config)
+        self.workplace = Workplace(config, lease.term)
+        self.command = Command(config) if config.exec else None
+        self.unreached = False  # the server, or something that it listed, could not be had at the last poll
+        self.waiting = 0  # failed files whose back-off has not passed, at the last poll
+        self.stuck = False  # a Python handler is still running although everything was to end
+        self._more = False  # the last poll left something that the next one may take
+        self._markers: dict[str, Entry] = {}  # of files in work: the companion as it was at the claim
+        self._folder_alone = bool(config.download_dir) and route is None and self.command is None
+        self.workers = Workers(config.workers, self._folder_alone, self._work, self._worked)
+        self.stats.queued = self.workers.busy.__len__
+        self._server_trouble = Backoff(1.0, min(60.0, max(1.0, config.polling_interval)))
+        self._yielding, self._breaker = yielding, breaker
+        breaker.terms.add(lease.term)
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self, once: bool = False) -> bool:
+        """Polls until the lease ends or is to be handed over; with `once` until nothing is left to do: then True."""
+        self.member.on_lost.append(self._cut)
+        self.member.on_hand_over.append(self._hurry)
+        try:
+            self._load()
+            while self.member.may_work(self.lease):
+                trouble = self._poll_once()
+                pause = self.config.polling_interval if trouble is None else trouble
+                if once and (trouble is None or self.unreached):
+                    self.member.wait(self.lease, float("inf"), lambda: not self.workers.busy)
+                    if trouble is not None or not self._more:
+                        return trouble is not None or self.member.may_work(self.lease)
+                    pause = 0.0
+                self.progress.tell(pause)
+                self.member.wait(self.lease, pause)
+            return False
+        finally:
+            self._stop_workers()
+            self.member.unanswered = max(self.member.unanswered, self.pool.unanswered())
+            self.member.on_lost.remove(self._cut)
+            self.member.on_hand_over.remove(self._hurry)
+            self.pool.close()
+            self.workplace.close()
+
+    def _load(self) -> None:
+        while self.member.may_work(self.lease):
+            try:
+                self.ledger.load()
+                self.workplace.clean()
+                return
+            except (DatabaseDown, DatabaseRefused):
+                self.member.wait(self.lease, self.config.heartbeat_frequency)
+            except LocalTrouble as exc:
+                event("local_trouble", logging.ERROR, term=self.lease.term, error=str(exc))
+                self.member.wait(self.lease, self.failed(exc, self._server_trouble.next()))
+
+    def _poll_once(self) -> Optional[float]:
+        """One poll; the seconds to wait because of trouble, or None."""
+        try:
+            self.poll()
+            self._server_trouble.reset()
+            self._yielding.reached()
+            self.stats.server_up(self.config)
+            return None
+        except LeaseLost:
+            return 0.0
+        except LoginRefused as exc:
+            return self.failed(exc, max(1.0, self.pool.refused_for()))
+        except (ServerDown, FileGone, FileRefused, LocalTrouble) as exc:
+            return self.failed(exc, self._server_trouble.next())
+        except (DatabaseDown, DatabaseRefused):
+            return self.config.heartbeat_frequency
+
+    def failed(self, exc: Error, pause: float) -> float:
+        """Says why nothing can be polled, and lets another member try after some times; the seconds to wait."""
+        if not self.member.may_work(self.lease):
+            return 0.0  # the connections were cut by ourselves
+        self.unreached = True
+        self.stats.server_down(self.config, exc, pause)
+        reached = isinstance(exc, (FileGone, FileRefused, LoginRefused))
+        if not reached and self._yielding.due():
+            if self.member.hand_over_to_another("the file server cannot be reached from here"):
+                self._yielding.yielded()
+        return pause
+
+    def poll(self) -> None:
+        """List, choose, hand to the workers; returns when they have taken everything."""
+        started = time.monotonic()
+        self.unreached = False
+        self.workers.start()
+        self.ledger.refresh()
+        self.pool.habits.spare_listing = True
+        busy = self.workers.busy.copy()  # the listing may show these as they were before
+        listing = again = self._list()
+        self.unreached = bool(listing.refused)
+        unclear = self.recognizer.recognize(listing, busy)
+        self.workers.hand_in(row for row in self.ledger.due_actions(busy) if self._breaker.rested(row.path))
+        choice = self.selector.choose(listing, self.ledger.get, busy | unclear)
+        ready = choice.ready
+        unsettled = 0
+        self.progress.tell(self.config.settle)
+        if choice.unsettled and self.member.wait(self.lease, self.config.settle):
+            again = self._list()
+            settled = self.selector.settled(choice.unsettled, again)
+            unsettled = len(choice.unsettled) - len(settled)
+            ready = self.selector.order(ready + settled)
+        if self.route is not None:
+            ready = [work for work in ready if self.route(work.found.entry.name) is not None]
+        wanted, ready = len(ready), self._breaker.admit(ready, self.workers.busy.__contains__)
+        self.waiting = choice.waiting + wanted - len(ready)
+        if self.config.max_files:
+            ready = ready[: self.config.max_files]
+        if self.config.ready_suffix:
+            companions = {found.path: found.entry for found in again}
+            at_claim = {work.path: companions.get(work.path + self.config.ready_suffix) for work in ready}
+            self._markers.update((path, entry) for path, entry in at_claim.items() if entry is not None)
+        self._more = bool(ready or unsettled or unclear)
+        self.workers.hand_in(ready)
+        seconds = time.monotonic() - started
+        self.stats.polled(len(listing), seconds, self.waiting, self.selector.refused)
+        self.progress.tell()
+        event("polled", term=self.lease.term, listed=len(listing), new=len(ready), waiting=self.waiting)
+        while self.workers.queue and self.member.may_work(self.lease):
+            self.member.wait(self.lease, 1.0, lambda: not self.workers.queue)
+        if self.pool.trouble is not None:
+            raise self.pool.trouble
+        self._forget(listing, busy)
+
+    def _goes_on(self) -> None:
+        """Raises LeaseLost once the work is to end."""
+        if not self.member.may_work(self.lease):
+            raise LeaseLost(self.lease.term)
+        self.progress.tell()
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[FileServer]:
+        """A connection for listings and questions, which a stop cuts."""
+        self._goes_on()
+        with self.pool.server() as server:
+            server.preparing = True
+            try:
+                self._goes_on()  # a stop that came before that has cut nothing
+                yield server
+            finally:
+                server.preparing = False
+
+    def _list(self) -> Look:
+        with self._looking() as server:
+            return self.selector.walk(server)
+
+    def _hurry(self) -> None:
+        """A listing under way is of no use any more, nor a connect; what the handlers are doing is."""
+        self.pool.hurry(self.config.heartbeat_frequency)
+
+    def _forget(self, look: Look, busy: set[str]) -> None:
+        if not self.member.may_work(self.lease):
+            return
+        busy = busy | self.workers.busy
+        listed = {found.path for found in look}
+        self._breaker.forget(listed | busy)
+        self.workers.alone &= listed
+        self.recognizer.keep(listed)
+        acting = {row.path for row in self.ledger.all() if row.action}
+        self._markers = {path: self._markers[path] for path in self._markers.keys() & (listed | busy | acting)}
+        retention = self.config.ledger_retention * SECONDS_A_DAY
+        self.ledger.forget_unlisted(listed, retention, look.lacks, busy.__contains__)
+
+    # -- workers ------------------------------------------------------------------------------------------------------
+
+    def _stop_workers(self) -> None:
+        """Lets the handlers end within `drain_timeout`, with the after-actions of what gets done, then cuts what can be
+        cut; waits for all that still runs."""
+        self.workers.end()
+        if not self.workers.join(self.config.drain_timeout, self.lease.valid):
+            self._cut()
+        self.workers.join(KILL_AFTER + 3.0)  # and what a command's output may take to end
+        # A Python handler cannot be ended from outside. While it runs this member neither releases nor stands again;
+        # a process that is stopping exits with it.
+        self.stuck = not self.workers.join(float("inf"), lambda: not self.member.stopping)
+
+    def _cut(self) -> None:
+        """No further effect: sockets are reset, commands ended. Called at the deadline by the guard's thread.
+
+        Commands may end by themselves for what is left of the lease and half of the margin: nobody else is active
+        before the margin has passed. After a pause of the whole machine nothing may be left.
+        """
+        self.pool.abort()
+        if self.command is not None:
+            self.command.cut(min(KILL_AFTER, max(0.0, self.lease.remaining() + self.member.timing.margin / 2)))
+
+    def _work(self, tasks: list[Task]) -> Sequence[Task]:
+        """An after-action, a file or a group of files, by a worker; what comes next."""
+        row = tasks[0]
+        try:
+            if not isinstance(row, Row):
+                return self._deliver(cast(list[Work], tasks))
+            untried = row.term == self.lease.term and row.due is None
+            if untried or self.member.may_work(self.lease):  # a stop waits for no others
+                self._act(row)
+        except LeaseLost:
+            pass  # what was claimed stays claimed under this term: void for the next one
+        except BaseException as exc:  # whatever it is, the worker goes on
+            if not isinstance(exc, Error):
+                event("worker_failed", logging.ERROR, exc=exc, error=reason(exc))
+            for task in tasks:
+                self._stumble(task.path, exc)
+        return ()
+
+    def _worked(self) -> None:
+        self.progress.tell()
+        self.member.nudge()
+
+    # -- delivery -----------------------------------------------------------------------------------------------------
+
+    def _deliver(self, works: Sequence[Work]) -> list[Task]:
+        """The way of a file, or of a group of small ones where delivery is the folder alone, in steps:
+
+            1 claim   2 open a copy   3 fetch it, and look at the file again   4 its content durable
+            5 its name, and that durable   6 the handler   7 done
+
+        A crash on the way repeats it; what has its name by then is recognized by its content. What comes next: due
+        after-actions, and what the server had not been asked for when the connection ended.
+        """
+        if not self.member.may_work(self.lease):
+            return []
+        items = self._claim([work for work in works if self._breaker.allows(work.path)])
+        try:
+            with contextlib.closing(self._fetch([item for item in items if not item.ended])) as parts:
+                for part in parts:
+                    self._land(part)
+        finally:
+            for item in items:
+                self._discard(item)
+        return [item.then for item in items if item.then is not None]
+
+    def _claim(self, works: Sequence[Work]) -> list[Item]:
+        """Step 1.
+
+        A claim that a dead process left is void. Its file may have killed it: the third counts as the file's failure,
+        and each one after. Of its own earlier terms this process knows that they did not end so.
+        """
+        items, free = [], []
+        for work in works:
+            old = work.old
+            if old is not None and old.state == "claimed" and work.attempts and old.term not in self._breaker.terms:
+                old = old.marked(unlisted=False, deaths=old.marks.deaths + 1)
+                work = work._replace(old=old)
+                if old.marks.deaths >= 3:
+                    items.append(Item(work, old, old.mtime))
+                    self._settle(items[-1], HandlerFailed("it may be the file that ends it"))
+                    continue
+            free.append(work)
+        for work, row in zip(free, self.ledger.claim(free)):
+            if row is not None:
+                items.append(Item(work, row, row.mtime))
+            elif work.path in self.ledger.refused:
+                self._unstorable(work.old, self.ledger.claimed(work))
+        return items
+
+    def _fetch(self, items: Sequence[Item]) -> Generator[list[Item], None, None]:
+        """Steps 2 and 3. Gives what has come whole every 50 ms while the rest is fetched; what a handler gets, when the
+        connection has been given back: the server may allow no other."""
+        for item in items:
+            with self._judging(item):
+                item.local, item.out = self.workplace.create(item.work.found, private=item.work.delivered)
+                item.temporary = item.local
+        waiting = {item.work.path: item for item in items if not item.ended}
+        jobs = [self._job(item) for item in waiting.values()]
+        come: list[Item] = []
+        last = time.monotonic()
+        server: Optional[FileServer] = None
+        failure: Optional[Exception] = None
+        if not jobs:
+            return
+        try:
+            with self.pool.server() as server:
+                self.lease.check()
+                server.unasked = ()
+                for job, problem in server.fetch_many(jobs):
+                    item = waiting.pop(job.path)
+                    if problem is not None:
+                        self._settle(item, problem)
+                        continue
+                    self.stats.fetched(job.size)
+                    come.append(item)
+                    if self._folder_alone:
+                        begin_sync(item.out)
+                        if time.monotonic() - last > BATCH_SECONDS:
+                            yield come
+                            come, last = [], time.monotonic()
+        except (LeaseLost, DatabaseDown):
+            raise
+        except Exception as exc:
+            failure = exc
+        yield come
+        if failure is not None:
+            self._broken(waiting, jobs, server, failure)
+
+    def _job(self, item: Item) -> Job:
+        found = item.work.found
+        self.recognizer.forget(found.path)
+
+        def write(data: memoryview) -> None:
+            write_all(item.out, data)
+            # Progress: a large file may take longer than `stall_timeout`.
+            self.progress.received(len(data))
+
+        def told(entry: Entry) -> None:
+            if "=" in entry.mtime:
+                item.mtime = entry.mtime + "~" * may_still_run(entry.mtime)
+
+        return Job(found.path, found.entry.size, write, found.entry, told)
+
+    def _broken(
+        self, waiting: Mapping[str, Item], jobs: Sequence[Job], server: Optional[FileServer], exc: Exception
+    ) -> None:
+        """The connection ended, or there was none. What the server had not been asked for is as if never claimed, and
+        goes again: at once, or at the next poll if there is no connection."""
+        self.lease.check()
+        if server is None:
+            self.workers.put_off()
+        paths = waiting.keys() if server is None else {job.path for job in server.unasked}
+        lost = isinstance(exc, ServerDown) and (server is None or len(jobs) > 1)
+        unasked = [item for path, item in waiting.items() if lost and path in paths]
+        self.ledger.write([Change(item.row, item.work.old) for item in unasked])
+        for item in unasked:
+            item.ended = True
+            if server is not None:
+                item.then = Work(item.work.found, self.ledger.get(item.work.path))
+        left = [item for item in waiting.values() if not item.ended]
+        if server is not None:
+            self.workers.alone.update(item.work.path for item in (unasked if len(unasked) == len(jobs) else left))
+        for item in left:
+            # What nobody foresaw may be any file's fault: it counts for one that was alone.
+            own = isinstance(exc, (ServerDown, LocalTrouble, OSError)) or len(left) == 1
+            self._settle(item, exc if own else LocalTrouble(f"the group broke: {reason(exc)}"))
+
+    def _land(self, items: Sequence[Item]) -> None:
+        """Steps 4 to 7, each for all of them: one wait for the disk serves many."""
+        for item in items:
+            with self._judging(item):
+                if self.config.download_dir:
+                    os.fsync(item.out.fileno())
+                item.out.close()
+                self.lease.check()
+                if not item.work.delivered:
+                    item.local = self.workplace.name(item.local, item.work.found)
+        durable: set[Path] = set()
+        for item in items:
+            if not item.ended:
+                with self._judging(item):
+                    if item.local != item.temporary and item.local.parent not in durable:
+                        self.workplace.sync(item.local.parent)
+                        durable.add(item.local.parent)
+                    self._handle(item)
+        finished = [item for item in items if not item.ended]
+        if finished:
+            self._done(finished)
+
+    def _handle(self, item: Item) -> None:
+        """Step 6."""
+        if self._folder_alone:
+            return
+        row = item.row = item.row.marked(delivered=bool(self.config.download_dir))
+        file = File(row.path, row.size, epoch_seconds(item.mtime), row.attempts, self.lease, item.local)
+        self.lease.check()
+        with self.progress.handling(self.stats.handlers.add):
+            if self.command is not None:
+                self.command.run(file)
+                return
+            handler = self.route(file.name) if self.route is not None else None
+            if handler is None:
+                return
+            try:
+                handler(file)
+            except (LeaseLost, HandlerFailed):
+                raise
+            except TryLater as exc:
+                cause = exc.__cause__ if self.config.error_output else None
+                why = f"{exc}: {type(cause).__name__}: {reason(cause)}" if cause is not None else str(exc)
+                raise TryLater(exc.seconds, why) from None
+            except BaseException as exc:  # sys.exit(), asyncio.CancelledError, whatever: a failure, counted
+                event("handler_failed", logging.DEBUG, exc=exc, path=file.path)
+                if isinstance(exc, SystemExit) and exc.code == TRY_LATER:
+                    raise TryLater from None
+                detail = f": {reason(exc)}" if self.config.error_output else ""
+                raise HandlerFailed(f"{type(exc).__name__}{detail}") from None
+
+    def _done(self, items: Sequence[Item]) -> None:
+        """Step 7. Only what is recorded as done is deleted or moved."""
+        action = "" if self.config.after == "keep" else self.config.after
+        finished = [item.row._replace(state="done", mtime=item.mtime, action=action, error="") for item in items]
+        for item in items:
+            self._discard(item)
+        made = self.ledger.write([Change(item.row, row) for item, row in zip(items, finished)])
+        for item, row, ok in zip(items, finished, made):
+            item.ended = True
+            if ok:
+                item.then = row if action else None
+                self._breaker.done(row.path)
+                self.stats.file("done", row.size)
+                seconds = time.monotonic() - item.started
+                event("file_done", term=row.term, path=row.path, size=row.size, attempt=row.attempts, seconds=seconds)
+            elif row.path in self.ledger.refused:
+                self._unstorable(item.row, row)
+            else:
+                self.lease.check()
+                self._stumble(row.path, Error("it is handled, but its row in the ledger was changed meanwhile"))
+
+    @contextlib.contextmanager
+    def _judging(self, item: Item) -> Iterator[None]:
+        """What goes wrong with a file has its consequence; the others of its group go on."""
+        try:
+            yield
+        except Exception as exc:
+            self._settle(item, exc)
+
+    def _discard(self, item: Item) -> None:
+        """Removes the copy, unless it has its name."""
+        if item.temporary is not None:
+            with contextlib.suppress(OSError):  # a full disk says so once more
+                item.out.close()
+            self.workplace.discard(item.temporary)
+
+    def _settle(self, item: Item, exc: Exception) -> None:
+        """What becomes of a claimed file that is not done: the one place where an error gets its consequence.
+
+            LeaseLost, DatabaseDown            it stays claimed, which is void in the next term
+            FileGone, the first time           failed; dropped when a whole listing lacks it, too
+            NotNow (TryLater, FileChanged)     failed, for a pause that doubles; said from the third time on
+            LocalTrouble, ServerDown, OSError  failed, likewise: the host's or the network's
+            all else                           the file's own: counted, and quarantined in the end
+        """
+        item.ended, row = True, item.row
+        self._discard(item)
+        if isinstance(exc, LeaseLost) and self.lease.valid():
+            if self.member.may_work(self.lease):
+                exc = HandlerFailed(f"{exc}, it says, but it is not")
+            else:  # the member stops, and its command was cut: the next one need not take that for a death
+                self.ledger.change(row, row._replace(state="failed", error=kept_error(row, Error("cut by a stop"))))
+        if isinstance(exc, (LeaseLost, DatabaseDown)):
+            raise exc
+        self.lease.check()  # whatever failed after its end did so because it was cut
+        if isinstance(exc, (OSError, UnicodeError)):
+            exc = _local(exc, row.path, item.temporary)
+        elif not isinstance(exc, Error):  # nobody foresaw it
+            event("worker_failed", logging.ERROR, exc=exc, path=row.path, error=reason(exc))
+        failed = row._replace(state="failed", mtime=item.mtime, error=kept_error(row, exc))
+        if isinstance(exc, FileGone) and not row.marks.gone:
+            self._note(item, failed, "file_gone", logging.INFO)
+        elif isinstance(exc, NotNow):
+            pause, tell, counts = self._breaker.rest(row.path, exc)
+            if isinstance(exc, FileChanged):  # the next claim takes the version that the line shows by then
+                failed = failed._replace(mtime=times_of(row.mtime)[0] or row.mtime)
+            if counts:
+                self._count(item, failed)
+            else:  # what a handler refused is due at once for the next member, and for this one when another succeeds
+                due = None if isinstance(exc, TryLater) else pause
+                self._note(item, failed, "not_now", logging.WARNING if tell else logging.DEBUG, pause, due)
+        elif isinstance(exc, (LocalTrouble, ServerDown)):
+            if isinstance(exc, ServerDown) and self.pool.trouble is not None:
+                self.workers.put_off()
+            pause = doubled(self.config.retry_delay, row.attempts)
+            self._note(item, failed, "file_failed", logging.WARNING, pause, pause)
+        else:
+            self._count(item, failed)
+
+    def _count(self, item: Item, failed: Row) -> None:
+        """One more failure of the file."""
+        failed = failed._replace(failures=failed.failures + 1)
+        if failed.failures >= self.config.max_attempts and self.config.ledger:
+            action = "" if self.config.after_error == "keep" else self.config.after_error
+            quarantined = failed._replace(state="quarantined", action=action)
+            self._note(item, quarantined, "file_quarantined", logging.ERROR)
+        else:
+            pause = doubled(self.config.retry_delay, failed.failures)
+            self._note(item, failed, "file_failed", logging.WARNING, pause, pause)
+
+    def _note(
+        self, item: Item, row: Row, what: str, level: int, pause: Optional[float] = None, due: Optional[float] = None
+    ) -> None:
+        """Keeps the consequence in the ledger, and says it."""
+        try:
+            self.ledger.change(item.row, row, due)
+        except LedgerRefused:
+            self._unstorable(item.row, row)
+            return
+        self._say(what, level, row, pause)
+        item.then = row if row.action else None
+
+    def _say(self, what: str, level: int, row: Row, pause: Optional[float]) -> None:
+        if what in ("file_failed", "file_quarantined"):
+            self.stats.file(what[len("file_") :], row.size)
+        words = {"reason" if what == "file_gone" else "error": row.error}
+        event(
+            what, level, term=self.lease.term, path=row.path, attempt=row.attempts, action=row.action or None,
+            retry_in=pause, **words,
+        )  # fmt: skip
+
+    def _unstorable(self, old: Optional[Row], new: Row) -> None:
+        """The ledger takes a row in no form: it is quarantined or, if that is refused, left for a growing pause."""
+        error = Error(f"the ledger refuses it as {new.state}: {self.ledger.refused[new.path]}")
+        row = new._replace(state="quarantined", action="", error=kept_error(new, error))
+        if self.ledger.write([Change(old, row)])[0]:
+            self._say("file_quarantined", logging.ERROR, row, None)
+        else:
+            self._stumble(new.path, error)
+
+    def _stumble(self, path: str, exc: BaseException) -> None:
+        """What went wrong with a file and cannot be kept in the ledger: said, and left alone for a growing pause."""
+        pause = self._breaker.rest(path, NotNow(reason(exc)))[0]
+        event("file_failed", logging.ERROR, term=self.lease.term, path=path, retry_in=pause, error=reason(exc))
+
+    # -- after-actions ------------------------------------------------------------------------------------------------
+
+    def _act(self, row: Row) -> None:
+        """Deletes or moves a file that is done or quarantined, if it still is the version that was handled.
+
+        Whoever may write to the ledger must not reach other files of the server by it, nor do else with these.
+        """
+        wanted = row.action in (self.config.after, self.config.after_error)
+        if not wanted or not self.selector.below(row.path):
+            why = "its path is not below url" if wanted else f"{row.action} is neither after nor after_error"
+            self._keep(row, f"the action in the ledger is dropped: {why}", logging.WARNING)
+            return
+        try:
+            try:
+                self._act_on(row)
+            except ServerDown:
+                if self.member.may_work(self.lease):
+                    raise
+                self._act_on(row)  # a stop may have cut the connect: once more, in haste
+        except (LeaseLost, DatabaseDown):
+            self.lease.check()
+            raise
+        except Error as exc:
+            self.lease.check()
+            failed = row._replace(error=kept_error(row, Error(f"{row.action}: {exc}")))
+            refused = not isinstance(exc, ServerDown)
+            delay = max(1.0, self._breaker.rest(row.path, NotNow())[0] if refused else self.config.retry_delay)
+            self.ledger.change(row, failed, delay)
+            self._say("file_failed", logging.WARNING, failed, delay)
+
+    def _keep(self, row: Row, why: str, level: int = logging.INFO, drop: bool = False) -> None:
+        """Leaves a file where it is, for good."""
+        event("file_kept", level, term=self.lease.term, path=row.path, reason=why)
+        self.ledger.change(row, None if drop else row._replace(action=""))
+
+    def _act_on(self, row: Row) -> None:
+        """Looks at the file and its companion, and removes none if one of them is newer than at the claim. The
+        companion goes first, and also when the file is gone: else it would make the next version ready too early."""
+        with self.pool.server() as server:
+            same = server.same(row.path, Entry(posixpath.basename(row.path), "file", row.size, row.mtime))
+            marker, at_claim = row.path + self.config.ready_suffix, self._markers.get(row.path)
+            there, replaced = False, False
+            if self.config.ready_suffix and same is not False:
+                shown = server.same(marker, at_claim) if at_claim else server.exists(marker)
+                there, replaced = bool(shown), shown is False and at_claim is not None
+            self.lease.check()
+            if same is False or replaced:
+                what = "the file" if same is False else "its companion"
+                drop = row.state == "done" and same is False  # so that the new version is handled
+                self._keep(row, f"a new version of {what} arrived meanwhile", drop=drop)
+                return
+            for path in [marker] * there + [row.path] * bool(same):
+                self._remove(server, path, row.action)
+                self.lease.check()
+            self.ledger.change(row, None if row.state == "done" else row._replace(action=""))
+
+    def _remove(self, server: FileServer, path: str, action: str) -> None:
+        if action == "delete":
+            with contextlib.suppress(FileGone):
+                server.delete(path)
+            return
+        folder = posixpath.normpath(posixpath.join(posixpath.dirname(path), action[len("move:") :]))
+        server.mkdir(folder)
+        name = posixpath.basename(path)
+        for number in range(MOST_NUMBERED):
+            self.lease.check()
+            try:
+                server.rename(path, posixpath.join(folder, numbered(name, number) if number else name))
+                return
+            except TargetExists:
+                continue
+            except FileGone:
+                return
+        raise TargetExists(f"{folder}: {MOST_NUMBERED} files named like {name} are there; make room")
+
+
+def kept_error(row: Row, exc: BaseException) -> str:
+    """An error as the ledger keeps it: one line, and of a long one, besides its begin, the last words."""
+    line = printable(" | ".join(part.strip() for part in str(exc).splitlines() if part.strip())) or reason(exc)
+    line = shortened(line)
+    begin = ": " if any(Marks.split(f"{line} ")[0]) else ""  # words that would be read as marks
+    return f"{row.marks._replace(unlisted=False, gone=isinstance(exc, FileGone))}{begin}{line}"
+
+
+def _local(exc: Union[OSError, UnicodeError], path: str, copy: Optional[Path]) -> Error:
+    """A local error: a name that this host cannot have is the file's trouble, the rest is the host's."""
+    if isinstance(exc, UnicodeError):
+        return HandlerFailed(f"{path}: this host's names are in {sys.getfilesystemencoding()}, which lacks this one")
+    place = copy or f"the place of the copy, {exc.filename or tempfile.gettempdir()}"
+    own = exc.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+    return (HandlerFailed if own else LocalTrouble)(f"{place}: {reason(exc)}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# I.10 What the poller leans on: known versions, pauses, workers, connections
+# ---------------------------------------------------------------------------------------------------------------------
+
+MOST_QUESTIONS = 500  # about the versions of known files, in one poll
+QUESTION_SECONDS = 10.0  # that they may take
+
+
+class Recognizer:
+    """Which listed lines are versions that the ledger knows, where the lines alone do not tell: only the display of a
+    time may have moved, and a file may have been replaced within the minute that its line shows."""
+
+    def __init__(
+        self, ledger: Ledger, looking: Callable[[], contextlib.AbstractContextManager[FileServer]],
+        goes_on: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._ledger, self._looking = ledger, looking
+        self._goes_on = goes_on  # called before each question; raises once there is to be no other
+        self._doubts: dict[str, tuple[float, float]] = {}  # asked again: since when, and when next
+        self._listing: list[Found] = []
+        self._changes: list[Change] = []
+
+    def recognize(self, listing: list[Found], busy: set[str]) -> set[str]:
+        """Gives known files of a listing the time that the ledger has, or the exact one. The paths left for the next
+        poll."""
+        now = boot_clock()
+        self._listing, self._changes = listing, []
+        unclear: list[tuple[int, Row]] = []
+        for at, (path, _, entry) in enumerate(listing):
+            row = self._ledger.get(path)
+            if row is None or row.mtime == entry.mtime or row.size != entry.size or path in busy:
+                continue
+            same = same_version(row, entry)
+            if same is None or (same and row.mtime.endswith("~") and self._doubt(row)[1] <= now):
+                unclear.append((at, row))
+            elif same and "=" in row.mtime and row.state != "done":  # a claim keeps it: the display may move meanwhile
+                self._keep_as(at, row, row.mtime)
+        moves = moves_of_display([(row, listing[at].entry) for at, row in unclear])
+        exact = [(at, row) for at, row in unclear if times_of(row.mtime)[1]]
+        for at, row in unclear:
+            if not times_of(row.mtime)[1] and move_of_display(row, listing[at].entry) in moves:
+                self._keep_as(at, row, listing[at].entry.mtime)
+        left = self._ask(exact) if exact else set()
+        self._ledger.write_all(self._changes)
+        return left
+
+    def _doubt(self, row: Row) -> tuple[float, float]:
+        """Since when it is known here that a file may have been replaced within its minute, and when to ask next."""
+        age, now = time.time() - (epoch_seconds(row.mtime) or 0.0), boot_clock()
+        return self._doubts.setdefault(row.path, (now, now + (0.0 if age > 60 else 2.0)))
+
+    def _keep_as(self, at: int, row: Row, mtime: str) -> None:
+        """A listed file is the version of a row: both have its time in the same form from now on."""
+        if not mtime.endswith("~"):
+            self.forget(row.path)
+        if row.state == "claimed":  # of a term that is over; its time is that of the next claim
+            mtime = row.mtime
+        elif mtime != row.mtime:
+            delay = None if row.due is None else max(0.0, row.due - boot_clock())
+            self._changes.append(Change(row, row._replace(mtime=mtime), delay))
+        self._show(at, self._listing[at].entry._replace(mtime=mtime))
+
+    def _show(self, at: int, entry: Entry) -> None:
+        self._listing[at] = self._listing[at]._replace(entry=entry)
+
+    def _ask(self, unclear: Sequence[tuple[int, Row]]) -> set[str]:
+        """Asks for exact times where the zones that are known do not explain a line. What one poll has no time for is
+        left for the next one."""
+        left: set[str] = set()
+        questions, until = MOST_QUESTIONS, time.monotonic() + QUESTION_SECONDS
+        with self._looking() as server:
+            for at, row in unclear:
+                entry, now = self._listing[at].entry, boot_clock()
+                doubt = row.mtime.endswith("~")
+                # Nor do zones explain a line of these days: a file may be written anew every hour.
+                old = not doubt and not may_still_run(entry.mtime)
+                if old and same_version(row, entry, server.habits.zones):
+                    self._keep_as(at, row, row.mtime)
+                    continue
+                if questions == 0 or time.monotonic() > until:
+                    left.add(row.path)
+                    continue
+                self._goes_on()
+                questions -= 1
+                since = self._doubt(row)[0]
+                self._doubts[row.path] = (since, now + max(2.0, now - since))
+                told = server.exact(row.path, entry)
+                if told is not None and same_version(row, told):
+                    if doubt:
+                        doubt = now - since < 60 and time.time() - (epoch_seconds(told.mtime) or 0.0) < 900
+                    self._keep_as(at, row, told.mtime + "~" * doubt)
+                elif told is not None:
+                    self._show(at, told)
+        return left
+
+    def forget(self, path: str) -> None:
+        """A new version begins without doubts."""
+        self._doubts.pop(path, None)
+
+    def keep(self, listed: set[str]) -> None:
+        """Files that are gone are forgotten."""
+        self._doubts = {path: doubt for path, doubt in self._doubts.items() if path in listed}
+
+
+def move_of_display(row: Row, entry: Entry) -> Optional[datetime.timedelta]:
+    """By what a line that the ledger has without its exact time differs from what is listed now, if that can be due
+    to another zone, or to UTC told in its place."""
+    line, now = times_of(row.mtime)[0], "".join(times_of(entry.mtime))
+    return zone_between(line, now) if len(line) == MINUTE <= len(now) else None
+
+
+def moves_of_display(unclear: Sequence[tuple[Row, Entry]]) -> set[datetime.timedelta]:
+    """The moves that more than one file shows whose times are not of these days (whoever writes a file anew gives it
+    the time of writing), and a good part of all such files."""
+    shown = {
+        (row.mtime, move_of_display(row, entry)) for row, entry in unclear
+        if not times_of(row.mtime)[1] and not may_still_run(row.mtime) and not may_still_run(entry.mtime)
+    }  # fmt: skip
+    witnesses, moves = {mtime for mtime, _ in shown}, [move for _, move in shown if move is not None]
+    return {move for move in set(moves) if moves.count(move) > 1 and 4 * moves.count(move) >= len(witnesses)}
+
+
+def doubled(seconds: float, times: int) -> float:
+    """The pause after so many failures in a row: the first one's, and twice as much each time."""
+    return float(min(MOST_PAUSE, seconds * 2.0 ** min(times - 1, 30)))
+
+
+class Resting(NamedTuple):
+    """A file that said "not now"."""
+
+    times: int  # in a row
+    alone: int  # of these, how often another file had succeeded since the one before
+    successes: int  # of all files until then
+    due: float  # by the member's own clock
+
+
+class Breaker:
+    """The pauses of files that said "not now", and a circuit breaker for the system behind the handlers.
+
+    Three different files in a row whose handlers say so open it: claims wait. After `retry_delay`, doubled up to five
+    minutes, one file is tried, each time the next in turn; the first success closes it. Outlives leases.
+    """
+
+    def __init__(self, config: Config, stats: Stats) -> None:
+        self._config, self._stats = config, stats
+        self._lock = threading.Lock()
+        self._open_for = ""  # what the system behind said, while claims wait for it
+        self._files: dict[str, Resting] = {}
+        self._in_a_row: set[str] = set()
+        self._successes = 0
+        self._pauses = Backoff(config.retry_delay, 300.0)
+        self._pause = self._due = 0.0
+        self._tried: set[str] = set()
+        self._trial = ""
+        self.terms: set[int] = set()  # those that this process has held
+
+    def rest(self, path: str, exc: NotNow) -> tuple[float, bool, bool]:
+        """Notes a "not now": the pause, whether it is to be said, and whether it counts as the file's failure.
+
+        It counts from the third time on if others succeed: then it is not the system behind that is away.
+        """
+        now = boot_clock()
+        with self._lock:
+            last = self._files.get(path, Resting(0, 0, self._successes, now))
+            alone = last.alone + (self._successes > last.successes)
+            pause = doubled(self._config.retry_delay, last.times + 1)
+            if isinstance(exc, TryLater):
+                least = exc.seconds or 0.0
+                pause = pause if exc.seconds is None else least
+                self._in_a_row.add(path)
+                if len(self._in_a_row) >= 3 and not self._open_for:
+                    self._open_for = self._stats.not_now = printable(str(exc))
+                    self._pause, self._tried = self._pauses.next(), set(self._in_a_row)
+                    event("not_now", logging.WARNING, group=self._config.coordination_group, files=len(self._in_a_row),
+                          retry_in=max(self._pause, least), error=self._open_for)  # fmt: skip
+                if self._open_for:
+                    pause = max(self._pause, least)
+                    self._due = now + pause
+            self._files[path] = Resting(last.times + 1, alone, self._successes, now + pause)
+            counts = isinstance(exc, TryLater) and alone >= 2
+            return pause, last.times >= 2 or bool(self._open_for), counts
+
+    def done(self, path: str) -> None:
+        """A file succeeded."""
+        with self._lock:
+            self._successes += 1
+            self._files.pop(path, None)
+            self._in_a_row.clear()
+            self._trial = ""
+            if not self._open_for:
+                return
+            self._open_for = self._stats.not_now = ""
+            self._pauses.reset()
+            self._tried.clear()
+            self._files = {path: rest._replace(due=0.0) for path, rest in self._files.items()}
+        event("not_now_over", group=self._config.coordination_group)
+
+    def allows(self, path: str) -> bool:
+        """Whether a file may be claimed."""
+        return not self._open_for or path == self._trial
+
+    def rested(self, path: str) -> bool:
+        """Whether a file's own pause is over."""
+        rest = self._files.get(path)
+        return rest is None or rest.due <= boot_clock()
+
+    def admit(self, works: Sequence[Work], busy: Callable[[str], bool]) -> list[Work]:
+        """Those whose pause is over; while the breaker is open, at most one."""
+        now = boot_clock()
+        with self._lock:
+            if self._open_for and (now < self._due or busy(self._trial)):
+                return []
+            rested = [work for work in works if self.rested(work.path)]
+            if not self._open_for or not rested:
+                return rested
+            untried = [work for work in rested if work.path not in self._tried]
+            if not untried:
+                self._tried.clear()
+            trial = (untried or rested)[0]
+            self._trial = trial.path
+            self._tried.add(trial.path)
+            self._pause = self._pauses.next()
+            self._due = now + self._pause
+            return [trial]
+
+    def forget(self, listed: set[str]) -> None:
+        """Files that are gone rest no more."""
+        with self._lock:
+            self._files = {path: rest for path, rest in self._files.items() if path in listed}
+
+
+class Yielding:
+    """When a member that cannot reach the file server lets another one try: after `yield_after` polls in a row.
+
+    The number doubles each time, so that members none of which reaches it do not take turns for ever; `most` bounds
+    it. Outlives leases; a poll that succeeds resets it.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._first = self._needed = config.yield_after
+        self._most = max(self._first, int(3600 / max(1.0, config.polling_interval)))
+        self._failed = 0
+
+    def reached(self) -> None:
+        self._failed, self._needed = 0, self._first
+
+    def due(self) -> bool:
+        """Counts a failed poll; whether it is one too many. `yield_after = 0` never yields."""
+        self._failed += 1
+        return 0 < self._needed <= self._failed
+
+    def yielded(self) -> None:
+        self._failed, self._needed = 0, min(self._most, 2 * self._needed)
+
+
+class Workers:
+    """The threads that do what is in their queue: after-actions first, for nobody is to find for long what is done.
+
+    A path is busy from when it is handed in until nothing more is to be done with it. `work` gets what a worker takes,
+    gives what comes next, and raises nothing; `worked` is called then.
+    """
+
+    def __init__(
+        self, number: int, together: bool, work: Callable[[list[Task]], Sequence[Task]], worked: Callable[[], None]
+    ) -> None:
+        self._number, self._together, self._work, self._worked = number, together, work, worked
+        self._changed = threading.Condition()  # over the next three
+        self.queue: deque[Task] = deque()
+        self.busy: set[str] = set()
+        self._ending = False
+        self.alone: set[str] = set()  # files during which a group lost its connection: taken without company
+        self._one_suspect = threading.Lock()  # held while a file is in work that may end the process
+        self._threads: list[threading.Thread] = []
+
+    def hand_in(self, tasks: Iterable[Task], instead: Iterable[Task] = ()) -> None:
+        """Those whose path is not busy, `instead` of some that no longer are."""
+        with self._changed:
+            self.busy.difference_update(task.path for task in instead)
+            for task in tasks:
+                if task.path not in self.busy:
+                    self.busy.add(task.path)
+                    (self.queue.appendleft if isinstance(task, Row) else self.queue.append)(task)
+            self._changed.notify_all()
+
+    def put_off(self, kept: tuple[type, ...] = ()) -> None:
+        """Leaves what waits, but these kinds, to the next poll: the file server cannot be reached, or the work ends."""
+        with self._changed:
+            self.busy.difference_update(task.path for task in self.queue if not isinstance(task, kept))
+            self.queue = deque(task for task in self.queue if isinstance(task, kept))
+
+    def _take(self) -> list[Task]:
+        """One task, or `together` a fair share of the small files that wait. Waits for it; nothing at the end."""
+        with self._changed:
+            while not self.queue and not self._ending:
+                self._changed.wait()
+            share = min(BATCH_FILES, -(-len(self.queue) // self._number))
+            taken: list[Task] = []
+            size = 0
+            while self.queue and len(taken) < share and size < BATCH_BYTES:
+                task = self.queue[0]
+                alone = isinstance(task, Row) or not self._together or task.suspect or task.path in self.alone
+                if taken and alone:
+                    break
+                taken.append(self.queue.popleft())
+                if isinstance(task, Row) or alone:
+                    self.alone.discard(task.path)
+                    break
+                size += task.found.entry.size
+            return taken
+
+    def _run(self) -> None:
+        while True:
+            taken = self._take()
+            if not taken:
+                return
+            suspect = isinstance(taken[0], Work) and taken[0].suspect
+            with self._one_suspect if suspect else contextlib.nullcontext():
+                then = self._work(taken)
+            self.hand_in(then, instead=taken)
+            self._worked()
+
+    def start(self) -> None:
+        """Those that are missing. Raises LocalTrouble if there is none: then another host may do better."""
+        while len(self._threads) < self._number:
+            name = f"ftpcoord-worker-{len(self._threads)}"
+            thread = threading.Thread(target=self._run, name=name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as exc:
+                if not self._threads:
+                    raise LocalTrouble(f"this host gives no thread to a worker ({exc}); raise its limit") from None
+                return
+            self._threads.append(thread)
+
+    def end(self) -> None:
+        """Lets the threads end when they have done what they do, and no after-action is due."""
+        with self._changed:
+            self._ending = True
+            self.put_off((Row,))
+            self._changed.notify_all()
+
+    def join(self, seconds: float, wanted: Callable[[], bool] = lambda: True) -> bool:
+        """Waits so long for the threads to end, as long as that is wanted; whether they have."""
+        until = time.monotonic() + seconds
+        while True:
+            running = [thread for thread in self._threads if thread.is_alive()]
+            if not running or time.monotonic() >= until or not wanted():
+                return not running
+            running[0].join(0.05)
+
+
+LIMIT_SECONDS = 600.0       # for so long a limit of the server on connections is taken for granted
+
+
+class Pool:
+    """At most `workers` connections to the file server, handed out one user at a time; none before the first use.
+
+    A server that refuses one more while others work has a limit: for LIMIT_SECONDS as many as there are will do. One is
+    made at a time, however many files wait, and after a refused login none for a minute, then ever longer up to an
+    hour: accounts get locked.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.habits = Habits()
+        self.trouble: Optional[ServerDown] = None  # why there was no connection at all, the last time one was wanted
+        self._changed = threading.Condition()  # over what follows
+        self._all: set[FileServer] = set()
+        self._idle: list[tuple[FileServer, float]] = []  # and since when
+        self._connecting = self._aborted = False
+        self._limit, self._limited_until = config.workers, 0.0
+        self._refused, self._refused_until = ServerDown(), 0.0
+        self._refusals = Backoff(60.0, 3600.0)
+        self._hurry: Optional[float] = None  # seconds for a connection, once the work is to end; 0: no more of them
+        self._unanswered = float("-inf")
+
+    @contextlib.contextmanager
+    def server(self) -> Iterator[FileServer]:
+        """A connected server. One that failed is closed, not used again. Raises ServerDown, LoginRefused."""
+        server = self._take()
+        try:
+            yield server
+        except (FileGone, FileRefused, NotNow, TargetExists):
+            self._put(server)
+            raise
+        except BaseException:
+            self._drop(server)
+            raise
+        self._put(server)
+
+    def _take(self) -> FileServer:
+        """A connection that rests, or a new one, or the next that is given back."""
+        server: Optional[FileServer] = None
+        while server is None:
+            with self._changed:
+                while not self._idle and not self._may_connect():
+                    self._changed.wait()
+                idle = self._idle.pop() if self._idle else None
+                self._connecting = self._connecting or idle is None
+            server = self._connect() if idle is None else self._rested(*idle)
+        self.trouble = None
+        return server
+
+    def _may_connect(self) -> bool:
+        if time.monotonic() > self._limited_until:
+            self._limit = self._config.workers
+        return not self._connecting and len(self._all) < self._limit
+
+    def _rested(self, server: FileServer, since: float) -> Optional[FileServer]:
+        """The connection, unless the server or a NAT has dropped it while it idled."""
+        good, server.preparing = False, True
+        try:
+            good = server.quiet() and (time.monotonic() - since < 5 or server.alive())
+        finally:
+            server.preparing = False
+            if not good:
+                self._drop(server)
+        return server if good else None
+
+    def _connect(self) -> Optional[FileServer]:
+        """A new connection; None if the server allows no more than there are."""
+        try:
+            return self._log_in()
+        except ServerDown as exc:
+            with self._changed:
+                if self._all and not self._aborted:
+                    self._limit, self._limited_until = len(self._all), time.monotonic() + LIMIT_SECONDS
+                    return None
+                self.trouble, self._limited_until = exc, 0.0
+            raise
+        finally:
+            with self._changed:
+                self._connecting = False
+                self._changed.notify_all()
+
+    def _log_in(self) -> FileServer:
+        if self.refused_for() > 0:
+            raise self._refused
+        hurry = self._hurry
+        try:
+            server = new_server(self._config)
+        except ConfigError as exc:  # a key or certificate file that is gone: may be back at the next try
+            raise ServerDown(str(exc)) from None
+        server.habits = self.habits
+        with self._changed:
+            if self._aborted or self._hurry == 0:
+                raise ServerDown("the connections were cut")
+            self._all.add(server)
+            if self._hurry is not None:
+                server.hurry(self._hurry)
+        try:
+            server.connect()
+        except BaseException as exc:
+            self._drop(server)
+            if isinstance(exc, ConfigError):
+                raise ServerDown(str(exc)) from None
+            if isinstance(exc, LoginRefused):
+                if not self._all:  # else the login is good, as the others show: what was refused is one more of them
+                    self._refused, self._refused_until = exc, time.monotonic() + self._refusals.next()
+            elif hurry is not None:
+                self._hurry = 0.0
+            raise
+        self._refusals.reset()
+        return server
+
+    def hurry(self, seconds: float) -> None:
+        """The work is to end: a connect under way is cut, later ones get so long, and none is made after one failed."""
+        with self._changed:
+            self._hurry, servers = seconds, list(self._all)
+        for server in servers:
+            server.hurry(seconds)
+
+    def unanswered(self) -> float:
+        """When, by boot_clock, the last command that changes something was sent whose reply never came."""
+        with self._changed:
+            return max([self._unanswered, *(server.unanswered for server in self._all)])
+
+    def refused_for(self) -> float:
+        """Seconds until a login may be tried again, after one was refused."""
+        return self._refused_until - time.monotonic()
+
+    def _put(self, server: FileServer) -> None:
+        with self._changed:
+            self._idle.append((server, time.monotonic()))
+            self._changed.notify_all()
+
+    def _drop(self, server: FileServer) -> None:
+        with contextlib.suppress(Exception):
+            server.close()
+        with self._changed:
+            self._all.discard(server)
+            self._unanswered = max(self._unanswered, server.unanswered)
+            self._changed.notify_all()
+
+    def abort(self) -> None:
+        """Cuts every connection, also one in use by another thread; no new one is made."""
+        with self._changed:
+            self._aborted = True
+            servers = list(self._all)
+        for server in servers:
+            with contextlib.suppress(Exception):
+                server.abort()
+
+    def close(self) -> None:
+        for server in list(self._all):
+            self._drop(server)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# II.1 Databases: what is the same in all of them once, what differs side by side
+# ---------------------------------------------------------------------------------------------------------------------
+
 #
 # In the statements `:name` is a value, as a literal: bound parameters take pg8000 three round trips, and break poolers
 # that share sessions. `$name` is one of WORDS, `$name(a, b)` one with two places. So RELEASE in PostgreSQL becomes
@@ -1366,7 +3246,6 @@ class Rows(Protocol):
 #            SELECT 1 FROM token_holder t
 #             WHERE t.group_id = 'g' AND t.task_id = 'a' AND t.term = 7 AND h.last_heartbeat < '9999-01-01')
 #     RETURNING (SELECT COUNT(*) FROM health_check r WHERE r.group_id = 'g' AND r.task_id = '') + 7 + 7
-
 ANSWER_BYTES = 1 << 20  # of a login, or of one answer of the database; a page of a table is larger
 LEDGER_BYTES = 64 << 20
 PAGE_ROWS = 5000
@@ -1404,7 +3283,6 @@ MEANINGS: dict[str, tuple[type[Error], str]] = {
     "other": (DatabaseDown, ""),
 }  # fmt: skip
 GARBLED = "AttributeError|(Lookup|Index|Key)Error|TypeError|error |AssertionError"  # of a driver that reads nonsense
-
 # The columns of `:changes`: what a change makes of a row, and the row that it was read from.
 NEW = ("path", "size", "mtime", "state", "attempts", "failures", "action", "error")
 OLD = ("size", "mtime", "state", "term", "attempts")
@@ -2343,302 +4221,16 @@ def tls_context(setting: str, ca_file: str, verify: bool, cert: str = "", key: s
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Election: a state machine over a Store; it knows no threads, sockets or clocks
-# ---------------------------------------------------------------------------------------------------------------------
-#
-#                 look: held by another              renew: not held, or the deadline passed
-#               +------------------------+         +-----------------------------------------+
-#               v                        |         v                                         |
-#           STANDBY --- take or first succeeds: lease until sent + S - m ---> ACTIVE --------+
-#               ^                                                               |
-#               +------- release (after the work has stopped) ------------------+
-
-
-class ClockWatch:
-    """Whether the database's clock went on as the member's own did.
-
-    Each look brackets the difference of the two clocks. Two looks that allow a step of more than `tolerance` seconds
-    (a step, a failover to another clock, or looks too slow to tell) make ages worthless for `distrust` seconds: as
-    long as a lease given before the step can last. So do looks more than `longest_gap` seconds apart: a step back and
-    one forward in between (a failover and the return) cancel each other out, but stamps of the time between are old.
-    """
-
-    def __init__(self, tolerance: float, distrust: float, longest_gap: float = float("inf")) -> None:
-        self.tolerance = tolerance
-        self.distrust = distrust
-        self.longest_gap = longest_gap
-        self._last: Optional[tuple[float, float, float]] = None  # the last bracket, and when that look was received
-        self._trusted_from = float("-inf")
-
-    def trusts(self, sent: float, view: View) -> bool:
-        received = sent + view.took
-        low, high = view.now - received, view.now - sent
-        last, self._last = self._last, (low, high, received)
-        if last is None:
-            return False  # one look proves nothing
-        largest_step, gap = max(high - last[0], last[1] - low), received - last[2]
-        if largest_step > self.tolerance or gap > self.longest_gap:
-            self._trusted_from = received + self.distrust
-        return received >= self._trusted_from
-
-
-class Election:
-    """One member of one group. Call `tick(now)` when it is due; `lease` is what it has won.
-
-    `now` is the member's own clock in seconds, read before the call. `tell(event, **fields)` hears what happens.
-    Between ticks the owner reads `lease` and compares clocks; it calls `release` after its work has stopped, and
-    passes `willing=False` while work of an earlier lease is still running.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        group: str,
-        member: str,
-        timing: Timing,
-        clock: Callable[[], float],
-        tell: Callable[..., None],
-        chance: Callable[[], float] = random.random,
-    ) -> None:
-        self.store, self.group, self.member, self.timing = store, group, member, timing
-        self.lease: Optional[Lease] = None
-        self.view: Optional[View] = None  # the last look, for status
-        self.step_down_asked = False
-        self.database_error: Optional[DatabaseDown] = None
-        self._clock, self._tell, self._chance = clock, tell, chance
-        self._watch = ClockWatch(
-            timing.margin / 2, timing.stale_after, 2 * timing.heartbeat + timing.call_timeout
-        )
-        self._own_term: Optional[int] = None  # the last term that this process itself won and did not release
-        self._seen_term = 0
-        self._found: Optional[dict[str, MemberRow]] = None  # the health rows before the own first beat ...
-        self._found_at = 0.0  # ... and when that was
-        self._missing: Optional[dict[str, MemberRow]] = None  # and when the token was first seen missing
-        self._stand_from = float("-inf")  # after a release or an outage others go first
-        self._still: tuple[object, float] = (None, 0.0)  # what the holder looked like, and since when ...
-        self._stood_still = False  # ... and whether that is long enough for a dead one
-        self._trusted = False  # whether the database's clock goes on as the own one does
-        self._swept = float("-inf")
-        self._duplicate_term = 0
-
-    def tick(self, now: float, willing: bool = True) -> float:
-        """Renews, or looks and perhaps takes over. Returns the seconds until the next tick is due.
-
-        Raises DatabaseRefused; an unreachable database is told, remembered and tried again.
-        """
-        # 1. A lease whose deadline has passed is over, whatever the database would say.
-        if self.lease is not None and self.lease.remaining(now) <= 0:
-            self.lose("deadline passed")
-        try:
-            return self._renew(self.lease, now) if self.lease is not None else self._stand_by(now, willing)
-        except DatabaseDown as exc:
-            return self.failed(exc, now, self.timing.heartbeat)
-
-    def failed(self, exc: DatabaseDown, now: float, longest: float) -> float:
-        """The database could not be used; gives the seconds until the next try, at most `longest`."""
-        self.database_error = exc
-        # 2. What is unknown never extends a deadline. Half of what is left goes by before the next try, so that a last
-        #    one still fits.
-        return longest if self.lease is None else min(longest, max(0.02, self.lease.remaining(now) / 2))
-
-    def _database_answers(self, now: float) -> None:
-        if self.database_error is not None:
-            self.database_error = None
-            if self.lease is None:
-                # The former holder comes first: every heartbeat is stale after an outage.
-                self._stand_from = max(self._stand_from, now + 2 * self.timing.heartbeat + self.timing.call_timeout)
-
-    # -- active -------------------------------------------------------------------------------------------------------
-
-    def _renew(self, lease: Lease, now: float) -> float:
-        # 1. One statement: it holds only if token and term are still ours.
-        renewal = self.store.renew(self.group, self.member, lease.term)
-        self._database_answers(now)
-        # 2. Not held: another one has it. No effect from here on.
-        if not renewal.held:
-            self.lose("the token went to another member")
-            return self.timing.heartbeat
-        # 3. Held: the lease counts from before the statement was sent.
-        lease.extend(now + self.timing.stale_after - self.timing.margin)
-        if lease.remaining() <= 0:  # it ran out before the answer came: the next tick wins a new one
-            self.lose("deadline passed")
-            return 0.0
-        self.step_down_asked = renewal.step_down
-        if now - self._swept > 3600:
-            self._swept = now
-            self.store.sweep(self.group, self.member)
-        return self.timing.heartbeat
-
-    def lose(self, why: str) -> None:
-        """Ends the lease, if there is one, without a release: work of it may still run. The others wait until it is
-        stale."""
-        lease, self.lease, self.step_down_asked = self.lease, None, False
-        if lease is not None:
-            lease.lose()
-            self._tell("lost", term=lease.term, reason=why)
-
-    def release(self, now: float) -> None:
-        """Gives the lease up, after the work has stopped; the others need not wait. Does nothing without a lease.
-
-        This member does not stand again for two heartbeats.
-        """
-        lease, self.lease, self.step_down_asked = self.lease, None, False
-        if lease is None:
-            return
-        tries = 2 if lease.remaining(now) > 0 else 0
-        lease.lose()
-        self._own_term = None
-        self._stand_from = now + 2 * self.timing.heartbeat
-        for _ in range(tries):
-            try:
-                self.store.release(self.group, self.member, lease.term)
-                self.database_error = None
-                self._tell("released", term=lease.term)
-                return
-            except DatabaseDown as exc:
-                self.database_error = exc
-        self._tell("lost", term=lease.term, reason="it could not be released; the others wait until it is stale")
-
-    def stop(self) -> None:
-        """Removes this member's health row, if it is a standby's."""
-        with contextlib.suppress(DatabaseDown, DatabaseRefused):
-            self.store.leave(self.group, self.member)
-
-    # -- standby ------------------------------------------------------------------------------------------------------
-
-    def _stand_by(self, now: float, willing: bool) -> float:
-        # 1. Beat and look. What stood there before the first beat tells of earlier lives.
-        if self._found is None:
-            self._found, self._found_at = self._members(), now
-        view = self.store.look(self.group, self.member)
-        # From `now` on, not from when the store began: the process may have been stopped in between.
-        view = self.view = view._replace(took=max(view.took, self._clock() - now))
-        self._database_answers(now)
-        self._seen_term = max(self._seen_term, view.term)
-        if view.mine and view.term not in (self._own_term, self._duplicate_term):
-            self._duplicate_term = view.term  # that this process did not win: no heartbeat is written for it
-            if not view.released:
-                self._tell("duplicate_member", term=view.term, hint="duplicate member id or previous run; waiting")
-        # 2. Decide whether the lease is free; the clocks are watched also while it is not wanted.
-        why = self._free(now, view)
-        # 3. Take it: only one member's statement finds the rows as they were seen.
-        term: Optional[int] = None
-        if why is not None and willing:
-            if why == "vacant":
-                term = self._first(view)
-            else:
-                term = self.store.take(self.group, self.member, view, self.timing.stale_after, why)
-        if term is None:
-            # 4. A little early by chance, so that members do not march in step.
-            return self.timing.heartbeat * (1 - 0.1 * self._chance())
-        self._own_term = self._seen_term = term
-        # 5. The lease counts from before the look was sent; the heartbeat was written after that.
-        self.lease = Lease(term, now + self.timing.stale_after - self.timing.margin, self._clock)
-        self._tell("elected", term=term, reason=why, before=view.holder)
-        return self.timing.heartbeat
-
-    def _free(self, now: float, view: View) -> Optional[str]:
-        """Why the lease may be taken, or None."""
-        received = now + view.took
-        self._trusted = self._watch.trusts(now, view)
-        picture = (view.holder, view.term, view.stamp)
-        if picture != self._still[0]:
-            self._still = (picture, received)
-        self._stood_still = now - self._still[1] >= self.timing.still_after
-        if view.holder is not None:
-            self._missing = None
-        # Nobody but this process ever held the term that it won: no need to wait for itself.
-        if view.holder is not None and view.mine and view.term == self._own_term:
-            return "own"
-        if received < self._stand_from:
-            return None
-        if view.holder is None:
-            return "vacant"
-        if view.released:
-            return "released"
-        if view.age is not None and self._trusted and view.age > self.timing.stale_after:
-            return "stale"
-        if self._stood_still:
-            return "absent" if view.stamp is None else "still"
-        return None
-
-    def _members(self) -> dict[str, MemberRow]:
-        return {row.member_id: row for row in self.store.members(self.group)}
-
-    def _first(self, view: View) -> Optional[int]:
-        """The first claim of a group without token row, which never had one, or lost it with a lease still running."""
-        rows = self._members()
-        missing = self._missing = self._missing or rows
-        found = self._found or {}
-        # 1. Traces of a lease: a term seen, a health row. The own first beat is none, as long as no other process of
-        #    this id can have been elected since.
-        recent = 2 * self.timing.heartbeat + self.timing.call_timeout
-        own = self.member if self._clock() - self._found_at <= recent else None
-        traces = [member for member in {**found, **missing} if member != own or member in found]
-        held = self._seen_term > 0 or any(self._may_hold(member, rows.get(member), found, missing) for member in traces)
-        if held and not self._stood_still:
-            return None
-        # 2. Above every term that was ever won: where the last ones left no number, time has gone by at least as fast.
-        last = max(self._seen_term, self.store.last_term(self.group))
-        timed = bool(last or traces)
-        if timed:  # a time may be ahead of it; that of the look may be long past
-            ages = [0.0, *(row.age for row in (*rows.values(), *found.values()))]
-            last = max(last, int(view.now - min(ages)))
-        return self.store.first(self.group, self.member, last + 1, timed)
-
-    def _may_hold(
-        self, member: str, row: Optional[MemberRow], found: Mapping[str, MemberRow], missing: Mapping[str, MemberRow]
-    ) -> bool:
-        """Whether a member, whose health row is now `row`, may hold a lease of a token that has vanished."""
-        if member == self.member:
-            row = found.get(member, row)  # as it was, not as this process made it
-        elif member not in found and row is not None and row.stamp not in ("", missing[member].stamp):
-            return False  # it began after this process, and beats as a standby
-        if row is None or row.stamp == "":
-            return True
-        return not row.released and (
-            row.age <= self.timing.stale_after or not (self._trusted or member == self.member)
-        )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# File servers: what every protocol offers
+# II.2 File servers: what every protocol offers
 # ---------------------------------------------------------------------------------------------------------------------
 
 MAX_ENTRIES = 2_000_000     # of one poll: a server that never ends its listings must not fill the memory
 MAX_LISTING = 256 << 20     # bytes of one listing, and of the paths of one poll
 MAX_FOLDERS = 100_000       # of one poll
 MOST_UNREAD = 100           # lines of a listing that are kept though nobody understands them
-LIMIT_SECONDS = 600.0       # for so long a limit of the server on connections is taken for granted
 LARGEST_FILE = 2**63 - 1    # bytes; a listing that tells more is wrong, and the ledger's column takes no more
-MOST_COLUMNS = 9            # of a line of LIST before the size
-MAX_LINE = 8192             # bytes of one line of a reply or a listing
-MAX_REPLY_LINES = 1000      # of one multi-line FTP reply
 READ_BUFFER = 256 * 1024    # bytes; larger ones were slower
-TLS_GOODBYE = 5.0           # seconds a server gets to answer the end of a TLS data connection; some never do
-EPSV_PATIENCE = 5.0         # seconds for the first data connection, as long as PASV may be the better way
 NAMES_SERVE = 10.0          # seconds for which the listing of a folder answers what is in it
-
-
-MOST_AHEAD = datetime.timedelta(hours=15)        # no zone is farther from UTC
-UTC = datetime.timedelta(0)
-QUARTER = datetime.timedelta(minutes=15)        # zones are multiples of it
-EPOCH_SECONDS = re.compile(r"-?\d{1,11}", re.ASCII)
-
-
-class Entry(NamedTuple):
-    """One line of a listing. kind is file, dir, link or other; size is in bytes; mtime is ISO text of exactly
-    the precision listed, "" if there is none:
-        2026-01-12T10:15:30[.F]     UTC: SFTP, MLSD, and a LIST that shows its zone
-        2026-01-12T10:15            LIST's, in the server's zone; 2026-01-12 if it shows no more
-        2026-01-12T10:15:30=        the same with seconds (the sign tells it from UTC)
-    `yearless`: the line shows no year, the one in mtime is guessed."""
-
-    name: str
-    kind: str
-    size: int
-    mtime: str
-    yearless: bool = False
 
 
 class Job(NamedTuple):
@@ -2716,85 +4308,6 @@ class Habits:
 
 
 Listing = list[Entry]       # named because a FileServer has a method of the name list
-
-
-MINUTE = len("2026-01-12T10:15")
-
-
-Shown = Union[Entry, Row]   # what tells two contents of one path apart, by its size and mtime
-
-
-def same_version(a: Shown, b: Shown, zones: Iterable[datetime.timedelta] = ()) -> Optional[bool]:
-    """Whether two looks at a path show one version. None: only its exact time, which has to be asked for, tells.
-
-        sizes that differ       no
-        no time and any         yes: the size decides
-        exact and exact         yes if equal, a fraction as far as both show it; else no
-        line and line           yes if equal, as far as both show it; else ask
-        line and exact          yes if the line is that time in UTC or in one of the zones; else ask
-        line=exact and line     yes if the lines are equal, or it is that exact time in one of the zones; else ask
-
-    `zones`: what lines of LIST are known to be ahead of UTC. Of two lines that differ UTC itself has to be among them:
-    they may be two versions as far apart as the server is from UTC."""
-    if a.size != b.size or a.mtime == b.mtime:
-        return a.size == b.size
-    (line_a, exact_a), (line_b, exact_b) = times_of(a.mtime), times_of(b.mtime)
-    if not (line_a or exact_a) or not (line_b or exact_b):
-        return True
-    if exact_a and exact_b:
-        return exact_a[: len(exact_b)] == exact_b[: len(exact_a)]
-    lines = [(line_a, line_b)] if line_a and line_b else []
-    if exact_a or exact_b:
-        line = line_b if exact_a else line_a
-        lines += [(_moved(exact_a or exact_b, zone), line) for zone in (zones if lines else (UTC, *zones))]
-    yearless = getattr(a, "yearless", False) or getattr(b, "yearless", False)
-    for x, y in lines:
-        # Whoever shows the minute may have left out the year, unless both are of that form and do not.
-        first = 5 if yearless or (len(x) != len(y) and MINUTE in (len(x), len(y))) else 0
-        if x[first : len(y)] == y[first : len(x)]:
-            return True
-    return None
-
-
-def times_of(mtime: str) -> tuple[str, str]:
-    """(what a line of LIST shows, the exact UTC time), each "" if it is not known, of the text that Entry and ledger
-    have: that of Entry, or both as `2026-01-12T10:15=1768212907`; a `~` at its end: that minute may not have been over
-    when the file was fetched."""
-    line, sign, seconds = mtime.rstrip("~").partition("=")
-    if EPOCH_SECONDS.fullmatch(seconds):
-        return line, _iso_seconds(int(seconds))
-    if sign or len(line) < len("2026-01-12T10:15:30"):
-        return line, ""
-    # A leap second (RFC 3659 section 2.3 allows it) is the one after it, as clocks that know none have it.
-    return "", _moved(line[:17] + "59", datetime.timedelta(seconds=1)) + line[19:] if line[17:19] == "60" else line
-
-
-def _moved(exact: str, by: datetime.timedelta) -> str:
-    """An exact time later by so much; its fraction is cut off."""
-    with contextlib.suppress(OverflowError, ValueError):
-        return (datetime.datetime.fromisoformat(exact[:19]) + by).isoformat()
-    return exact
-
-
-def may_still_run(mtime: str) -> bool:
-    """Whether the minute that a line shows may not be over yet. Generous: clocks differ, a line has no zone and
-    perhaps no year, and a yes costs one question."""
-    seconds = epoch_seconds(mtime)
-    if seconds is None:
-        return True
-    age, year = time.time() - seconds, 365.25 * SECONDS_A_DAY
-    return age < SECONDS_A_DAY if times_of(mtime)[1] else abs((age + year / 2) % year - year / 2) < 3 * SECONDS_A_DAY
-
-
-def zone_between(line: str, exact: str) -> Optional[datetime.timedelta]:
-    """What a line of LIST with minutes is ahead of the exact time of the same file; None if that cannot be a zone
-    (a multiple of 15 minutes, within 14 hours or so): then one of the two times is not what it seems to be."""
-    utc = datetime.datetime.fromisoformat(exact[:MINUTE])
-    ahead = datetime.datetime.fromisoformat(line[:MINUTE]) - utc
-    if abs(ahead) > MOST_AHEAD:                         # a guessed year is most often one too early
-        with contextlib.suppress(ValueError):           # 29 February
-            ahead = datetime.datetime.fromisoformat(exact[:4] + line[4:MINUTE]) - utc
-    return ahead if abs(ahead) <= MOST_AHEAD and ahead % QUARTER == UTC else None
 
 
 def decode_name(raw: bytes, encoding: str) -> str:
@@ -3234,9 +4747,11 @@ def open_server(config: Config) -> FileServer:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Listings: pure functions
+# II.3 Listings: pure functions
 # ---------------------------------------------------------------------------------------------------------------------
 
+MAX_LINE = 8192             # bytes of one line of a reply or a listing
+MOST_COLUMNS = 9            # of a line of LIST before the size
 # English, German, French, Spanish, Italian, Portuguese and Dutch, without accents and dots:
 MONTHS = {word: number for number, words in enumerate((
     "jan janv gen ene", "feb fev fevr", "mar mars marz mrz mrt", "apr avr avril abr", "may mai mag mei",
@@ -3513,9 +5028,12 @@ class ListingReader:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# FTP and FTPS (RFC 959, 2228, 2428, 3659, 4217)
+# II.4 FTP and FTPS (RFC 959, 2228, 2428, 3659, 4217)
 # ---------------------------------------------------------------------------------------------------------------------
 
+MAX_REPLY_LINES = 1000      # of one multi-line FTP reply
+TLS_GOODBYE = 5.0           # seconds a server gets to answer the end of a TLS data connection; some never do
+EPSV_PATIENCE = 5.0         # seconds for the first data connection, as long as PASV may be the better way
 NO_COMMAND = ("500", "502", "504")      # the command is not known, whatever it was asked about
 # No text says that something is not there; these only tell refusals from one another.
 TOO_MANY = re.compile(r"(?!.*(attempt|fail|versuch|tentativ|intento))"      # on logins that were wrong
@@ -4303,7 +5821,7 @@ def body_lines(reply: str) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# SFTP (draft-ietf-secsh-filexfer-02, version 3) over paramiko's SSH transport
+# II.5 SFTP (draft-ietf-secsh-filexfer-02, version 3) over paramiko's SSH transport
 # ---------------------------------------------------------------------------------------------------------------------
 
 SSH_WINDOW = 16 << 20       # bytes the server may send unasked; one window per round trip limits the speed
@@ -4317,7 +5835,6 @@ MAX_MESSAGE = 4 << 20       # bytes of one SFTP message; more is not SFTP
 LARGEST_PACKET = SSH_PACKET + 4096      # of SSH, with padding and MAC: we allow no more, and none is larger before
 MOST_GREETING = 65_536      # bytes before the SSH handshake
 MOST_STDERR = 1 << 20       # bytes of what nobody reads
-
 # What may be agreed on, the best first, whichever paramiko is installed: no SHA-1, no MD5, no CBC. Checked against what
 # RFC 9142 and RFC 8332 say MUST NOT or SHOULD NOT be used.
 SSH_ALGORITHMS = {
@@ -4331,7 +5848,6 @@ SSH_ALGORITHMS = {
 }
 OFFERED = {"kex": "kex_algo_list", "key_types": "server_key_algo_list", "ciphers": "server_encrypt_algo_list",
            "digests": "server_mac_algo_list"}   # the same in paramiko's reading of a KEXINIT
-
 (INIT, VERSION, OPEN, CLOSE, READ, LSTAT, FSTAT, OPENDIR, READDIR, REMOVE, MKDIR, REALPATH, STAT, RENAME) = (
     1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 14, 16, 17, 18)
 (STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED, EXTENDED_REPLY) = (101, 102, 103, 104, 105, 200, 201)
@@ -4520,15 +6036,7 @@ class _Fields:
         return Entry(name, kind, size or 0 if kind == "file" else 0, "" if mtime is None else _iso_seconds(mtime))
 
 
-EPOCH = datetime.datetime(1970, 1, 1)
 MODE_KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link"}
-
-
-@functools.lru_cache(maxsize=1024)      # files come in bursts: many of a listing share a second
-def _iso_seconds(seconds: int) -> str:
-    if seconds >= 2**31:                                # unsigned in the draft, but servers send times before 1970
-        seconds -= 2**32
-    return (EPOCH + datetime.timedelta(seconds=seconds)).isoformat()
 
 
 def _string(text: bytes) -> bytes:
@@ -4824,6 +6332,7 @@ class SftpPipeline:
         if file.handle:
             self._ask(file, CLOSE, file.handle)
         self._ended.append((file.job, error))
+
 
 def fingerprint(key: bytes) -> str:
     """A host key's, as ssh-keygen -lf prints it."""
@@ -5136,121 +6645,10 @@ class SftpServer(FileServer):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Selection: which of the listed files are to be handled now
+# II.6 Names: patterns, and where files are moved to
 # ---------------------------------------------------------------------------------------------------------------------
 
-LONGEST_PATH = 4096  # characters; no file system has longer ones, and the ledger's column has an end
 TEMPORARY = (".tmp", ".part", ".partial", ".filepart", ".writing", ".crdownload", "~")  # names uploaders write under
-
-
-class Found(NamedTuple):
-    """A listed file: `relative` is its path below the polled folder."""
-
-    path: str
-    relative: str
-    entry: Entry
-
-
-class Look(list[Found]):
-    """The files of one walk through the polled tree, and what it could not see. Folders are named by the start of the
-    paths in them, with the slash."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.refused: dict[str, str] = {}  # folders that could not be listed whole, and why
-        self.unread: dict[str, list[str]] = {}  # lines that nobody understands, by folder
-        self.skipped: dict[str, str] = {}  # links and folders that are left out, and why
-        self.folders: set[str] = set()  # what was listed as a folder, below the polled one
-        self._size = 0
-
-    def add(self, found: Found) -> None:
-        self.append(found)
-        self._size += len(found.path)
-        if len(self) > MAX_ENTRIES or self._size > MAX_LISTING:
-            raise ServerDown(f"more than {MAX_ENTRIES} files or {MAX_LISTING} bytes of paths: poll fewer folders")
-
-    def lacks(self, path: str) -> bool:
-        """Whether it proves that a path which is not in it is not there: its folder was listed whole, or is not there
-        itself, and no line that nobody understands may tell of it."""
-        while path:
-            head, slash, name = path.rpartition("/")
-            if head + slash in self.refused or may_tell_of(self.unread.get(head + slash, ()), name):
-                return False
-            path = head
-        return True
-
-
-class Work(NamedTuple):
-    """A file to be handled, and the ledger's row that the claim replaces (None: there is none)."""
-
-    found: Found
-    old: Optional[Row]
-
-    @property
-    def path(self) -> str:
-        return self.found.path
-
-    @property
-    def attempts(self) -> int:
-        """How often this version was claimed before."""
-        return self.old.attempts if self.old and same_version(self.old, self.found.entry) else 0
-
-    @property
-    def failures(self) -> int:
-        return self.old.failures if self.old and same_version(self.old, self.found.entry) else 0
-
-    @property
-    def marks(self) -> Marks:
-        """What is known of this version."""
-        return self.old.marks._replace(unlisted=False) if self.old and self.attempts else Marks()
-
-    @property
-    def delivered(self) -> bool:
-        """Whether this version has its name in download_dir, and only its handler did not succeed."""
-        return self.marks.delivered
-
-    @property
-    def suspect(self) -> bool:
-        """Whether the process ended twice with this version in work: its next death counts, so it must be its own."""
-        return self.old is not None and self.marks.deaths + (self.attempts > 0 and self.old.state == "claimed") >= 2
-
-
-class Choice(NamedTuple):
-    """What one look at a listing leads to."""
-
-    ready: list[Work]
-    unsettled: list[Work]  # perhaps still being written
-    waiting: int  # failed files whose back-off has not passed
-
-
-def epoch_seconds(mtime: str) -> Optional[float]:
-    """A listed time as UTC epoch seconds, None if there is none. LIST has no zone: it is taken as UTC."""
-    line, exact = times_of(mtime)
-    seconds, point, fraction = (exact or line).partition(".")
-    with contextlib.suppress(ValueError):
-        moment = datetime.datetime.fromisoformat(seconds).replace(tzinfo=datetime.timezone.utc)
-        return moment.timestamp() + float(f"0{point}{fraction}")
-    return None
-
-
-def move_of_display(row: Row, entry: Entry) -> Optional[datetime.timedelta]:
-    """By what a line that the ledger has without its exact time differs from what is listed now, if that can be due
-    to another zone, or to UTC told in its place."""
-    line, now = times_of(row.mtime)[0], "".join(times_of(entry.mtime))
-    return zone_between(line, now) if len(line) == MINUTE <= len(now) else None
-
-
-def moves_of_display(unclear: Sequence[tuple[Row, Entry]]) -> set[datetime.timedelta]:
-    """The moves that more than one file shows whose times are not of these days (whoever writes a file anew gives it
-    the time of writing), and a good part of all such files."""
-    shown = {
-        (row.mtime, move_of_display(row, entry)) for row, entry in unclear
-        if not times_of(row.mtime)[1] and not may_still_run(row.mtime) and not may_still_run(entry.mtime)
-    }  # fmt: skip
-    witnesses, moves = {mtime for mtime, _ in shown}, [move for _, move in shown if move is not None]
-    return {move for move in set(moves) if moves.count(move) > 1 and 4 * moves.count(move) >= len(witnesses)}
-
-
 NOT_IN_A_NAME = re.compile(r"[/\0\r\n]")
 
 
@@ -5261,176 +6659,7 @@ def is_plain_name(name: str) -> bool:
     return os.name == "posix" or not re.search(r'[\\:*?"<>|]', name)
 
 
-class Selector:
-    """Filters, the order, and the memory of when a file was first seen as it is. Knows no server and no ledger.
-
-    `clock` is the member's own: LIST tells no zone, so ages are counted from the first sight.
-    """
-
-    def __init__(self, config: Config, clock: Callable[[], float]) -> None:
-        self.config, self.clock = config, clock
-        self.refused = 0
-        self._names, self._targets = Patterns(config), MoveTargets(config)
-        self._seen: dict[str, tuple[Entry, float]] = {}
-        self._told: set[tuple[str, str]] = set()
-        self._base = config.target.path
-
-    # -- what is there ------------------------------------------------------------------------------------------------
-
-    def walk(self, server: FileServer) -> Look:
-        """Lists the polled folder, with its subfolders if `recursive`. Raises what listing that folder raises, and
-        FileRefused if files would be moved into it."""
-        look = Look()
-        self._targets.check(server)
-        self._visit(server, look, self._base, "", [])
-        return look
-
-    def _visit(self, server: FileServer, look: Look, folder: str, below: str, above: Above) -> None:
-        entries = server.list(folder)
-        prefix = "" if folder in (".", "") else posixpath.join(folder, "")
-        if server.unread:
-            look.unread[prefix] = server.unread
-            self._refuse(folder, server.unread[0][:200], "a line of the listing that is not understood")
-        if len(server.unread) > MOST_UNREAD:
-            look.refused[prefix] = "too much of its listing is not understood"
-        folders = {entry.name for entry in entries if entry.kind == "dir"}
-        if repeats(folders, entries, above):
-            self._skip(look, folder, "it shows a folder above it once more, as a link to it does")
-            return
-        look.folders.update(below + name for name in folders)
-        if len(look.folders) > MAX_FOLDERS:
-            raise ServerDown(f"more than {MAX_FOLDERS} folders below {self._base}: poll fewer")
-        for entry in entries:
-            path, relative = prefix + entry.name, below + entry.name
-            if not is_plain_name(entry.name) or len(path) > LONGEST_PATH:
-                self._refuse(folder, entry.name[:LONGEST_PATH], "not a plain file name")
-            elif entry.kind == "file":
-                look.add(Found(path, relative, entry))
-            elif entry.kind == "link":
-                self._skip(look, path, "a link; links are not followed")
-            elif entry.kind == "dir" and self.config.recursive:
-                why = self._stays_out(server, look, relative)
-                if why:
-                    look.skipped[path] = why
-                    continue
-                try:
-                    self._visit(server, look, path, relative + "/", [*above, (folders, entries)])
-                except (FileGone, FileRefused) as exc:  # each folder for itself
-                    look.refused[path + "/"] = str(exc)
-                    self._refuse(*split_path(path), str(exc))
-
-    def _stays_out(self, server: FileServer, look: Look, relative: str) -> str:
-        """Why a folder is not entered, if it is not."""
-        why = self._names.leave_out(relative)
-        if not why and self._targets.include(server, look, relative):
-            why = "files are moved there"
-        return why or "more than 100 folders deep" * (relative.count("/") > 100)
-
-    def _refuse(self, folder: str, name: str, why: str) -> None:
-        self.refused += 1
-        self._tell(logging.WARNING, folder, name, why)
-
-    def _skip(self, look: Look, path: str, why: str) -> None:
-        look.skipped[path] = why
-        self._tell(logging.INFO, *split_path(path), why)
-
-    def _tell(self, level: int, folder: str, name: str, why: str) -> None:
-        if (folder, name + why) not in self._told and len(self._told) < 1000:
-            self._told.add((folder, name + why))
-            event("file_refused", level, folder=folder, name=repr(name), reason=why)
-
-    def below(self, path: str) -> bool:
-        """Whether a path is one of a file below the polled folder."""
-        prefix = "" if self._base in (".", "") else posixpath.join(self._base, "")
-        return path.startswith(prefix) and all(map(is_plain_name, path[len(prefix) :].split("/")))
-
-    # -- what is to be done -------------------------------------------------------------------------------------------
-
-    def choose(self, listing: Sequence[Found], known: Callable[[str], Optional[Row]], busy: Set[str]) -> Choice:
-        """Divides a listing. `known` gives a path's row in the ledger, `busy` are the paths in work."""
-        now = self.clock()
-        companions = {found.path: found.entry for found in listing} if self.config.ready_suffix else {}
-        seen, self._seen = self._seen, {}
-        ready: list[Work] = []
-        unsettled: list[Work] = []
-        waiting = 0
-        for found in listing:
-            path, entry = found.path, found.entry
-            if path in busy:
-                continue
-            row = known(path)
-            known_version = row is not None and bool(same_version(row, entry))
-            word, why = self.verdict(found, row if known_version else None, companions, now)
-            waiting += word == "wait"
-            if word == "warn":
-                self._tell(logging.WARNING, *split_path(path), why)
-            if word != "take":
-                continue
-            before = seen.get(path)
-            since = before[1] if before and same_version(before[0], entry) else now
-            self._seen[path] = (entry, since)
-            if now - since >= self.config.min_age:
-                settled = known_version or now - since >= self.config.settle
-                (ready if settled else unsettled).append(Work(found, row))
-        return Choice(self.order(ready), self.order(unsettled), waiting)
-
-    def verdict(
-        self, found: Found, row: Optional[Row], companions: Mapping[str, Entry], now: float
-    ) -> tuple[str, str]:  # fmt: skip
-        """Whether a listed file is to be taken, and why not: take, skip, warn (which is to be said) or wait (its
-        back-off has not passed). `row` is the ledger's of this very version."""
-        config, entry, suffix = self.config, found.entry, self.config.ready_suffix
-        if row is not None and row.state == "done":
-            return "skip", "done before"
-        if not self.wants(found):
-            return "skip", "its name is not asked for (pattern, exclude, hidden or temporary)"
-        if suffix:
-            companion = companions.get(found.path + suffix)
-            if companion is None:
-                return "skip", f"its marker {suffix} is not there"
-            if any(x[: len(y)] < y[: len(x)] for x, y in zip(times_of(companion.mtime), times_of(entry.mtime))):
-                return "warn", f"its marker {suffix} is older than the file"  # it belongs to an earlier version
-        mtime = None if config.max_age is None else epoch_seconds(entry.mtime)
-        if config.max_age is not None and mtime is not None and time.time() - mtime > config.max_age:
-            return "skip", "older than max_age"
-        if config.max_size is not None and entry.size > config.max_size:
-            return "warn", f"larger than max_size: {entry.size} bytes"
-        if row is not None and row.state == "quarantined":
-            return "skip", f"quarantined: {row.error}"
-        if row is not None and row.state == "failed" and row.due is not None and row.due > now and not row.dated:
-            return "wait", f"failed, tried again in {duration(row.due - now)}: {row.error}"
-        return "take", ""
-
-    def wants(self, found: Found) -> bool:
-        """Whether the name is asked for."""
-        suffix = self.config.ready_suffix
-        return not (suffix and found.entry.name.endswith(suffix)) and self._names.want(found.relative)
-
-    def settled(self, works: Sequence[Work], listing: Sequence[Found]) -> list[Work]:
-        """Those that a second listing, `settle` seconds later, shows unchanged."""
-        again = {found.path: found.entry for found in listing}
-        kept = []
-        for work in works:
-            entry = again.get(work.path)
-            if entry is not None and same_version(entry, work.found.entry):
-                kept.append(work)
-            else:
-                self._seen.pop(work.path, None)
-        return kept
-
-    def order(self, works: list[Work]) -> list[Work]:
-        """In the order of `sort`; files of the same rank by path."""
-        key = self.config.sort.lstrip("-")
-
-        def rank(work: Work) -> tuple[int, str, str]:
-            entry = work.found.entry
-            return entry.size if key == "size" else 0, "" if key == "name" else entry.mtime, work.path
-
-        return sorted(works, key=rank, reverse=self.config.sort.startswith("-"))
-
-
 # -- names and patterns -----------------------------------------------------------------------------------------------
-
 SPECIAL: dict[str, Callable[[str], bool]] = {  # names that are asked for by patterns of their kind alone
     "hidden": lambda name: name.startswith("."),
     "temporary": lambda name: name.lower().endswith(TEMPORARY),
@@ -5568,204 +6797,10 @@ def _differ_in_case(a: str, b: str) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Ledger: what was done with each version of each file
-# ---------------------------------------------------------------------------------------------------------------------
-#
-#     (none) --claim--> claimed --handler succeeded--> done [action due] --action succeeded--> (none)
-#                          |  ^                          '--- after = keep: stays while the file is listed
-#                  failure |  | back-off over
-#                          v  |
-#                        failed --max_attempts--> quarantined [action due]
-#
-# A claim of another term is void. One of this term that is not in work had an unknown outcome: it is void, too.
-
-
-LedgerRows = Union[Rows, dict[str, Row]]  # a dict: with ledger = off, what this process alone remembers
-
-
-class Ledger:
-    """The rows of one group during one term: read once, then kept; every write is fenced and compares the old row.
-
-    All methods may be called from several threads. They raise LeaseLost once the lease is over; those that read,
-    DatabaseDown; those that write try again as long as the lease lasts, and tell it.
-    """
-
-    def __init__(
-        self, rows: LedgerRows, group: str, member: str, lease: Lease, clock: Callable[[], float],
-        tell: Callable[[str], None] = lambda error: None,
-    ) -> None:  # fmt: skip
-        self.lease = lease
-        self.refused: dict[str, RowRefused] = {}  # why a path's last change was refused in every form
-        self._tell, self._told = tell, ""  # who hears why the ledger cannot be used; "" when it can be again
-        self._store = None if isinstance(rows, dict) else rows
-        self._rows: dict[str, Row] = rows if isinstance(rows, dict) else {}
-        self._group, self._clock = group, clock
-        self._fence = Fence(group, member, lease.term)
-        self._lock = threading.Lock()
-        self._outdated = False  # a write found another row than the one remembered
-
-    def load(self) -> None:
-        """Reads all rows."""
-        with self._asking():
-            if self._store is not None:
-                self._rows = self._read(self._store.rows(self._group))
-            self._outdated = False
-
-    def refresh(self) -> None:
-        """Reads what an operator may have changed: two statements, however many files are known."""
-        with self._asking():
-            if self._store is None:
-                return
-            still_open = self._read(self._store.rows(self._group, only_open=True))
-            were_open = [path for path, row in self._rows.items() if row.state != "done" or row.action]
-            for path in set(were_open) - still_open.keys():
-                del self._rows[path]
-            self._rows.update(still_open)
-            unchanged = self._store.done_count(self._group) == len(self._rows) - len(still_open)
-        if self._outdated or not unchanged:
-            self.load()
-
-    def _read(self, rows: Iterable[Row]) -> dict[str, Row]:
-        """Rows by path, due by the member's own clock."""
-        return {row.path: row if row.due is None else row._replace(due=self._clock() + row.due) for row in rows}
-
-    def get(self, path: str) -> Optional[Row]:
-        return self._rows.get(path)
-
-    def all(self) -> list[Row]:
-        with self._lock:
-            return list(self._rows.values())
-
-    def claim(self, works: Sequence[Work]) -> list[Optional[Row]]:
-        """Claims files; None for one that somebody changed in the meantime: it waits for the next poll."""
-        changes = [Change(work.old, self.claimed(work)) for work in works]
-        return [change.new if made else None for change, made in zip(changes, self.write(changes))]
-
-    def claimed(self, work: Work) -> Row:
-        """The row that a claim makes."""
-        entry = work.found.entry
-        return Row(work.path, entry.size, entry.mtime, "claimed", self.lease.term, work.attempts + 1, work.failures,
-                   error=str(work.marks))  # fmt: skip
-
-    def change(self, old: Row, new: Optional[Row], delay: Optional[float] = None) -> None:
-        """One step that only this term may make. Raises LedgerRefused, and LeaseLost if the row is not this term's."""
-        if not self.write([Change(old, new, delay)])[0]:
-            if old.path in self.refused:
-                raise LedgerRefused(str(self.refused[old.path]))
-            raise LeaseLost(self.lease.term)
-
-    def write(self, changes: Sequence[Change], unknown: bool = False) -> list[bool]:
-        """Which changes were made. Where a value is refused each is tried alone, then in ASCII, then with few words;
-        what is refused all the same has its path in `refused`. `unknown`: an earlier try may have made them."""
-        try:
-            return self._write(changes, unknown)
-        except RowRefused as exc:
-            if len(changes) > 1:
-                return [made for change in changes for made in self.write([change], unknown=True)]
-            if changes[0].plain < 2:
-                return self.write([changes[0]._replace(plain=changes[0].plain + 1)], unknown)
-            self.refused[changes[0].path] = exc
-            return [False]
-
-    def _write(self, changes: Sequence[Change], unknown: bool) -> list[bool]:
-        """A try without an answer leaves unknown what was made: of what the next one does not make, the rows that stand
-        there as wanted are the earlier one's."""
-        while True:
-            began = boot_clock()
-            try:
-                with self._asking(quiet=not unknown):
-                    if self._store is None:
-                        pairs = [(change.old, self._rows.get(change.path)) for change in changes]
-                        made = [(old and old[1:6]) == (row and row[1:6]) for old, row in pairs]
-                    else:
-                        made = self._store.write(self._fence, changes)
-                        if unknown and not all(made):
-                            made = [a or b for a, b in zip(made, self._store.written(self._fence, changes))]
-                    for change, ok in zip(changes, made):
-                        if ok:
-                            self._remember(change)
-                    self._outdated = self._outdated or not all(made)
-                return made
-            except RowRefused:
-                raise
-            except (DatabaseDown, DatabaseRefused):
-                if unknown or boot_clock() - began > 0.2:
-                    time.sleep(min(0.2, max(0.0, self.lease.remaining())))  # not held up by anything but the lease
-                unknown = True
-
-    @contextlib.contextmanager
-    def _asking(self, quiet: bool = False) -> Iterator[None]:
-        """One caller at a time, under the lease. What stands in the way is told, but no first quick failure if `quiet`:
-        that is tried again at once."""
-        with self._lock:
-            self.lease.check()  # only now: a database that hangs keeps one caller after the other waiting
-            began = boot_clock()
-            try:
-                yield
-            except RowRefused:
-                raise
-            except (DatabaseDown, DatabaseRefused) as exc:
-                if not quiet or boot_clock() - began > 0.2:
-                    self._told = f"the ledger cannot be used: {exc}"
-                    self._tell(self._told)
-                raise
-            if self._told:
-                self._told = ""
-                self._tell("")
-
-    def _remember(self, change: Change) -> None:
-        self.refused.pop(change.path, None)
-        if change.new is None:
-            self._rows.pop(change.path, None)
-        else:
-            due = None if change.delay is None else self._clock() + change.delay
-            self._rows[change.new.path] = change.new._replace(term=self.lease.term, due=due)
-
-    def due_actions(self, busy: set[str]) -> list[Row]:
-        """Rows whose after-action has not succeeded yet and may be tried now."""
-        now = self._clock()
-        return [row for row in self.all() if row.action and row.path not in busy and (row.due or 0) <= now]
-
-    def forget_unlisted(
-        self, listed: set[str], retention: float, lacks: Callable[[str], bool] = lambda path: True,
-        busy: Callable[[str], bool] = lambda path: False,
-    ) -> None:  # fmt: skip
-        """Dates the rows of files that are no longer listed, and drops them `retention` seconds later.
-
-        `lacks` tells whether the listing proves that a path is not there. What the server called gone, too, is dropped
-        at once. A dated open row becomes one of this term, so that of a void claim the death is noted now.
-        """
-        now, changes = self._clock(), []
-        for row in self.all():
-            if row.path in listed:
-                if (row.due is not None or row.error) and row.dated and not row.action:
-                    changes.append(Change(row, row.marked(unlisted=False)))
-            elif not row.action and not busy(row.path) and lacks(row.path):
-                still_open = row.state in ("failed", "claimed")
-                if (still_open and row.marks.gone) or (row.dated and row.due is not None and row.due <= now):
-                    changes.append(Change(row, None))
-                elif not row.dated or row.due is None:
-                    died = row.state == "claimed" and row.term != self.lease.term
-                    dated = row.marked(unlisted=True, deaths=row.marks.deaths + died)._replace(state="failed")
-                    changes.append(Change(row, dated if still_open else row, retention))
-        self.write_all(changes)
-
-    def write_all(self, changes: Sequence[Change]) -> None:
-        """Like `write`, however many they are."""
-        for start in range(0, len(changes), BATCH_FILES):
-            self.write(changes[start : start + BATCH_FILES])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Delivery: a local copy, a folder, a command, a Python handler
+# II.7 Handlers: a file as they see it, commands and what ends with them
 # ---------------------------------------------------------------------------------------------------------------------
 
-COPY_BYTES = 256 * 1024
 LONGEST_LINE = 4096  # bytes of a command's output that are passed on as one line
-
-
-class LocalTrouble(Error):
-    """This host, not the file, is the reason: a full disk, a missing command. Not counted as the file's failure."""
 
 
 class File:
@@ -5825,287 +6860,7 @@ class File:
         return f"File({self.path!r}, attempt={self.attempt})"
 
 
-_numbers = itertools.count(1)
-
 Handler = Callable[[File], object]
-
-
-def create_file(path: Path, mode: int = FILE_MODE, folder: Optional[int] = None) -> io.RawIOBase:
-    """A new file for writing: never an existing one, never through a link; of this mode, less what the umask takes.
-
-    Unbuffered, for small files are many and large ones come in large pieces; see `write_all`. Here and below `folder`
-    is the path's folder, held open: whoever puts another one in its place leads nobody astray (CWE-367)."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    return io.FileIO(os.open(_at(path, folder), flags, mode, dir_fd=folder), "wb")
-
-
-def _at(path: Path, folder: Optional[int]) -> str:
-    """What names a path in a call that takes `dir_fd`."""
-    return str(path) if folder is None else path.name
-
-
-def write_all(out: io.RawIOBase, data: memoryview) -> None:
-    """An unbuffered file may take less than it is given, on a disk that is nearly full for one."""
-    while data:
-        data = data[out.write(data) :]
-
-
-def publish(temporary: Path, target: Path) -> Path:
-    """Gives a finished file its name, durably; gives the name it got. See `give_name`."""
-    named = give_name(temporary, target)
-    sync_folder(named.parent)
-    return named
-
-
-def give_name(temporary: Path, target: Path, folder: Optional[int] = None) -> Path:
-    """Gives a finished file its name, replacing nothing; gives the name it got.
-
-    What is there already with the same content counts as this very file; another one makes the name a numbered one.
-    """
-    for number in itertools.count():
-        wanted = target if number == 0 else target.with_name(numbered(target.name, number))
-        try:
-            _rename_without_replacing(_at(temporary, folder), _at(wanted, folder), folder)
-        except FileExistsError:
-            if not _same_content(_at(temporary, folder), _at(wanted, folder), folder):
-                continue
-            os.unlink(_at(temporary, folder), dir_fd=folder)
-        return wanted
-    raise AssertionError("unreachable")
-
-
-def _rename_without_replacing(source: str, target: str, folder: Optional[int]) -> None:
-    if os.name != "posix":
-        os.rename(source, target)  # refuses an existing target there
-        return
-    try:
-        os.link(source, target, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
-    except FileExistsError:
-        raise
-    except OSError as exc:
-        if exc.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
-            raise
-        # A file system without hard links: only this member writes here, so looking first is good enough.
-        with contextlib.suppress(FileNotFoundError):
-            os.lstat(target, dir_fd=folder)
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
-        os.rename(source, target, src_dir_fd=folder, dst_dir_fd=folder)
-    else:
-        os.unlink(source, dir_fd=folder)
-
-
-def _same_content(a: str, b: str, folder: Optional[int]) -> bool:
-    info = os.lstat(b, dir_fd=folder)
-    if not stat.S_ISREG(info.st_mode) or info.st_size != os.lstat(a, dir_fd=folder).st_size:
-        return False
-
-    def opened(name: str, flags: int) -> int:
-        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), dir_fd=folder)
-
-    with open(a, "rb", opener=opened) as left, open(b, "rb", opener=opened) as right:
-        pieces = (iter(functools.partial(file.read, COPY_BYTES), b"") for file in (left, right))
-        return all(one == other for one, other in itertools.zip_longest(*pieces))
-
-
-def begin_sync(file: io.RawIOBase) -> None:
-    """Hands a file's content to the disk without waiting, where the system can: fsync of many then waits about once."""
-    if hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def sync_folder(folder: Path, held: Optional[int] = None) -> None:
-    """Makes the names in a folder durable, where the system can."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY) if held is None else held
-        try:
-            os.fsync(handle)
-        finally:
-            if held is None:
-                os.close(handle)
-
-
-def numbered(name: str, number: int) -> str:
-    """report.csv -> report.1.csv"""
-    stem, dot, suffix = name.rpartition(".")
-    return f"{stem}.{number}.{suffix}" if dot and stem else f"{name}.{number}"
-
-
-PRIVATE, PRIVATE_MODE = "ftpcoord-copies-", 0o600  # how the folders of private copies begin; the copies' permissions
-OPENAT = fcntl is not None and os.open in os.supports_dir_fd
-
-
-def open_folder(name: Union[str, Path], folder: Optional[int] = None) -> int:
-    """A folder, held open; never through a link."""
-    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
-
-
-def remove_dead_copies() -> None:
-    """Removes the private copies of this user's processes that are dead: they no longer hold their folder's lock.
-
-    A pid would say nothing: processes in other containers may share the place. (Not on Windows.)
-    """
-    places = Path(tempfile.gettempdir()).glob(PRIVATE + "*") if OPENAT else ()
-    for place in places:
-        with contextlib.suppress(OSError, RecursionError), contextlib.ExitStack() as stack:
-            handle = open_folder(place)
-            stack.callback(os.close, handle)
-            if os.fstat(handle).st_uid == os.geteuid():
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(place)
-                event("copies_removed", folder=str(place), reason="the process that made them is dead")
-
-
-class Workplace:
-    """Where fetched copies are made: in `download_dir`, whose finished files stay, or in a private temporary folder.
-
-    Each step looks at the folders anew: others may remove them, or put a link in their place.
-    """
-
-    def __init__(self, config: Config, term: int) -> None:
-        # Absolute, so that a file called `-rf` never is a command's option.
-        self._folder = Path(config.download_dir).expanduser().absolute() if config.download_dir else None
-        self._file_mode = int(config.file_mode, 8)
-        self._mark = f".ftpcoord-{sha256_text(config.coordination_group)[:8]}-"
-        self._term = term
-        self._private: Optional[Path] = None
-        self._held: Optional[int] = None  # the private folder, open and locked
-        self._durable: set[tuple[int, int]] = set()  # subfolders, by device and number
-        self._lock = threading.Lock()
-
-    def clean(self) -> None:
-        """Removes what dead processes, and in `download_dir` earlier terms, left. Raises LocalTrouble."""
-        remove_dead_copies()
-        if self._folder is None:
-            return
-        mine = f"{self._mark}{self._term}-"
-        try:
-            if not self._folder.is_dir():
-                raise LocalTrouble(f"download_dir {self._folder}: is not a folder; create it")
-            places = [self._folder]
-            while places:  # not os.walk(), which older Pythons end at a thousand levels
-                place, entries = places.pop(), []
-                with contextlib.suppress(OSError), os.scandir(place) as found:
-                    entries = list(found)
-                for entry in entries:
-                    name = entry.name
-                    if entry.is_dir(follow_symlinks=False):
-                        places.append(place / name)
-                    elif name.startswith(self._mark) and name.endswith(".part") and not name.startswith(mine):
-                        with self._inside(place) as folder:
-                            os.unlink(_at(place / name, folder), dir_fd=folder)
-        except OSError as exc:
-            raise LocalTrouble(f"download_dir {self._folder}: {reason(exc)}") from None
-
-    def create(self, found: Found, private: bool = False) -> tuple[Path, io.RawIOBase]:
-        """A new file for a copy; its name carries the term, unless it is `private` and so never delivered."""
-        number = next(_numbers)
-        if self._folder is None or private:
-            path, mode = self._private_folder() / str(number) / found.entry.name, PRIVATE_MODE
-        else:
-            part = f"{self._mark}{self._term}-{os.getpid()}-{number}.part"
-            path, mode = (self._folder / found.relative).with_name(part), self._file_mode
-        try:
-            with self._inside(path.parent, make=True) as folder:
-                out = create_file(path, mode, folder)
-        except BaseException:
-            self.discard(path)
-            raise
-        if mode not in (FILE_MODE, PRIVATE_MODE) and hasattr(os, "fchmod"):  # asked for: the umask takes none of it
-            os.fchmod(out.fileno(), mode)
-        return path, out
-
-    def _private_folder(self) -> Path:
-        """Locked as long as this process lives; made anew when somebody who tidies up has removed it."""
-        with self._lock:
-            while self._private is None or not self._is_held(self._private):
-                self.close()
-                self._private = Path(tempfile.mkdtemp(prefix=PRIVATE))
-                with contextlib.suppress(BlockingIOError, FileNotFoundError):  # taken for a dead process's: once more
-                    self._held = open_folder(self._private) if OPENAT else None
-                    if self._held is not None:
-                        fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return self._private
-
-    def _is_held(self, place: Path) -> bool:
-        try:
-            return self._held is None or os.path.samestat(os.lstat(place), os.fstat(self._held))
-        except OSError:
-            return False
-
-    @contextlib.contextmanager
-    def _inside(self, place: Path, make: bool = False) -> Iterator[Optional[int]]:
-        """A folder of copies held open, below the first one without any link.
-
-        None for the first one, which may be a link, and where there is no openat: then by its path.
-        """
-        delivered = self._folder is not None and self._folder in (place, *place.parents)
-        path = cast(Path, self._folder) if delivered else place.parent  # of which private one, should it be made anew
-        if place == path:
-            yield None
-            return
-        handle = os.open(path, os.O_RDONLY) if OPENAT else None
-        try:
-            for part in place.relative_to(path).parts:
-                path = path / part
-                handle = self._enter(path, handle, make)
-            yield handle
-        finally:
-            if handle is not None:
-                os.close(handle)
-
-    def _enter(self, path: Path, parent: Optional[int], make: bool) -> Optional[int]:
-        """From a folder, which is closed, into one in it. A new one is made durable before anything is in it."""
-        name, private = _at(path, parent), self._is_private(path)
-        mode = PRIVATE_MODE if private else self._file_mode
-        if make:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, 0o700 | mode | (mode & 0o444) >> 2, dir_fd=parent)
-        if not stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode):
-            raise HandlerFailed(f"{path} is a link or a file: nothing is written through it")
-        if parent is None:
-            return None
-        handle = open_folder(name, parent)
-        info = os.fstat(handle)
-        if not private and (info.st_dev, info.st_ino) not in self._durable:
-            os.fsync(parent)
-            self._durable.add((info.st_dev, info.st_ino))
-        os.close(parent)
-        return handle
-
-    def _is_private(self, path: Path) -> bool:
-        return self._private is not None and self._private in path.parents
-
-    def name(self, temporary: Path, found: Found) -> Path:
-        """Gives a finished copy its name, which is durable only after `sync`; a private one keeps its own."""
-        if self._folder is None:
-            return temporary
-        with self._inside(temporary.parent) as folder:
-            return give_name(temporary, temporary.with_name(found.entry.name), folder)
-
-    def sync(self, place: Path) -> None:
-        """Makes the names in a folder durable."""
-        with self._inside(place) as folder:
-            sync_folder(place, folder)
-
-    def discard(self, temporary: Path) -> None:
-        """Removes an unfinished copy, or a private one that has been handled."""
-        if os.path.lexists(temporary):
-            with contextlib.suppress(OSError, UnicodeError, HandlerFailed), self._inside(temporary.parent) as folder:
-                os.unlink(_at(temporary, folder), dir_fd=folder)
-        if self._private in temporary.parents:
-            with contextlib.suppress(OSError):
-                temporary.parent.rmdir()
-
-    def close(self) -> None:
-        if self._private is not None:
-            with contextlib.suppress(OSError, RecursionError):  # a command may have left a very deep tree there
-                shutil.rmtree(self._private)
-        if self._held is not None:
-            os.close(self._held)
-        self._private = self._held = None
-
-
 WARDEN = """\
 import os, signal, sys
 for name in ("SIGTERM", "SIGINT", "SIGHUP"):
@@ -6348,32 +7103,729 @@ def load_handler(name: str, download_dir: str = "") -> Handler:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Member: threads around an election
+# III.1 Settings
 # ---------------------------------------------------------------------------------------------------------------------
-#
-#   state        what comes                                      what is done, and the next state
-#   standing by  a lease, and nobody wants an end                the work takes it: working
-#                stop                                            release, out of the group: stopped
-#   working      stop, hand over                                 no new work: winding up
-#                the lease ends, or no progress                  cut: winding up
-#   winding up   the work has ended                              standing by; first release, if it is handed over
-#                it hangs longer than drain_timeout              lost: winding up, and the others wait no more
-#
-# Other threads only ask. The heartbeat's thread does all that touches the election, the guard's thread cuts.
+
+ID_PATTERN = re.compile(r"[!-~]{1,128}\Z")  # the tables' VARCHAR(128); printable ASCII has one form in every collation
+GROUP_TEXT = re.compile(r"(ftp|ftpes|ftps|sftp)://(.*?)@(\[[^]]+\]|[^@:/\[\]]+):([0-9]+)(/.*)\Z", re.DOTALL)
+LONGEST_SECRET = 65536  # characters
+DEFAULT_PORTS = {"ftp": 21, "ftpes": 21, "ftps": 990, "sftp": 22}
+SSH, TLS = ("sftp",), ("ftpes", "ftps")
+SERVICE_LINK = re.compile(r"service_(host|port\w*)\Z|port(_\d+_\w+)?\Z")
+SECRETS = ("password", "key_passphrase", "database_password")
+FILE_SETTINGS = (*SECRETS, "url", "database")  # a URL may hold a password: these, too, may come from a file
 
 
-class Backoff:
-    """Growing delays: `first` seconds, then twice as much each time, at most `most`; `reset` begins anew."""
+class Target(NamedTuple):
+    """Where the files are. A path below the login folder (`/~/x` in the URL) is relative, others are absolute."""
 
-    def __init__(self, first: float, most: float) -> None:
-        self.first, self.most, self.failures = first, most, 0
+    scheme: str
+    user: str
+    host: str
+    port: int
+    path: str
 
-    def next(self) -> float:
-        self.failures += 1
-        return min(self.most, self.first * 2.0 ** min(self.failures - 1, 30))
 
-    def reset(self) -> None:
-        self.failures = 0
+class Endpoint(NamedTuple):
+    """Where the database is: hosts in the order in which they are tried."""
+
+    dialect: str
+    user: str
+    hosts: tuple[tuple[str, int], ...]
+    name: str
+
+
+class Kind(NamedTuple):
+    """What a setting's value is made of. `parse` raises ValueError or KeyError for what is not `wanted`."""
+
+    wanted: str
+    parse: Callable[[Any], Any]
+
+
+def matching(pattern: str) -> Callable[[Any], str]:
+    """A parser of text that fits the pattern as a whole, and has no NUL."""
+
+    def parse(value: Any) -> str:
+        if "\0" in str(value) or not re.fullmatch(pattern, str(value)):
+            raise ValueError
+        return str(value)
+
+    return parse
+
+
+def _seconds(value: Any) -> float:
+    seconds = float(str(value))
+    if not abs(seconds) < 1e9:
+        raise ValueError
+    return seconds
+
+
+def _byte_size(value: Any) -> int:
+    match = re.fullmatch(r"([0-9]{1,18})\s*([KMG]?)", str(value).strip().upper())
+    if not match or not int(match[1]):
+        raise ValueError
+    return int(match[1]) << 10 * " KMG".index(match[2] or " ")
+
+
+def _file_mode(value: Any) -> str:
+    mode = value if isinstance(value, int) else int(str(value), 8)
+    if not 0 <= mode <= 0o777 or not mode & 0o400:
+        raise ValueError
+    return f"{mode:04o}"
+
+
+# 0 to 65535
+PORT = r"(?:[0-5]?[0-9]{1,4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+BYTES = Kind("a number of bytes, or of K, M or G of 1024", _byte_size)
+MODE = Kind("permissions in octal that let the owner read, like 0640", _file_mode)
+SECONDS = Kind("a number of seconds", _seconds)
+IDENTIFIER = Kind("1 to 128 printable ASCII characters without spaces", matching(rf"(?!{STEP_DOWN})[!-~]{{1,128}}"))
+ACTION = Kind("keep, delete or move:FOLDER (`.` is no folder)", matching(r"keep|delete|move:(?!\./?\Z)[^\r\n]+"))
+FINGERPRINT = Kind("a fingerprint as ssh-keygen -lf prints it, SHA256:...", matching("SHA256:.*"))
+FUNCTION = Kind("module:function", matching(r"[\w.]+:[\w.]+"))
+ADDRESS = Kind("host:port, e.g. 127.0.0.1:8080", matching(f".*:{PORT}"))
+KINDS: dict[type, Kind] = {  # where the default tells it
+    bool: Kind("yes or no", lambda value: configparser.ConfigParser.BOOLEAN_STATES[str(value).strip().lower()]),
+    float: SECONDS, int: Kind("a whole number", lambda value: int(str(value))), str: Kind("text", matching(r"[\s\S]*")),
+}
+
+
+def setting(default: Any, **metadata: Any) -> Any:
+    """`kind`, `least` and `choices` of a setting, and the `schemes` that it is for."""
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(repr=False)
+class Config:
+    """The settings of one listener. Values may be text (as in a file) or of the setting's own type.
+
+    Raises ConfigError that names the setting. Secrets are never part of the representation.
+    """
+
+    url: str = ""
+    password: str = ""
+    key: str = setting("", schemes=SSH)
+    key_passphrase: str = setting("", schemes=SSH)
+    known_hosts: str = "~/.ssh/known_hosts"
+    host_key: str = setting("", kind=FINGERPRINT, schemes=SSH)
+    ca_file: str = ""
+    client_cert: str = setting("", schemes=TLS)
+    client_key: str = setting("", schemes=TLS)
+    tls_verify: bool = True
+    tls_close: str = setting("strict", choices=("strict", "lax"), schemes=TLS)
+    encoding: str = "utf-8"
+    timeout: float = setting(30.0, least=0.1)
+    database: str = ""
+    database_password: str = ""
+    database_tls: str = setting("", choices=("", "disable", "prefer", "require", "verify"))
+    database_ca_file: str = ""
+    coordination_group: str = setting("", kind=IDENTIFIER)
+    member_id: str = setting("", kind=IDENTIFIER)
+    heartbeat_frequency: float = setting(1.0, least=0.01)
+    liveness_check_interval: float = setting(30.0, least=0.1)
+    polling_interval: float = setting(60.0, least=0.01)
+    pattern: str = "*"
+    exclude: str = ""
+    recursive: bool = False
+    min_age: float = setting(0.0, least=0.0)
+    max_size: Optional[int] = setting(None, kind=BYTES)
+    max_age: Optional[float] = setting(None, kind=SECONDS, least=0.0)
+    settle: float = setting(5.0, least=0.0)
+    ready_suffix: str = ""
+    sort: str = setting("name", choices=("name", "mtime", "size", "-name", "-mtime", "-size"))
+    max_files: int = setting(0, least=0)
+    workers: int = setting(4, least=1)
+    exec: str = ""
+    download_dir: str = ""
+    file_mode: str = setting(f"{FILE_MODE:04o}", kind=MODE)
+    handler: str = setting("", kind=FUNCTION)
+    after: str = setting("keep", kind=ACTION)
+    after_error: str = setting("keep", kind=ACTION)
+    max_attempts: int = setting(5, least=1)
+    retry_delay: float = setting(10.0, least=0.0)
+    exec_timeout: Optional[float] = setting(None, kind=SECONDS, least=0.1)
+    error_output: bool = True
+    stall_timeout: float = setting(300.0, least=0.1)
+    yield_after: int = setting(3, least=0)
+    drain_timeout: float = setting(30.0, least=0.0)
+    ledger: bool = True
+    ledger_retention: float = setting(30.0, least=0.0)  # days
+    http: str = setting("", kind=ADDRESS)
+    log_level: str = setting("info", choices=("debug", "info", "warning", "error"))
+    log_format: str = setting("text", choices=("text", "json"))
+
+    def __init__(self, /, **settings: Any) -> None:  # the slash: FTPCOORD_SELF is a wrong setting, not a crash
+        fields = {field.name: field for field in dataclasses.fields(Config)}
+        self.files: dict[str, str] = {}  # NAME -> path, from NAME_file
+        self.source = ""  # the file with these settings, if it holds a secret
+        self._spelling = ""  # of the URL, where the group follows from it and the database has not been asked
+        for name, field in fields.items():
+            setattr(self, name, field.default)
+        for name, value in settings.items():
+            if name in fields:
+                setattr(self, name, _typed(name, value, fields[name]))
+            elif name.removesuffix("_file") in FILE_SETTINGS:
+                self.files[name.removesuffix("_file")] = str(value)
+            else:
+                near = ", ".join(known for known in fields if known.startswith(f"{name:4.4}"))
+                raise ConfigError(f"{name}: there is no such setting" + (f" (did you mean {near}?)" if near else ""))
+        for name in self.files:
+            if settings.get(name):
+                raise ConfigError(f"{name}: is set twice, as {name} and as {name}_file; keep one of them")
+            if name in ("url", "database"):
+                setattr(self, name, self.secret(name))
+        self._check()
+        self._complete()
+
+    # -- sources ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Config:
+        """FTPCOORD_NAME variables; an empty one counts as not set.
+
+        What Kubernetes adds for a Service called ftpcoord is none of ours.
+        """
+        ours = {name[9:].lower(): value for name, value in environ.items() if name.startswith("FTPCOORD_") and value}
+        try:
+            return cls(**{name: value for name, value in ours.items() if not SERVICE_LINK.match(name)})
+        except ConfigError as exc:
+            name, colon, text = str(exc).partition(":")
+            raise ConfigError(f"FTPCOORD_{name.upper()}{colon}{text}" if name.isidentifier() else str(exc)) from None
+
+    @classmethod
+    def from_file(cls, path: str) -> list[Config]:
+        """An INI file: a section for each listener, [DEFAULT] shared by all, no interpolation."""
+        parser = configparser.ConfigParser(interpolation=None, strict=True)
+        try:
+            with open(path, encoding="utf-8-sig") as stream:
+                parser.read_file(stream)
+        except (OSError, UnicodeError) as exc:
+            raise ConfigError(f"{path}: cannot be read ({reason(exc)})") from None
+        except configparser.Error as exc:  # its own text would print the line, which may hold a secret
+            line = getattr(exc, "lineno", None) or getattr(exc, "errors", [["?"]])[0][0]
+            raise ConfigError(f"{path}: not a settings file ({type(exc).__name__}, line {line})") from None
+        if not parser.sections():
+            raise ConfigError(f"{path}: has no section; each listener is one, e.g. [orders]")
+        configs = []
+        for section in parser.sections():
+            try:
+                configs.append(cls(**{name: value for name, value in parser.items(section) if value != ""}))
+            except ConfigError as exc:
+                raise ConfigError(f"{path} [{section}] {exc}") from None
+            configs[-1].source = path if configs[-1].holds_secret() else ""
+        return configs
+
+    # -- derived ------------------------------------------------------------------------------------------------------
+
+    def secret(self, name: str) -> str:
+        """A secret's present value; one that came from a file is read anew, so that it can be rotated."""
+        if name not in self.files:
+            return str(getattr(self, name))
+        path = self.files[name]
+        try:
+            if not stat.S_ISREG(os.stat(os.path.expanduser(path)).st_mode):
+                raise ConfigError(f"{name}_file: {path} is not a plain file, and so cannot be read at each login")
+            with open(os.path.expanduser(path), encoding="utf-8-sig") as stream:
+                return stream.read(LONGEST_SECRET).rstrip("\r\n")
+        except (OSError, UnicodeError) as exc:
+            raise ConfigError(f"{name}_file: {path} cannot be read ({reason(exc)})") from None
+
+    @property
+    def target(self) -> Target:
+        """The file server, without its password."""
+        return _parse_url(self.url)[0]
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The database, without its password."""
+        return _parse_database(self.database)[0]
+
+    def file_password(self) -> str:
+        return self.secret("password") or _parse_url(self.secret("url"))[1]
+
+    def database_login(self) -> str:
+        return self.secret("database_password") or _parse_database(self.secret("database"))[1]
+
+    def public(self) -> dict[str, object]:
+        """All settings, secrets masked: for the status page and for people."""
+        known = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        masked = {name: "***" for name in SECRETS if known[name] or name in self.files}
+        return {**known, **masked, "url": without_password(self.url), "database": without_password(self.database)}
+
+    def holds_secret(self) -> bool:
+        """Whether a secret stands in the settings themselves."""
+        return any(self.public()[name] != getattr(self, name) for name in FILE_SETTINGS if name not in self.files)
+
+    def __repr__(self) -> str:
+        return f"Config(coordination_group={self.coordination_group!r}, member_id={self.member_id!r})"
+
+    # -- checks -------------------------------------------------------------------------------------------------------
+
+    def _complete(self) -> None:
+        """What follows from other settings."""
+        if not self.database_tls:
+            self.database_tls = "prefer" if all(is_loopback(host) for host, _ in self.endpoint.hosts) else "verify"
+        if not self.coordination_group:
+            scheme, user, host, port, path = self.target
+            host = f"[{host}]" if ":" in host else host
+            self._spelling = f"{scheme}://{user}@{host}:{port}{path if path.startswith('/') else '/~/' + path}"
+            self.coordination_group = group_id(normal_group(self._spelling))
+        if not self.member_id:
+            self.member_id = re.sub(r"[^!-~]", "_", socket.gethostname())[:110] + f":{os.getpid()}"
+
+    def _check(self) -> None:
+        """What is wrong with settings together."""
+        if not self.database:
+            raise ConfigError(
+                "database: is required, e.g. postgresql://user@host/name, mysql://user@host/name or "
+                "sqlite:///file for members on one host; members without a common one would each elect themselves"
+            )
+        dialect, scheme = DIALECTS[self.endpoint.dialect], self.target.scheme if self.url else ""
+        Timing(self.heartbeat_frequency, self.liveness_check_interval, dialect.least_timeout)
+        for field in dataclasses.fields(self):
+            name, schemes = field.name, field.metadata.get("schemes", ())
+            given = getattr(self, name) != field.default or name in self.files
+            if given and scheme and schemes and scheme not in schemes:
+                wanted = " and ".join(f"{one}://" for one in schemes)
+                raise ConfigError(f"{name}: is for {wanted} only, but url is {scheme}://")
+        try:
+            ascii_too = "/a.Z".encode(self.encoding) == b"/a.Z"
+        except (LookupError, UnicodeError):  # `undefined` is one that encodes nothing
+            raise ConfigError(f"encoding: Python knows none called {quoted(self.encoding)}") from None
+        for wrong, sentence in (
+            (not self.url and not self.coordination_group,
+             "url: is required, e.g. sftp://user@host/inbox (a Coordinator: coordination_group)"),
+            (not ascii_too, f"encoding: must leave ASCII as it is, {quoted(self.encoding)} does not"),
+            (self.client_key and not self.client_cert, "client_key: needs client_cert"),
+            (self.url and MoveTargets(self).lead_back(self.target.path),
+             "after, after_error: files would be moved into the polled folder again"),
+            (not self.ledger and self.after == "keep",
+             "ledger: off needs after = delete or move:FOLDER, else every poll takes all again"),
+            (self.exec and self.handler, "exec and handler: a file goes to one of them; remove the other"),
+            (not self.patterns("pattern"), "pattern: matches nothing"),
+        ):
+            if wrong:
+                raise ConfigError(sentence)
+        if self.exec:
+            self.command()
+
+    def command(self) -> list[str]:
+        """`exec` split into its words."""
+        try:
+            words = shlex.split(self.exec)
+        except ValueError as exc:
+            raise ConfigError(f"exec: cannot be split into words ({exc})") from None
+        if not words:
+            raise ConfigError("exec: is empty")
+        code = word_told_to_run(words)
+        if code:
+            raise ConfigError(
+                f"exec: {quoted(code)} is what an interpreter is told to run, and a file's name in it would be code; "
+                'write "$FTPCOORD_FILE", "$FTPCOORD_NAME" or "$FTPCOORD_PATH" there, or pass an argument: '
+                """sh -c 'import "$1"' sh {file}"""
+            )
+        return words
+
+    def http_address(self) -> tuple[str, int]:
+        """`http` as (host, port)."""
+        host, _, port = self.http.rpartition(":")
+        return host.strip("[]") or "127.0.0.1", int(port)
+
+    def patterns(self, name: str) -> list[str]:
+        """`pattern` or `exclude` as a list of globs."""
+        return [part.strip() for part in str(getattr(self, name)).split(",") if part.strip()]
+
+
+PLACEHOLDER = re.compile(r"\{(file|name|path)\}")
+# What runs text: its names, the options whose argument is such text, others with an argument, an option after which
+# all but the next word is data, and which of the other words are text: the first (unless an option brought it), or all.
+INTERPRETERS = [
+    (r"(da|a|r?ba|mk|pdk|k|z|t?c|fi|ya)?sh", "", "oO", "", "first"),
+    (r"i?python|pypy|jython", "c", "WXQ", r"-\w*m", "first"),
+    (r"perl|ruby", "eE", "IrC", "", "first"),
+    (r"node|nodejs|bun", "", "rC", r"-(pe?|ep?)", "first"),
+    (r"php", "rBREf", "dcz", "", "first"),
+    (r"lua|luajit|julia|rscript|groovy|scala|gnuplot|tclsh|wish|expect|octave", "eEc", "l", "", "first"),
+    (r"[gmn]?awk|g?sed", "ef", "vFl", "", "first"),
+    (r"psql|duckdb|mysql|mariadb|osascript|su|runuser|script|flock|sg", "ce", "hpdUPDfv", "", ""),
+    (r"env", "S", "uC", "", ""),
+    (r"eval|cmd|.*\.(bat|cmd)|(auto)?ssh|rsh|remsh|watch|parallel|tmux|screen|g?make|matlab|sqlite", "", "", "", "all"),
+    (r"powershell|pwsh", "", "", r"(?i)-f(i|il|ile)?", "all"),
+]
+LONG_OPTION = re.compile(
+    r"--(?:(eval|print|source|expression|file|command|session-command|execute|split-string)|init-file|rcfile|require|"
+    r"import|loader|check-hash-based-pycs)(?:=(.*))?",
+    re.DOTALL,
+)
+STARTERS = re.compile(
+    r"env|sudo|doas|su|su-exec|gosu|runuser|sg|nice|ionice|chrt|taskset|numactl|prlimit|timeout|nohup|setsid|setpriv|"
+    r"stdbuf|time|unshare|nsenter|chroot|ip|exec|command|busybox|toybox|xargs|find|flock|script|strace|tini|dumb-init|"
+    r"sshpass|firejail|bwrap|systemd-run|systemd-inhibit|docker|podman|kubectl|oc|machinectl|deno|npx|uv|cmd|start|call"
+)
+
+
+def word_told_to_run(words: Sequence[str]) -> str:
+    """The word of a command that has a placeholder and is what an interpreter runs, "" if there is none (CWE-78).
+
+    The interpreter may stand behind what starts it: sudo, env, timeout ...
+    """
+    if PLACEHOLDER.search(words[0]):
+        return words[0]
+    names = [re.sub(r"[-.\d]*(\.exe)?\Z", "", re.split(r"[/\\]", word)[-1].lower()) for word in words]
+    for number, name in enumerate(names):
+        if number and not STARTERS.fullmatch(names[0]) and not words[min(number + 1, len(words) - 1)].startswith("-"):
+            continue  # an argument that happens to be called like an interpreter
+        for pattern, *grammar in INTERPRETERS:
+            told = _told_to_run(iter(words[number + 1 :]), *grammar) if re.fullmatch(pattern, name) else ""
+            if told:
+                return told
+    return ""
+
+
+def _told_to_run(words: Iterator[str], text: str, taking: str, ends: str, others: str) -> str:
+    brought = False
+    for word in words:
+        if ends and re.fullmatch(ends, word):
+            return next(filter(PLACEHOLDER.search, itertools.islice(words, 1)), "")
+        option = LONG_OPTION.fullmatch(word) or re.match(f"[-+][^-=MmiF]*?([{text}{taking}-])(.*)", word, re.DOTALL)
+        runs = bool(option and option[1] and (len(option[1]) > 1 or option[1] in text))
+        if others == "all":
+            told = word
+        elif option and option[1] != "-":
+            told = option[2] or next(words, "")
+            brought |= runs and text != ""
+            told = told if runs or word.startswith("--") else ""
+        elif word == "--" and not others:
+            return ""
+        elif word.startswith(("-", "+")) and word not in ("-", "+"):
+            told = "" if word.startswith("--") or not others else word
+        elif others == "first":
+            return word if PLACEHOLDER.search(word) and not brought else ""
+        else:
+            continue
+        if PLACEHOLDER.search(told):
+            return told
+    return ""
+
+
+def _typed(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
+    """A setting's value in its own type, within its bounds."""
+    if value is None or value == field.default == "":
+        return field.default
+    bounds = field.metadata
+    kind = bounds.get("kind") or KINDS[type(field.default)]
+    try:
+        typed = kind.parse(value)
+    except (KeyError, ValueError):
+        told = "this value" if name in FILE_SETTINGS else quoted(value)
+        raise ConfigError(f"{name}: must be {kind.wanted}, not {told}") from None
+    if "least" in bounds and typed < bounds["least"]:
+        raise ConfigError(f"{name}: must be at least {bounds['least']:g}, not {typed:g}")
+    if "choices" in bounds and typed not in bounds["choices"]:
+        raise ConfigError(f"{name}: must be one of {', '.join(filter(None, bounds['choices']))}, not {quoted(typed)}")
+    return typed
+
+
+def quoted(value: object) -> str:
+    """A wrong value as an error shows it: its first line, as an indented line of an INI file belongs to the one above
+    it, and may be a password."""
+    text = str(value)
+    line = "".join(itertools.takewhile(str.isprintable, text))[:100]
+    return repr(line) + ("" if line == text else " ...")
+
+
+# A login ends at the last @: in a database's URL of all, in a file server's of those before the first slash.
+FILE_URL = re.compile(r"([A-Za-z]+)://(?:([^/:]*)(?::([^/]*))?@)?([^/]*)(.*)", re.DOTALL)
+DATABASE_URL = re.compile(r"([a-z]+)://([^:]+)(?::(.*))?@([^/@]+)/([^?@]+)", re.DOTALL)
+HOST = re.compile(rf"(\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[\w.-]+)(?::({PORT})?)?")
+
+
+def _host(name: str, text: str, port: int) -> tuple[str, int]:
+    match = HOST.fullmatch(text)
+    if not match:
+        raise ConfigError(
+            f"{name}: its host or port is wrong; SCHEME://user@host:port/... is expected, "
+            "with %40 for @ and %2F for / in a password"
+        )
+    return match[1].strip("[]").lower(), int(match[2] or 0) or port
+
+
+def _parse_url(url: str) -> tuple[Target, str]:
+    """Splits the file server's URL (RFC 3986; `/~/` as curl reads it) into its target and its password."""
+    match = FILE_URL.fullmatch(url)
+    scheme = match[1].lower() if match else ""
+    if not match or scheme not in DEFAULT_PORTS:
+        raise ConfigError(f"url: must begin with {', '.join(f'{scheme}://' for scheme in DEFAULT_PORTS)}")
+    host, port = _host("url", match[4], DEFAULT_PORTS[scheme])
+    user, password = (urllib.parse.unquote(match[part] or "") for part in (2, 3))
+    user = user or ("" if scheme == "sftp" else "anonymous")
+    path = urllib.parse.unquote(match[5], errors="surrogateescape")
+    for wrong, why in (
+        (re.search(r"[\0-\x1f\x7f\\?#]", url), "has a backslash, ?, # or control character; write %5C, %3F, %23"),
+        ("@" in match[5] and (match[2] is None or match[3] is not None),  # ftp://user:12/34@host/
+         "has @ after a slash; write %2F for / in a password and %40 for @ in a path"),
+        (not user, "names no user; it must look like sftp://user@host/path"),
+        (re.search(r"[\0\r\n]", path + user + password), "has a line break or NUL in its user, password or path"),
+    ):
+        if wrong:
+            raise ConfigError(f"url: {why}")
+    path = posixpath.normpath(path[3:] or ".") if re.match(r"/~(/|\Z)", path) else "/" + path.strip("/")
+    return Target(scheme, user, host, port, path), password
+
+
+def _parse_database(url: str) -> tuple[Endpoint, str]:
+    """Splits the database's URL into its endpoint and its password."""
+    unquote, (scheme, _, rest) = urllib.parse.unquote, url.partition("://")
+    if scheme == "sqlite":
+        path = unquote(rest[1:])
+        if rest[:1] != "/" or path in ("", ":memory:"):
+            raise ConfigError("database: sqlite:///FILE (or sqlite:////FILE for an absolute path) names a file")
+        return Endpoint("sqlite", "", (), path), ""
+    port = {"postgresql": 5432, "postgres": 5432, "mysql": 3306, "mariadb": 3306}.get(scheme)
+    if port is None:
+        raise ConfigError("database: must begin with postgresql://, mysql:// or sqlite:///")
+    match = DATABASE_URL.fullmatch(url)
+    if not match:
+        raise ConfigError(f"database: must name a user and a database, {scheme}://user@host/name, without options")
+    hosts = tuple(_host("database", text, port) for text in match[4].split(","))
+    endpoint = Endpoint("postgresql" if port == 5432 else "mysql", unquote(match[2]), hosts, unquote(match[5]))
+    return endpoint, unquote(match[3] or "")
+
+
+def without_password(url: str) -> str:
+    """A URL as people may see it."""
+    scheme, colon, rest = url.partition("://")
+    login, at, place = rest.rpartition("@")
+    return f"{scheme}{colon}{login.partition(':')[0]}{at}{place}"
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def is_near(sock: socket.socket) -> bool:
+    """Whether the connection's other end is on this host."""
+    return is_loopback(str(sock.getpeername()[0]))
+
+
+def normal_group(text: str) -> str:
+    """A default group in normal form: one folder of one server, however its URL spells it.
+
+    An alias of the host, or a link to the folder, is another group.
+    """
+    match = GROUP_TEXT.match(text)
+    if match is None:
+        return text
+    scheme, user, host, port, path = match.groups()
+    try:
+        host = ipaddress.ip_address(host.strip("[]")).compressed
+        host = f"[{host}]" if ":" in host else host
+    except ValueError:
+        host = host.lower().rstrip(".")
+    if path.startswith("/~/"):
+        path = "/~/" + posixpath.normpath(path[3:] or ".")
+    else:
+        path = posixpath.normpath("/" + path.lstrip("/"))
+    return f"{'ftp' if scheme == 'ftpes' else scheme}://{user}@{host}:{int(port)}{path}"
+
+
+def group_id(text: str) -> str:
+    return text if ID_PATTERN.match(text) else sha256_text(text)
+
+
+def sha256_text(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def shortened(text: str) -> str:
+    """A text, or of a long one its begin and its last words."""
+    return text if len(text) <= STDERR_BYTES else f"{text[:200]} ... {text[205 - STDERR_BYTES :]}"
+
+
+def reason(exc: BaseException) -> str:
+    """An exception in one line of plain text, never empty."""
+    if isinstance(exc, OSError) and exc.strerror:
+        return str(exc.strerror)
+    text = ""
+    with contextlib.suppress(Exception):  # a script's own exception may have no text
+        text = " ".join(str(exc).split())
+    return text or type(exc).__name__
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# III.2 Logging: `time level event key=value ...`, or one JSON object a line
+# ---------------------------------------------------------------------------------------------------------------------
+
+LAST_WORDS = 2.0  # seconds for what is still to be written when the process ends
+logger = logging.getLogger("ftpcoord")
+
+
+class Outbox:
+    """Lines on their way out, so that nobody waits for a stream that blocks, or for a script's own log handler.
+
+    While a thread of ours lives, one more thread writes them, in order. Where `room` lines wait, further ones are
+    dropped, debug and info where half as many do; their number is told when there is room again.
+    """
+
+    def __init__(self, name: str, room: int) -> None:
+        self.name, self.room = name, room
+        self.always = False  # by the other thread, whether a thread of ours lives or not
+        self._waiting: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._dropped = 0
+        self._lock = threading.Lock()
+        self._thread: Optional[threading.Thread] = None
+
+    def full(self, level: int = logging.INFO) -> bool:
+        return self._waiting.qsize() >= (self.room if level > logging.INFO else self.room // 2)
+
+    def put(self, write: Callable[[], object], level: int = logging.INFO) -> bool:
+        """Calls `write`: at once, then True, or later by the other thread."""
+        ours = self.always or any(thread.name.startswith("ftpcoord-") for thread in threading.enumerate())
+        if not ours and self._waiting.empty():
+            write()
+            return True
+        if self.full(level):
+            with self._lock:
+                self._dropped += 1
+        else:
+            self._waiting.put(write)
+            self._start()
+        return False
+
+    def flush(self, seconds: float = LAST_WORDS) -> bool:
+        """Waits for all that was put before, so long; whether it is written."""
+        written = threading.Event()
+        self._waiting.put(written.set)
+        self._start()
+        return written.wait(seconds)
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is not None and self._thread.is_alive():
+                return
+            first, name = self._thread is None, f"outbox-{self.name}"
+            self._thread = threading.Thread(target=self._write, args=(True,), name=name, daemon=True)
+            try:
+                self._thread.start()
+                if first:
+                    atexit.register(self.flush)
+                return
+            except RuntimeError:  # no thread is left: late is better than never
+                pass
+        self._write(False)
+
+    def _write(self, wait: bool) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                write = self._waiting.get(wait)
+                with contextlib.suppress(BaseException):  # of a script's log handler, or a stream that is gone
+                    write()
+                if self._dropped and not self.full():
+                    with self._lock:
+                        dropped, self._dropped = self._dropped, 0
+                    event("log_dropped", logging.WARNING, stream=self.name, lines=dropped)
+
+
+log, said = Outbox("log", 10_000), Outbox("stderr", 1000)
+
+
+def event(what: str, level: int = logging.INFO, **fields: object) -> None:
+    """Logs one event, an exception `exc` with its traceback. Names of events are part of the interface."""
+    if logger.isEnabledFor(level):  # not logger.log(), which looks for the caller's line: always the next one
+        exc = fields.pop("exc", None)
+        more = {"fields": {k: v for k, v in fields.items() if v is not None}}
+        traceback = (type(exc), exc, exc.__traceback__) if isinstance(exc, BaseException) else None
+        record = logger.makeRecord(logger.name, level, __file__, 0, what, (), traceback, extra=more)
+        log.put(functools.partial(logger.handle, record), level)
+
+
+def say(text: str) -> None:
+    """A last word on standard error."""
+    if not said.put(functools.partial(print, text, file=sys.stderr, flush=True), logging.ERROR):
+        said.flush()
+
+
+LONE_SURROGATES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+
+
+def printable(text: str) -> str:
+    """A path fit for ledger, log and terminal: bytes that were not decodable and control characters as %XX.
+
+    The result is one line of valid UTF-8. A text that needed it has its own % escaped too, so that
+    `urllib.parse.unquote_to_bytes` gives the bytes back.
+    """
+    if text.isprintable():
+        return text
+    text = LONE_SURROGATES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)  # no name has them, but texts of errors
+    raw = text.encode("utf-8", "surrogateescape").replace(b"%", b"%25").decode("utf-8", "surrogateescape")
+    return "".join(ch if ch.isprintable() else urllib.parse.quote(ch.encode("utf-8", "surrogateescape")) for ch in raw)
+
+
+NEEDS_QUOTES = re.compile(r"[\s\"=]")
+
+
+class TextFormatter(logging.Formatter):
+    """2026-11-24T03:41:48.123Z info elected term=7 member=a"""
+
+    def format(self, record: logging.LogRecord) -> str:
+        parts = [utc_text(record.created), record.levelname.lower(), printable(record.getMessage())]
+        for key, value in getattr(record, "fields", {}).items():
+            if isinstance(value, (int, float)):
+                text = f"{value:.3f}" if isinstance(value, float) else str(value)
+            else:
+                text = printable(str(value))
+                if NEEDS_QUOTES.search(text) or not text:
+                    text = json.dumps(text, ensure_ascii=False)
+            parts.append(f"{key}={text}")
+        if record.exc_info:
+            parts.append("traceback=" + json.dumps(self.formatException(record.exc_info)))
+        return " ".join(parts)
+
+
+class JsonFormatter(logging.Formatter):
+    """{"time": "2026-11-24T03:41:48.123Z", "level": "info", "event": "elected", "term": 7}"""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: Dict[str, object] = {"time": utc_text(record.created), "level": record.levelname.lower()}
+        line["event"] = record.getMessage()
+        for key, value in getattr(record, "fields", {}).items():
+            line[key] = printable(value) if isinstance(value, str) else value
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def utc_text(seconds: float) -> str:
+    """Epoch seconds as 2026-11-24T03:41:48.123Z."""
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
+    return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+class LineHandler(logging.StreamHandler):  # type: ignore[type-arg]  # before 3.11
+    """Writes lines to a stream. One that is gone is no reason to fill another one with tracebacks."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self.stream.closed and not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+def start_logging(level: str, form: str, stream: TextIO) -> None:
+    """Sends the events to a stream; called by the command line, never on import."""
+    handler = LineHandler(stream)
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    logger.handlers[:] = [handler]
+    logger.setLevel(level.upper())
+    logger.propagate = False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# III.3 Listeners and coordinators: what a process takes part in
+# ---------------------------------------------------------------------------------------------------------------------
+
+Route = Callable[[str], Optional[Handler]]
 
 
 class Pulse:
@@ -6443,327 +7895,6 @@ class Pulse:
                 self._members += leaving
 
 
-class State(enum.Enum):
-    """Of a member; see the table above."""
-
-    STANDING_BY = "standing by"
-    WORKING = "working"
-    WINDING_UP = "winding up"
-    STOPPED = "stopped"
-
-
-class Wanted(NamedTuple):
-    """What was asked of a member and is not done yet."""
-
-    stop: bool = False
-    release: bool = True  # at the stop; else the others wait until the lease is stale
-    hand_over: str = ""  # why
-    another: str = ""  # why to hand over if another member is alive
-    lost_at: float = float("inf")  # when work that hangs makes it lose the lease, if it has not ended by then
-
-
-class Member:
-    """One member of one group: its election, the guard of its deadline, and the hand-over.
-
-    Work goes: `lease = wait_for_lease()`, effects while `lease.valid()`, then `work_ended()`. Functions in `on_lost`
-    cut it; they are called at the deadline, or when the lease is lost earlier, from the guard's own thread: a thread
-    that hangs in a call cannot keep them from running. Those in `on_hand_over` are called when it is to come to an end.
-    """
-
-    def __init__(self, config: Config, watched: bool = True) -> None:
-        self.config = config
-        self.stats = Stats(config.member_id)
-        self.timing: Timing  # from the start on
-        self.election: Optional[Election] = None
-        self.pulse: Optional[Pulse] = None
-        self.due = 0.0  # the next heartbeat, by boot_clock; 0: at once
-        self.work: Optional[Lease] = None  # whose work is running, also after its end
-        self.wanted = Wanted()
-        self.progress = Progress(config.stall_timeout if watched else float("inf"), config.exec_timeout)
-        self.unanswered = float("-inf")  # when the work left a command to the file server without its reply, if ever
-        self.ready = threading.Event()  # the tables were found good
-        self.finished = threading.Event()
-        self.failure: Optional[Error] = None  # why it could not start
-        self.on_lost: list[Callable[[], None]] = []
-        self.on_hand_over: list[Callable[[], None]] = []
-        self._changed = threading.Condition()
-        self._down: dict[str, str] = {}  # why the database cannot be used, as "heartbeat" and "ledger" found it
-        self._down_said = 0.0
-        self._telling = threading.Lock()
-        self._backoff = Backoff(1.0, 60.0)
-        self._follows: Optional[str] = None  # the active member that was said last
-
-    @property
-    def lease(self) -> Optional[Lease]:
-        return self.election.lease if self.election else None
-
-    @property
-    def state(self) -> State:
-        """Worked out, as a lease ends by the clock alone."""
-        if self.finished.is_set():
-            return State.STOPPED
-        work = self.work
-        if work is None:
-            return State.STANDING_BY
-        return State.WORKING if self.may_work(work) else State.WINDING_UP
-
-    @property
-    def stopping(self) -> bool:
-        return self.wanted.stop
-
-    @property
-    def database_error(self) -> str:
-        return self._down.get("heartbeat") or self._down.get("ledger", "")
-
-    # -- the work's side ----------------------------------------------------------------------------------------------
-
-    def start(self, pulse: Optional[Pulse] = None) -> None:
-        """Begins to take part, on a connection shared with others or on one of its own."""
-        threading.Thread(target=self._guard, name="ftpcoord-guard", daemon=True).start()
-        (pulse or Pulse(open_database(self.config))).add(self)
-
-    def wait_for_lease(self, timeout: float = float("inf")) -> Optional[Lease]:
-        """Waits until this member is active; None if it stops first, or after `timeout` seconds.
-
-        Raises DatabaseRefused if it could not start.
-        """
-
-        def taken() -> Optional[Lease]:
-            lease = self.lease
-            if lease is not None and self.may_work(lease):
-                self.progress.begin()
-                self.work = lease
-                return lease
-            return None
-
-        found = self._wait(lambda: self.failure or self.stopping or self.finished.is_set() or taken(), timeout)
-        if self.failure is not None:
-            raise self.failure
-        return found if isinstance(found, Lease) else None
-
-    def may_work(self, lease: Lease) -> bool:
-        """Whether new work may begin."""
-        return lease.valid() and not self.wanted.stop and not self.wanted.hand_over
-
-    def wait(self, lease: Lease, seconds: float, wake: Callable[[], object] = bool) -> bool:
-        """Waits until `wake` says so, or the time is over; False if by then no new work may begin."""
-        self._wait(lambda: not self.may_work(lease) or wake(), seconds)
-        return self.may_work(lease)
-
-    def nudge(self) -> None:
-        """Lets `wait` look at its condition again."""
-        self._note()
-
-    def work_ended(self) -> None:
-        """Nothing of the last lease is running any more."""
-        self.ledger_answers()
-        with self._changed:
-            self.work = None
-        self.ask()
-
-    def hand_over(self, why: str, hangs: bool = False) -> None:
-        """Lets the work end and then gives the lease up. Work that hangs has `drain_timeout` to end."""
-        lease, wanted = self.lease, self.wanted
-        lost_at = min(wanted.lost_at, boot_clock() + self.config.drain_timeout if hangs else float("inf"))
-        if lease is None or (wanted.hand_over and lost_at == wanted.lost_at):
-            return
-        if not wanted.hand_over:
-            event("handing_over", group=self.config.coordination_group, term=lease.term, reason=why)
-        self.ask(hand_over=wanted.hand_over or why, lost_at=lost_at)
-
-    def hand_over_to_another(self, why: str) -> bool:
-        """Hands over if another member is alive, which the next heartbeat asks the database; whether it does."""
-        self.ask(another=why)
-        self._wait(lambda: not self.wanted.another, self.timing.heartbeat + 2 * self.timing.call_timeout)
-        self._note(another="")
-        return bool(self.wanted.hand_over)
-
-    def stop(self, release: bool = True) -> None:
-        """Leaves the group once the work has ended. Without `release` the others wait until the lease is stale."""
-        self.ask(stop=True, release=release and self.wanted.release)
-
-    def ask(self, **wishes: Any) -> None:
-        """Notes what is wanted, for the heartbeat's thread to do; tells the work if it is to come to its end."""
-        self._note(**wishes)
-        for function in list(self.on_hand_over) if self.wanted.stop or self.wanted.hand_over else ():
-            function()
-        with self._changed:
-            at_once = self.work is None or self.wanted.another  # else the end of the work comes first
-            self.due = 0.0 if at_once else min(self.due, self.wanted.lost_at)
-        if self.pulse is not None:
-            self.pulse.wake()
-
-    def _note(self, **wishes: Any) -> None:
-        with self._changed:
-            self.wanted = self.wanted._replace(**wishes)
-            self._changed.notify_all()
-
-    def _wait(self, come: Callable[[], object], seconds: float) -> object:
-        """Waits until `come` gives something, at most so long; looks each second, as leases end by the clock alone."""
-        until = boot_clock() + seconds
-        with self._changed:
-            while True:
-                found, left = come(), until - boot_clock()
-                if found or left <= 0:
-                    return found
-                self._changed.wait(min(left, 1.0))
-
-    # -- the heartbeat's thread ---------------------------------------------------------------------------------------
-
-    def beat(self, database: Database) -> bool:
-        """One heartbeat, or the end that is due in its place; called by the pulse alone. False: it has stopped."""
-        now = boot_clock()
-        with self._changed:
-            late, self.due = now - (self.due or now), now  # who asks from here on has another one follow
-        try:
-            wait = self._beat(database)
-        except Exception as exc:
-            wait = self._failed(exc, database)
-        self.stats.heartbeat(boot_clock() - now, late, "heartbeat" in self._down)
-        with self._changed:
-            if self.due and wait is not None:
-                self.due = min(now + wait, self.wanted.lost_at)
-            self._changed.notify_all()
-        return wait is not None
-
-    def _beat(self, database: Database) -> Optional[float]:
-        """The seconds until the next one; None: this member has stopped."""
-        state, wanted = self.state, self.wanted
-        if self.election is None:
-            if wanted.stop:
-                return None
-            self.timing = database.prepare()
-            database.settle_group(self.config)
-            group, member = self.config.coordination_group, self.config.member_id
-            self.election = Election(database, group, member, self.timing, boot_clock, self._tell)
-        election, now = self.election, boot_clock()
-        election.store = database  # its members may have been divided
-        # The file server may still obey a command of this lease, and delete what the next member finds.
-        uncertain = now - self.unanswered < self.timing.stale_after
-        if state is State.STANDING_BY and (wanted.stop or (wanted.hand_over and not uncertain)):
-            if uncertain:  # and it cannot be waited for
-                election.lose("a command to the file server was left without its reply")
-            elif wanted.release:
-                election.release(now)
-            self._note(hand_over="", another="", lost_at=float("inf"))
-            if wanted.stop and wanted.release:
-                election.stop()
-            self._database("heartbeat", str(election.database_error or ""))
-            return None if wanted.stop else 0.0
-        if state is State.WINDING_UP and now >= wanted.lost_at:
-            election.lose("the work hangs and does not end")
-            self._note(lost_at=float("inf"))
-        wait = election.tick(now, willing=state is State.STANDING_BY and not wanted.stop)
-        self._database("heartbeat", str(election.database_error or ""))
-        if election.database_error is None:
-            self._answered(election, database)
-        return wait
-
-    def _answered(self, election: Election, database: Database) -> None:
-        self._backoff.reset()
-        if not self.ready.is_set():
-            database.check_ids(election.group, election.member)
-            self.ready.set()
-            event("ready", group=election.group, member=election.member)
-        view = election.view
-        if election.lease is not None:
-            self._follows = None
-        elif view is not None:
-            self.stats.looked(view, self.timing.stale_after)
-            if view.holder not in (None, self._follows):
-                self._follows = view.holder
-                event("standby", group=election.group, active=view.holder, seen_term=view.term)
-        if election.step_down_asked:
-            self.hand_over("an operator asked for it")
-        why, hangs = self.wanted.another, self.progress.handler_overdue(boot_clock()) > 0
-        if hangs:  # alone it is better to go on with the other workers
-            why = f"a handler is over its time, and no end of it, for stall_timeout, {self.config.stall_timeout:g} s"
-        if why and election.lease is not None:
-            others = [row for row in database.members(election.group) if row.member_id != election.member]
-            if any(row.age <= self.timing.stale_after for row in others):
-                self.hand_over(why, hangs)
-            self._note(another="")
-
-    def _failed(self, exc: Exception, database: Database) -> Optional[float]:
-        """The seconds until the next heartbeat after one that failed; None: this member cannot even start."""
-        error, wait = str(exc), self.config.heartbeat_frequency
-        if isinstance(exc, (ConfigError, DatabaseRefused)):
-            if not self.ready.is_set():
-                self.failure = exc
-                return None
-            # A rotated password, a privilege taken away: said again and again, never fatal to a running member.
-            wait = self._backoff.next()
-        elif isinstance(exc, DatabaseDown):
-            wait = min(self._backoff.next(), 5.0)
-        else:  # A fault of ours must not look like health: no heartbeat, the lease runs out, and it is said.
-            if "heartbeat" not in self._down:
-                event("heartbeat_failed", logging.ERROR, exc=exc, error=reason(exc))
-            database.close()
-            error = f"its answer cannot be used: {reason(exc)}"
-        self._database("heartbeat", error)
-        if self.election is None or not isinstance(exc, Error):
-            return wait
-        return self.election.failed(DatabaseDown(error), boot_clock(), wait)
-
-    def _tell(self, name: str, **fields: object) -> None:
-        level = logging.WARNING if name in ("lost", "duplicate_member") else logging.INFO
-        self.stats.role_event(name, fields)
-        event(name, level, group=self.config.coordination_group, member=self.config.member_id, **fields)
-
-    def ledger_answers(self, error: str = "") -> None:
-        """What stands in the way of the ledger's statements, "" if nothing does. Any thread may tell.
-
-        A locked table leaves the heartbeat alone: the lease is kept, as no other member could do better.
-        """
-        if error:
-            self.progress.tell()  # waiting for the database is no hang
-        self._database("ledger", error)
-
-    def _database(self, user: str, error: str) -> None:
-        """What a user of the database found, "" if it answers. Trouble is said at once, then once a minute."""
-        now, group = boot_clock(), self.config.coordination_group
-        with self._telling:
-            was_down = bool(self._down)
-            self._down.pop(user, None)
-            self._down.update({user: error} if error else {})
-            say = bool(error) and not (was_down and now - self._down_said < 60)
-            self._down_said = now if say else self._down_said
-        if say:
-            event("database_down", logging.ERROR, group=group, error=error)
-        elif was_down and not self._down:
-            event("database_up", group=group, member=self.config.member_id)
-
-    # -- the guard's thread -------------------------------------------------------------------------------------------
-
-    def _guard(self) -> None:
-        """Cuts the work when its lease ends, however it ends, and when it makes no progress any more."""
-        cut: Optional[Lease] = None
-        while not self.finished.is_set():
-            with self._changed:
-                lease, now = self.work, boot_clock()
-                if lease is None or lease is cut:
-                    self._changed.wait(1.0)
-                    continue
-                left, stalled = lease.remaining(now), self.progress.overdue(now) > 0
-                if left > 0 and not stalled:
-                    self._changed.wait(min(left, 1.0))
-                    continue
-                cut = lease
-            if left > 0:
-                self.hand_over(f"no progress for stall_timeout, {self.config.stall_timeout:g} s", hangs=True)
-            for function in list(self.on_lost):
-                try:
-                    function()
-                except Exception as exc:
-                    event("guard_failed", logging.ERROR, exc=exc)
-
-    def hangs(self) -> bool:
-        """Whether a handler, or the work of a lease that is over, does not end in its time; for health checks."""
-        lease, now, patience = self.work, boot_clock(), self.config.drain_timeout
-        over = lease is not None and not lease.valid() and self.progress.overdue(now) > patience
-        return over or self.progress.handler_overdue(now) > patience
-
-
 class Coordinator:
     """Election alone, for a script's own work.
 
@@ -6816,1196 +7947,6 @@ class Coordinator:
                 if member.may_work(lease):
                     member.hand_over("the work ended before the lease")
                 member.work_ended()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Polling: the work of one lease
-# ---------------------------------------------------------------------------------------------------------------------
-
-BATCH_SECONDS = 0.05  # that a completion may wait for others to be committed with it
-BATCH_BYTES = 1 << 20  # a group is full when it has so many bytes to fetch: the first must not wait for the last
-MOST_NUMBERED = 1000  # names tried for one moved file; a server that says of each that it exists must not hold us
-LEAST_RATE = 10.0  # bytes a second: a third of what a modem of 300 bit/s carries; a transfer below it stands still
-MOST_QUESTIONS = 500  # about the versions of known files, in one poll
-QUESTION_SECONDS = 10.0  # that they may take
-
-
-class Pool:
-    """At most `workers` connections to the file server, handed out one user at a time; none before the first use.
-
-    A server that refuses one more while others work has a limit: for LIMIT_SECONDS as many as there are will do. One is
-    made at a time, however many files wait, and after a refused login none for a minute, then ever longer up to an
-    hour: accounts get locked.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self.habits = Habits()
-        self.trouble: Optional[ServerDown] = None  # why there was no connection at all, the last time one was wanted
-        self._changed = threading.Condition()  # over what follows
-        self._all: set[FileServer] = set()
-        self._idle: list[tuple[FileServer, float]] = []  # and since when
-        self._connecting = self._aborted = False
-        self._limit, self._limited_until = config.workers, 0.0
-        self._refused, self._refused_until = ServerDown(), 0.0
-        self._refusals = Backoff(60.0, 3600.0)
-        self._hurry: Optional[float] = None  # seconds for a connection, once the work is to end; 0: no more of them
-        self._unanswered = float("-inf")
-
-    @contextlib.contextmanager
-    def server(self) -> Iterator[FileServer]:
-        """A connected server. One that failed is closed, not used again. Raises ServerDown, LoginRefused."""
-        server = self._take()
-        try:
-            yield server
-        except (FileGone, FileRefused, NotNow, TargetExists):
-            self._put(server)
-            raise
-        except BaseException:
-            self._drop(server)
-            raise
-        self._put(server)
-
-    def _take(self) -> FileServer:
-        """A connection that rests, or a new one, or the next that is given back."""
-        server: Optional[FileServer] = None
-        while server is None:
-            with self._changed:
-                while not self._idle and not self._may_connect():
-                    self._changed.wait()
-                idle = self._idle.pop() if self._idle else None
-                self._connecting = self._connecting or idle is None
-            server = self._connect() if idle is None else self._rested(*idle)
-        self.trouble = None
-        return server
-
-    def _may_connect(self) -> bool:
-        if time.monotonic() > self._limited_until:
-            self._limit = self._config.workers
-        return not self._connecting and len(self._all) < self._limit
-
-    def _rested(self, server: FileServer, since: float) -> Optional[FileServer]:
-        """The connection, unless the server or a NAT has dropped it while it idled."""
-        good, server.preparing = False, True
-        try:
-            good = server.quiet() and (time.monotonic() - since < 5 or server.alive())
-        finally:
-            server.preparing = False
-            if not good:
-                self._drop(server)
-        return server if good else None
-
-    def _connect(self) -> Optional[FileServer]:
-        """A new connection; None if the server allows no more than there are."""
-        try:
-            return self._log_in()
-        except ServerDown as exc:
-            with self._changed:
-                if self._all and not self._aborted:
-                    self._limit, self._limited_until = len(self._all), time.monotonic() + LIMIT_SECONDS
-                    return None
-                self.trouble, self._limited_until = exc, 0.0
-            raise
-        finally:
-            with self._changed:
-                self._connecting = False
-                self._changed.notify_all()
-
-    def _log_in(self) -> FileServer:
-        if self.refused_for() > 0:
-            raise self._refused
-        hurry = self._hurry
-        try:
-            server = new_server(self._config)
-        except ConfigError as exc:  # a key or certificate file that is gone: may be back at the next try
-            raise ServerDown(str(exc)) from None
-        server.habits = self.habits
-        with self._changed:
-            if self._aborted or self._hurry == 0:
-                raise ServerDown("the connections were cut")
-            self._all.add(server)
-            if self._hurry is not None:
-                server.hurry(self._hurry)
-        try:
-            server.connect()
-        except BaseException as exc:
-            self._drop(server)
-            if isinstance(exc, ConfigError):
-                raise ServerDown(str(exc)) from None
-            if isinstance(exc, LoginRefused):
-                if not self._all:  # else the login is good, as the others show: what was refused is one more of them
-                    self._refused, self._refused_until = exc, time.monotonic() + self._refusals.next()
-            elif hurry is not None:
-                self._hurry = 0.0
-            raise
-        self._refusals.reset()
-        return server
-
-    def hurry(self, seconds: float) -> None:
-        """The work is to end: a connect under way is cut, later ones get so long, and none is made after one failed."""
-        with self._changed:
-            self._hurry, servers = seconds, list(self._all)
-        for server in servers:
-            server.hurry(seconds)
-
-    def unanswered(self) -> float:
-        """When, by boot_clock, the last command that changes something was sent whose reply never came."""
-        with self._changed:
-            return max([self._unanswered, *(server.unanswered for server in self._all)])
-
-    def refused_for(self) -> float:
-        """Seconds until a login may be tried again, after one was refused."""
-        return self._refused_until - time.monotonic()
-
-    def _put(self, server: FileServer) -> None:
-        with self._changed:
-            self._idle.append((server, time.monotonic()))
-            self._changed.notify_all()
-
-    def _drop(self, server: FileServer) -> None:
-        with contextlib.suppress(Exception):
-            server.close()
-        with self._changed:
-            self._all.discard(server)
-            self._unanswered = max(self._unanswered, server.unanswered)
-            self._changed.notify_all()
-
-    def abort(self) -> None:
-        """Cuts every connection, also one in use by another thread; no new one is made."""
-        with self._changed:
-            self._aborted = True
-            servers = list(self._all)
-        for server in servers:
-            with contextlib.suppress(Exception):
-                server.abort()
-
-    def close(self) -> None:
-        for server in list(self._all):
-            self._drop(server)
-
-
-class Yielding:
-    """When a member that cannot reach the file server lets another one try: after `yield_after` polls in a row.
-
-    The number doubles each time, so that members none of which reaches it do not take turns for ever; `most` bounds
-    it. Outlives leases; a poll that succeeds resets it.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self._first = self._needed = config.yield_after
-        self._most = max(self._first, int(3600 / max(1.0, config.polling_interval)))
-        self._failed = 0
-
-    def reached(self) -> None:
-        self._failed, self._needed = 0, self._first
-
-    def due(self) -> bool:
-        """Counts a failed poll; whether it is one too many. `yield_after = 0` never yields."""
-        self._failed += 1
-        return 0 < self._needed <= self._failed
-
-    def yielded(self) -> None:
-        self._failed, self._needed = 0, min(self._most, 2 * self._needed)
-
-
-def doubled(seconds: float, times: int) -> float:
-    """The pause after so many failures in a row: the first one's, and twice as much each time."""
-    return float(min(MOST_PAUSE, seconds * 2.0 ** min(times - 1, 30)))
-
-
-class Resting(NamedTuple):
-    """A file that said "not now"."""
-
-    times: int  # in a row
-    alone: int  # of these, how often another file had succeeded since the one before
-    successes: int  # of all files until then
-    due: float  # by the member's own clock
-
-
-class Breaker:
-    """The pauses of files that said "not now", and a circuit breaker for the system behind the handlers.
-
-    Three different files in a row whose handlers say so open it: claims wait. After `retry_delay`, doubled up to five
-    minutes, one file is tried, each time the next in turn; the first success closes it. Outlives leases.
-    """
-
-    def __init__(self, config: Config, stats: Stats) -> None:
-        self._config, self._stats = config, stats
-        self._lock = threading.Lock()
-        self._open_for = ""  # what the system behind said, while claims wait for it
-        self._files: dict[str, Resting] = {}
-        self._in_a_row: set[str] = set()
-        self._successes = 0
-        self._pauses = Backoff(config.retry_delay, 300.0)
-        self._pause = self._due = 0.0
-        self._tried: set[str] = set()
-        self._trial = ""
-        self.terms: set[int] = set()  # those that this process has held
-
-    def rest(self, path: str, exc: NotNow) -> tuple[float, bool, bool]:
-        """Notes a "not now": the pause, whether it is to be said, and whether it counts as the file's failure.
-
-        It counts from the third time on if others succeed: then it is not the system behind that is away.
-        """
-        now = boot_clock()
-        with self._lock:
-            last = self._files.get(path, Resting(0, 0, self._successes, now))
-            alone = last.alone + (self._successes > last.successes)
-            pause = doubled(self._config.retry_delay, last.times + 1)
-            if isinstance(exc, TryLater):
-                least = exc.seconds or 0.0
-                pause = pause if exc.seconds is None else least
-                self._in_a_row.add(path)
-                if len(self._in_a_row) >= 3 and not self._open_for:
-                    self._open_for = self._stats.not_now = printable(str(exc))
-                    self._pause, self._tried = self._pauses.next(), set(self._in_a_row)
-                    event("not_now", logging.WARNING, group=self._config.coordination_group, files=len(self._in_a_row),
-                          retry_in=max(self._pause, least), error=self._open_for)  # fmt: skip
-                if self._open_for:
-                    pause = max(self._pause, least)
-                    self._due = now + pause
-            self._files[path] = Resting(last.times + 1, alone, self._successes, now + pause)
-            counts = isinstance(exc, TryLater) and alone >= 2
-            return pause, last.times >= 2 or bool(self._open_for), counts
-
-    def done(self, path: str) -> None:
-        """A file succeeded."""
-        with self._lock:
-            self._successes += 1
-            self._files.pop(path, None)
-            self._in_a_row.clear()
-            self._trial = ""
-            if not self._open_for:
-                return
-            self._open_for = self._stats.not_now = ""
-            self._pauses.reset()
-            self._tried.clear()
-            self._files = {path: rest._replace(due=0.0) for path, rest in self._files.items()}
-        event("not_now_over", group=self._config.coordination_group)
-
-    def allows(self, path: str) -> bool:
-        """Whether a file may be claimed."""
-        return not self._open_for or path == self._trial
-
-    def rested(self, path: str) -> bool:
-        """Whether a file's own pause is over."""
-        rest = self._files.get(path)
-        return rest is None or rest.due <= boot_clock()
-
-    def admit(self, works: Sequence[Work], busy: Callable[[str], bool]) -> list[Work]:
-        """Those whose pause is over; while the breaker is open, at most one."""
-        now = boot_clock()
-        with self._lock:
-            if self._open_for and (now < self._due or busy(self._trial)):
-                return []
-            rested = [work for work in works if self.rested(work.path)]
-            if not self._open_for or not rested:
-                return rested
-            untried = [work for work in rested if work.path not in self._tried]
-            if not untried:
-                self._tried.clear()
-            trial = (untried or rested)[0]
-            self._trial = trial.path
-            self._tried.add(trial.path)
-            self._pause = self._pauses.next()
-            self._due = now + self._pause
-            return [trial]
-
-    def forget(self, listed: set[str]) -> None:
-        """Files that are gone rest no more."""
-        with self._lock:
-            self._files = {path: rest for path, rest in self._files.items() if path in listed}
-
-
-class Recognizer:
-    """Which listed lines are versions that the ledger knows, where the lines alone do not tell: only the display of a
-    time may have moved, and a file may have been replaced within the minute that its line shows."""
-
-    def __init__(
-        self, ledger: Ledger, looking: Callable[[], contextlib.AbstractContextManager[FileServer]],
-        goes_on: Callable[[], None],
-    ) -> None:  # fmt: skip
-        self._ledger, self._looking = ledger, looking
-        self._goes_on = goes_on  # called before each question; raises once there is to be no other
-        self._doubts: dict[str, tuple[float, float]] = {}  # asked again: since when, and when next
-        self._listing: list[Found] = []
-        self._changes: list[Change] = []
-
-    def recognize(self, listing: list[Found], busy: set[str]) -> set[str]:
-        """Gives known files of a listing the time that the ledger has, or the exact one. The paths left for the next
-        poll."""
-        now = boot_clock()
-        self._listing, self._changes = listing, []
-        unclear: list[tuple[int, Row]] = []
-        for at, (path, _, entry) in enumerate(listing):
-            row = self._ledger.get(path)
-            if row is None or row.mtime == entry.mtime or row.size != entry.size or path in busy:
-                continue
-            same = same_version(row, entry)
-            if same is None or (same and row.mtime.endswith("~") and self._doubt(row)[1] <= now):
-                unclear.append((at, row))
-            elif same and "=" in row.mtime and row.state != "done":  # a claim keeps it: the display may move meanwhile
-                self._keep_as(at, row, row.mtime)
-        moves = moves_of_display([(row, listing[at].entry) for at, row in unclear])
-        exact = [(at, row) for at, row in unclear if times_of(row.mtime)[1]]
-        for at, row in unclear:
-            if not times_of(row.mtime)[1] and move_of_display(row, listing[at].entry) in moves:
-                self._keep_as(at, row, listing[at].entry.mtime)
-        left = self._ask(exact) if exact else set()
-        self._ledger.write_all(self._changes)
-        return left
-
-    def _doubt(self, row: Row) -> tuple[float, float]:
-        """Since when it is known here that a file may have been replaced within its minute, and when to ask next."""
-        age, now = time.time() - (epoch_seconds(row.mtime) or 0.0), boot_clock()
-        return self._doubts.setdefault(row.path, (now, now + (0.0 if age > 60 else 2.0)))
-
-    def _keep_as(self, at: int, row: Row, mtime: str) -> None:
-        """A listed file is the version of a row: both have its time in the same form from now on."""
-        if not mtime.endswith("~"):
-            self.forget(row.path)
-        if row.state == "claimed":  # of a term that is over; its time is that of the next claim
-            mtime = row.mtime
-        elif mtime != row.mtime:
-            delay = None if row.due is None else max(0.0, row.due - boot_clock())
-            self._changes.append(Change(row, row._replace(mtime=mtime), delay))
-        self._show(at, self._listing[at].entry._replace(mtime=mtime))
-
-    def _show(self, at: int, entry: Entry) -> None:
-        self._listing[at] = self._listing[at]._replace(entry=entry)
-
-    def _ask(self, unclear: Sequence[tuple[int, Row]]) -> set[str]:
-        """Asks for exact times where the zones that are known do not explain a line. What one poll has no time for is
-        left for the next one."""
-        left: set[str] = set()
-        questions, until = MOST_QUESTIONS, time.monotonic() + QUESTION_SECONDS
-        with self._looking() as server:
-            for at, row in unclear:
-                entry, now = self._listing[at].entry, boot_clock()
-                doubt = row.mtime.endswith("~")
-                # Nor do zones explain a line of these days: a file may be written anew every hour.
-                old = not doubt and not may_still_run(entry.mtime)
-                if old and same_version(row, entry, server.habits.zones):
-                    self._keep_as(at, row, row.mtime)
-                    continue
-                if questions == 0 or time.monotonic() > until:
-                    left.add(row.path)
-                    continue
-                self._goes_on()
-                questions -= 1
-                since = self._doubt(row)[0]
-                self._doubts[row.path] = (since, now + max(2.0, now - since))
-                told = server.exact(row.path, entry)
-                if told is not None and same_version(row, told):
-                    if doubt:
-                        doubt = now - since < 60 and time.time() - (epoch_seconds(told.mtime) or 0.0) < 900
-                    self._keep_as(at, row, told.mtime + "~" * doubt)
-                elif told is not None:
-                    self._show(at, told)
-        return left
-
-    def forget(self, path: str) -> None:
-        """A new version begins without doubts."""
-        self._doubts.pop(path, None)
-
-    def keep(self, listed: set[str]) -> None:
-        """Files that are gone are forgotten."""
-        self._doubts = {path: doubt for path, doubt in self._doubts.items() if path in listed}
-
-
-Task = Union[Work, Row]  # for a worker: a file to be delivered, or a row whose after-action is due
-
-
-class Workers:
-    """The threads that do what is in their queue: after-actions first, for nobody is to find for long what is done.
-
-    A path is busy from when it is handed in until nothing more is to be done with it. `work` gets what a worker takes,
-    gives what comes next, and raises nothing; `worked` is called then.
-    """
-
-    def __init__(
-        self, number: int, together: bool, work: Callable[[list[Task]], Sequence[Task]], worked: Callable[[], None]
-    ) -> None:
-        self._number, self._together, self._work, self._worked = number, together, work, worked
-        self._changed = threading.Condition()  # over the next three
-        self.queue: deque[Task] = deque()
-        self.busy: set[str] = set()
-        self._ending = False
-        self.alone: set[str] = set()  # files during which a group lost its connection: taken without company
-        self._one_suspect = threading.Lock()  # held while a file is in work that may end the process
-        self._threads: list[threading.Thread] = []
-
-    def hand_in(self, tasks: Iterable[Task], instead: Iterable[Task] = ()) -> None:
-        """Those whose path is not busy, `instead` of some that no longer are."""
-        with self._changed:
-            self.busy.difference_update(task.path for task in instead)
-            for task in tasks:
-                if task.path not in self.busy:
-                    self.busy.add(task.path)
-                    (self.queue.appendleft if isinstance(task, Row) else self.queue.append)(task)
-            self._changed.notify_all()
-
-    def put_off(self, kept: tuple[type, ...] = ()) -> None:
-        """Leaves what waits, but these kinds, to the next poll: the file server cannot be reached, or the work ends."""
-        with self._changed:
-            self.busy.difference_update(task.path for task in self.queue if not isinstance(task, kept))
-            self.queue = deque(task for task in self.queue if isinstance(task, kept))
-
-    def _take(self) -> list[Task]:
-        """One task, or `together` a fair share of the small files that wait. Waits for it; nothing at the end."""
-        with self._changed:
-            while not self.queue and not self._ending:
-                self._changed.wait()
-            share = min(BATCH_FILES, -(-len(self.queue) // self._number))
-            taken: list[Task] = []
-            size = 0
-            while self.queue and len(taken) < share and size < BATCH_BYTES:
-                task = self.queue[0]
-                alone = isinstance(task, Row) or not self._together or task.suspect or task.path in self.alone
-                if taken and alone:
-                    break
-                taken.append(self.queue.popleft())
-                if isinstance(task, Row) or alone:
-                    self.alone.discard(task.path)
-                    break
-                size += task.found.entry.size
-            return taken
-
-    def _run(self) -> None:
-        while True:
-            taken = self._take()
-            if not taken:
-                return
-            suspect = isinstance(taken[0], Work) and taken[0].suspect
-            with self._one_suspect if suspect else contextlib.nullcontext():
-                then = self._work(taken)
-            self.hand_in(then, instead=taken)
-            self._worked()
-
-    def start(self) -> None:
-        """Those that are missing. Raises LocalTrouble if there is none: then another host may do better."""
-        while len(self._threads) < self._number:
-            name = f"ftpcoord-worker-{len(self._threads)}"
-            thread = threading.Thread(target=self._run, name=name, daemon=True)
-            try:
-                thread.start()
-            except RuntimeError as exc:
-                if not self._threads:
-                    raise LocalTrouble(f"this host gives no thread to a worker ({exc}); raise its limit") from None
-                return
-            self._threads.append(thread)
-
-    def end(self) -> None:
-        """Lets the threads end when they have done what they do, and no after-action is due."""
-        with self._changed:
-            self._ending = True
-            self.put_off((Row,))
-            self._changed.notify_all()
-
-    def join(self, seconds: float, wanted: Callable[[], bool] = lambda: True) -> bool:
-        """Waits so long for the threads to end, as long as that is wanted; whether they have."""
-        until = time.monotonic() + seconds
-        while True:
-            running = [thread for thread in self._threads if thread.is_alive()]
-            if not running or time.monotonic() >= until or not wanted():
-                return not running
-            running[0].join(0.05)
-
-
-@dataclasses.dataclass(eq=False)
-class Item:
-    """A claimed file on its way through a delivery."""
-
-    work: Work
-    row: Row  # the ledger's
-    mtime: str  # of the version, with the exact time once the fetch has told it
-    started: float = dataclasses.field(default_factory=lambda: time.monotonic())
-    temporary: Optional[Path] = None  # the copy in the making, removed at the end
-    out: Any = None  # the same, open
-    local: Path = Path()  # the finished copy
-    ended: bool = False  # done, or what went wrong has had its consequence
-    then: Optional[Task] = None  # what comes next: its after-action, or the same once more
-
-
-class Poller:
-    """Everything that one lease allows: polls, workers, the ledger of its term. Thrown away with the lease."""
-
-    def __init__(
-        self, config: Config, member: Member, lease: Lease, selector: Selector, route: Optional[Route],
-        rows: LedgerRows, yielding: Yielding, breaker: Breaker,
-    ) -> None:  # fmt: skip
-        self.config, self.member, self.lease = config, member, lease
-        self.selector, self.route = selector, route
-        self.stats, self.progress = member.stats, member.progress
-        group, told = config.coordination_group, member.ledger_answers
-        self.ledger = Ledger(rows, group, config.member_id, lease, boot_clock, told)
-        self.recognizer = Recognizer(self.ledger, self._looking, self._goes_on)
-        self.pool = Pool(config)
-        self.workplace = Workplace(config, lease.term)
-        self.command = Command(config) if config.exec else None
-        self.unreached = False  # the server, or something that it listed, could not be had at the last poll
-        self.waiting = 0  # failed files whose back-off has not passed, at the last poll
-        self.stuck = False  # a Python handler is still running although everything was to end
-        self._more = False  # the last poll left something that the next one may take
-        self._markers: dict[str, Entry] = {}  # of files in work: the companion as it was at the claim
-        self._folder_alone = bool(config.download_dir) and route is None and self.command is None
-        self.workers = Workers(config.workers, self._folder_alone, self._work, self._worked)
-        self.stats.queued = self.workers.busy.__len__
-        self._server_trouble = Backoff(1.0, min(60.0, max(1.0, config.polling_interval)))
-        self._yielding, self._breaker = yielding, breaker
-        breaker.terms.add(lease.term)
-
-    # -- the loop -----------------------------------------------------------------------------------------------------
-
-    def run(self, once: bool = False) -> bool:
-        """Polls until the lease ends or is to be handed over; with `once` until nothing is left to do: then True."""
-        self.member.on_lost.append(self._cut)
-        self.member.on_hand_over.append(self._hurry)
-        try:
-            self._load()
-            while self.member.may_work(self.lease):
-                trouble = self._poll_once()
-                pause = self.config.polling_interval if trouble is None else trouble
-                if once and (trouble is None or self.unreached):
-                    self.member.wait(self.lease, float("inf"), lambda: not self.workers.busy)
-                    if trouble is not None or not self._more:
-                        return trouble is not None or self.member.may_work(self.lease)
-                    pause = 0.0
-                self.progress.tell(pause)
-                self.member.wait(self.lease, pause)
-            return False
-        finally:
-            self._stop_workers()
-            self.member.unanswered = max(self.member.unanswered, self.pool.unanswered())
-            self.member.on_lost.remove(self._cut)
-            self.member.on_hand_over.remove(self._hurry)
-            self.pool.close()
-            self.workplace.close()
-
-    def _load(self) -> None:
-        while self.member.may_work(self.lease):
-            try:
-                self.ledger.load()
-                self.workplace.clean()
-                return
-            except (DatabaseDown, DatabaseRefused):
-                self.member.wait(self.lease, self.config.heartbeat_frequency)
-            except LocalTrouble as exc:
-                event("local_trouble", logging.ERROR, term=self.lease.term, error=str(exc))
-                self.member.wait(self.lease, self.failed(exc, self._server_trouble.next()))
-
-    def _poll_once(self) -> Optional[float]:
-        """One poll; the seconds to wait because of trouble, or None."""
-        try:
-            self.poll()
-            self._server_trouble.reset()
-            self._yielding.reached()
-            self.stats.server_up(self.config)
-            return None
-        except LeaseLost:
-            return 0.0
-        except LoginRefused as exc:
-            return self.failed(exc, max(1.0, self.pool.refused_for()))
-        except (ServerDown, FileGone, FileRefused, LocalTrouble) as exc:
-            return self.failed(exc, self._server_trouble.next())
-        except (DatabaseDown, DatabaseRefused):
-            return self.config.heartbeat_frequency
-
-    def failed(self, exc: Error, pause: float) -> float:
-        """Says why nothing can be polled, and lets another member try after some times; the seconds to wait."""
-        if not self.member.may_work(self.lease):
-            return 0.0  # the connections were cut by ourselves
-        self.unreached = True
-        self.stats.server_down(self.config, exc, pause)
-        reached = isinstance(exc, (FileGone, FileRefused, LoginRefused))
-        if not reached and self._yielding.due():
-            if self.member.hand_over_to_another("the file server cannot be reached from here"):
-                self._yielding.yielded()
-        return pause
-
-    def poll(self) -> None:
-        """List, choose, hand to the workers; returns when they have taken everything."""
-        started = time.monotonic()
-        self.unreached = False
-        self.workers.start()
-        self.ledger.refresh()
-        self.pool.habits.spare_listing = True
-        busy = self.workers.busy.copy()  # the listing may show these as they were before
-        listing = again = self._list()
-        self.unreached = bool(listing.refused)
-        unclear = self.recognizer.recognize(listing, busy)
-        self.workers.hand_in(row for row in self.ledger.due_actions(busy) if self._breaker.rested(row.path))
-        choice = self.selector.choose(listing, self.ledger.get, busy | unclear)
-        ready = choice.ready
-        unsettled = 0
-        self.progress.tell(self.config.settle)
-        if choice.unsettled and self.member.wait(self.lease, self.config.settle):
-            again = self._list()
-            settled = self.selector.settled(choice.unsettled, again)
-            unsettled = len(choice.unsettled) - len(settled)
-            ready = self.selector.order(ready + settled)
-        if self.route is not None:
-            ready = [work for work in ready if self.route(work.found.entry.name) is not None]
-        wanted, ready = len(ready), self._breaker.admit(ready, self.workers.busy.__contains__)
-        self.waiting = choice.waiting + wanted - len(ready)
-        if self.config.max_files:
-            ready = ready[: self.config.max_files]
-        if self.config.ready_suffix:
-            companions = {found.path: found.entry for found in again}
-            at_claim = {work.path: companions.get(work.path + self.config.ready_suffix) for work in ready}
-            self._markers.update((path, entry) for path, entry in at_claim.items() if entry is not None)
-        self._more = bool(ready or unsettled or unclear)
-        self.workers.hand_in(ready)
-        seconds = time.monotonic() - started
-        self.stats.polled(len(listing), seconds, self.waiting, self.selector.refused)
-        self.progress.tell()
-        event("polled", term=self.lease.term, listed=len(listing), new=len(ready), waiting=self.waiting)
-        while self.workers.queue and self.member.may_work(self.lease):
-            self.member.wait(self.lease, 1.0, lambda: not self.workers.queue)
-        if self.pool.trouble is not None:
-            raise self.pool.trouble
-        self._forget(listing, busy)
-
-    def _goes_on(self) -> None:
-        """Raises LeaseLost once the work is to end."""
-        if not self.member.may_work(self.lease):
-            raise LeaseLost(self.lease.term)
-        self.progress.tell()
-
-    @contextlib.contextmanager
-    def _looking(self) -> Iterator[FileServer]:
-        """A connection for listings and questions, which a stop cuts."""
-        self._goes_on()
-        with self.pool.server() as server:
-            server.preparing = True
-            try:
-                self._goes_on()  # a stop that came before that has cut nothing
-                yield server
-            finally:
-                server.preparing = False
-
-    def _list(self) -> Look:
-        with self._looking() as server:
-            return self.selector.walk(server)
-
-    def _hurry(self) -> None:
-        """A listing under way is of no use any more, nor a connect; what the handlers are doing is."""
-        self.pool.hurry(self.config.heartbeat_frequency)
-
-    def _forget(self, look: Look, busy: set[str]) -> None:
-        if not self.member.may_work(self.lease):
-            return
-        busy = busy | self.workers.busy
-        listed = {found.path for found in look}
-        self._breaker.forget(listed | busy)
-        self.workers.alone &= listed
-        self.recognizer.keep(listed)
-        acting = {row.path for row in self.ledger.all() if row.action}
-        self._markers = {path: self._markers[path] for path in self._markers.keys() & (listed | busy | acting)}
-        retention = self.config.ledger_retention * SECONDS_A_DAY
-        self.ledger.forget_unlisted(listed, retention, look.lacks, busy.__contains__)
-
-    # -- workers ------------------------------------------------------------------------------------------------------
-
-    def _stop_workers(self) -> None:
-        """Lets the handlers end within `drain_timeout`, with the after-actions of what gets done, then cuts what can be
-        cut; waits for all that still runs."""
-        self.workers.end()
-        if not self.workers.join(self.config.drain_timeout, self.lease.valid):
-            self._cut()
-        self.workers.join(KILL_AFTER + 3.0)  # and what a command's output may take to end
-        # A Python handler cannot be ended from outside. While it runs this member neither releases nor stands again;
-        # a process that is stopping exits with it.
-        self.stuck = not self.workers.join(float("inf"), lambda: not self.member.stopping)
-
-    def _cut(self) -> None:
-        """No further effect: sockets are reset, commands ended. Called at the deadline by the guard's thread.
-
-        Commands may end by themselves for what is left of the lease and half of the margin: nobody else is active
-        before the margin has passed. After a pause of the whole machine nothing may be left.
-        """
-        self.pool.abort()
-        if self.command is not None:
-            self.command.cut(min(KILL_AFTER, max(0.0, self.lease.remaining() + self.member.timing.margin / 2)))
-
-    def _work(self, tasks: list[Task]) -> Sequence[Task]:
-        """An after-action, a file or a group of files, by a worker; what comes next."""
-        row = tasks[0]
-        try:
-            if not isinstance(row, Row):
-                return self._deliver(cast(list[Work], tasks))
-            untried = row.term == self.lease.term and row.due is None
-            if untried or self.member.may_work(self.lease):  # a stop waits for no others
-                self._act(row)
-        except LeaseLost:
-            pass  # what was claimed stays claimed under this term: void for the next one
-        except BaseException as exc:  # whatever it is, the worker goes on
-            if not isinstance(exc, Error):
-                event("worker_failed", logging.ERROR, exc=exc, error=reason(exc))
-            for task in tasks:
-                self._stumble(task.path, exc)
-        return ()
-
-    def _worked(self) -> None:
-        self.progress.tell()
-        self.member.nudge()
-
-    # -- delivery -----------------------------------------------------------------------------------------------------
-
-    def _deliver(self, works: Sequence[Work]) -> list[Task]:
-        """The way of a file, or of a group of small ones where delivery is the folder alone, in steps:
-
-            1 claim   2 open a copy   3 fetch it, and look at the file again   4 its content durable
-            5 its name, and that durable   6 the handler   7 done
-
-        A crash on the way repeats it; what has its name by then is recognized by its content. What comes next: due
-        after-actions, and what the server had not been asked for when the connection ended.
-        """
-        if not self.member.may_work(self.lease):
-            return []
-        items = self._claim([work for work in works if self._breaker.allows(work.path)])
-        try:
-            with contextlib.closing(self._fetch([item for item in items if not item.ended])) as parts:
-                for part in parts:
-                    self._land(part)
-        finally:
-            for item in items:
-                self._discard(item)
-        return [item.then for item in items if item.then is not None]
-
-    def _claim(self, works: Sequence[Work]) -> list[Item]:
-        """Step 1.
-
-        A claim that a dead process left is void. Its file may have killed it: the third counts as the file's failure,
-        and each one after. Of its own earlier terms this process knows that they did not end so.
-        """
-        items, free = [], []
-        for work in works:
-            old = work.old
-            if old is not None and old.state == "claimed" and work.attempts and old.term not in self._breaker.terms:
-                old = old.marked(unlisted=False, deaths=old.marks.deaths + 1)
-                work = work._replace(old=old)
-                if old.marks.deaths >= 3:
-                    items.append(Item(work, old, old.mtime))
-                    self._settle(items[-1], HandlerFailed("it may be the file that ends it"))
-                    continue
-            free.append(work)
-        for work, row in zip(free, self.ledger.claim(free)):
-            if row is not None:
-                items.append(Item(work, row, row.mtime))
-            elif work.path in self.ledger.refused:
-                self._unstorable(work.old, self.ledger.claimed(work))
-        return items
-
-    def _fetch(self, items: Sequence[Item]) -> Generator[list[Item], None, None]:
-        """Steps 2 and 3. Gives what has come whole every 50 ms while the rest is fetched; what a handler gets, when the
-        connection has been given back: the server may allow no other."""
-        for item in items:
-            with self._judging(item):
-                item.local, item.out = self.workplace.create(item.work.found, private=item.work.delivered)
-                item.temporary = item.local
-        waiting = {item.work.path: item for item in items if not item.ended}
-        jobs = [self._job(item) for item in waiting.values()]
-        come: list[Item] = []
-        last = time.monotonic()
-        server: Optional[FileServer] = None
-        failure: Optional[Exception] = None
-        if not jobs:
-            return
-        try:
-            with self.pool.server() as server:
-                self.lease.check()
-                server.unasked = ()
-                for job, problem in server.fetch_many(jobs):
-                    item = waiting.pop(job.path)
-                    if problem is not None:
-                        self._settle(item, problem)
-                        continue
-                    self.stats.fetched(job.size)
-                    come.append(item)
-                    if self._folder_alone:
-                        begin_sync(item.out)
-                        if time.monotonic() - last > BATCH_SECONDS:
-                            yield come
-                            come, last = [], time.monotonic()
-        except (LeaseLost, DatabaseDown):
-            raise
-        except Exception as exc:
-            failure = exc
-        yield come
-        if failure is not None:
-            self._broken(waiting, jobs, server, failure)
-
-    def _job(self, item: Item) -> Job:
-        found = item.work.found
-        self.recognizer.forget(found.path)
-
-        def write(data: memoryview) -> None:
-            write_all(item.out, data)
-            # Progress: a large file may take longer than `stall_timeout`.
-            self.progress.received(len(data))
-
-        def told(entry: Entry) -> None:
-            if "=" in entry.mtime:
-                item.mtime = entry.mtime + "~" * may_still_run(entry.mtime)
-
-        return Job(found.path, found.entry.size, write, found.entry, told)
-
-    def _broken(
-        self, waiting: Mapping[str, Item], jobs: Sequence[Job], server: Optional[FileServer], exc: Exception
-    ) -> None:
-        """The connection ended, or there was none. What the server had not been asked for is as if never claimed, and
-        goes again: at once, or at the next poll if there is no connection."""
-        self.lease.check()
-        if server is None:
-            self.workers.put_off()
-        paths = waiting.keys() if server is None else {job.path for job in server.unasked}
-        lost = isinstance(exc, ServerDown) and (server is None or len(jobs) > 1)
-        unasked = [item for path, item in waiting.items() if lost and path in paths]
-        self.ledger.write([Change(item.row, item.work.old) for item in unasked])
-        for item in unasked:
-            item.ended = True
-            if server is not None:
-                item.then = Work(item.work.found, self.ledger.get(item.work.path))
-        left = [item for item in waiting.values() if not item.ended]
-        if server is not None:
-            self.workers.alone.update(item.work.path for item in (unasked if len(unasked) == len(jobs) else left))
-        for item in left:
-            # What nobody foresaw may be any file's fault: it counts for one that was alone.
-            own = isinstance(exc, (ServerDown, LocalTrouble, OSError)) or len(left) == 1
-            self._settle(item, exc if own else LocalTrouble(f"the group broke: {reason(exc)}"))
-
-    def _land(self, items: Sequence[Item]) -> None:
-        """Steps 4 to 7, each for all of them: one wait for the disk serves many."""
-        for item in items:
-            with self._judging(item):
-                if self.config.download_dir:
-                    os.fsync(item.out.fileno())
-                item.out.close()
-                self.lease.check()
-                if not item.work.delivered:
-                    item.local = self.workplace.name(item.local, item.work.found)
-        durable: set[Path] = set()
-        for item in items:
-            if not item.ended:
-                with self._judging(item):
-                    if item.local != item.temporary and item.local.parent not in durable:
-                        self.workplace.sync(item.local.parent)
-                        durable.add(item.local.parent)
-                    self._handle(item)
-        finished = [item for item in items if not item.ended]
-        if finished:
-            self._done(finished)
-
-    def _handle(self, item: Item) -> None:
-        """Step 6."""
-        if self._folder_alone:
-            return
-        row = item.row = item.row.marked(delivered=bool(self.config.download_dir))
-        file = File(row.path, row.size, epoch_seconds(item.mtime), row.attempts, self.lease, item.local)
-        self.lease.check()
-        with self.progress.handling(self.stats.handlers.add):
-            if self.command is not None:
-                self.command.run(file)
-                return
-            handler = self.route(file.name) if self.route is not None else None
-            if handler is None:
-                return
-            try:
-                handler(file)
-            except (LeaseLost, HandlerFailed):
-                raise
-            except TryLater as exc:
-                cause = exc.__cause__ if self.config.error_output else None
-                why = f"{exc}: {type(cause).__name__}: {reason(cause)}" if cause is not None else str(exc)
-                raise TryLater(exc.seconds, why) from None
-            except BaseException as exc:  # sys.exit(), asyncio.CancelledError, whatever: a failure, counted
-                event("handler_failed", logging.DEBUG, exc=exc, path=file.path)
-                if isinstance(exc, SystemExit) and exc.code == TRY_LATER:
-                    raise TryLater from None
-                detail = f": {reason(exc)}" if self.config.error_output else ""
-                raise HandlerFailed(f"{type(exc).__name__}{detail}") from None
-
-    def _done(self, items: Sequence[Item]) -> None:
-        """Step 7. Only what is recorded as done is deleted or moved."""
-        action = "" if self.config.after == "keep" else self.config.after
-        finished = [item.row._replace(state="done", mtime=item.mtime, action=action, error="") for item in items]
-        for item in items:
-            self._discard(item)
-        made = self.ledger.write([Change(item.row, row) for item, row in zip(items, finished)])
-        for item, row, ok in zip(items, finished, made):
-            item.ended = True
-            if ok:
-                item.then = row if action else None
-                self._breaker.done(row.path)
-                self.stats.file("done", row.size)
-                seconds = time.monotonic() - item.started
-                event("file_done", term=row.term, path=row.path, size=row.size, attempt=row.attempts, seconds=seconds)
-            elif row.path in self.ledger.refused:
-                self._unstorable(item.row, row)
-            else:
-                self.lease.check()
-                self._stumble(row.path, Error("it is handled, but its row in the ledger was changed meanwhile"))
-
-    @contextlib.contextmanager
-    def _judging(self, item: Item) -> Iterator[None]:
-        """What goes wrong with a file has its consequence; the others of its group go on."""
-        try:
-            yield
-        except Exception as exc:
-            self._settle(item, exc)
-
-    def _discard(self, item: Item) -> None:
-        """Removes the copy, unless it has its name."""
-        if item.temporary is not None:
-            with contextlib.suppress(OSError):  # a full disk says so once more
-                item.out.close()
-            self.workplace.discard(item.temporary)
-
-    def _settle(self, item: Item, exc: Exception) -> None:
-        """What becomes of a claimed file that is not done: the one place where an error gets its consequence.
-
-            LeaseLost, DatabaseDown            it stays claimed, which is void in the next term
-            FileGone, the first time           failed; dropped when a whole listing lacks it, too
-            NotNow (TryLater, FileChanged)     failed, for a pause that doubles; said from the third time on
-            LocalTrouble, ServerDown, OSError  failed, likewise: the host's or the network's
-            all else                           the file's own: counted, and quarantined in the end
-        """
-        item.ended, row = True, item.row
-        self._discard(item)
-        if isinstance(exc, LeaseLost) and self.lease.valid():
-            if self.member.may_work(self.lease):
-                exc = HandlerFailed(f"{exc}, it says, but it is not")
-            else:  # the member stops, and its command was cut: the next one need not take that for a death
-                self.ledger.change(row, row._replace(state="failed", error=kept_error(row, Error("cut by a stop"))))
-        if isinstance(exc, (LeaseLost, DatabaseDown)):
-            raise exc
-        self.lease.check()  # whatever failed after its end did so because it was cut
-        if isinstance(exc, (OSError, UnicodeError)):
-            exc = _local(exc, row.path, item.temporary)
-        elif not isinstance(exc, Error):  # nobody foresaw it
-            event("worker_failed", logging.ERROR, exc=exc, path=row.path, error=reason(exc))
-        failed = row._replace(state="failed", mtime=item.mtime, error=kept_error(row, exc))
-        if isinstance(exc, FileGone) and not row.marks.gone:
-            self._note(item, failed, "file_gone", logging.INFO)
-        elif isinstance(exc, NotNow):
-            pause, tell, counts = self._breaker.rest(row.path, exc)
-            if isinstance(exc, FileChanged):  # the next claim takes the version that the line shows by then
-                failed = failed._replace(mtime=times_of(row.mtime)[0] or row.mtime)
-            if counts:
-                self._count(item, failed)
-            else:  # what a handler refused is due at once for the next member, and for this one when another succeeds
-                due = None if isinstance(exc, TryLater) else pause
-                self._note(item, failed, "not_now", logging.WARNING if tell else logging.DEBUG, pause, due)
-        elif isinstance(exc, (LocalTrouble, ServerDown)):
-            if isinstance(exc, ServerDown) and self.pool.trouble is not None:
-                self.workers.put_off()
-            pause = doubled(self.config.retry_delay, row.attempts)
-            self._note(item, failed, "file_failed", logging.WARNING, pause, pause)
-        else:
-            self._count(item, failed)
-
-    def _count(self, item: Item, failed: Row) -> None:
-        """One more failure of the file."""
-        failed = failed._replace(failures=failed.failures + 1)
-        if failed.failures >= self.config.max_attempts and self.config.ledger:
-            action = "" if self.config.after_error == "keep" else self.config.after_error
-            quarantined = failed._replace(state="quarantined", action=action)
-            self._note(item, quarantined, "file_quarantined", logging.ERROR)
-        else:
-            pause = doubled(self.config.retry_delay, failed.failures)
-            self._note(item, failed, "file_failed", logging.WARNING, pause, pause)
-
-    def _note(
-        self, item: Item, row: Row, what: str, level: int, pause: Optional[float] = None, due: Optional[float] = None
-    ) -> None:
-        """Keeps the consequence in the ledger, and says it."""
-        try:
-            self.ledger.change(item.row, row, due)
-        except LedgerRefused:
-            self._unstorable(item.row, row)
-            return
-        self._say(what, level, row, pause)
-        item.then = row if row.action else None
-
-    def _say(self, what: str, level: int, row: Row, pause: Optional[float]) -> None:
-        if what in ("file_failed", "file_quarantined"):
-            self.stats.file(what[len("file_") :], row.size)
-        words = {"reason" if what == "file_gone" else "error": row.error}
-        event(
-            what, level, term=self.lease.term, path=row.path, attempt=row.attempts, action=row.action or None,
-            retry_in=pause, **words,
-        )  # fmt: skip
-
-    def _unstorable(self, old: Optional[Row], new: Row) -> None:
-        """The ledger takes a row in no form: it is quarantined or, if that is refused, left for a growing pause."""
-        error = Error(f"the ledger refuses it as {new.state}: {self.ledger.refused[new.path]}")
-        row = new._replace(state="quarantined", action="", error=kept_error(new, error))
-        if self.ledger.write([Change(old, row)])[0]:
-            self._say("file_quarantined", logging.ERROR, row, None)
-        else:
-            self._stumble(new.path, error)
-
-    def _stumble(self, path: str, exc: BaseException) -> None:
-        """What went wrong with a file and cannot be kept in the ledger: said, and left alone for a growing pause."""
-        pause = self._breaker.rest(path, NotNow(reason(exc)))[0]
-        event("file_failed", logging.ERROR, term=self.lease.term, path=path, retry_in=pause, error=reason(exc))
-
-    # -- after-actions ------------------------------------------------------------------------------------------------
-
-    def _act(self, row: Row) -> None:
-        """Deletes or moves a file that is done or quarantined, if it still is the version that was handled.
-
-        Whoever may write to the ledger must not reach other files of the server by it, nor do else with these.
-        """
-        wanted = row.action in (self.config.after, self.config.after_error)
-        if not wanted or not self.selector.below(row.path):
-            why = "its path is not below url" if wanted else f"{row.action} is neither after nor after_error"
-            self._keep(row, f"the action in the ledger is dropped: {why}", logging.WARNING)
-            return
-        try:
-            try:
-                self._act_on(row)
-            except ServerDown:
-                if self.member.may_work(self.lease):
-                    raise
-                self._act_on(row)  # a stop may have cut the connect: once more, in haste
-        except (LeaseLost, DatabaseDown):
-            self.lease.check()
-            raise
-        except Error as exc:
-            self.lease.check()
-            failed = row._replace(error=kept_error(row, Error(f"{row.action}: {exc}")))
-            refused = not isinstance(exc, ServerDown)
-            delay = max(1.0, self._breaker.rest(row.path, NotNow())[0] if refused else self.config.retry_delay)
-            self.ledger.change(row, failed, delay)
-            self._say("file_failed", logging.WARNING, failed, delay)
-
-    def _keep(self, row: Row, why: str, level: int = logging.INFO, drop: bool = False) -> None:
-        """Leaves a file where it is, for good."""
-        event("file_kept", level, term=self.lease.term, path=row.path, reason=why)
-        self.ledger.change(row, None if drop else row._replace(action=""))
-
-    def _act_on(self, row: Row) -> None:
-        """Looks at the file and its companion, and removes none if one of them is newer than at the claim. The
-        companion goes first, and also when the file is gone: else it would make the next version ready too early."""
-        with self.pool.server() as server:
-            same = server.same(row.path, Entry(posixpath.basename(row.path), "file", row.size, row.mtime))
-            marker, at_claim = row.path + self.config.ready_suffix, self._markers.get(row.path)
-            there, replaced = False, False
-            if self.config.ready_suffix and same is not False:
-                shown = server.same(marker, at_claim) if at_claim else server.exists(marker)
-                there, replaced = bool(shown), shown is False and at_claim is not None
-            self.lease.check()
-            if same is False or replaced:
-                what = "the file" if same is False else "its companion"
-                drop = row.state == "done" and same is False  # so that the new version is handled
-                self._keep(row, f"a new version of {what} arrived meanwhile", drop=drop)
-                return
-            for path in [marker] * there + [row.path] * bool(same):
-                self._remove(server, path, row.action)
-                self.lease.check()
-            self.ledger.change(row, None if row.state == "done" else row._replace(action=""))
-
-    def _remove(self, server: FileServer, path: str, action: str) -> None:
-        if action == "delete":
-            with contextlib.suppress(FileGone):
-                server.delete(path)
-            return
-        folder = posixpath.normpath(posixpath.join(posixpath.dirname(path), action[len("move:") :]))
-        server.mkdir(folder)
-        name = posixpath.basename(path)
-        for number in range(MOST_NUMBERED):
-            self.lease.check()
-            try:
-                server.rename(path, posixpath.join(folder, numbered(name, number) if number else name))
-                return
-            except TargetExists:
-                continue
-            except FileGone:
-                return
-        raise TargetExists(f"{folder}: {MOST_NUMBERED} files named like {name} are there; make room")
-
-
-def kept_error(row: Row, exc: BaseException) -> str:
-    """An error as the ledger keeps it: one line, and of a long one, besides its begin, the last words."""
-    line = printable(" | ".join(part.strip() for part in str(exc).splitlines() if part.strip())) or reason(exc)
-    line = shortened(line)
-    begin = ": " if any(Marks.split(f"{line} ")[0]) else ""  # words that would be read as marks
-    return f"{row.marks._replace(unlisted=False, gone=isinstance(exc, FileGone))}{begin}{line}"
-
-
-def _local(exc: Union[OSError, UnicodeError], path: str, copy: Optional[Path]) -> Error:
-    """A local error: a name that this host cannot have is the file's trouble, the rest is the host's."""
-    if isinstance(exc, UnicodeError):
-        return HandlerFailed(f"{path}: this host's names are in {sys.getfilesystemencoding()}, which lacks this one")
-    place = copy or f"the place of the copy, {exc.filename or tempfile.gettempdir()}"
-    own = exc.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
-    return (HandlerFailed if own else LocalTrouble)(f"{place}: {reason(exc)}")
-
-
-def check_delivery(config: Config, handled: bool) -> None:
-    """Raises ConfigError unless there is a way for files to go, and a safe one."""
-    if not handled and not config.exec and not config.download_dir:
-        raise ConfigError("exec, download_dir or handler: one of them is required, or nothing is done with a file")
-    for place in sys.path if config.download_dir else ():
-        if in_folder(place, config.download_dir):
-            raise ConfigError(
-                f"download_dir: Python looks for modules in {place or 'the working folder'}, so that an uploaded file "
-                "would be run; deliver to a folder that is not on its path"
-            )
-
-
-def weaknesses(config: Config) -> Iterator[tuple[str, str]]:
-    """Settings that are weaker than they have to be, and what that means."""
-    scheme = config.target.scheme if config.url else ""
-    if scheme == "ftp":
-        yield "url", f"{without_password(config.url)}: ftp:// shows login, names and contents to everybody on the way"
-    if scheme in ("ftpes", "ftps") and not config.tls_verify:
-        yield "tls_verify", f"{without_password(config.url)}: without it anybody on the way can be this server"
-    if scheme == "sftp" and config.host_key:
-        with contextlib.suppress(OSError):
-            lines = Path(config.known_hosts).expanduser().read_text(encoding="utf-8", errors="surrogateescape")
-            known, revoked = known_host_keys(lines, config.target.host, config.target.port)
-            pins = config.host_key.replace("=", "")
-            pinned, refused = ([key for key in keys if fingerprint(key) in pins] for keys in (known, revoked))
-            if refused or (known and not pinned):
-                yield "host_key", f"accepts a key of {config.target.host} that {config.known_hosts} would refuse"
-    remote = [host for host, _ in config.endpoint.hosts if not is_loopback(host)]
-    if remote and config.database_tls != "verify":
-        yield "database_tls", f"{config.database_tls}: without verify anybody on the way can be {remote[0]}"
-    secret = {f"{name}_file": path for name, path in config.files.items()}
-    secret.update(key=config.key, client_key=config.client_key or config.client_cert, config=config.source)
-    if config.endpoint.dialect == "sqlite":
-        secret["database"] = config.endpoint.name
-        folder = os.path.dirname(os.path.abspath(config.endpoint.name))
-        with contextlib.suppress(OSError):
-            if os.name == "posix" and os.stat(folder).st_mode & 0o002:
-                yield "database", f"every user of this host can put another file in its place: chmod o-w {folder}"
-    for name, path in secret.items():
-        with contextlib.suppress(OSError):
-            if path and os.name == "posix" and os.stat(os.path.expanduser(path)).st_mode & 0o006:
-                yield name, "the file can be read or written by every user of this host: chmod o-rwx"
-    if config.download_dir and os.name == "posix":
-        umask = os.umask(0o077)
-        os.umask(umask)
-        lost = 0o666 & ~umask & ~int(config.file_mode, 8)
-        if lost:
-            yield "file_mode", f"{config.file_mode}: delivered files lack {lost:03o}, which the umask would give them"
-
-
-_warned: set[tuple[str, str]] = set()
-
-
-def warn_of_weaknesses(config: Config) -> None:
-    """One line for each, never repeated by this process."""
-    for found in weaknesses(config):
-        if found not in _warned:
-            _warned.add(found)
-            event("settings_warning", logging.WARNING, setting=found[0], reason=found[1])
-
-
-Route = Callable[[str], Optional[Handler]]
 
 
 class Listener:
@@ -8196,8 +8137,69 @@ def _pulse_key(config: Config) -> tuple[object, ...]:
     return tuple((getattr(config, name), config.files.get(name)) for name in names)
 
 
+def check_delivery(config: Config, handled: bool) -> None:
+    """Raises ConfigError unless there is a way for files to go, and a safe one."""
+    if not handled and not config.exec and not config.download_dir:
+        raise ConfigError("exec, download_dir or handler: one of them is required, or nothing is done with a file")
+    for place in sys.path if config.download_dir else ():
+        if in_folder(place, config.download_dir):
+            raise ConfigError(
+                f"download_dir: Python looks for modules in {place or 'the working folder'}, so that an uploaded file "
+                "would be run; deliver to a folder that is not on its path"
+            )
+
+
+def weaknesses(config: Config) -> Iterator[tuple[str, str]]:
+    """Settings that are weaker than they have to be, and what that means."""
+    scheme = config.target.scheme if config.url else ""
+    if scheme == "ftp":
+        yield "url", f"{without_password(config.url)}: ftp:// shows login, names and contents to everybody on the way"
+    if scheme in ("ftpes", "ftps") and not config.tls_verify:
+        yield "tls_verify", f"{without_password(config.url)}: without it anybody on the way can be this server"
+    if scheme == "sftp" and config.host_key:
+        with contextlib.suppress(OSError):
+            lines = Path(config.known_hosts).expanduser().read_text(encoding="utf-8", errors="surrogateescape")
+            known, revoked = known_host_keys(lines, config.target.host, config.target.port)
+            pins = config.host_key.replace("=", "")
+            pinned, refused = ([key for key in keys if fingerprint(key) in pins] for keys in (known, revoked))
+            if refused or (known and not pinned):
+                yield "host_key", f"accepts a key of {config.target.host} that {config.known_hosts} would refuse"
+    remote = [host for host, _ in config.endpoint.hosts if not is_loopback(host)]
+    if remote and config.database_tls != "verify":
+        yield "database_tls", f"{config.database_tls}: without verify anybody on the way can be {remote[0]}"
+    secret = {f"{name}_file": path for name, path in config.files.items()}
+    secret.update(key=config.key, client_key=config.client_key or config.client_cert, config=config.source)
+    if config.endpoint.dialect == "sqlite":
+        secret["database"] = config.endpoint.name
+        folder = os.path.dirname(os.path.abspath(config.endpoint.name))
+        with contextlib.suppress(OSError):
+            if os.name == "posix" and os.stat(folder).st_mode & 0o002:
+                yield "database", f"every user of this host can put another file in its place: chmod o-w {folder}"
+    for name, path in secret.items():
+        with contextlib.suppress(OSError):
+            if path and os.name == "posix" and os.stat(os.path.expanduser(path)).st_mode & 0o006:
+                yield name, "the file can be read or written by every user of this host: chmod o-rwx"
+    if config.download_dir and os.name == "posix":
+        umask = os.umask(0o077)
+        os.umask(umask)
+        lost = 0o666 & ~umask & ~int(config.file_mode, 8)
+        if lost:
+            yield "file_mode", f"{config.file_mode}: delivered files lack {lost:03o}, which the umask would give them"
+
+
+_warned: set[tuple[str, str]] = set()
+
+
+def warn_of_weaknesses(config: Config) -> None:
+    """One line for each, never repeated by this process."""
+    for found in weaknesses(config):
+        if found not in _warned:
+            _warned.add(found)
+            event("settings_warning", logging.WARNING, setting=found[0], reason=found[1])
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# Status: what this process has seen, what the database shows, and how people, programs and systemd are told
+# III.4 Status: what this process has seen, what the database shows, and how people, programs and systemd are told
 # ---------------------------------------------------------------------------------------------------------------------
 
 SURVEY_SECONDS = 2.0  # a status page reads the database at most so often, ...
@@ -8333,8 +8335,6 @@ class Stats:
 
 
 # -- the document: a group as the database shows it, a member as its process knows it, and all there is to say of them -
-
-
 class Finding(NamedTuple):
     """Something that somebody should know of a group or a member.
 
@@ -8586,8 +8586,6 @@ def listener_status(listener: Listener, survey: Survey) -> dict[str, Any]:
 
 
 # -- metrics, names and units after Prometheus' naming guide ----------------------------------------------------------
-
-
 def metrics(listeners: Sequence[tuple[Listener, Survey]]) -> str:
     """Prometheus' text format 0.0.4: all samples of a name stand together."""
     build = {"version": __version__, "python": sys.version.split()[0]}
@@ -8664,8 +8662,6 @@ def _samples(name: str, value: Any, labels: Mapping[str, str]) -> Iterator[str]:
 
 
 # -- for people: what a terminal and the page show alike --------------------------------------------------------------
-
-
 def moment(seconds: float) -> str:
     return utc_text(seconds)[:19].replace("T", " ")
 
@@ -8747,7 +8743,6 @@ def nagios_line(groups: Sequence[Mapping[str, Any]]) -> str:
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------
-
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --back: #f6f7f9; --card: #fff; --line: #d5d9df;
         --good: #0a5a9c; --bad: #a40e26; }
@@ -9040,8 +9035,6 @@ def status_servers(listeners: Sequence[Listener]) -> Iterator[StatusServer]:
 
 
 # -- systemd ----------------------------------------------------------------------------------------------------------
-
-
 def summary(groups: Sequence[Mapping[str, Any]]) -> str:
     """How a process goes, in one line."""
     roles, done = [one["member"]["role"] for one in groups], sum(one["work"]["done"] for one in groups)
@@ -9101,13 +9094,10 @@ class Notifier:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Command line
+# III.5 Command line
 # ---------------------------------------------------------------------------------------------------------------------
 
-
 # The documentation of a command is what --help says of it.
-
-
 def load_configs(source: str) -> list[Config]:
     """`env`, or the path of an INI file."""
     return [Config.from_env(os.environ)] if source == "env" else Config.from_file(source)

@@ -64,14 +64,71 @@ def test_nothing_but_the_agreed_files_is_at_the_top_level() -> None:
     assert (ROOT / "pyproject.toml").read_text(encoding="utf-8").startswith("[build-system]\n")
 
 
+BANNER = re.compile(r"^# -{117}\n# (.*)\n# -{117}$", re.MULTILINE)
+
+
+def sections() -> dict[str, str]:
+    """number -> text, of the module; "" is what stands before the first one."""
+    head, *parts = BANNER.split(SOURCE)
+    return {"": head, **{title.split()[0]: text for title, text in zip(parts[::2], parts[1::2])}}
+
+
+def names(text: str) -> set[str]:
+    """What it defines at its outermost level."""
+    found = set()
+    for node in ast.parse(text).body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            found.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return found
+
+
+def uses(text: str) -> set[str]:
+    """The names that it looks up and does not bind itself: variables, arguments, inner functions."""
+    nodes = list(ast.walk(ast.parse(text)))
+    bound = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+    bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    bound |= {part.name for node in nodes if isinstance(node, ast.FunctionDef) for part in node.body
+              if isinstance(part, ast.FunctionDef)}
+    return {node.id for node in nodes if isinstance(node, ast.Name)} - bound
+
+
 def test_sections_stand_in_the_order_in_which_they_are_to_be_read() -> None:
-    banner = re.compile(r"^# -{117}\n# (.*)\n# -{117}$", re.MULTILINE)
-    titles = [title.split(":")[0].split(" (")[0] for title in banner.findall(SOURCE)]
-    wanted = [
-        "Constants", "Errors", "Logging", "Settings", "Timing and lease", "What is stored", "Dialects", "Election",
-        "File servers", "Selection", "Ledger", "Delivery", "Member", "Polling", "Status", "Command line",
+    titles = [title.split(":")[0].split(" (")[0].split(",")[0] for title in BANNER.findall(SOURCE)]
+    assert titles == [
+        "I.1 Errors", "I.2 Timing", "I.3 What is stored", "I.4 Election", "I.5 Member", "I.6 Versions and selection",
+        "I.7 Ledger", "I.8 Delivery", "I.9 Poller", "I.10 What the poller leans on",
+        "II.1 Databases", "II.2 File servers", "II.3 Listings", "II.4 FTP and FTPS", "II.5 SFTP", "II.6 Names",
+        "II.7 Handlers",
+        "III.1 Settings", "III.2 Logging", "III.3 Listeners and coordinators", "III.4 Status", "III.5 Command line",
     ]  # fmt: skip
-    assert [title for title in titles if title in wanted] == wanted
+
+
+def test_what_an_auditor_reads_does_not_grow() -> None:
+    words = {number: len(text.split()) for number, text in sections().items()}
+    assert sum(words[number] for number in ["", *(f"I.{count}" for count in range(1, 10))]) <= 15_900
+    assert sum(words.values()) <= 55_500
+
+
+def test_the_promises_know_the_rest_by_its_interfaces_and_the_tongues_know_no_lease() -> None:
+    parts = sections()
+    first = "".join(text for number, text in parts.items() if number.startswith("I."))
+    later = {number: names(text) for number, text in parts.items() if number.startswith(("II.", "III."))}
+    # What is left: an interface of each room, and words for people.
+    known = {"Database", "open_database", "FileServer", "Habits", "Job", "new_server", "Patterns", "MoveTargets"}
+    known |= {"File", "Command", "Config", "Stats", "Pulse", "Route"}
+    words = {"event", "say", "reason", "printable", "shortened", "plain", "sha256_text", "duration", "split_path",
+             "is_plain_name", "may_tell_of", "repeats", "Above"}  # fmt: skip
+    used = uses(first) & set().union(*later.values())
+    assert {name for name in used if not name.isupper()} <= known | words
+    promised = {"Lease", "Ledger", "Election", "Member", "Poller", "Selector"}
+    for number in ("II.1", "II.2", "II.3", "II.4", "II.5"):
+        assert not uses(parts[number]) & promised, number
+    for number in ("II.2", "II.3", "II.4", "II.5"):
+        assert not uses(parts[number]) & {"Row", "Change", "Fence", "View"}, number
+    assert not re.search(r"member\.(ask|hand_over|stop|cut)\w*\(", parts["III.4"]), "status decides nothing"
 
 
 def test_the_module_depends_on_the_standard_library_until_a_driver_is_needed() -> None:
