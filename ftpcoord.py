@@ -53,6 +53,7 @@ Not guaranteed, because no program of this kind can
   - What a proxy or the file server had already taken when the connection was reset.
   - With `ledger = off`: promise 3, attempts and quarantine.
 """
+
 from __future__ import annotations
 
 import abc
@@ -136,8 +137,17 @@ if TYPE_CHECKING:
 
 __version__ = "1.0.0"
 __all__ = [
-    "Config", "ConfigError", "Coordinator", "Error", "File", "Lease", "LeaseLost", "Listener", "Timing", "TryLater",
-]  # fmt: skip
+    "Config",
+    "ConfigError",
+    "Coordinator",
+    "Error",
+    "File",
+    "Lease",
+    "LeaseLost",
+    "Listener",
+    "Timing",
+    "TryLater",
+]
 
 # How to read this file: all that the promises rest on is part I, in order. Part II, the tongues of databases and file
 # servers, and part III, what a person and an operator see, are looked up. Part I knows of them only their interfaces.
@@ -155,6 +165,7 @@ TRY_LATER = 75  # EX_TEMPFAIL of sysexits.h: a command's way to say "not now"
 # ---------------------------------------------------------------------------------------------------------------------
 # I.1 Errors: what was wrong, where, and what to do
 # ---------------------------------------------------------------------------------------------------------------------
+
 
 class Error(Exception):
     """Every error that ftpcoord raises on purpose."""
@@ -242,6 +253,7 @@ class LedgerRefused(Error):
 # ---------------------------------------------------------------------------------------------------------------------
 # I.2 Timing, lease, progress
 # ---------------------------------------------------------------------------------------------------------------------
+
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
@@ -637,6 +649,7 @@ class Rows(Protocol):
 # I.4 Election: a state machine over a Store; it knows no threads, sockets or clocks
 # ---------------------------------------------------------------------------------------------------------------------
 
+
 #
 #                 look: held by another              renew: not held, or the deadline passed
 #               +------------------------+         +-----------------------------------------+
@@ -696,9 +709,7 @@ class Election:
         self.step_down_asked = False
         self.database_error: Optional[DatabaseDown] = None
         self._clock, self._tell, self._chance = clock, tell, chance
-        self._watch = ClockWatch(
-            timing.margin / 2, timing.stale_after, 2 * timing.heartbeat + timing.call_timeout
-        )
+        self._watch = ClockWatch(timing.margin / 2, timing.stale_after, 2 * timing.heartbeat + timing.call_timeout)
         self._own_term: Optional[int] = None  # the last term that this process itself won and did not release
         self._seen_term = 0
         self._found: Optional[dict[str, MemberRow]] = None  # the health rows before the own first beat ...
@@ -886,14 +897,13 @@ class Election:
             return False  # it began after this process, and beats as a standby
         if row is None or row.stamp == "":
             return True
-        return not row.released and (
-            row.age <= self.timing.stale_after or not (self._trusted or member == self.member)
-        )
+        return not row.released and (row.age <= self.timing.stale_after or not (self._trusted or member == self.member))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # I.5 Member: an election, the guard of its deadline, and what is wanted of it
 # ---------------------------------------------------------------------------------------------------------------------
+
 
 #
 #   state        what comes                                      what is done, and the next state
@@ -1244,6 +1254,7 @@ class Member:
 # I.6 Versions and selection: which of the listed files are to be handled now
 # ---------------------------------------------------------------------------------------------------------------------
 
+
 class Entry(NamedTuple):
     """One line of a listing. kind is file, dir, link or other; size is in bytes; mtime is ISO text of exactly
     the precision listed, "" if there is none:
@@ -1259,10 +1270,10 @@ class Entry(NamedTuple):
     yearless: bool = False
 
 
-Shown = Union[Entry, Row]   # what tells two contents of one path apart, by its size and mtime
-MOST_AHEAD = datetime.timedelta(hours=15)        # no zone is farther from UTC
+Shown = Union[Entry, Row]  # what tells two contents of one path apart, by its size and mtime
+MOST_AHEAD = datetime.timedelta(hours=15)  # no zone is farther from UTC
 UTC = datetime.timedelta(0)
-QUARTER = datetime.timedelta(minutes=15)        # zones are multiples of it
+QUARTER = datetime.timedelta(minutes=15)  # zones are multiples of it
 MINUTE = len("2026-01-12T10:15")
 EPOCH_SECONDS = re.compile(r"-?\d{1,11}", re.ASCII)
 
@@ -1334,8 +1345,8 @@ def zone_between(line: str, exact: str) -> Optional[datetime.timedelta]:
     (a multiple of 15 minutes, within 14 hours or so): then one of the two times is not what it seems to be."""
     utc = datetime.datetime.fromisoformat(exact[:MINUTE])
     ahead = datetime.datetime.fromisoformat(line[:MINUTE]) - utc
-    if abs(ahead) > MOST_AHEAD:                         # a guessed year is most often one too early
-        with contextlib.suppress(ValueError):           # 29 February
+    if abs(ahead) > MOST_AHEAD:  # a guessed year is most often one too early
+        with contextlib.suppress(ValueError):  # 29 February
             ahead = datetime.datetime.fromisoformat(exact[:4] + line[4:MINUTE]) - utc
     return ahead if abs(ahead) <= MOST_AHEAD and ahead % QUARTER == UTC else None
 
@@ -1353,9 +1364,9 @@ def epoch_seconds(mtime: str) -> Optional[float]:
 EPOCH = datetime.datetime(1970, 1, 1)
 
 
-@functools.lru_cache(maxsize=1024)      # files come in bursts: many of a listing share a second
+@functools.lru_cache(maxsize=1024)  # files come in bursts: many of a listing share a second
 def _iso_seconds(seconds: int) -> str:
-    if seconds >= 2**31:                                # unsigned in the draft, but servers send times before 1970
+    if seconds >= 2**31:  # unsigned in the draft, but servers send times before 1970
         seconds -= 2**32
     return (EPOCH + datetime.timedelta(seconds=seconds)).isoformat()
 
@@ -1556,9 +1567,7 @@ class Selector:
                 (ready if settled else unsettled).append(Work(found, row))
         return Choice(self.order(ready), self.order(unsettled), waiting)
 
-    def verdict(
-        self, found: Found, row: Optional[Row], companions: Mapping[str, Entry], now: float
-    ) -> tuple[str, str]:  # fmt: skip
+    def verdict(self, found: Found, row: Optional[Row], companions: Mapping[str, Entry], now: float) -> tuple[str, str]:
         """Whether a listed file is to be taken, and why not: take, skip, warn (which is to be said) or wait (its
         back-off has not passed). `row` is the ledger's of this very version."""
         config, entry, suffix = self.config, found.entry, self.config.ready_suffix
@@ -1634,9 +1643,14 @@ class Ledger:
     """
 
     def __init__(
-        self, rows: LedgerRows, group: str, member: str, lease: Lease, clock: Callable[[], float],
+        self,
+        rows: LedgerRows,
+        group: str,
+        member: str,
+        lease: Lease,
+        clock: Callable[[], float],
         tell: Callable[[str], None] = lambda error: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.lease = lease
         self.refused: dict[str, RowRefused] = {}  # why a path's last change was refused in every form
         self._tell, self._told = tell, ""  # who hears why the ledger cannot be used; "" when it can be again
@@ -1687,8 +1701,16 @@ class Ledger:
     def claimed(self, work: Work) -> Row:
         """The row that a claim makes."""
         entry = work.found.entry
-        return Row(work.path, entry.size, entry.mtime, "claimed", self.lease.term, work.attempts + 1, work.failures,
-                   error=str(work.marks))  # fmt: skip
+        return Row(
+            work.path,
+            entry.size,
+            entry.mtime,
+            "claimed",
+            self.lease.term,
+            work.attempts + 1,
+            work.failures,
+            error=str(work.marks),
+        )
 
     def change(self, old: Row, new: Optional[Row], delay: Optional[float] = None) -> None:
         """One step that only this term may make. Raises LedgerRefused, and LeaseLost if the row is not this term's."""
@@ -1770,9 +1792,12 @@ class Ledger:
         return [row for row in self.all() if row.action and row.path not in busy and (row.due or 0) <= now]
 
     def forget_unlisted(
-        self, listed: set[str], retention: float, lacks: Callable[[str], bool] = lambda path: True,
+        self,
+        listed: set[str],
+        retention: float,
+        lacks: Callable[[str], bool] = lambda path: True,
         busy: Callable[[str], bool] = lambda path: False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Dates the rows of files that are no longer listed, and drops them `retention` seconds later.
 
         `lacks` tells whether the listing proves that a path is not there. What the server called gone, too, is dropped
@@ -2110,9 +2135,16 @@ class Poller:
     """Everything that one lease allows: polls, workers, the ledger of its term. Thrown away with the lease."""
 
     def __init__(
-        self, config: Config, member: Member, lease: Lease, selector: Selector, route: Optional[Route],
-        rows: LedgerRows, yielding: Yielding, breaker: Breaker,
-    ) -> None:  # fmt: skip
+        self,
+        config: Config,
+        member: Member,
+        lease: Lease,
+        selector: Selector,
+        route: Optional[Route],
+        rows: LedgerRows,
+        yielding: Yielding,
+        breaker: Breaker,
+    ) -> None:
         self.config, self.member, self.lease = config, member, lease
         self.selector, self.route = selector, route
         self.stats, self.progress = member.stats, member.progress
@@ -2544,11 +2576,11 @@ class Poller:
     def _settle(self, item: Item, exc: Exception) -> None:
         """What becomes of a claimed file that is not done: the one place where an error gets its consequence.
 
-            LeaseLost, DatabaseDown            it stays claimed, which is void in the next term
-            FileGone, the first time           failed; dropped when a whole listing lacks it, too
-            NotNow (TryLater, FileChanged)     failed, for a pause that doubles; said from the third time on
-            LocalTrouble, ServerDown, OSError  failed, likewise: the host's or the network's
-            all else                           the file's own: counted, and quarantined in the end
+        LeaseLost, DatabaseDown            it stays claimed, which is void in the next term
+        FileGone, the first time           failed; dropped when a whole listing lacks it, too
+        NotNow (TryLater, FileChanged)     failed, for a pause that doubles; said from the third time on
+        LocalTrouble, ServerDown, OSError  failed, likewise: the host's or the network's
+        all else                           the file's own: counted, and quarantined in the end
         """
         item.ended, row = True, item.row
         self._discard(item)
@@ -2612,9 +2644,15 @@ class Poller:
             self.stats.file(what[len("file_") :], row.size)
         words = {"reason" if what == "file_gone" else "error": row.error}
         event(
-            what, level, term=self.lease.term, path=row.path, attempt=row.attempts, action=row.action or None,
-            retry_in=pause, **words,
-        )  # fmt: skip
+            what,
+            level,
+            term=self.lease.term,
+            path=row.path,
+            attempt=row.attempts,
+            action=row.action or None,
+            retry_in=pause,
+            **words,
+        )
 
     def _unstorable(self, old: Optional[Row], new: Row) -> None:
         """The ledger takes a row in no form: it is quarantined or, if that is refused, left for a growing pause."""
@@ -2736,9 +2774,11 @@ class Recognizer:
     time may have moved, and a file may have been replaced within the minute that its line shows."""
 
     def __init__(
-        self, ledger: Ledger, looking: Callable[[], contextlib.AbstractContextManager[FileServer]],
+        self,
+        ledger: Ledger,
+        looking: Callable[[], contextlib.AbstractContextManager[FileServer]],
         goes_on: Callable[[], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._ledger, self._looking = ledger, looking
         self._goes_on = goes_on  # called before each question; raises once there is to be no other
         self._doubts: dict[str, tuple[float, float]] = {}  # asked again: since when, and when next
@@ -2838,9 +2878,10 @@ def moves_of_display(unclear: Sequence[tuple[Row, Entry]]) -> set[datetime.timed
     """The moves that more than one file shows whose times are not of these days (whoever writes a file anew gives it
     the time of writing), and a good part of all such files."""
     shown = {
-        (row.mtime, move_of_display(row, entry)) for row, entry in unclear
+        (row.mtime, move_of_display(row, entry))
+        for row, entry in unclear
         if not times_of(row.mtime)[1] and not may_still_run(row.mtime) and not may_still_run(entry.mtime)
-    }  # fmt: skip
+    }
     witnesses, moves = {mtime for mtime, _ in shown}, [move for _, move in shown if move is not None]
     return {move for move in set(moves) if moves.count(move) > 1 and 4 * moves.count(move) >= len(witnesses)}
 
@@ -2896,8 +2937,14 @@ class Breaker:
                 if len(self._in_a_row) >= 3 and not self._open_for:
                     self._open_for = self._stats.not_now = printable(str(exc))
                     self._pause, self._tried = self._pauses.next(), set(self._in_a_row)
-                    event("not_now", logging.WARNING, group=self._config.coordination_group, files=len(self._in_a_row),
-                          retry_in=max(self._pause, least), error=self._open_for)  # fmt: skip
+                    event(
+                        "not_now",
+                        logging.WARNING,
+                        group=self._config.coordination_group,
+                        files=len(self._in_a_row),
+                        retry_in=max(self._pause, least),
+                        error=self._open_for,
+                    )
                 if self._open_for:
                     pause = max(self._pause, least)
                     self._due = now + pause
@@ -3074,7 +3121,7 @@ class Workers:
             running[0].join(0.05)
 
 
-LIMIT_SECONDS = 600.0       # for so long a limit of the server on connections is taken for granted
+LIMIT_SECONDS = 600.0  # for so long a limit of the server on connections is taken for granted
 
 
 class Pool:
@@ -3264,7 +3311,8 @@ MEANINGS: dict[str, tuple[type[Error], str]] = {
     "database": (DatabaseRefused, "there is no such database"),
     "forbidden": (DatabaseRefused, "the user may not use this database"),
     "privilege": (
-        DatabaseRefused, "a privilege is missing; members need SELECT, INSERT, UPDATE and DELETE on the three tables"
+        DatabaseRefused,
+        "a privilege is missing; members need SELECT, INSERT, UPDATE and DELETE on the three tables",
     ),
     "table": (DatabaseRefused, "a table is missing; see `ftpcoord.py schema {}`"),
     "column": (DatabaseRefused, "a table lacks a column; compare it with `ftpcoord.py schema {}`"),
@@ -3281,7 +3329,7 @@ MEANINGS: dict[str, tuple[type[Error], str]] = {
     "read-only": (DatabaseDown, "has become read-only"),
     "garbled": (DatabaseDown, "its answer cannot be understood"),
     "other": (DatabaseDown, ""),
-}  # fmt: skip
+}
 GARBLED = "AttributeError|(Lookup|Index|Key)Error|TypeError|error |AssertionError"  # of a driver that reads nonsense
 # The columns of `:changes`: what a change makes of a row, and the row that it was read from.
 NEW = ("path", "size", "mtime", "state", "attempts", "failures", "action", "error")
@@ -3440,16 +3488,16 @@ class Database(abc.ABC):
 
     # The ledger. `:changes` is a table of COLUMNS.
     CLAIM = f"""
-        INSERT INTO file_ledger (group_id, file_id, term, task_id, updated_at, {', '.join(NEW)})
-        SELECT :group, id, term, :member, $utc, {', '.join(COLUMNS[1:9])} FROM $fence, (:changes) v WHERE 1 = 1
+        INSERT INTO file_ledger (group_id, file_id, term, task_id, updated_at, {", ".join(NEW)})
+        SELECT :group, id, term, :member, $utc, {", ".join(COLUMNS[1:9])} FROM $fence, (:changes) v WHERE 1 = 1
         $ignore $made"""
     CHANGE = """
         UPDATE file_ledger AS l SET $set, term = mine.term, task_id = :member
           FROM $fence, $those WHERE l.group_id = v.group_id AND $same $made"""
     FORGET = f"""
         DELETE FROM file_ledger
-         WHERE group_id = :group AND (file_id, {', '.join(OLD)}) IN (
-               SELECT id, {', '.join(COLUMNS[10:])} FROM $fence, (:changes) v) $made"""
+         WHERE group_id = :group AND (file_id, {", ".join(OLD)}) IN (
+               SELECT id, {", ".join(COLUMNS[10:])} FROM $fence, (:changes) v) $made"""
     ADOPT = CLAIM.replace("$fence", "(SELECT 0 AS term) mine")
     RETRY = """
         UPDATE file_ledger SET state = 'failed', failures = 0, action = '', next_attempt_at = $utc, updated_at = $utc
@@ -3700,8 +3748,9 @@ class Database(abc.ABC):
         own = [*(group_id(f"{each}:{rest}") for each in schemes), normal]
         known = [
             (age is None or age > self.timing.stale_after, own.index(group) if group in own else len(own), group)
-            for group, age in self.execute(self.GROUPS) if group in own or group_id(normal_group(group)) == normal
-        ]  # fmt: skip
+            for group, age in self.execute(self.GROUPS)
+            if group in own or group_id(normal_group(group)) == normal
+        ]
         if not known and self.config.ledger:
             known = [(True, own.index(group), group) for group in own if self.execute(self.IN_LEDGER, group=group)]
         config.coordination_group, config._spelling = min(known)[2] if known else normal, ""
@@ -3734,9 +3783,16 @@ class Database(abc.ABC):
     def take(self, group: str, member: str, seen: View, stale_after: float, why: str) -> Optional[int]:
         sql = self.TAKE_ABSENT if why in ("absent", "own") else self.TAKE
         rows = self.execute(
-            sql, group=group, member=member, holder=seen.holder, old_term=seen.term, stamp=seen.stamp or None,
-            stale_after=stale_after, aged=why == "stale", own=why == "own",
-        )  # fmt: skip
+            sql,
+            group=group,
+            member=member,
+            holder=seen.holder,
+            old_term=seen.term,
+            stamp=seen.stamp or None,
+            stale_after=stale_after,
+            aged=why == "stale",
+            own=why == "own",
+        )
         return self._seated(group, member, rows)
 
     def _seated(self, group: str, member: str, won: Sequence[Sequence[Any]]) -> Optional[int]:
@@ -3766,8 +3822,9 @@ class Database(abc.ABC):
         rows = self.execute(self.MEMBERS, group=group)
         return [
             MemberRow(member, LONGEST_DELAY if age is None else float(age), bool(released), stamp)
-            for member, age, released, stamp in rows if not member.startswith(STEP_DOWN)
-        ]  # fmt: skip
+            for member, age, released, stamp in rows
+            if not member.startswith(STEP_DOWN)
+        ]
 
     # -- the ledger's verbs: see Rows ---------------------------------------------------------------------------------
 
@@ -3778,9 +3835,17 @@ class Database(abc.ABC):
             for file_id, path, size, mtime, state, term, attempts, failures, action, due, error in page:
                 # A row that makes no sense is no row: it must not pass for another version of its file.
                 yield Row(
-                    _true_path(str(path), str(file_id)), int(size), str(mtime), str(state), int(term), int(attempts),
-                    int(failures), _true_action(str(action)), _number(due), str(error),
-                )  # fmt: skip
+                    _true_path(str(path), str(file_id)),
+                    int(size),
+                    str(mtime),
+                    str(state),
+                    int(term),
+                    int(attempts),
+                    int(failures),
+                    _true_action(str(action)),
+                    _number(due),
+                    str(error),
+                )
 
     def done_count(self, group: str) -> int:
         return int(self.execute(self.DONE_COUNT, group=group)[0][0])
@@ -3831,10 +3896,15 @@ class Database(abc.ABC):
     def errors(self, group: str) -> list[dict[str, Any]]:
         """The last errors that the ledger knows, quarantined files first."""
         return [
-            {"path": printable(_true_path(path, file_id)), "state": state, "attempts": attempts,
-             "error": printable(error), "age": float(age)}
+            {
+                "path": printable(_true_path(path, file_id)),
+                "state": state,
+                "attempts": attempts,
+                "error": printable(error),
+                "age": float(age),
+            }
             for file_id, path, state, attempts, error, age in self.execute(self.ERRORS, group=group)
-        ]  # fmt: skip
+        ]
 
     def ask_step_down(self, group: str, term: int) -> None:
         self.execute(self.ASK_STEP_DOWN, group=group, request=f"{STEP_DOWN}{term}")
@@ -3941,9 +4011,15 @@ class PostgreSQL(Database):
         if how != "disable":
             self.connection = sock = self._encrypted(sock, host)
         self.connection = Guarded(
-            endpoint.user, host=host, port=port, database=endpoint.name, password=self.config.database_login(),
-            ssl_context=False, application_name="ftpcoord", sock=sock,
-        )  # fmt: skip
+            endpoint.user,
+            host=host,
+            port=port,
+            database=endpoint.name,
+            password=self.config.database_login(),
+            ssl_context=False,
+            application_name="ftpcoord",
+            sock=sock,
+        )
         read_only, standard = self.connection.run(
             "SELECT current_setting('transaction_read_only'), current_setting('standard_conforming_strings')"
         )[0]
@@ -4096,12 +4172,21 @@ class MySQL(Database):
 
         wait = max(1, int(self.timing.lock_timeout))
         self.connection = Guarded(
-            host=host, port=port, user=endpoint.user, password=self.config.database_login(), database=endpoint.name,
-            charset="utf8mb4", autocommit=True, program_name="ftpcoord", defer_connect=True,
+            host=host,
+            port=port,
+            user=endpoint.user,
+            password=self.config.database_login(),
+            database=endpoint.name,
+            charset="utf8mb4",
+            autocommit=True,
+            program_name="ftpcoord",
+            defer_connect=True,
             auth_plugin_map=dict.fromkeys(refused, refuse),
             init_command=f"SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES', "
-            f"lock_wait_timeout = {wait}, innodb_lock_wait_timeout = {wait}", ssl=tls, ssl_disabled=tls is None,
-        )  # fmt: skip
+            f"lock_wait_timeout = {wait}, innodb_lock_wait_timeout = {wait}",
+            ssl=tls,
+            ssl_disabled=tls is None,
+        )
         self.connection.connect(sock)
         if str(self._run("SELECT @@global.read_only")[0][0]) not in ("0", "OFF"):  # a number or, of late, a word
             raise DatabaseDown("it is read-only (a replica?)")
@@ -4224,13 +4309,13 @@ def tls_context(setting: str, ca_file: str, verify: bool, cert: str = "", key: s
 # II.2 File servers: what every protocol offers
 # ---------------------------------------------------------------------------------------------------------------------
 
-MAX_ENTRIES = 2_000_000     # of one poll: a server that never ends its listings must not fill the memory
-MAX_LISTING = 256 << 20     # bytes of one listing, and of the paths of one poll
-MAX_FOLDERS = 100_000       # of one poll
-MOST_UNREAD = 100           # lines of a listing that are kept though nobody understands them
-LARGEST_FILE = 2**63 - 1    # bytes; a listing that tells more is wrong, and the ledger's column takes no more
-READ_BUFFER = 256 * 1024    # bytes; larger ones were slower
-NAMES_SERVE = 10.0          # seconds for which the listing of a folder answers what is in it
+MAX_ENTRIES = 2_000_000  # of one poll: a server that never ends its listings must not fill the memory
+MAX_LISTING = 256 << 20  # bytes of one listing, and of the paths of one poll
+MAX_FOLDERS = 100_000  # of one poll
+MOST_UNREAD = 100  # lines of a listing that are kept though nobody understands them
+LARGEST_FILE = 2**63 - 1  # bytes; a listing that tells more is wrong, and the ledger's column takes no more
+READ_BUFFER = 256 * 1024  # bytes; larger ones were slower
+NAMES_SERVE = 10.0  # seconds for which the listing of a folder answers what is in it
 
 
 class Job(NamedTuple):
@@ -4249,22 +4334,22 @@ class Listed:
     """What is known of a folder by a listing of it."""
 
     def __init__(self) -> None:
-        self.names: set[str] = set()                    # while it is under way: what was made meanwhile
+        self.names: set[str] = set()  # while it is under way: what was made meanwhile
         self.unread: Sequence[str] = ()
-        self.over = float("inf")                        # when it ended; -inf: it failed
+        self.over = float("inf")  # when it ended; -inf: it failed
 
 
 class Habits:
     """What the connections to one server have learnt of it, such as the names that are in folders."""
 
     def __init__(self) -> None:
-        self.zones: set[datetime.timedelta] = set()     # what LIST is ahead of UTC; two: summer and winter
-        self.listing = self.question = 0.0              # seconds that the last of each took
-        self.unanswered: set[str] = set()               # commands that got no answer at all
-        self.spare_listing = True                       # one for a look where only LIST tells; renewed by each poll
+        self.zones: set[datetime.timedelta] = set()  # what LIST is ahead of UTC; two: summer and winter
+        self.listing = self.question = 0.0  # seconds that the last of each took
+        self.unanswered: set[str] = set()  # commands that got no answer at all
+        self.spare_listing = True  # one for a look where only LIST tells; renewed by each poll
         self._lock = threading.Lock()
         self._listed: dict[str, Listed] = {}
-        self._making: set[str] = set()                  # paths
+        self._making: set[str] = set()  # paths
 
     def listed(self, folder: str) -> Optional[Listed]:
         """By a listing of the last NAMES_SERVE seconds."""
@@ -4299,7 +4384,7 @@ class Habits:
                 if folder in self._listed:
                     self._listed[folder].names.add(name)
         except BaseException as error:
-            if not isinstance(error, TargetExists):     # it may have been made after all
+            if not isinstance(error, TargetExists):  # it may have been made after all
                 with self._lock:
                     self._listed.pop(folder, None)
             raise
@@ -4307,14 +4392,14 @@ class Habits:
             self._making.discard(path)
 
 
-Listing = list[Entry]       # named because a FileServer has a method of the name list
+Listing = list[Entry]  # named because a FileServer has a method of the name list
 
 
 def decode_name(raw: bytes, encoding: str) -> str:
     """Text that encode_name() turns into the same bytes again, whatever the server's bytes are."""
     with contextlib.suppress(UnicodeError):
         text = raw.decode(encoding, "surrogateescape")
-        text.encode("utf-8", "surrogateescape")         # UTF-7 and others know surrogates that files here cannot have
+        text.encode("utf-8", "surrogateescape")  # UTF-7 and others know surrogates that files here cannot have
         if text.encode(encoding, "surrogateescape") == raw:
             return text
     return raw.decode("ascii", "surrogateescape")
@@ -4397,8 +4482,8 @@ class FileServer(abc.ABC):
         self.timeout, self.encoding = float(config.timeout), config.encoding
         self.label = f"{config.target.scheme}://{self.host}:{self.port}"
         self.habits = Habits()
-        self.unasked: Sequence[Job] = ()        # what the server had not heard of when fetch_many() lost it
-        self.unread: list[str] = []     # lines of the last listing that nobody understands: MOST_UNREAD + 1 at most
+        self.unasked: Sequence[Job] = ()  # what the server had not heard of when fetch_many() lost it
+        self.unread: list[str] = []  # lines of the last listing that nobody understands: MOST_UNREAD + 1 at most
         self.unanswered = float("-inf")  # when a command that changes something was sent whose reply has not come
         self._patience = min(self.timeout, config.liveness_check_interval / 2)  # for what is sent to be acknowledged
         self._sockets: set[socket.socket] = set()
@@ -4451,7 +4536,7 @@ class FileServer(abc.ABC):
         exists": a target that another client makes between the look and the command is lost there."""
         path, target = self._full(path), self._full(target)
         with self.habits.making(target):
-            if self.exists(target, False):        # SFTP servers replace it as well, which the draft (6.5) forbids
+            if self.exists(target, False):  # SFTP servers replace it as well, which the draft (6.5) forbids
                 raise TargetExists(f"{target} exists")
             try:
                 self._rename(path, target)
@@ -4472,7 +4557,7 @@ class FileServer(abc.ABC):
             try:
                 self._make(path)
             except (FileGone, FileRefused) as error:
-                if not self._is_folder(path):           # someone else may just have made it
+                if not self._is_folder(path):  # someone else may just have made it
                     raise FileRefused(f"{folder}: {error}") from None
 
     def alive(self) -> bool:
@@ -4547,7 +4632,7 @@ class FileServer(abc.ABC):
         """Fetch one Job. Raises FileChanged, FileGone, FileRefused, ServerDown; some bytes may have been written
         by then."""
         problem: Optional[Error] = FileRefused(f"{path}: it was not even tried")
-        for _, error in self.fetch_many([Job(path, size, write, *version)]):    # to its end: keeps the connection
+        for _, error in self.fetch_many([Job(path, size, write, *version)]):  # to its end: keeps the connection
             problem = error
         if problem is not None:
             raise problem
@@ -4601,7 +4686,7 @@ class FileServer(abc.ABC):
         """Wake who waits. Not orderly: nothing more is delivered, even if the connection's user hangs elsewhere."""
         with self._guard:
             for sock in self._sockets:
-                with contextlib.suppress(OSError):      # SSLSocket.shutdown() would go on in plain text
+                with contextlib.suppress(OSError):  # SSLSocket.shutdown() would go on in plain text
                     set_linger(sock, orderly)
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
                 if not orderly and os.name == "posix":
@@ -4644,11 +4729,15 @@ class FileServer(abc.ABC):
                 continue
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3),
-                                  ("TCP_USER_TIMEOUT", int(1000 * self._patience))):
-                if hasattr(socket, option):             # not on every system
+            for option, value in (
+                ("TCP_KEEPIDLE", 30),
+                ("TCP_KEEPINTVL", 10),
+                ("TCP_KEEPCNT", 3),
+                ("TCP_USER_TIMEOUT", int(1000 * self._patience)),
+            ):
+                if hasattr(socket, option):  # not on every system
                     sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-            set_linger(sock, False)     # so that nothing is delivered after this process either, however it dies
+            set_linger(sock, False)  # so that nothing is delivered after this process either, however it dies
             return sock
         raise failure
 
@@ -4695,8 +4784,10 @@ class FileServer(abc.ABC):
         elif self._expired or isinstance(error, socket.timeout):
             why = f"no answer within {self.timeout:g} s"
         elif isinstance(error, ssl.SSLCertVerificationError):
-            why = (f"the server's certificate is not trusted ({error.verify_message}); "
-                   "set ca_file to the authority that signed it")
+            why = (
+                f"the server's certificate is not trusted ({error.verify_message}); "
+                "set ca_file to the authority that signed it"
+            )
         elif isinstance(error, socket.gaierror):
             why = f"the name {self.host} cannot be resolved ({error.strerror})"
         else:
@@ -4750,27 +4841,50 @@ def open_server(config: Config) -> FileServer:
 # II.3 Listings: pure functions
 # ---------------------------------------------------------------------------------------------------------------------
 
-MAX_LINE = 8192             # bytes of one line of a reply or a listing
-MOST_COLUMNS = 9            # of a line of LIST before the size
+MAX_LINE = 8192  # bytes of one line of a reply or a listing
+MOST_COLUMNS = 9  # of a line of LIST before the size
 # English, German, French, Spanish, Italian, Portuguese and Dutch, without accents and dots:
-MONTHS = {word: number for number, words in enumerate((
-    "jan janv gen ene", "feb fev fevr", "mar mars marz mrz mrt", "apr avr avril abr", "may mai mag mei",
-    "jun juin juni june giu", "jul juil juli july lug", "aug aout aou ago", "sep sept set", "oct okt ott out",
-    "nov", "dec dez dic"), 1) for word in words.split()}
-UNIX_KINDS = {"-": "file", "d": "dir", "l": "link"}     # any other letter: a device, a socket, a pipe
+MONTHS = {
+    word: number
+    for number, words in enumerate(
+        (
+            "jan janv gen ene",
+            "feb fev fevr",
+            "mar mars marz mrz mrt",
+            "apr avr avril abr",
+            "may mai mag mei",
+            "jun juin juni june giu",
+            "jul juil juli july lug",
+            "aug aout aou ago",
+            "sep sept set",
+            "oct okt ott out",
+            "nov",
+            "dec dez dic",
+        ),
+        1,
+    )
+    for word in words.split()
+}
+UNIX_KINDS = {"-": "file", "d": "dir", "l": "link"}  # any other letter: a device, a socket, a pipe
 DOS_KINDS = {"<DIR>": "dir", "<SYMLINK>": "link", "<SYMLINKD>": "link", "<JUNCTION>": "link"}
 IBM_KINDS = {"*STMF": "file", "*DIR": "dir"}
 UNIX_MODE = re.compile(r"[-dlbcpsDCMP][-rwxsStTlL]{9}[.+@]?(?= )", re.ASCII)
-UNIX_DATE = re.compile(r" (\d{1,19}) +(?:([^\s\d]{3,9}) +(\d\d?)[.,]?|(\d\d?)[.,]? +([^\s\d]{3,9}))( +)"
-                       r"(?:(\d\d?:\d\d)|((?:19|20|21)\d\d))( .+)", re.ASCII | re.DOTALL)
-ISO_DATE = re.compile(r" (\d{1,19}) +(\d{4}-\d\d-\d\d) (\d\d:\d\d)(?:(:\d\d)(\.\d{1,9})?(?: ([+-]\d{4}))?)?( .+)",
-                      re.ASCII | re.DOTALL)
+UNIX_DATE = re.compile(
+    r" (\d{1,19}) +(?:([^\s\d]{3,9}) +(\d\d?)[.,]?|(\d\d?)[.,]? +([^\s\d]{3,9}))( +)"
+    r"(?:(\d\d?:\d\d)|((?:19|20|21)\d\d))( .+)",
+    re.ASCII | re.DOTALL,
+)
+ISO_DATE = re.compile(
+    r" (\d{1,19}) +(\d{4}-\d\d-\d\d) (\d\d:\d\d)(?:(:\d\d)(\.\d{1,9})?(?: ([+-]\d{4}))?)?( .+)", re.ASCII | re.DOTALL
+)
 CLOCK = re.compile(r" (\d\d?:\d\d) ", re.ASCII)
 PART_OF_A_DATE = re.compile(r"\d+[:/.-]\d", re.ASCII)
-DOS_LINE = re.compile(r"(\d\d|\d{4})-(\d\d)-(\d\d|\d{4}) {1,8}(\d{1,2}):(\d\d)([AaPp][Mm])? +(<[A-Z]+>|\d+) (.+)",
-                      re.ASCII | re.DOTALL)
-IBM_LINE = re.compile(r"\S+ +(\d{1,19}) +\d\d([/.-])\d\d\2\d\d +\d\d:\d\d:\d\d (\*[A-Z0-9]+) +(.+)",
-                      re.ASCII | re.DOTALL)
+DOS_LINE = re.compile(
+    r"(\d\d|\d{4})-(\d\d)-(\d\d|\d{4}) {1,8}(\d{1,2}):(\d\d)([AaPp][Mm])? +(<[A-Z]+>|\d+) (.+)", re.ASCII | re.DOTALL
+)
+IBM_LINE = re.compile(
+    r"\S+ +(\d{1,19}) +\d\d([/.-])\d\d\2\d\d +\d\d:\d\d:\d\d (\*[A-Z0-9]+) +(.+)", re.ASCII | re.DOTALL
+)
 TOTAL_LINE = re.compile(r"(total|totale|totaal|insgesamt|gesamt) \d+", re.ASCII | re.IGNORECASE)
 DIGITS = re.compile(r"\d{1,19}", re.ASCII)
 MLS_TIME = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)(\.\d{1,9})?", re.ASCII)
@@ -4796,7 +4910,7 @@ def parse_mlsd_line(line: str) -> Optional[Entry]:
     facts_text, _, name = line.partition(" ")
     pairs = [fact.partition("=") for fact in facts_text.split(";") if fact]
     if not name or not all(equals for _, equals, _ in pairs) or (not facts_text.endswith(";") and ";" in name):
-        return None                     # the last: a space within a fact
+        return None  # the last: a space within a fact
     facts = {key.lower(): value for key, _, value in pairs}
     kind, size = facts.get("type", "").lower(), facts.get("size", "")
     mtime = iso_time(facts.get("modify", ""))
@@ -4815,7 +4929,7 @@ def latest_date(month: int, day: int, today: datetime.date) -> datetime.date:
     """The latest such date at most one day ahead (the server's zone may be ahead of ours): LIST leaves the
     year out for about the last half year. Raises ValueError if there is no such day."""
     limit = today + datetime.timedelta(days=1)
-    for year in range(limit.year, limit.year - 9, -1):      # 29 February: up to eight years back (1904, 1896)
+    for year in range(limit.year, limit.year - 9, -1):  # 29 February: up to eight years back (1904, 1896)
         with contextlib.suppress(ValueError):
             date = datetime.date(year, month, day)
             if date <= limit:
@@ -4823,7 +4937,7 @@ def latest_date(month: int, day: int, today: datetime.date) -> datetime.date:
     raise ValueError("no such day")
 
 
-Readings = dict[str, Entry]     # what a line may mean, by the form that it would be of
+Readings = dict[str, Entry]  # what a line may mean, by the form that it would be of
 
 
 def parse_list_line(line: str, today: datetime.date, forms: Collection[str] = ()) -> Optional[Entry]:
@@ -4846,7 +4960,7 @@ def chosen(readings: Readings, forms: Collection[str]) -> Optional[Entry]:
 
 def list_readings(line: str, today: datetime.date) -> Readings:
     """All that a line of LIST may mean."""
-    with contextlib.suppress(ValueError, OverflowError):        # a date or a number that cannot be
+    with contextlib.suppress(ValueError, OverflowError):  # a date or a number that cannot be
         readings = _unix_readings(line, today) if UNIX_MODE.match(line) else _other_reading(line)
         if all(entry.name and entry.size <= LARGEST_FILE for entry in readings.values()):
             return readings
@@ -4861,12 +4975,14 @@ def _unix_readings(line: str, today: datetime.date) -> Readings:
         found: list[Readings] = []
         match = pattern.search(line, start)
         while match:
-            columns = line[start:match.start()].split()
+            columns = line[start : match.start()].split()
             if len(columns) > MOST_COLUMNS or any(map(PART_OF_A_DATE.match, columns)):
                 break
             size = int(match[1]) if kind == "file" else 0
-            readings = {form: Entry(name.partition(" -> ")[0] if kind == "link" else name, kind, size, mtime, yearless)
-                        for form, mtime, yearless, name in (read(match, today) if columns else ())}
+            readings = {
+                form: Entry(name.partition(" -> ")[0] if kind == "link" else name, kind, size, mtime, yearless)
+                for form, mtime, yearless, name in (read(match, today) if columns else ())
+            }
             if readings and len(columns) in (2, 3):
                 return readings
             found += [readings] if readings else []
@@ -4876,14 +4992,14 @@ def _unix_readings(line: str, today: datetime.date) -> Readings:
     return {}
 
 
-Dates = Iterator[tuple[str, str, bool, str]]    # form, time, whether its year is guessed, name
+Dates = Iterator[tuple[str, str, bool, str]]  # form, time, whether its year is guessed, name
 
 
 def _month_dates(match: re.Match[str], today: datetime.date) -> Dates:
     """`Jan 12 10:15`, `12. Jan 10:15`, `Jan 12  2026`, `Jan 12 2026 10:15`."""
     _, word, day, day_first, word_after, gap, clock, year, rest = match.groups()
     month, number = month_number(word or word_after), int(day or day_first)
-    with contextlib.suppress(ValueError):                   # no such day or time
+    with contextlib.suppress(ValueError):  # no such day or time
         if month and clock:
             yield "clock", _minute(latest_date(month, number, today), clock), True, rest[1:]
         elif month:
@@ -4891,7 +5007,7 @@ def _month_dates(match: re.Match[str], today: datetime.date) -> Dates:
             doubt, after = "" if gap == " " else "?", CLOCK.match(rest)
             yield "year", shown.isoformat(), False, rest[1:]
             if after:
-                yield "year and clock" + doubt, _minute(shown, after[1]), False, rest[after.end():]
+                yield "year and clock" + doubt, _minute(shown, after[1]), False, rest[after.end() :]
             elif rest.startswith("  "):
                 yield "padded" + doubt, shown.isoformat(), False, rest[2:]
 
@@ -4932,8 +5048,9 @@ def _other_reading(line: str) -> Readings:
     return {}
 
 
-def _dos_reading(first: str, second: str, third: str, hour: str, minute: str, half: str, size: str, name: str
-                 ) -> Readings:
+def _dos_reading(
+    first: str, second: str, third: str, hour: str, minute: str, half: str, size: str, name: str
+) -> Readings:
     """DOS and IIS. Where one date of a listing shows its day first, none can be trusted."""
     iso = len(first) == 4
     year, month, day = map(int, (first, second, third) if iso else (third, first, second))
@@ -4947,7 +5064,7 @@ def _dos_reading(first: str, second: str, third: str, hour: str, minute: str, ha
     mtime = "" if day_first else moment.isoformat(timespec="minutes")
     if size.isdigit():
         entry = Entry(name, "file", int(size), mtime)
-    else:       # IIS pads <DIR> to the width of the size column: nine spaces before the one that ends the column.
+    else:  # IIS pads <DIR> to the width of the size column: nine spaces before the one that ends the column.
         name = name[9:] if name.startswith(" " * 9) else name.lstrip(" ")
         entry = Entry(name, DOS_KINDS.get(size, "other"), 0, mtime)
     return {"day first" if day_first else "dos": entry}
@@ -4979,9 +5096,9 @@ class ListingReader:
         self._mlsd, self._encoding = mlsd, encoding
         self._today = datetime.datetime.now(datetime.timezone.utc).date()
         self._tail, self._first = b"", True
-        self.size = 0                                       # bytes so far
-        self._forms: set[str] = set()                       # of the lines with one reading
-        self._doubtful: list[str] = []                      # the lines with several
+        self.size = 0  # bytes so far
+        self._forms: set[str] = set()  # of the lines with one reading
+        self._doubtful: list[str] = []  # the lines with several
 
     def feed(self, data: bytes) -> None:
         """The next bytes; none at its end."""
@@ -5020,8 +5137,9 @@ class ListingReader:
         for line in self._doubtful:
             self._add(line, parse_list_line(line, self._today, self._forms))
         if self.unread and not self.entries:
-            raise FileRefused(f"{folder or 'the login folder'}: its listing is not understood, e.g. "
-                              f"{self.unread[0][:200]!r}")
+            raise FileRefused(
+                f"{folder or 'the login folder'}: its listing is not understood, e.g. {self.unread[0][:200]!r}"
+            )
         if "day first" in self._forms:
             return [entry._replace(mtime="") for entry in self.entries]
         return self.entries
@@ -5031,22 +5149,31 @@ class ListingReader:
 # II.4 FTP and FTPS (RFC 959, 2228, 2428, 3659, 4217)
 # ---------------------------------------------------------------------------------------------------------------------
 
-MAX_REPLY_LINES = 1000      # of one multi-line FTP reply
-TLS_GOODBYE = 5.0           # seconds a server gets to answer the end of a TLS data connection; some never do
-EPSV_PATIENCE = 5.0         # seconds for the first data connection, as long as PASV may be the better way
-NO_COMMAND = ("500", "502", "504")      # the command is not known, whatever it was asked about
+MAX_REPLY_LINES = 1000  # of one multi-line FTP reply
+TLS_GOODBYE = 5.0  # seconds a server gets to answer the end of a TLS data connection; some never do
+EPSV_PATIENCE = 5.0  # seconds for the first data connection, as long as PASV may be the better way
+NO_COMMAND = ("500", "502", "504")  # the command is not known, whatever it was asked about
 # No text says that something is not there; these only tell refusals from one another.
-TOO_MANY = re.compile(r"(?!.*(attempt|fail|versuch|tentativ|intento))"      # on logins that were wrong
-                      r".*(too many|maximum|limit|exceed|zu viele|trop de|demasiad|troppe|te veel|muitas)",
-                      re.IGNORECASE | re.DOTALL)
-IN_USE = re.compile(r"\bin use\b|\bbusy\b|\blocked\b|being (used|written|uploaded)|sharing violation|another process|"
-                    r"anderen Prozess|autre processus|otro proceso|altro processo|outro processo", re.IGNORECASE)
-NO_FILES = re.compile(r"\bno (such |matching )?(files?|entries|data ?sets?|members)\b|not found|\bempty\b|cannot find",
-                      re.IGNORECASE)
-RIGHTS = re.compile(r"denied|permi|access|authori[sz]|forbid|verweigert|zugriff|berechtig|refus|interdit|deneg|negad|"
-                    r"negat|toegang|rechten|nekad|beh[oö]rig|adgang|tilgang|rettighe|oikeu|odm[oó]w|upraw|odep|opr[aá]v|"
-                    r"megtagad|jogos|izin|eri[sş]im|\u0434\u043e\u0441\u0442\u0443\u043f|\u043f\u0440\u0430\u0432|"
-                    r"\u6743|\u6b0a|\u62d2|\uad8c\ud55c", re.IGNORECASE)
+TOO_MANY = re.compile(
+    r"(?!.*(attempt|fail|versuch|tentativ|intento))"  # on logins that were wrong
+    r".*(too many|maximum|limit|exceed|zu viele|trop de|demasiad|troppe|te veel|muitas)",
+    re.IGNORECASE | re.DOTALL,
+)
+IN_USE = re.compile(
+    r"\bin use\b|\bbusy\b|\blocked\b|being (used|written|uploaded)|sharing violation|another process|"
+    r"anderen Prozess|autre processus|otro proceso|altro processo|outro processo",
+    re.IGNORECASE,
+)
+NO_FILES = re.compile(
+    r"\bno (such |matching )?(files?|entries|data ?sets?|members)\b|not found|\bempty\b|cannot find", re.IGNORECASE
+)
+RIGHTS = re.compile(
+    r"denied|permi|access|authori[sz]|forbid|verweigert|zugriff|berechtig|refus|interdit|deneg|negad|"
+    r"negat|toegang|rechten|nekad|beh[oö]rig|adgang|tilgang|rettighe|oikeu|odm[oó]w|upraw|odep|opr[aá]v|"
+    r"megtagad|jogos|izin|eri[sş]im|\u0434\u043e\u0441\u0442\u0443\u043f|\u043f\u0440\u0430\u0432|"
+    r"\u6743|\u6b0a|\u62d2|\uad8c\ud55c",
+    re.IGNORECASE,
+)
 
 
 def verdict(reply: str) -> str:
@@ -5090,19 +5217,19 @@ class FtpClient(ftplib.FTP):
     def __init__(self, server: FtpServer) -> None:
         super().__init__(timeout=server.timeout, encoding="latin-1")
         self._server = server
-        self._epsv, self._reached = True, False         # reached: a data connection was made
-        self.asked = False                              # the command of a transfer was sent
-        self.silent = self.cut = False                  # of the last data connection: see _begun() and read()
+        self._epsv, self._reached = True, False  # reached: a data connection was made
+        self.asked = False  # the command of a transfer was sent
+        self.silent = self.cut = False  # of the last data connection: see _begun() and read()
 
     def connect(self, *_: object, **__: object) -> str:
         self.logged_in, self._inbox = False, bytearray()
-        self._tls_session: Optional[ssl.SSLSession] = None      # never of another control connection
+        self._tls_session: Optional[ssl.SSLSession] = None  # never of another control connection
         self.sock = self._server._dial()
-        self.af, self._peer = self.sock.family, self.sock.getpeername()     # now: one that was cut does not tell it
+        self.af, self._peer = self.sock.family, self.sock.getpeername()  # now: one that was cut does not tell it
         if self._server.scheme == "ftps":
             self.encrypt()
         self.welcome = self.getresp()
-        while self.welcome.startswith("1"):             # 120: ready in n minutes
+        while self.welcome.startswith("1"):  # 120: ready in n minutes
             self.welcome = self.getresp()
         return self.welcome
 
@@ -5153,7 +5280,7 @@ class FtpClient(ftplib.FTP):
             end = self._inbox.find(b"\n")
             if end >= 0:
                 line = self._inbox[:end].rstrip(b"\r").decode("latin-1")
-                del self._inbox[:end + 1]
+                del self._inbox[: end + 1]
                 return line
             if len(self._inbox) > self.maxline:
                 raise _Broken(f"a reply line of more than {self.maxline} bytes")
@@ -5221,8 +5348,9 @@ class FtpClient(ftplib.FTP):
                 if self._reached:
                     self._begin(cmd)
                 try:
-                    conn = self._server._connected(self.af, (*address, *self._peer[2:]),
-                                                   min(EPSV_PATIENCE, self.timeout) if trying else None)
+                    conn = self._server._connected(
+                        self.af, (*address, *self._peer[2:]), min(EPSV_PATIENCE, self.timeout) if trying else None
+                    )
                 except OSError:
                     if not trying:
                         raise
@@ -5230,10 +5358,10 @@ class FtpClient(ftplib.FTP):
             if not self._reached:
                 self._reached = True
                 self._begin(cmd)
-            return self._begun(conn), None              # no size: the listing's counts
-        except (OSError, ValueError) as error:          # ValueError: a socket that abort() has closed
+            return self._begun(conn), None  # no size: the listing's counts
+        except (OSError, ValueError) as error:  # ValueError: a socket that abort() has closed
             if conn is None and self.asked and not (isinstance(error, socket.timeout) and self.quiet()):
-                self._answered()    # a server that refuses the command closes its port: the reply tells why
+                self._answered()  # a server that refuses the command closes its port: the reply tells why
             raise _Broken from error
 
     def _begin(self, cmd: str) -> None:
@@ -5243,7 +5371,7 @@ class FtpClient(ftplib.FTP):
     def _answered(self) -> None:
         """Waits for the reply that begins a transfer."""
         reply = self.getresp()
-        if reply.startswith("2"):                       # some servers answer the passive command twice
+        if reply.startswith("2"):  # some servers answer the passive command twice
             reply = self.getresp()
         if not reply.startswith("1"):
             raise ftplib.error_reply(reply)
@@ -5297,7 +5425,7 @@ class FtpClient(ftplib.FTP):
     def finish(self, conn: socket.socket) -> str:
         """Close a data connection that has been read to its end; the reply that follows."""
         if isinstance(conn, ssl.SSLSocket) and not self.silent and not self.cut:
-            with contextlib.suppress(OSError, ValueError):      # servers that leave without a goodbye
+            with contextlib.suppress(OSError, ValueError):  # servers that leave without a goodbye
                 conn.settimeout(min(TLS_GOODBYE, self.timeout))
                 conn.unwrap()
         self._server._discard(conn)
@@ -5334,13 +5462,13 @@ class Looker:
 
     def begin(self, mlst: bool = False) -> None:
         """On a new connection."""
-        self.yes: dict[str, str] = {}                   # commands that said yes to a file, and its folder
-        self._no: dict[str, str] = {}                   # what they say of a name that cannot be there
+        self.yes: dict[str, str] = {}  # commands that said yes to a file, and its folder
+        self._no: dict[str, str] = {}  # what they say of a name that cannot be there
         self.useless = self._server.habits.unanswered | (set() if mlst else {"MLST"})
 
     def there(self, path: str) -> Optional[bool]:
         """None: only a listing can tell."""
-        if not all(split_path(path)):                   # a root, of whatever kind
+        if not all(split_path(path)):  # a root, of whatever kind
             return True
         for command in ("MLST", "SIZE"):
             yes, no = self._ask(command, path)
@@ -5412,7 +5540,7 @@ class Looker:
             return "", reply
         facts = self._facts(reply) if command == "MLST" else []
         if facts and not any(entry.name == "." or same_name(entry.name, path) for entry in facts):
-            return "", ""                               # of another: servers take patterns, or tell what is in a folder
+            return "", ""  # of another: servers take patterns, or tell what is in a folder
         if command == "SIZE" or any(entry.kind == "file" for entry in facts):
             self.yes[command] = split_path(path)[0]
         return reply, ""
@@ -5454,7 +5582,7 @@ class FtpServer(FileServer):
             self._require("AUTH TLS", "234", "; ftps:// is TLS from the start, ftp:// is unencrypted")
             self._ftp.encrypt()
         self._log_in()
-        for command in ("PBSZ 0", "PROT P") if self.context else ():    # RFC 4217 section 9: private data connections
+        for command in ("PBSZ 0", "PROT P") if self.context else ():  # RFC 4217 section 9: private data connections
             self._require(command)
         reply = self._ask("FEAT")
         lines = body_lines(reply) if reply.startswith("211") else []
@@ -5462,9 +5590,9 @@ class FtpServer(FileServer):
         self._use_mlsd = "MLST" in features or "MLSD" in features
         self._looker.begin("MLST" in features)
         if "UTF8" in features and self.encoding.lower().replace("-", "") == "utf8":
-            self._ask("OPTS UTF8 ON")                   # some need it, others refuse it and send UTF-8 anyway
+            self._ask("OPTS UTF8 ON")  # some need it, others refuse it and send UTF-8 anyway
         if re.search(r"[ ;](type|size|modify);", features.get("MLST", ""), re.IGNORECASE):
-            self._ask("OPTS MLST type;size;modify;")    # those without an asterisk are not shown unless asked for
+            self._ask("OPTS MLST type;size;modify;")  # those without an asterisk are not shown unless asked for
         started = time.monotonic()
         self._require("TYPE I")
         self.habits.question = self.habits.question or time.monotonic() - started
@@ -5484,17 +5612,18 @@ class FtpServer(FileServer):
             self._ftp.login(self._wire(self.user), self._wire(self.password))
         except ftplib.error_reply as refused:
             reply = str(refused)
-            for_now = reply.startswith("4") and not reply.startswith("430")     # 430: wrong name or password
+            for_now = reply.startswith("4") and not reply.startswith("430")  # 430: wrong name or password
             kind = ServerDown if for_now or TOO_MANY.match(reply) else LoginRefused
             raise kind(f"{self.label}: login as {self.user or 'anonymous'} refused: {reply}") from None
         self._ftp.logged_in = True
 
     def _wrap(self, sock: socket.socket, session: Optional[ssl.SSLSession]) -> ssl.SSLSocket:
         assert self.context is not None
-        with self._guard:                               # wrap_socket() empties the old object
+        with self._guard:  # wrap_socket() empties the old object
             self._sockets.discard(sock)
-        wrapped = self.context.wrap_socket(sock, server_hostname=self.host, session=session,
-                                           do_handshake_on_connect=False, suppress_ragged_eofs=False)
+        wrapped = self.context.wrap_socket(
+            sock, server_hostname=self.host, session=session, do_handshake_on_connect=False, suppress_ragged_eofs=False
+        )
         self._adopt(wrapped)
         return wrapped
 
@@ -5541,7 +5670,7 @@ class FtpServer(FileServer):
     def _is_gone(self, path: str, fresh: bool = True) -> bool:
         try:
             return not self.exists(path, fresh)
-        except FileRefused:                             # the folder cannot be listed: nobody knows
+        except FileRefused:  # the folder cannot be listed: nobody knows
             return False
 
     def _without_name(self, reply: str, path: str) -> str:
@@ -5580,13 +5709,13 @@ class FtpServer(FileServer):
                 refusals.append(str(refused))
                 continue
             if refusals and "MLSD" not in self._looker.yes:
-                self._use_mlsd = False                  # named by FEAT, and not to be had
+                self._use_mlsd = False  # named by FEAT, and not to be had
             self._looker.yes[command] = path
             self.habits.listing = time.monotonic() - started
             return entries
         said = [self._without_name(reply, path) for reply in refusals if verdict(reply) != "unknown"]
         if said and NO_FILES.search(said[-1]) and not RIGHTS.search(self._text(said[-1])):
-            return []                                   # some servers say so of an empty folder; CWD has shown it
+            return []  # some servers say so of an empty folder; CWD has shown it
         raise FileRefused(f"{folder}: {'; '.join(refusals)}")
 
     def _listing(self, command: str, folder: str) -> Listing:
@@ -5599,9 +5728,11 @@ class FtpServer(FileServer):
                 raise _Broken(f"the listing was cut off: {reply}")
             raise ftplib.error_reply(reply)
         if self._ftp.cut and self._strict:
-            raise _Broken("the listing may be cut off: its connection ended without the close_notify of TLS (RFC 8446 "
-                          "section 6.1); tls_close = lax takes it from a server that never sends one")
-        if "failed to open directory" in reply:         # vsftpd: 226, although it could not read the folder
+            raise _Broken(
+                "the listing may be cut off: its connection ended without the close_notify of TLS (RFC 8446 "
+                "section 6.1); tls_close = lax takes it from a server that never sends one"
+            )
+        if "failed to open directory" in reply:  # vsftpd: 226, although it could not read the folder
             raise ftplib.error_reply(reply)
         return reader.listing(folder)
 
@@ -5671,13 +5802,13 @@ class FtpServer(FileServer):
         together = self._listing_pays(jobs)
         lost: Optional[ServerDown] = None
         for number, job in enumerate(jobs):
-            self.unasked, self._ftp.asked = jobs[number + 1:], False
+            self.unasked, self._ftp.asked = jobs[number + 1 :], False
             try:
                 with self._talking(f"fetching {job.path}"):
                     before = self._time_before(job)
                     self._retrieve(job)
             except ServerDown as error:
-                lost, self.unasked = error, jobs[number + self._ftp.asked:]
+                lost, self.unasked = error, jobs[number + self._ftp.asked :]
                 break
             except FileChanged as error:
                 wrong.append((job, error))
@@ -5685,7 +5816,7 @@ class FtpServer(FileServer):
                 yield job, error
             else:
                 fetched.append((job, before))
-                if not together:                        # no file waits for others
+                if not together:  # no file waits for others
                     yield from self._looked_at(fetched, False)
                     fetched = []
         yield from self._looked_at(fetched, True)
@@ -5705,7 +5836,7 @@ class FtpServer(FileServer):
         except _Broken:
             if got != job.size or self._aborted:
                 raise
-            self.close()        # all bytes are here, only the reply is not: a NAT forgot the idle connection
+            self.close()  # all bytes are here, only the reply is not: a NAT forgot the idle connection
             return
         if verdict(reply) == "broken":
             raise _Broken(f"the transfer was cut off: {reply}")
@@ -5720,7 +5851,7 @@ class FtpServer(FileServer):
         except _Broken as error:
             if self._ftp.asked or isinstance(error.__cause__, socket.timeout):
                 raise
-            self.connect()                              # the server hung up before anything was asked: it may do so
+            self.connect()  # the server hung up before anything was asked: it may do so
             return self._ftp.transfercmd(line)
 
     def _received(self, conn: socket.socket, job: Job) -> int:
@@ -5732,7 +5863,7 @@ class FtpServer(FileServer):
             got += count
             filled += count
             if got > job.size:
-                self.close()                            # rather than wait for the end of what is on its way
+                self.close()  # rather than wait for the end of what is on its way
                 raise FileChanged(f"{job.path}: more than the {job.size} bytes listed")
             now = time.monotonic()
             if filled > len(buffer) // 2 or not count or now - last > 0.05:
@@ -5824,34 +5955,66 @@ def body_lines(reply: str) -> list[str]:
 # II.5 SFTP (draft-ietf-secsh-filexfer-02, version 3) over paramiko's SSH transport
 # ---------------------------------------------------------------------------------------------------------------------
 
-SSH_WINDOW = 16 << 20       # bytes the server may send unasked; one window per round trip limits the speed
-SSH_PACKET = 266_240        # bytes; one whole answer to the largest READ
-PORTABLE_READ = 32_768      # bytes of a READ that every server answers in full (draft section 3)
-LARGEST_READ = 261_120      # what OpenSSH allows, and is asked for (limits@openssh.com)
-SMALL_PIECE = 1024          # bytes
-IN_FLIGHT = 8 << 20         # bytes asked for and not yet here; below SSH_WINDOW, so that answers never block
-OPEN_FILES = 64             # at once in a pipeline
-MAX_MESSAGE = 4 << 20       # bytes of one SFTP message; more is not SFTP
-LARGEST_PACKET = SSH_PACKET + 4096      # of SSH, with padding and MAC: we allow no more, and none is larger before
-MOST_GREETING = 65_536      # bytes before the SSH handshake
-MOST_STDERR = 1 << 20       # bytes of what nobody reads
+SSH_WINDOW = 16 << 20  # bytes the server may send unasked; one window per round trip limits the speed
+SSH_PACKET = 266_240  # bytes; one whole answer to the largest READ
+PORTABLE_READ = 32_768  # bytes of a READ that every server answers in full (draft section 3)
+LARGEST_READ = 261_120  # what OpenSSH allows, and is asked for (limits@openssh.com)
+SMALL_PIECE = 1024  # bytes
+IN_FLIGHT = 8 << 20  # bytes asked for and not yet here; below SSH_WINDOW, so that answers never block
+OPEN_FILES = 64  # at once in a pipeline
+MAX_MESSAGE = 4 << 20  # bytes of one SFTP message; more is not SFTP
+LARGEST_PACKET = SSH_PACKET + 4096  # of SSH, with padding and MAC: we allow no more, and none is larger before
+MOST_GREETING = 65_536  # bytes before the SSH handshake
+MOST_STDERR = 1 << 20  # bytes of what nobody reads
 # What may be agreed on, the best first, whichever paramiko is installed: no SHA-1, no MD5, no CBC. Checked against what
 # RFC 9142 and RFC 8332 say MUST NOT or SHOULD NOT be used.
 SSH_ALGORITHMS = {
-    "kex": ("mlkem768x25519-sha256", "curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256",
-            "ecdh-sha2-nistp384", "ecdh-sha2-nistp521", "diffie-hellman-group16-sha512",
-            "diffie-hellman-group-exchange-sha256", "diffie-hellman-group14-sha256"),
-    "key_types": ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "rsa-sha2-512",
-                  "rsa-sha2-256"),
+    "kex": (
+        "mlkem768x25519-sha256",
+        "curve25519-sha256",
+        "curve25519-sha256@libssh.org",
+        "ecdh-sha2-nistp256",
+        "ecdh-sha2-nistp384",
+        "ecdh-sha2-nistp521",
+        "diffie-hellman-group16-sha512",
+        "diffie-hellman-group-exchange-sha256",
+        "diffie-hellman-group14-sha256",
+    ),
+    "key_types": (
+        "ssh-ed25519",
+        "ecdsa-sha2-nistp256",
+        "ecdsa-sha2-nistp384",
+        "ecdsa-sha2-nistp521",
+        "rsa-sha2-512",
+        "rsa-sha2-256",
+    ),
     "ciphers": ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr"),
     "digests": ("hmac-sha2-256", "hmac-sha2-512", "hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com"),
 }
-OFFERED = {"kex": "kex_algo_list", "key_types": "server_key_algo_list", "ciphers": "server_encrypt_algo_list",
-           "digests": "server_mac_algo_list"}   # the same in paramiko's reading of a KEXINIT
+OFFERED = {
+    "kex": "kex_algo_list",
+    "key_types": "server_key_algo_list",
+    "ciphers": "server_encrypt_algo_list",
+    "digests": "server_mac_algo_list",
+}  # the same in paramiko's reading of a KEXINIT
 (INIT, VERSION, OPEN, CLOSE, READ, LSTAT, FSTAT, OPENDIR, READDIR, REMOVE, MKDIR, REALPATH, STAT, RENAME) = (
-    1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 14, 16, 17, 18)
+    1,
+    2,
+    3,
+    4,
+    5,
+    7,
+    8,
+    11,
+    12,
+    13,
+    14,
+    16,
+    17,
+    18,
+)
 (STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED, EXTENDED_REPLY) = (101, 102, 103, 104, 105, 200, 201)
-OPEN_TO_READ = b"\0\0\0\1" b"\0\0\0\0"      # flags, no attributes
+OPEN_TO_READ = b"\0\0\0\1\0\0\0\0"  # flags, no attributes
 OK = 0
 
 
@@ -5860,7 +6023,7 @@ def _paramiko() -> Any:
         paramiko = importlib.import_module("paramiko")
     except ImportError:
         raise ConfigError("sftp:// needs paramiko: pip install paramiko") from None
-    logger = logging.getLogger("paramiko")      # it logs tracebacks of what is reported here in one sentence
+    logger = logging.getLogger("paramiko")  # it logs tracebacks of what is reported here in one sentence
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.CRITICAL)
     return paramiko
@@ -5877,7 +6040,7 @@ def _bounded_transport(paramiko: Any, sock: socket.socket) -> Any:
             self.offer = super()._really_parse_kex_init(*arguments, **more)
             return self.offer
 
-    transport = Transport(sock, disabled_algorithms={"pubkeys": ["ssh-rsa", "ssh-dss"]})     # SHA-1
+    transport = Transport(sock, disabled_algorithms={"pubkeys": ["ssh-rsa", "ssh-dss"]})  # SHA-1
     packets = transport.packetizer
     read_all, read_some, greeting = packets.read_all, packets._read_timeout, 0
 
@@ -5945,7 +6108,7 @@ class FastPipe:
             self._length += len(data)
             if self._length > self._most:
                 raise OSError(errno.EPROTO, "the server sends more than it was allowed to")
-            if self._pieces and len(self._pieces[-1]) + len(data) <= SMALL_PIECE:   # each costs more than its bytes
+            if self._pieces and len(self._pieces[-1]) + len(data) <= SMALL_PIECE:  # each costs more than its bytes
                 self._pieces[-1] += data
             elif data:
                 self._pieces.append(data)
@@ -5970,7 +6133,7 @@ class FastPipe:
         return self._length
 
 
-BYTE, NUMBER, LONG = struct.Struct(">B"), struct.Struct(">I"), struct.Struct(">Q")     # compiled once: asked for often
+BYTE, NUMBER, LONG = struct.Struct(">B"), struct.Struct(">I"), struct.Struct(">Q")  # compiled once: asked for often
 
 
 class _Fields:
@@ -5997,7 +6160,7 @@ class _Fields:
 
     def string(self) -> memoryview:
         length = self.number()
-        text = self._body[self._at:self._at + length]
+        text = self._body[self._at : self._at + length]
         if len(text) != length:
             raise _Broken("an SFTP message that is too short")
         self._at += length
@@ -6018,16 +6181,16 @@ class _Fields:
         flags = self.number()
         size = self.number(LONG) if flags & 1 else None
         if flags & 2:
-            self._at += 8                               # user and group
+            self._at += 8  # user and group
         mode = self.number() if flags & 4 else 0
         if flags & 8:
-            self._at += 4                               # time of last access
+            self._at += 4  # time of last access
         mtime = self.number() if flags & 8 else None
         for _ in range(self.number() if flags & 0x80000000 else 0):
             self.string(), self.string()
         if stat.S_IFMT(mode):
             kind = MODE_KINDS.get(stat.S_IFMT(mode), "other")
-        elif UNIX_MODE.match(long_name.decode("latin-1")):      # some put the bare name there
+        elif UNIX_MODE.match(long_name.decode("latin-1")):  # some put the bare name there
             kind = UNIX_KINDS.get(chr(long_name[0]), "other")
         else:
             return None
@@ -6051,9 +6214,11 @@ class SftpSession:
     way."""
 
     def __init__(
-        self, channel: Any, errors: tuple[type[BaseException], ...],
+        self,
+        channel: Any,
+        errors: tuple[type[BaseException], ...],
         failure: Callable[[], Optional[BaseException]] = lambda: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._channel, self._errors, self._failure = channel, errors, failure
         self._outbox, self._inbox, self._at = bytearray(), b"", 0
         self._number = 0
@@ -6066,7 +6231,7 @@ class SftpSession:
             raise _Broken("not an SFTP server")
         fields.number()
         extensions = set()
-        with contextlib.suppress(_Broken):              # ends with the message
+        with contextlib.suppress(_Broken):  # ends with the message
             while True:
                 extensions.add(bytes(fields.string()))
                 fields.string()
@@ -6107,13 +6272,13 @@ class SftpSession:
         self._need(4 + length)
         start = self._at + 4
         self._at = start + length
-        return _Fields(memoryview(self._inbox)[start:self._at])
+        return _Fields(memoryview(self._inbox)[start : self._at])
 
     def _need(self, count: int) -> None:
         missing = count - (len(self._inbox) - self._at)
         if missing <= 0:
             return
-        pieces = [self._inbox[self._at:]] if self._at < len(self._inbox) else []
+        pieces = [self._inbox[self._at :]] if self._at < len(self._inbox) else []
         try:
             if self._outbox:
                 self._channel.sendall(bytes(self._outbox))
@@ -6137,7 +6302,7 @@ class _Failure(FileRefused):
     """For no stated reason."""
 
 
-REFUSALS: dict[int, type[Error]] = {1: _EndOfFile, 2: FileGone, 4: _Failure}    # by status
+REFUSALS: dict[int, type[Error]] = {1: _EndOfFile, 2: FileGone, 4: _Failure}  # by status
 
 
 def _status_error(path: str, kind: int, fields: _Fields) -> Error:
@@ -6145,7 +6310,7 @@ def _status_error(path: str, kind: int, fields: _Fields) -> Error:
     if kind != STATUS:
         raise _Broken(f"an SFTP answer of kind {kind} that was not asked for")
     code, text = fields.number(), ""
-    with contextlib.suppress(_Broken):                  # old servers send no text
+    with contextlib.suppress(_Broken):  # old servers send no text
         text = bytes(fields.string()).decode("utf-8", "replace")
     return REFUSALS.get(code, FileRefused)(f"{path}: {text or 'refused'} (SFTP status {code})")
 
@@ -6155,11 +6320,11 @@ class _Download:
 
     def __init__(self, job: Job, name: bytes) -> None:
         self.job, self.name, self.handle = job, name, b""
-        self.asked = self.written = 0                   # bytes
-        self.pieces: dict[int, memoryview] = {}         # those that came before their turn, by offset
+        self.asked = self.written = 0  # bytes
+        self.pieces: dict[int, memoryview] = {}  # those that came before their turn, by offset
         self.end_seen = self.ended = False
-        self.look = 0                                   # the request for the version as it is after the last READ
-        self.problem: Optional[FileChanged] = None      # LSTAT is to say why
+        self.look = 0  # the request for the version as it is after the last READ
+        self.problem: Optional[FileChanged] = None  # LSTAT is to say why
 
     @property
     def whole(self) -> bool:
@@ -6176,12 +6341,12 @@ class SftpPipeline:
     def __init__(self, session: SftpSession, encoding: str) -> None:
         self._session, self._encoding = session, encoding
         self._waiting: dict[int, tuple[_Download, int, int, int]] = {}  # request -> file, kind; offset, length of READ
-        self._hungry: deque[_Download] = deque()        # files of which more is to be asked for
+        self._hungry: deque[_Download] = deque()  # files of which more is to be asked for
         self._alone = False
-        self._open = self._in_flight = 0                # files; bytes asked for and not yet here
-        self._again: list[Job] = []                     # the server may have had too many open files for them
-        self._ended: deque[tuple[Job, Optional[Error]]] = deque()       # and not told yet
-        self.fetched: set[_Download] = set()            # whole, and not looked at yet
+        self._open = self._in_flight = 0  # files; bytes asked for and not yet here
+        self._again: list[Job] = []  # the server may have had too many open files for them
+        self._ended: deque[tuple[Job, Optional[Error]]] = deque()  # and not told yet
+        self.fetched: set[_Download] = set()  # whole, and not looked at yet
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
         for most in (OPEN_FILES, 1):
@@ -6223,11 +6388,11 @@ class SftpPipeline:
                 self._hungry.popleft()
                 continue
             if file.asked - file.written >= IN_FLIGHT:
-                return                                  # much has come early: wait for the piece that is late
+                return  # much has come early: wait for the piece that is late
             self._read(file, file.asked, length)
             file.asked += length
             if length > file.job.size and file.job.seen is not None:
-                self._look(file, FSTAT)                 # in the one flight that such a file takes
+                self._look(file, FSTAT)  # in the one flight that such a file takes
 
     def _read(self, file: _Download, offset: int, length: int) -> None:
         self._ask(file, READ, file.handle + struct.pack(">QI", offset, length), offset, length)
@@ -6243,7 +6408,7 @@ class SftpPipeline:
             raise _Broken("an SFTP answer out of turn")
         file, asked, offset, length = self._waiting.pop(number)
         self._in_flight -= length
-        if file.ended:                                  # of CLOSE, or of a file that has been given up
+        if file.ended:  # of CLOSE, or of a file that has been given up
             return
         try:
             if asked == OPEN:
@@ -6285,13 +6450,13 @@ class SftpPipeline:
         end = offset + len(data)
         if end > size:
             raise FileChanged(f"{path}: more than the {size} bytes listed")
-        if not data or (end == size and length <= PORTABLE_READ):   # the end alone cuts such a READ short
+        if not data or (end == size and length <= PORTABLE_READ):  # the end alone cuts such a READ short
             if end < size:
                 raise FileChanged(f"{path}: {end} bytes instead of the {size} listed")
             file.end_seen = True
-        elif len(data) < length:                        # a server may give less: ask for the rest
+        elif len(data) < length:  # a server may give less: ask for the rest
             self._read(file, end, length - len(data))
-            file.look = 0                               # that look came before the end
+            file.look = 0  # that look came before the end
         if data:
             file.pieces[offset] = data if offset == file.written else memoryview(bytes(data))
         while file.written in file.pieces:
@@ -6313,7 +6478,7 @@ class SftpPipeline:
         if asked == FSTAT:
             if same and file.whole:
                 self._close(file)
-            elif file.whole:                            # else it came before the end, and is asked for again
+            elif file.whole:  # else it came before the end, and is asked for again
                 file.problem = another
                 self._look(file, LSTAT)
             return
@@ -6368,7 +6533,7 @@ class SftpServer(FileServer):
         self._ask_for_known_types(options, known)
         try:
             transport.start_client(timeout=patience)
-            server_key = transport.get_remote_server_key()      # raises if the time was up
+            server_key = transport.get_remote_server_key()  # raises if the time was up
         except paramiko.ssh_exception.IncompatiblePeer as error:
             raise ServerDown(f"{self.label}: {self._nothing_in_common(options, transport.offer) or error}") from None
         self._check_host_key(server_key.asbytes(), known, revoked)
@@ -6376,7 +6541,7 @@ class SftpServer(FileServer):
         channel = transport.open_session(SSH_WINDOW, SSH_PACKET, timeout=patience)
         channel.settimeout(self.timeout)
         channel.in_buffer, channel.in_stderr_buffer = FastPipe(SSH_WINDOW), FastPipe(MOST_STDERR)
-        channel.invoke_subsystem("sftp")                # no limit but the watchdog of connect()
+        channel.invoke_subsystem("sftp")  # no limit but the watchdog of connect()
         session = SftpSession(channel, (OSError, EOFError, paramiko.SSHException), transport.get_exception)
         session.start()
         self._session = session
@@ -6392,7 +6557,7 @@ class SftpServer(FileServer):
                 raise ConfigError(f"key {path} is encrypted: set key_passphrase") from None
             except OSError as error:
                 raise ConfigError(f"key {path}: {error.strerror}") from None
-            except Exception as error:                          # each class refuses others in its own way
+            except Exception as error:  # each class refuses others in its own way
                 problems.append(str(error) or type(error).__name__)
         raise ConfigError(f"key {path} cannot be used (format, or wrong key_passphrase): {problems[-1]}")
 
@@ -6411,7 +6576,7 @@ class SftpServer(FileServer):
     def _ask_for_known_types(options: Any, known: set[bytes]) -> None:
         """Else a server with several keys would show one that known_hosts does not have."""
         types = {bytes(_Fields(memoryview(key)).string()).decode("latin-1") for key in known}
-        if "ssh-rsa" in types:                                  # the kind of key; signed with SHA-2 only
+        if "ssh-rsa" in types:  # the kind of key; signed with SHA-2 only
             types = types - {"ssh-rsa"} | {"rsa-sha2-512", "rsa-sha2-256"}
         usable = [name for name in options.key_types if name in types]
         if usable:
@@ -6425,8 +6590,10 @@ class SftpServer(FileServer):
                 advice = "have the server's owner enable one of those"
                 if kind == "key_types":
                     advice += f", or add to known_hosts what `ssh-keyscan -p {self.port} {self.host}` prints"
-                return (f"no algorithm in common ({kind}): the server offers {', '.join(offered)[:300]}; "
-                        f"taken are {', '.join(taken)}; {advice}")
+                return (
+                    f"no algorithm in common ({kind}): the server offers {', '.join(offered)[:300]}; "
+                    f"taken are {', '.join(taken)}; {advice}"
+                )
         return ""
 
     def _check_host_key(self, key: bytes, known: set[bytes], revoked: set[bytes]) -> None:
@@ -6445,7 +6612,8 @@ class SftpServer(FileServer):
         raise ServerDown(
             f"{self.label}: the server's key {shown} {problem}; nothing was sent. If its owner "
             f"confirms it, set host_key={shown}, or add the line that "
-            f"`ssh-keyscan -p {self.port} {self.host}` prints to known_hosts")
+            f"`ssh-keyscan -p {self.port} {self.host}` prints to known_hosts"
+        )
 
     def _log_in(self, transport: Any, key: Any) -> None:
         if key is None and not self.password:
@@ -6453,7 +6621,7 @@ class SftpServer(FileServer):
         proofs: dict[str, Callable[[], object]] = {}
         if key is not None:
             proofs["the key"] = lambda: transport.auth_publickey(self.user, key)
-        if self.password:                                       # if the key is refused, or as a second factor
+        if self.password:  # if the key is refused, or as a second factor
             proofs["the password"] = lambda: self._give_password(transport)
         refusals = []
         for what, prove in proofs.items():
@@ -6472,7 +6640,7 @@ class SftpServer(FileServer):
         except self._paramiko.AuthenticationException as error:
             return str(error)
         except self._paramiko.SSHException as error:
-            if "info request" not in str(error):                # so paramiko calls a question that it does not expect
+            if "info request" not in str(error):  # so paramiko calls a question that it does not expect
                 raise
             return "the server wants it to be changed (it has expired?)"
         return "taken, but the server wants a further proof; set both key and password"
@@ -6486,9 +6654,10 @@ class SftpServer(FileServer):
             given: list[str] = []
 
             def answer(title: str, instructions: str, prompts: Sequence[tuple[str, bool]]) -> list[str]:
-                if len(given) + len(prompts) > 1:               # such as for a new one
+                if len(given) + len(prompts) > 1:  # such as for a new one
                     raise self._paramiko.AuthenticationException(
-                        f"the server asks for more than a password: {prompts[0][0][:200]!r}") from None
+                        f"the server asks for more than a password: {prompts[0][0][:200]!r}"
+                    ) from None
                 given.extend(self.password for _ in prompts)
                 return [self.password for _ in prompts]
 
@@ -6496,7 +6665,7 @@ class SftpServer(FileServer):
 
     def close(self, orderly: bool = True) -> None:
         transport, self._transport, self._session = self._transport, None, None
-        self._shut_down(orderly)        # the transport's thread ends at once
+        self._shut_down(orderly)  # the transport's thread ends at once
         if transport is not None:
             transport.close()
         super().close(orderly)
@@ -6539,12 +6708,12 @@ class SftpServer(FileServer):
             raise _status_error(folder, kind, fields)
         handle = fields.handle()
         entries: Listing = []
-        vague: list[str] = []           # names whose attributes tell no kind
+        vague: list[str] = []  # names whose attributes tell no kind
         seen = size = 0
         while True:
             kind, fields = self._talk().call(READDIR, handle)
             count = fields.number() if kind == NAME else 0
-            if not count:               # none is Synology's way to say that this was all
+            if not count:  # none is Synology's way to say that this was all
                 break
             seen, size = seen + count, size + len(fields)
             if seen > MAX_ENTRIES or size > MAX_LISTING:
@@ -6561,7 +6730,7 @@ class SftpServer(FileServer):
         self._talk().call(CLOSE, handle)
         error = None if kind == NAME else _status_error(folder, kind, fields)
         if error is not None and not isinstance(error, _EndOfFile):
-            raise FileRefused(str(error)) if seen else error    # what showed something is there
+            raise FileRefused(str(error)) if seen else error  # what showed something is there
         self.unread = []
         for name in vague:
             entry = None
@@ -6573,13 +6742,15 @@ class SftpServer(FileServer):
             elif len(self.unread) <= MOST_UNREAD:
                 self.unread.append(name)
         if self.unread and not entries:
-            raise FileRefused(f"{folder or 'the login folder'}: the server tells no kind or size of "
-                              f"anything in it: {self.unread[0][:200]!r}")
+            raise FileRefused(
+                f"{folder or 'the login folder'}: the server tells no kind or size of "
+                f"anything in it: {self.unread[0][:200]!r}"
+            )
         return entries
 
     @conversation("looking at")
     def same(self, path: str, seen: Entry) -> Optional[bool]:
-        encode_name(path, self.encoding)                # a path that is never sent is no question for a listing
+        encode_name(path, self.encoding)  # a path that is never sent is no question for a listing
         kind, fields = self._ask(LSTAT, path)
         if kind != ATTRS and isinstance(_status_error(path, kind, fields), FileGone):
             return None
@@ -6595,7 +6766,7 @@ class SftpServer(FileServer):
     def fetch_many(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
         pipeline, ended = None, 0
         try:
-            with self._talking("fetching"):             # left early, it closes: answers are under way
+            with self._talking("fetching"):  # left early, it closes: answers are under way
                 pipeline = SftpPipeline(self._talk(), self.encoding)
                 for job, error in pipeline.run(jobs):
                     ended += 1
@@ -6603,7 +6774,7 @@ class SftpServer(FileServer):
         except ServerDown:
             fetched = [file.job for file in pipeline.fetched] if pipeline else []
             for job in fetched:
-                changed = job.seen is not None and self.same(job.path, job.seen) is False    # on a new connection
+                changed = job.seen is not None and self.same(job.path, job.seen) is False  # on a new connection
                 yield job, FileChanged(f"{job.path}: another version than the one listed") if changed else None
             if ended + len(fetched) < len(jobs):
                 raise
@@ -6624,15 +6795,15 @@ class SftpServer(FileServer):
         self._do(folder, MKDIR, self._name(folder) + b"\0\0\0\0")
 
     def _is_folder(self, path: str) -> bool:
-        kind, fields = self._ask(STAT, path)            # a link to a folder will do
+        kind, fields = self._ask(STAT, path)  # a link to a folder will do
         entry = fields.entry(path) if kind == ATTRS else None
         if kind != ATTRS or entry is not None:
             return entry is not None and entry.kind == "dir"
-        kind, fields = self._ask(OPENDIR, path)         # there are servers whose STAT tells no kind
+        kind, fields = self._ask(OPENDIR, path)  # there are servers whose STAT tells no kind
         if kind != HANDLE:
             return False
         handle = fields.handle()
-        kind, fields = self._talk().call(READDIR, handle)       # and such that open whatever they are told to
+        kind, fields = self._talk().call(READDIR, handle)  # and such that open whatever they are told to
         self._talk().call(CLOSE, handle)
         return kind == NAME or isinstance(_status_error(path, kind, fields), _EndOfFile)
 
@@ -6742,8 +6913,9 @@ class MoveTargets:
         """Where files of the polled folder go, and from folders below it those that go up beyond it or to it."""
         return self._absolute | {
             normal_path(posixpath.join(base, *[".."] * up, *tail))
-            for ups, tail in self._relative for up in range(0 if self._recursive else ups, ups + 1)
-        }  # fmt: skip
+            for ups, tail in self._relative
+            for up in range(0 if self._recursive else ups, ups + 1)
+        }
 
     def check(self, server: FileServer) -> None:
         """Raises FileRefused if files would be moved into the polled folder."""
@@ -6902,9 +7074,15 @@ class Warden:
     def _start(self) -> None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("FTPCOORD_")}
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", WARDEN], bufsize=0, cwd="/", env=environment, stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "-I", "-S", "-c", WARDEN],
+            bufsize=0,
+            cwd="/",
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         self._write(self._groups, "+")
 
     def _write(self, groups: Iterable[int], sign: str) -> None:
@@ -6942,11 +7120,16 @@ class Command:
         words = [re.sub(r"\{(file|name|path)\}", lambda m: values[m[1]], word) for word in self._words]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("FTPCOORD_") and k != "NOTIFY_SOCKET"}
         environment.update(
-            FTPCOORD_FILE=str(file.local), FTPCOORD_PATH=file.path, FTPCOORD_NAME=file.name,
-            FTPCOORD_SIZE=str(file.size), FTPCOORD_MTIME="" if file.mtime is None else f"{file.mtime:.0f}",
-            FTPCOORD_ATTEMPT=str(file.attempt), FTPCOORD_TERM=str(file.lease.term),
-            FTPCOORD_GROUP=self.config.coordination_group, FTPCOORD_MEMBER=self.config.member_id,
-        )  # fmt: skip
+            FTPCOORD_FILE=str(file.local),
+            FTPCOORD_PATH=file.path,
+            FTPCOORD_NAME=file.name,
+            FTPCOORD_SIZE=str(file.size),
+            FTPCOORD_MTIME="" if file.mtime is None else f"{file.mtime:.0f}",
+            FTPCOORD_ATTEMPT=str(file.attempt),
+            FTPCOORD_TERM=str(file.lease.term),
+            FTPCOORD_GROUP=self.config.coordination_group,
+            FTPCOORD_MEMBER=self.config.member_id,
+        )
         if shutil.which(words[0]) is None:
             raise LocalTrouble(f"exec: {words[0]} is not a command here")
         with self._lock:
@@ -6954,9 +7137,13 @@ class Command:
                 raise LeaseLost(file.lease.term)
             try:
                 process = subprocess.Popen(
-                    self._prefix + words, env=environment, stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-                )  # fmt: skip
+                    self._prefix + words,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    start_new_session=True,
+                )
             except OSError as exc:
                 raise LocalTrouble(f"exec: {words[0]} cannot be started ({reason(exc)})") from None
             except ValueError as exc:
@@ -7186,7 +7373,9 @@ FUNCTION = Kind("module:function", matching(r"[\w.]+:[\w.]+"))
 ADDRESS = Kind("host:port, e.g. 127.0.0.1:8080", matching(f".*:{PORT}"))
 KINDS: dict[type, Kind] = {  # where the default tells it
     bool: Kind("yes or no", lambda value: configparser.ConfigParser.BOOLEAN_STATES[str(value).strip().lower()]),
-    float: SECONDS, int: Kind("a whole number", lambda value: int(str(value))), str: Kind("text", matching(r"[\s\S]*")),
+    float: SECONDS,
+    int: Kind("a whole number", lambda value: int(str(value))),
+    str: Kind("text", matching(r"[\s\S]*")),
 }
 
 
@@ -7393,14 +7582,20 @@ class Config:
         except (LookupError, UnicodeError):  # `undefined` is one that encodes nothing
             raise ConfigError(f"encoding: Python knows none called {quoted(self.encoding)}") from None
         for wrong, sentence in (
-            (not self.url and not self.coordination_group,
-             "url: is required, e.g. sftp://user@host/inbox (a Coordinator: coordination_group)"),
+            (
+                not self.url and not self.coordination_group,
+                "url: is required, e.g. sftp://user@host/inbox (a Coordinator: coordination_group)",
+            ),
             (not ascii_too, f"encoding: must leave ASCII as it is, {quoted(self.encoding)} does not"),
             (self.client_key and not self.client_cert, "client_key: needs client_cert"),
-            (self.url and MoveTargets(self).lead_back(self.target.path),
-             "after, after_error: files would be moved into the polled folder again"),
-            (not self.ledger and self.after == "keep",
-             "ledger: off needs after = delete or move:FOLDER, else every poll takes all again"),
+            (
+                self.url and MoveTargets(self).lead_back(self.target.path),
+                "after, after_error: files would be moved into the polled folder again",
+            ),
+            (
+                not self.ledger and self.after == "keep",
+                "ledger: off needs after = delete or move:FOLDER, else every poll takes all again",
+            ),
             (self.exec and self.handler, "exec and handler: a file goes to one of them; remove the other"),
             (not self.patterns("pattern"), "pattern: matches nothing"),
         ):
@@ -7562,8 +7757,10 @@ def _parse_url(url: str) -> tuple[Target, str]:
     path = urllib.parse.unquote(match[5], errors="surrogateescape")
     for wrong, why in (
         (re.search(r"[\0-\x1f\x7f\\?#]", url), "has a backslash, ?, # or control character; write %5C, %3F, %23"),
-        ("@" in match[5] and (match[2] is None or match[3] is not None),  # ftp://user:12/34@host/
-         "has @ after a slash; write %2F for / in a password and %40 for @ in a path"),
+        (
+            "@" in match[5] and (match[2] is None or match[3] is not None),  # ftp://user:12/34@host/
+            "has @ after a slash; write %2F for / in a password and %40 for @ in a path",
+        ),
         (not user, "names no user; it must look like sftp://user@host/path"),
         (re.search(r"[\0\r\n]", path + user + password), "has a line break or NUL in its user, password or path"),
     ):
@@ -8132,8 +8329,15 @@ def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
 
 def _pulse_key(config: Config) -> tuple[object, ...]:
     """Members that agree in all this may share a connection."""
-    names = ("database", "database_password", "database_tls", "database_ca_file", "ledger", "heartbeat_frequency",
-             "liveness_check_interval")  # fmt: skip
+    names = (
+        "database",
+        "database_password",
+        "database_tls",
+        "database_ca_file",
+        "ledger",
+        "heartbeat_frequency",
+        "liveness_check_interval",
+    )
     return tuple((getattr(config, name), config.files.get(name)) for name in names)
 
 
@@ -8211,8 +8415,16 @@ FOR_ANY_HOST = ("/livez", "/readyz", "/metrics")  # a probe says the address of 
 HTTP_BYTES = 8192  # the longest request
 CALL_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 WORK_BOUNDS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
-SYMBOLS = {"active": "●", "standby": "○", "released": "◇", "stale": "✖", "starting": "◐", "stopping": "■",
-           "quarantined": "▲", "failed": "△"}
+SYMBOLS = {
+    "active": "●",
+    "standby": "○",
+    "released": "◇",
+    "stale": "✖",
+    "starting": "◐",
+    "stopping": "■",
+    "quarantined": "▲",
+    "failed": "△",
+}
 
 
 class Histogram:
@@ -8354,8 +8566,16 @@ PROBLEMS = ("stuck", "unready", "problem")
 def unread(config: Config, error: str = "") -> dict[str, Any]:
     """The document of a group whose database was not read, or cannot be."""
     return {
-        "group": config.coordination_group, "active": None, "term": None, "holder": None, "members": [], "files": {},
-        "database": without_password(config.database), "stale_after": 0.0, "errors": [], "database_error": error,
+        "group": config.coordination_group,
+        "active": None,
+        "term": None,
+        "holder": None,
+        "members": [],
+        "files": {},
+        "database": without_password(config.database),
+        "stale_after": 0.0,
+        "errors": [],
+        "database_error": error,
     }
 
 
@@ -8400,13 +8620,15 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
     own, server, active, files = status.get("member", {}), status.get("server", {}), status["active"], status["files"]
     if own.get("stuck"):
         yield Finding(
-            "stuck", f"this member makes no progress: {own['stuck']}",
+            "stuck",
+            f"this member makes no progress: {own['stuck']}",
             "Restart the process. WatchdogSec of systemd or a liveness probe of /livez does it by itself.",
             own["stuck"],
         )
     if status["database_error"]:
         yield Finding(
-            "unready", f"the database cannot be used: {status['database_error']}",
+            "unready",
+            f"the database cannot be used: {status['database_error']}",
             "Nothing is polled before it is back; then work goes on by itself. See that it runs, that this host "
             "reaches it, and that the login is right (`ftpcoord.py check`).",
             f"database down: {status['database_error']}",
@@ -8417,12 +8639,15 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("passing", f"this member is {own['role']}", short=own["role"])
     if server.get("error") and server["up"] is None:  # the trouble is our own
         yield Finding(
-            "unready", f"nothing can be polled: {server['error']}",
-            "It is tried again for ever; the files wait on the server.", f"cannot poll: {server['error']}",
+            "unready",
+            f"nothing can be polled: {server['error']}",
+            "It is tried again for ever; the files wait on the server.",
+            f"cannot poll: {server['error']}",
         )
     elif server.get("error"):
         yield Finding(
-            "unready", f"the file server cannot be used: {server['error']}",
+            "unready",
+            f"the file server cannot be used: {server['error']}",
             "It is tried again for ever; the files wait there. `ftpcoord.py check` tells more.",
             f"file server down: {server['error']}",
         )
@@ -8431,12 +8656,14 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
     for row in status["members"]:
         if row["heartbeat_age"] < -5 and row["member_id"] == active:
             yield Finding(
-                "problem", f"the heartbeat of {active} lies {duration(-row['heartbeat_age'])} in the future",
+                "problem",
+                f"the heartbeat of {active} lies {duration(-row['heartbeat_age'])} in the future",
                 "The database's clock was set back. A dead member is noticed all the same; correct the clock.",
             )
     if files.get("quarantined"):
         yield Finding(
-            "problem", f"{files['quarantined']} {'file is' if files['quarantined'] == 1 else 'files are'} quarantined",
+            "problem",
+            f"{files['quarantined']} {'file is' if files['quarantined'] == 1 else 'files are'} quarantined",
             "`ftpcoord.py files --state quarantined` tells why; `ftpcoord.py retry GLOB` has them tried again.",
         )
     if active is not None and all(row["role"] != "standby" for row in status["members"]):
@@ -8547,20 +8774,27 @@ def own_status(listener: Listener) -> dict[str, Any]:
     return {
         **unread(config, error),
         "member": {
-            **stats.own, "member_id": config.member_id, "role": role, "version": __version__,
+            **stats.own,
+            "member_id": config.member_id,
+            "role": role,
+            "version": __version__,
             "term": lease.term if lease is not None else view.term if view is not None else None,
             "follows": view.holder or "nobody" if role == "standby" and view is not None else "",
             "lease_remaining": max(0.0, lease.remaining()) if lease is not None else None,
-            "stuck": why_stuck(listener), "not_now": stats.not_now if role == "active" else "",
+            "stuck": why_stuck(listener),
+            "not_now": stats.not_now if role == "active" else "",
         },
         "heartbeat": {
-            "up": not error and answered >= 0, "error": error,
+            "up": not error and answered >= 0,
+            "error": error,
             "age": boot_clock() - answered if answered >= 0 else None,
             "mean": stats.heartbeats.sum / max(1, sum(stats.heartbeats.counts)),
         },
         "server": {"url": without_password(config.url), **stats.server},
         "work": {
-            **stats.work, "queue": stats.queued(), "handlers": member.progress.handlers(),
+            **stats.work,
+            "queue": stats.queued(),
+            "handlers": member.progress.handlers(),
             "minutes": [list(minute) for minute in list(stats.minutes)],
         },
         "takeovers": list(stats.takeovers),
@@ -8596,7 +8830,8 @@ def metrics(listeners: Sequence[tuple[Listener, Survey]]) -> str:
             families.setdefault((name, kind, text), []).extend(_samples(name, value, own))
     return "".join(
         f"# HELP ftpcoord_{name} {text}\n# TYPE ftpcoord_{name} {kind}\n" + "".join(samples)
-        for (name, kind, text), samples in families.items() if samples
+        for (name, kind, text), samples in families.items()
+        if samples
     )
 
 
@@ -8607,30 +8842,58 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> list[tuple[str, str, st
     roles = [row["role"] for row in status["members"]]
     return [
         ("start_time_seconds", "gauge", "When this member started, in epoch seconds.", own["started"]),
-        ("role", "gauge", "1 for the role that this member has.",
-         {"role": {role: role == own["role"] for role in ("active", "standby", "starting", "stopping")}}),
+        (
+            "role",
+            "gauge",
+            "1 for the role that this member has.",
+            {"role": {role: role == own["role"] for role in ("active", "standby", "starting", "stopping")}},
+        ),
         ("term", "gauge", "The group's term, as this member knows it.", own["term"]),
-        ("lease_remaining_seconds", "gauge", "Until the lease ends if it is not renewed; 0 on a standby.",
-         own["lease_remaining"] or 0.0),
-        ("takeovers_total", "counter", "Elections that this member won, by the reason why the role was free.",
-         {"reason": stats.elections}),
+        (
+            "lease_remaining_seconds",
+            "gauge",
+            "Until the lease ends if it is not renewed; 0 on a standby.",
+            own["lease_remaining"] or 0.0,
+        ),
+        (
+            "takeovers_total",
+            "counter",
+            "Elections that this member won, by the reason why the role was free.",
+            {"reason": stats.elections},
+        ),
         ("leases_ended_total", "counter", "Leases of this member that ended.", {"how": stats.ends}),
         ("database_up", "gauge", "Whether the database answered the last heartbeat.", beat["up"]),
         ("heartbeat_age_seconds", "gauge", "Since the database last answered.", beat["age"]),
         ("heartbeat_late_seconds", "gauge", "By how much the last heartbeat left late.", stats.late),
         ("heartbeat_duration_seconds", "histogram", "What heartbeats took, round trip.", stats.heartbeats),
-        ("heartbeat_failures_total", "counter", "Heartbeats that the database did not answer.",
-         stats.failed_heartbeats),
+        (
+            "heartbeat_failures_total",
+            "counter",
+            "Heartbeats that the database did not answer.",
+            stats.failed_heartbeats,
+        ),
         ("server_up", "gauge", "Whether the last poll reached the file server; absent on a standby.", server["up"]),
         ("poll_duration_seconds", "histogram", "What polls took.", stats.polls),
-        ("polls_total", "counter", "Polls, by result.",
-         {"result": {"ok": sum(stats.polls.counts), "failed": stats.failed_polls}}),
+        (
+            "polls_total",
+            "counter",
+            "Polls, by result.",
+            {"result": {"ok": sum(stats.polls.counts), "failed": stats.failed_polls}},
+        ),
         ("listing_files", "gauge", "Files in the last listing.", server["listed"]),
         ("retry_waiting_files", "gauge", "Failed files whose time has not come, at the last poll.", server["waiting"]),
-        ("refused_names_total", "counter", "Listed names that are no plain file names, each time they were listed.",
-         server["refused"]),
-        ("files_total", "counter", "Files handled, by result.",
-         {"result": {state: work[state] for state in stats.file_bytes}}),
+        (
+            "refused_names_total",
+            "counter",
+            "Listed names that are no plain file names, each time they were listed.",
+            server["refused"],
+        ),
+        (
+            "files_total",
+            "counter",
+            "Files handled, by result.",
+            {"result": {state: work[state] for state in stats.file_bytes}},
+        ),
         ("file_bytes_total", "counter", "Size of the files handled, by result.", {"result": stats.file_bytes}),
         ("fetched_bytes_total", "counter", "Bytes fetched from the file server.", work["bytes"]),
         ("handler_duration_seconds", "histogram", "What commands and handlers took.", stats.handlers),
@@ -8638,10 +8901,18 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> list[tuple[str, str, st
         ("queue_files", "gauge", "Files taken up and not ended.", work["queue"]),
         ("last_success_timestamp_seconds", "gauge", "When a file was last done.", work["last_done"]),
         ("last_poll_timestamp_seconds", "gauge", "When a poll last succeeded.", server["last_poll"]),
-        ("ledger_files", "gauge", "Files in the ledger, by state; the same on every member.",
-         {"state": status["files"] if fresh else {}}),
-        ("members", "gauge", "Members in the database, by role; the same on every member.",
-         {"role": {r: roles.count(r) for r in ("active", "standby", "released", "stale") if fresh}}),
+        (
+            "ledger_files",
+            "gauge",
+            "Files in the ledger, by state; the same on every member.",
+            {"state": status["files"] if fresh else {}},
+        ),
+        (
+            "members",
+            "gauge",
+            "Members in the database, by role; the same on every member.",
+            {"role": {r: roles.count(r) for r in ("active", "standby", "released", "stale") if fresh}},
+        ),
     ]
 
 
@@ -8693,17 +8964,25 @@ def tables(status: Mapping[str, Any]) -> Iterator[tuple[str, str, Sequence[Seque
         told = {"released": "gave its lease up", "stale": f"no heartbeat for {age}"}
         members.append((row["role"], row["member_id"], told.get(row["role"], f"heartbeat {age} ago")))
     yield "Members", "Role|Member*", members
-    yield "Quarantined and failed files", "State|File*", [
-        (row["state"], row["path"], f"attempt {row['attempts']}, {duration(row['age'])} ago", row["error"])
-        for row in status["errors"]
-    ]
-    yield "Changes of the active member, as this one saw them", "UTC|Change*", [
-        (moment(change["time"]), _told(change)) for change in status.get("takeovers", ())
-    ]
+    yield (
+        "Quarantined and failed files",
+        "State|File*",
+        [
+            (row["state"], row["path"], f"attempt {row['attempts']}, {duration(row['age'])} ago", row["error"])
+            for row in status["errors"]
+        ],
+    )
+    yield (
+        "Changes of the active member, as this one saw them",
+        "UTC|Change*",
+        [(moment(change["time"]), _told(change)) for change in status.get("takeovers", ())],
+    )
     usual = {field.name: str(field.default) for field in dataclasses.fields(Config)}
-    yield "Settings that are not the default", "Name|Value*", [
-        (name, value) for name, value in sorted(status.get("settings", {}).items()) if value != usual[name]
-    ]
+    yield (
+        "Settings that are not the default",
+        "Name|Value*",
+        [(name, value) for name, value in sorted(status.get("settings", {}).items()) if value != usual[name]],
+    )
 
 
 def _told(change: Mapping[str, Any]) -> str:
@@ -8737,7 +9016,8 @@ def nagios_line(groups: Sequence[Mapping[str, Any]]) -> str:
     bad = [f"{status['group']}: {one['problem']}" for status in groups for one in status["problems"]]
     good = [
         f"{status['group']}: {status['active']} is active at term {status['term']}, "
-        f"{sum(row['role'] == 'standby' for row in status['members'])} standby" for status in groups
+        f"{sum(row['role'] == 'standby' for row in status['members'])} standby"
+        for status in groups
     ]
     return f"not ok: {'; '.join(bad)}" if bad else f"ok: {'; '.join(good)}"
 
@@ -8766,7 +9046,8 @@ svg { display: block; width: 100%; height: 26px; fill: var(--good); }
 """
 POLICY = (
     "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; img-src data:; style-src 'sha256-"
-    + base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode() + "'"
+    + base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+    + "'"
 )
 
 
@@ -8836,8 +9117,11 @@ def _cards(group: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     yield "This member", f"{SYMBOLS[own['role']]} {own['role']}", own["member_id"], f"started {ago(own['started'])}"
     state = "✔ up" if heartbeat["up"] else "▲ down" if heartbeat["error"] else "◐ not reached yet"
     answered = heartbeat["age"] is not None and f"answered {duration(heartbeat['age'])} ago"
-    yield "Database", state, group["database"], (
-        f"{answered}, {heartbeat['mean'] * 1000:.1f} ms on average" if answered else ""
+    yield (
+        "Database",
+        state,
+        group["database"],
+        (f"{answered}, {heartbeat['mean'] * 1000:.1f} ms on average" if answered else ""),
     )
     polled = (
         (server["last_poll"], f"polled {ago(server['last_poll'])}, {server['listed']:,} listed"),
@@ -8868,7 +9152,8 @@ def _bars(state: str, counts: Mapping[int, int]) -> Iterator[str]:
 
 # Answered from what this process knows, without the database.
 PROBES: dict[str, Callable[[Listener], str]] = {
-    "/livez": lambda listener: why_stuck(listener) or "ok", "/readyz": lambda listener: why_unready(listener) or "ok",
+    "/livez": lambda listener: why_stuck(listener) or "ok",
+    "/readyz": lambda listener: why_unready(listener) or "ok",
     "/active": lambda listener: role_of(listener.member),
 }
 
@@ -9043,8 +9328,10 @@ def summary(groups: Sequence[Mapping[str, Any]]) -> str:
         return f"{len(groups)} groups: {told}; {done} files done"
     own, active = groups[0]["member"], roles == ["active"]
     words = [
-        f"active at term {own['term']}" if active else own["role"], own["follows"] and f"active: {own['follows']}",
-        f"{done} files done" if done or active else "", in_short(groups[0], ("stuck", "unready")).partition("\n")[0],
+        f"active at term {own['term']}" if active else own["role"],
+        own["follows"] and f"active: {own['follows']}",
+        f"{done} files done" if done or active else "",
+        in_short(groups[0], ("stuck", "unready")).partition("\n")[0],
     ]
     return printable(", ".join(filter(None, words)))
 
@@ -9096,6 +9383,7 @@ class Notifier:
 # ---------------------------------------------------------------------------------------------------------------------
 # III.5 Command line
 # ---------------------------------------------------------------------------------------------------------------------
+
 
 # The documentation of a command is what --help says of it.
 def load_configs(source: str) -> list[Config]:

@@ -703,8 +703,9 @@ def role_poll(order: Mapping[str, Any]) -> None:
     lease = ftpcoord.Lease(term, float("inf"), time.monotonic)
     selector = ftpcoord.Selector(config, time.monotonic)
     yielding = ftpcoord.Yielding(config)
-    poller = ftpcoord.Poller(config, member, lease, selector, None, database, yielding,
-                             ftpcoord.Breaker(config, member.stats))  # fmt: skip
+    poller = ftpcoord.Poller(
+        config, member, lease, selector, None, database, yielding, ftpcoord.Breaker(config, member.stats)
+    )
     started = time.perf_counter()
     poller._load()
     load = time.perf_counter() - started
@@ -718,10 +719,19 @@ def role_poll(order: Mapping[str, Any]) -> None:
             started = time.perf_counter()
             poller.poll()
             polls.append(time.perf_counter() - started)
-    print(json.dumps({
-        "listed": listed, "load": load, "bare": median(bare), "poll": median(polls),
-        "statements": statements / order["rounds"], "rss_mib": memory(os.getpid())[0] / MIB,
-    }), flush=True)  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "listed": listed,
+                "load": load,
+                "bare": median(bare),
+                "poll": median(polls),
+                "statements": statements / order["rounds"],
+                "rss_mib": memory(os.getpid())[0] / MIB,
+            }
+        ),
+        flush=True,
+    )
 
 
 def part_folder(quick: bool) -> Result:
@@ -914,11 +924,22 @@ def role_members(order: Mapping[str, Any]) -> None:
     took.clear()
     before = cpu_seconds(os.getpid())
     time.sleep(order["seconds"])
-    print(json.dumps({
-        "beats": len(late), "late_median": median(late), "late_99": percentile(late, 0.99), "late_most": max(late),
-        "took_median": median(took), "took_99": percentile(took, 0.99), "cpu": cpu_seconds(os.getpid()) - before,
-        "active": sum(m.lease is not None for m in members), "rss_mib": memory(os.getpid())[0] / MIB,
-    }), flush=True)  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "beats": len(late),
+                "late_median": median(late),
+                "late_99": percentile(late, 0.99),
+                "late_most": max(late),
+                "took_median": median(took),
+                "took_99": percentile(took, 0.99),
+                "cpu": cpu_seconds(os.getpid()) - before,
+                "active": sum(m.lease is not None for m in members),
+                "rss_mib": memory(os.getpid())[0] / MIB,
+            }
+        ),
+        flush=True,
+    )
     os._exit(0)
 
 
@@ -1217,13 +1238,15 @@ def draw(results: Result) -> str:
     """Bars: seconds of each contender, ftpcoord's in colour."""
     parts, y = [STYLE], 24
     for part, key, title in (
-        ("small", "sftp memory", "SFTP, 5,000 files of 1 KiB"), ("small", "ftp memory", "FTP, 5,000 files of 1 KiB"),
+        ("small", "sftp memory", "SFTP, 5,000 files of 1 KiB"),
+        ("small", "ftp memory", "FTP, 5,000 files of 1 KiB"),
         ("small", "ftpes memory", "FTPS, 5,000 files of 1 KiB"),
         ("far", "sftp 4", "SFTP at 20 ms, 400 files of 1 KiB, 4 connections"),
         ("far", "ftp 4", "FTP at 20 ms, 400 files of 1 KiB, 4 connections"),
-        ("large", "sftp", "SFTP, 4 files of 256 MiB"), ("large", "ftp", "FTP, 4 files of 256 MiB"),
+        ("large", "sftp", "SFTP, 4 files of 256 MiB"),
+        ("large", "ftp", "FTP, 4 files of 256 MiB"),
         ("large", "ftpes", "FTPS, 4 files of 256 MiB"),
-    ):  # fmt: skip
+    ):
         best = fastest(results.get(part, {}).get(key))
         if "ftpcoord" not in best:
             continue
@@ -1231,9 +1254,11 @@ def draw(results: Result) -> str:
         for tool, seconds in sorted(best.items(), key=lambda item: item[1]):
             kind, width = "ours" if tool == "ftpcoord" else "other", 520 * seconds / max(best.values())
             label = f"{seconds:.2f} s" + ("" if kind == "ours" else f"  {seconds / best['ftpcoord']:.1f} x")
-            parts += [f'<text x="10" y="{y + 23}">{tool}</text>',
-                      f'<rect x="90" y="{y + 11}" width="{width:.0f}" height="15" class="{kind}"/>',
-                      f'<text x="{96 + width:.0f}" y="{y + 23}" class="dim">{label}</text>']  # fmt: skip
+            parts += [
+                f'<text x="10" y="{y + 23}">{tool}</text>',
+                f'<rect x="90" y="{y + 11}" width="{width:.0f}" height="15" class="{kind}"/>',
+                f'<text x="{96 + width:.0f}" y="{y + 23}" class="dim">{label}</text>',
+            ]
             y += 20
         y += 34
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 {y}" width="720" height="{y}">'

@@ -109,8 +109,11 @@ class Life:
 
     def drained(self, run: Run) -> bool:
         """Whether a run was cut, or ended just then, because it took longer than a hand-over waits."""
-        asked = [at for at, name, group, term in self.roles
-                 if name == "handing_over" and (group, term) == (run.group, run.term)]  # fmt: skip
+        asked = [
+            at
+            for at, name, group, term in self.roles
+            if name == "handing_over" and (group, term) == (run.group, run.term)
+        ]
         return run.last >= min([self.told, *asked]) + DRAIN - WINDOW
 
 
@@ -232,8 +235,9 @@ def check(history: History) -> list[Violation]:
     found += _standbys(history)
     found += [
         Violation("late takeover", f"{seconds:.2f} s, liveness_check_interval {history.liveness:g} s")
-        for seconds in history.clean_takeovers if seconds > history.liveness + 2
-    ]  # fmt: skip
+        for seconds in history.clean_takeovers
+        if seconds > history.liveness + 2
+    ]
     return found
 
 
@@ -389,8 +393,7 @@ def _repeats(history: History) -> Iterable[Violation]:
             where = f"{run.group}: {run.path} version {version}, attempts {before.attempt} and {run.attempt}"
             life = history.lives[before.instance]
             released = any(
-                name == "released" and group == run.group and term == before.term
-                for _, name, group, term in life.roles
+                name == "released" and group == run.group and term == before.term for _, name, group, term in life.roles
             )
             if version in done and done[version] < run.begin - 0.01:
                 yield Violation("handled twice", f"{where}: it was done")
@@ -516,9 +519,15 @@ class Inbox:
         if server.ids and os.getuid() == 0:
             os.chown(self.log, *server.ids)
         program = next(
-            path for path in ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server",
-                              "/usr/lib/ssh/sftp-server", "/usr/libexec/sftp-server") if os.path.exists(path)
-        )  # fmt: skip
+            path
+            for path in (
+                "/usr/lib/openssh/sftp-server",
+                "/usr/libexec/openssh/sftp-server",
+                "/usr/lib/ssh/sftp-server",
+                "/usr/libexec/sftp-server",
+            )
+            if os.path.exists(path)
+        )
         script = server.dir / "session"
         script.write_text(
             f'set -- $1 $SSH_CONNECTION\nexec {program} -d {server.root} -e -l INFO 2>>"{self.log}/$1.$3.$$"\n'
@@ -527,9 +536,10 @@ class Inbox:
         for slot, tap in self.taps.items():
             key = server.dir / f"key-{slot}"
             subprocess.run(
-                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", slot, "-f", str(key)], check=True,
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", slot, "-f", str(key)],
+                check=True,
                 stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+            )
             lines.append(f'restrict,command="/bin/sh {script} {slot}" {Path(f"{key}.pub").read_text()}')
             hosts = server.known_hosts.read_text().replace(f":{server.port} ", f":{tap.port} ")
             (server.dir / f"hosts-{slot}").write_text(hosts)
@@ -723,9 +733,7 @@ class Store:
         rows = self.execute(f"SELECT number, {_COLUMNS} FROM chaos ORDER BY number")
         found = []
         for number, at, what, group, path, size, state, term, attempts, member, old_state in rows:
-            found.append(
-                Change(number, at + offset, what, group, term, member, path, size, state, attempts, old_state)
-            )
+            found.append(Change(number, at + offset, what, group, term, member, path, size, state, attempts, old_state))
         return found
 
     def close(self) -> None:
@@ -766,8 +774,12 @@ class Member:
         with open(self.out, "wb") as out:
             self.process = subprocess.Popen(
                 [sys.executable, str(world.module_path), "--config", str(world.folder / f"{self.slot}.ini")],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment, cwd=world.folder,
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=world.folder,
+            )
 
     def running(self) -> bool:
         return self.process is not None and self.process.poll() is None
@@ -843,9 +855,14 @@ class World:
     """Members, servers, uploads and faults of one round."""
 
     def __init__(
-        self, database: str, file_servers: Sequence[str], seed: int, folder: Path, module_path: Path = MODULE,
+        self,
+        database: str,
+        file_servers: Sequence[str],
+        seed: int,
+        folder: Path,
+        module_path: Path = MODULE,
         **settings: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         sys.path.insert(0, str(MODULE.parent))
         import ftpcoord
 
@@ -854,9 +871,7 @@ class World:
         self.module_path = Path(shutil.copy(module_path, folder / "ftpcoord.py"))
         self.offset = time.monotonic() - time.time()
         self.heartbeat, self.liveness = (0.4, 4.2) if database == "mysql" else (0.3, 3.0)
-        self.timing = ftpcoord.Timing(
-            self.heartbeat, self.liveness, ftpcoord.DIALECTS[database].least_timeout
-        )
+        self.timing = ftpcoord.Timing(self.heartbeat, self.liveness, ftpcoord.DIALECTS[database].least_timeout)
         self.history = History(self.liveness, {})
         self.record = folder / "record"
         self.faults: list[Fault] = []
@@ -886,11 +901,23 @@ class World:
     def _write_settings(self, slot: str, more: dict[str, Any]) -> None:
         recorder = [sys.executable, "-I", "-S", str(self.folder / "recorder.py"), str(self.record)]
         common = {
-            "database": self.store.url(slot), "member_id": SLOTS[slot], "heartbeat_frequency": self.heartbeat,
-            "liveness_check_interval": self.liveness, "polling_interval": 0.4, "settle": 0.05, "retry_delay": 0.2,
-            "timeout": 2, "workers": 8, "max_attempts": 3, "drain_timeout": DRAIN, "exec": shlex.join(recorder),
-            "exec_timeout": 20, "log_format": "json", "yield_after": 3, **more,
-        }  # fmt: skip
+            "database": self.store.url(slot),
+            "member_id": SLOTS[slot],
+            "heartbeat_frequency": self.heartbeat,
+            "liveness_check_interval": self.liveness,
+            "polling_interval": 0.4,
+            "settle": 0.05,
+            "retry_delay": 0.2,
+            "timeout": 2,
+            "workers": 8,
+            "max_attempts": 3,
+            "drain_timeout": DRAIN,
+            "exec": shlex.join(recorder),
+            "exec_timeout": 20,
+            "log_format": "json",
+            "yield_after": 3,
+            **more,
+        }
         lines = ["[DEFAULT]", *(f"{name} = {value}" for name, value in common.items())]
         for inbox in self.inboxes:
             lines += [f"[{inbox.group}]", *(f"{name} = {value}" for name, value in inbox.settings(slot).items())]
@@ -965,14 +992,26 @@ class World:
     def fault(self) -> None:
         """One more thing goes wrong."""
         kinds = {
-            "SIGSTOP": 5, "SIGKILL": 4, "SIGTERM": 3, "files delayed": 1, "files cut": 2, "files black-holed": 2,
+            "SIGSTOP": 5,
+            "SIGKILL": 4,
+            "SIGTERM": 3,
+            "files delayed": 1,
+            "files cut": 2,
+            "files black-holed": 2,
             "files refused": 1,
-        }  # fmt: skip
+        }
         if self.store.server is not None:
             kinds.update(
-                {"database delayed": 1, "database cut": 2, "database black-holed": 4, "database refused": 1,
-                 "database frozen": 1, "database restarted": 1, "database killed": 1}
-            )  # fmt: skip
+                {
+                    "database delayed": 1,
+                    "database cut": 2,
+                    "database black-holed": 4,
+                    "database refused": 1,
+                    "database frozen": 1,
+                    "database restarted": 1,
+                    "database killed": 1,
+                }
+            )
         kind = self.chance.choices(list(kinds), list(kinds.values()))[0]
         inbox = self.chance.choice(self.inboxes)
         active = [slot for slot, member in self.members.items() if member.active(inbox.group)]
@@ -999,8 +1038,9 @@ class World:
             member.busy = True
             fault = Fault(kind, slot, time.monotonic())
         else:
-            if any(f.slot == slot and f.kind.split()[0] == kind.split()[0] and f.until == float("inf")
-                   for f in self.faults):  # fmt: skip
+            if any(
+                f.slot == slot and f.kind.split()[0] == kind.split()[0] and f.until == float("inf") for f in self.faults
+            ):
                 return False
             fault = Fault(kind, slot, time.monotonic())
         self.faults.append(fault)
@@ -1134,9 +1174,10 @@ class World:
     def _clean(self, watch: Watch, at: float) -> bool:
         """Whether some other member, and what it needs, was well all the time: then the promise holds."""
         others = [
-            fault for fault in self.faults
+            fault
+            for fault in self.faults
             if fault.until > watch.began - self.liveness and fault.began < at and not fault.kind.startswith("files")
-        ]  # fmt: skip
+        ]
         if watch.kind == "SIGTERM" or any(fault.slot == "" for fault in others):
             return False
         if self.store.name == "sqlite" and any(fault.kind == "SIGSTOP" for fault in others):
@@ -1250,9 +1291,14 @@ class World:
 
 
 def play(
-    database: str, file_servers: Sequence[str], seconds: float, seed: int, folder: Path, module_path: Path = MODULE,
+    database: str,
+    file_servers: Sequence[str],
+    seconds: float,
+    seed: int,
+    folder: Path,
+    module_path: Path = MODULE,
     **settings: Any,
-) -> tuple[History, list[Violation]]:  # fmt: skip
+) -> tuple[History, list[Violation]]:
     """A round: its history and what was wrong with it."""
     began = time.monotonic()
     world = World(database, file_servers, seed, folder, module_path, **settings)

@@ -71,9 +71,7 @@ asyncssh = _session("asyncssh", servers.asyncssh)
 class Database:
     """A fresh, empty database for one test.  `server` is None for SQLite."""
 
-    def __init__(
-        self, name: str, url: str, server: Union[servers.Postgres, servers.Mysql, None] = None
-    ) -> None:
+    def __init__(self, name: str, url: str, server: Union[servers.Postgres, servers.Mysql, None] = None) -> None:
         self.name, self.url, self.server = name, url, server
         self.database = urlsplit(url).path[1:]  # SQLite: the file
 
@@ -85,9 +83,7 @@ class Database:
         if self.server is None:
             return sqlite3.connect(self.database, timeout=timeout, isolation_level=None)
         if isinstance(self.server, servers.Postgres):
-            connection = servers.pg_login(
-                self.server.port, "postgres" if admin else "app", self.database, timeout
-            )
+            connection = servers.pg_login(self.server.port, "postgres" if admin else "app", self.database, timeout)
             connection.autocommit = True
             return connection
         return servers.mysql_login(
@@ -177,10 +173,18 @@ def new_folder(name: str, server: servers.Server) -> Iterator[Files]:
 
 
 FILE_SERVERS = {
-    "vsftpd": "vsftpd_plain", "vsftpd-explicit": "vsftpd_explicit", "vsftpd-implicit": "vsftpd_implicit",
-    "sshd": "sshd", "pyftpd": "pyftpd", "proftpd-explicit": "proftpd_explicit",
-    "proftpd-list": "proftpd_list", "proftpd-refusing": "proftpd_refusing", "proftpd-sftp": "proftpd_sftp",
-    "pure-ftpd": "pure_ftpd_plain", "pure-ftpd-explicit": "pure_ftpd_explicit", "asyncssh": "asyncssh",
+    "vsftpd": "vsftpd_plain",
+    "vsftpd-explicit": "vsftpd_explicit",
+    "vsftpd-implicit": "vsftpd_implicit",
+    "sshd": "sshd",
+    "pyftpd": "pyftpd",
+    "proftpd-explicit": "proftpd_explicit",
+    "proftpd-list": "proftpd_list",
+    "proftpd-refusing": "proftpd_refusing",
+    "proftpd-sftp": "proftpd_sftp",
+    "pure-ftpd": "pure_ftpd_plain",
+    "pure-ftpd-explicit": "pure_ftpd_explicit",
+    "asyncssh": "asyncssh",
 }
 
 

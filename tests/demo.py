@@ -5,6 +5,7 @@ Starts an FTP server in front of a temporary folder, and three members as proces
 SQLite file. Feeds files, kills the active member with SIGKILL, stops the next one with SIGTERM, shows what
 happens, and compares it with what is promised. Exit 0: all held; 1: one was broken, or the demo did not work.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -32,12 +33,20 @@ from typing import Any, Callable, NoReturn, Optional
 from processes import MEMBER, Process, environment
 
 NAMES = ["a", "b", "c"]
-HEARTBEAT, LIVENESS, POLLING, SETTLE = 0.4, 4.0, 0.5, 0.5     # seconds: settings of the members
-WORKERS = 4                                                   # files that a member has in work at once
-ROUND_TRIP = 0.5          # seconds that "a round trip" may take where ten processes share a small machine
-SENDER, PASSWORD = "sender", "demo"                           # the FTP user that uploads; everyone's password
-COLOURS = {"ACTIVE": "1;32", "SIGKILL": "1;31", "SIGTERM": "1;33", "note": "1;33", "again": "36",
-           "upload": "34", "ok": "32", "BROKEN": "1;31"}
+HEARTBEAT, LIVENESS, POLLING, SETTLE = 0.4, 4.0, 0.5, 0.5  # seconds: settings of the members
+WORKERS = 4  # files that a member has in work at once
+ROUND_TRIP = 0.5  # seconds that "a round trip" may take where ten processes share a small machine
+SENDER, PASSWORD = "sender", "demo"  # the FTP user that uploads; everyone's password
+COLOURS = {
+    "ACTIVE": "1;32",
+    "SIGKILL": "1;31",
+    "SIGTERM": "1;33",
+    "note": "1;33",
+    "again": "36",
+    "upload": "34",
+    "ok": "32",
+    "BROKEN": "1;31",
+}
 UNEXPECTED = {"lost", "file_failed", "file_quarantined", "server_down", "database_down", "duplicate_member"}
 
 INTRODUCTION = f"""\
@@ -51,7 +60,7 @@ seconds"""
 
 # What a member runs for each file. It notes its begin and its end in a record that all members share, each by
 # one write() in append mode, so that lines of several processes never mix.
-COMMAND = '''\
+COMMAND = """\
 import hashlib, os, sys, time
 def note(what, digest):
     words = [what, *(os.environ["FTPCOORD_" + n] for n in ("NAME", "MEMBER", "TERM", "ATTEMPT")), digest]
@@ -62,7 +71,7 @@ note("begin", "-")
 time.sleep(0.15)                                                  # the work
 with open(os.environ["FTPCOORD_FILE"], "rb") as file:
     note("end", hashlib.sha256(file.read()).hexdigest())
-'''
+"""
 
 
 class Trouble(Exception):
@@ -72,6 +81,7 @@ class Trouble(Exception):
 @dataclasses.dataclass
 class Run:
     """One execution of the command. Times are time.monotonic(), which all processes share."""
+
     name: str
     member: str
     term: int
@@ -101,11 +111,17 @@ class Server:
         authorizer = importlib.import_module("pyftpdlib.authorizers").DummyAuthorizer()
         for user in [*NAMES, SENDER]:
             authorizer.add_user(user, PASSWORD, str(folder), perm="elradfmwMT")
-        self.connections: list[Any] = []                      # every one, logged in or not
-        self.logins: list[str] = []                           # the user of each, in their order
-        handler = type("Handler", (importlib.import_module("pyftpdlib.handlers").FTPHandler,), {
-            "authorizer": authorizer, "on_connect": lambda session: self.connections.append(session),
-            "on_login": lambda _session, user: self.logins.append(user)})
+        self.connections: list[Any] = []  # every one, logged in or not
+        self.logins: list[str] = []  # the user of each, in their order
+        handler = type(
+            "Handler",
+            (importlib.import_module("pyftpdlib.handlers").FTPHandler,),
+            {
+                "authorizer": authorizer,
+                "on_connect": lambda session: self.connections.append(session),
+                "on_login": lambda _session, user: self.logins.append(user),
+            },
+        )
         self.ftpd = importlib.import_module("pyftpdlib.servers").FTPServer(("127.0.0.1", 0), handler)
         self.port: int = self.ftpd.address[1]
         self.closing = threading.Event()
@@ -126,19 +142,19 @@ class Demo:
         (folder / "tmp").mkdir()
         (folder / "command.py").write_text(COMMAND)
         self.record.touch()
-        self.read_up_to = 0                                   # in the record
+        self.read_up_to = 0  # in the record
         self.server = Server(folder / "ftp")
         self.members: dict[str, Process] = {}
-        self.leaving: set[str] = set()                        # members whose end is part of the play
+        self.leaving: set[str] = set()  # members whose end is part of the play
         self.roles: dict[str, list[str]] = {name: [] for name in NAMES}
         self.standing_by: set[str] = set()
         self.reigns: list[Reign] = []
         self.runs: list[Run] = []
-        self.fed: dict[str, str] = {}                         # name of each file uploaded: its SHA-256
-        self.whole: dict[str, float] = {}                     # name of a slow upload: when it was complete
+        self.fed: dict[str, str] = {}  # name of each file uploaded: its SHA-256
+        self.whole: dict[str, float] = {}  # name of a slow upload: when it was complete
         self.told, self.told_at, self.told_again = 0, 0.0, 0
         self.killed, self.killed_at = Reign("", 0, 0.0), 0.0
-        self.takeovers: list[tuple[str, float, float]] = []   # text, seconds, seconds allowed
+        self.takeovers: list[tuple[str, float, float]] = []  # text, seconds, seconds allowed
 
     # --------------------------------------------------------------------------------- what is seen
 
@@ -172,8 +188,11 @@ class Demo:
                 if what == "begin":
                     self.runs.append(Run(name, member, int(won), int(attempt), float(noted)))
                 else:
-                    run = next(run for run in self.runs if not run.ended
-                               and (run.name, run.term, run.attempt) == (name, int(won), int(attempt)))
+                    run = next(
+                        run
+                        for run in self.runs
+                        if not run.ended and (run.name, run.term, run.attempt) == (name, int(won), int(attempt))
+                    )
                     run.ended, run.digest = float(noted), digest
         if time.monotonic() - self.told_at >= 1:
             self.tell()
@@ -220,11 +239,19 @@ class Demo:
     def start(self, name: str) -> None:
         command = [sys.executable, "-I", "-S", str(self.folder / "command.py"), str(self.record)]
         settings = {
-            "url": f"ftp://{name}@127.0.0.1:{self.server.port}/inbox", "password": PASSWORD,
+            "url": f"ftp://{name}@127.0.0.1:{self.server.port}/inbox",
+            "password": PASSWORD,
             "database": f"sqlite:///{self.folder / 'coordination.db'}",
-            "coordination_group": "demo", "member_id": name, "heartbeat_frequency": HEARTBEAT,
-            "liveness_check_interval": LIVENESS, "polling_interval": POLLING, "settle": SETTLE,
-            "workers": WORKERS, "exec": " ".join(map(shlex.quote, command)), "after": "move:done"}
+            "coordination_group": "demo",
+            "member_id": name,
+            "heartbeat_frequency": HEARTBEAT,
+            "liveness_check_interval": LIVENESS,
+            "polling_interval": POLLING,
+            "settle": SETTLE,
+            "workers": WORKERS,
+            "exec": " ".join(map(shlex.quote, command)),
+            "after": "move:done",
+        }
         environ = environment(settings, TMPDIR=self.folder / "tmp")
         self.members[name] = Process(name, [*MEMBER, "run"], environ, self.folder)
         self.leaving.discard(name)
@@ -269,11 +296,11 @@ class Demo:
             try:
                 with self.connect() as ftp, ftp.transfercmd("STOR " + name) as data:
                     for start in range(0, len(content), size):
-                        data.sendall(content[start:start + size])
+                        data.sendall(content[start : start + size])
                         self.whole[name] = time.monotonic()
                         time.sleep(0.1)
                 self.say("upload", f"{name} is whole now")
-            except (OSError, EOFError, ftplib.Error) as error:      # also when the demo is interrupted
+            except (OSError, EOFError, ftplib.Error) as error:  # also when the demo is interrupted
                 self.say("upload", f"{name} cut off: {error!r}")
 
         threading.Thread(target=upload, daemon=True).start()
@@ -318,21 +345,25 @@ class Demo:
         self.feed(35)
         self.wait(lambda: self.busy(35), 20, "files in work")
         second = self.reigns[-1]
-        stopped_at = self.signal(second.member, signal.SIGTERM)     # as systemd and Kubernetes stop a process
+        stopped_at = self.signal(second.member, signal.SIGTERM)  # as systemd and Kubernetes stop a process
         self.say("SIGTERM", f"{second.member}: it ends its work on {listed(self.in_work())}, then hands over")
         self.roles[second.member].append("stopped")
-        self.succession(second, "the end of its last command", lambda: max(
-            [stopped_at, *(run.ended for run in self.runs if run.ended and run.term == second.term)]),
-            HEARTBEAT + ROUND_TRIP, f"{HEARTBEAT} s and a round trip")
+        self.succession(
+            second,
+            "the end of its last command",
+            lambda: max([stopped_at, *(run.ended for run in self.runs if run.ended and run.term == second.term)]),
+            HEARTBEAT + ROUND_TRIP,
+            f"{HEARTBEAT} s and a round trip",
+        )
         self.expect_end(second.member)
 
         self.feed_slowly("slow-2", 2)
         self.feed(18)
-        late = time.monotonic() + 25                          # then go on: the verdict tells what is missing
+        late = time.monotonic() + 25  # then go on: the verdict tells what is missing
         self.wait(lambda: self.folders() == ([], sorted(self.fed)) or time.monotonic() > late, 30, "the rest")
         self.tell()
         last = self.reigns[-1].member
-        for name in sorted(NAMES, key=lambda name: name == last):   # the active one last: no more elections
+        for name in sorted(NAMES, key=lambda name: name == last):  # the active one last: no more elections
             if name not in self.leaving:
                 self.signal(name, signal.SIGTERM)
                 self.expect_end(name)
@@ -341,8 +372,10 @@ class Demo:
     def folders(self) -> tuple[list[str], list[str]]:
         """Names of the files in the inbox, and in its folder `done`."""
         done = self.inbox / "done"
-        return (sorted(path.name for path in self.inbox.iterdir() if path != done),
-                sorted(path.name for path in done.iterdir()) if done.is_dir() else [])
+        return (
+            sorted(path.name for path in self.inbox.iterdir() if path != done),
+            sorted(path.name for path in done.iterdir()) if done.is_dir() else [],
+        )
 
     def close(self) -> None:
         for member in self.members.values():
@@ -364,13 +397,20 @@ class Demo:
         print()
         terms = ", ".join(f"{reign.term} {reign.member}" for reign in self.reigns)
         promises = [
-            self.once(), ("all arrived whole (SHA-256), and lie in the folder done", self.not_whole()),
-            (f"half-written files were left alone: {', '.join(self.whole)}", [
-                f"{run.name}: begun before its upload had ended" for run in self.runs
-                if run.begun < self.whole.get(run.name, 0)]),
+            self.once(),
+            ("all arrived whole (SHA-256), and lie in the folder done", self.not_whole()),
+            (
+                f"half-written files were left alone: {', '.join(self.whole)}",
+                [
+                    f"{run.name}: begun before its upload had ended"
+                    for run in self.runs
+                    if run.begun < self.whole.get(run.name, 0)
+                ],
+            ),
             (f"one active member at a time (terms: {terms}), no work overlaps", self.overlaps()),
             ("only the active member connected to the FTP server, no standby did", self.intruders()),
-            *((text, [f"more than {bound:.1f} s"] * (took > bound)) for text, took, bound in self.takeovers)]
+            *((text, [f"more than {bound:.1f} s"] * (took > bound)) for text, took, bound in self.takeovers),
+        ]
         for text, faults in promises:
             print(self.paint("BROKEN" if faults else "ok", 8) + text)
             print("".join(f"        - {fault}\n" for fault in faults[:10]), end="")
@@ -384,16 +424,21 @@ class Demo:
         repeated = ended = 0
         for name in self.fed:
             runs = [run for run in self.runs if run.name == name]
-            cut = [run for run in runs[:-1] if run.term == self.killed.term
-                   and (run.ended or self.killed_at) > self.killed_at - 1]
+            cut = [
+                run
+                for run in runs[:-1]
+                if run.term == self.killed.term and (run.ended or self.killed_at) > self.killed_at - 1
+            ]
             anew = bool(runs) and runs[-1].attempt > 1 and runs[-1].term == self.killed.term + 1
             repeated += anew
             ended += any(run.ended for run in cut)
             if not runs or not runs[-1].ended:
                 faults.append(f"{name}: not handled to its end")
             elif anew != (runs[-1].attempt > 1) or len(runs[:-1]) > anew or cut != runs[:-1]:
-                faults.append(f"{name}: handled by " + ", ".join(
-                    f"{run.member} (term {run.term}, attempt {run.attempt})" for run in runs))
+                faults.append(
+                    f"{name}: handled by "
+                    + ", ".join(f"{run.member} (term {run.term}, attempt {run.attempt})" for run in runs)
+                )
         if repeated > WORKERS:
             faults.append(f"{repeated} files again, but only {WORKERS} can have been in work at the kill")
         text = f"each of the {len(self.fed)} files was handled exactly once"
@@ -405,11 +450,16 @@ class Demo:
 
     def not_whole(self) -> list[str]:
         inbox, done = self.folders()
-        return ([f"{run.name}: handled with other content than uploaded" for run in self.runs
-                 if run.ended and run.digest != self.fed.get(run.name)]
-                + [f"{name}: still in the inbox" for name in inbox]
-                + [f"{name}: not in done" for name in self.fed if name not in done]
-                + [f"{name}: in done, but never uploaded" for name in done if name not in self.fed])
+        return (
+            [
+                f"{run.name}: handled with other content than uploaded"
+                for run in self.runs
+                if run.ended and run.digest != self.fed.get(run.name)
+            ]
+            + [f"{name}: still in the inbox" for name in inbox]
+            + [f"{name}: not in done" for name in self.fed if name not in done]
+            + [f"{name}: in done, but never uploaded" for name in done if name not in self.fed]
+        )
 
     def overlaps(self) -> list[str]:
         owners = {reign.term: reign.member for reign in self.reigns}
@@ -427,10 +477,10 @@ class Demo:
     def intruders(self) -> list[str]:
         """Who logged in, in this order, has to be who was active, in this order."""
         users = [user for user, _ in itertools.groupby(user for user in self.server.logins if user != SENDER)]
-        reigns = iter([reign.member for reign in self.reigns])      # each `in` goes on behind the last find
+        reigns = iter([reign.member for reign in self.reigns])  # each `in` goes on behind the last find
         faults = [] if all(user in reigns for user in users) else [f"logins in the order {', '.join(users)}"]
         nameless = len(self.server.connections) - len(self.server.logins)
-        few = WORKERS + 1                                     # the kill may come between connection and login
+        few = WORKERS + 1  # the kill may come between connection and login
         return faults + [f"{nameless} connections without a login"] * (nameless > few)
 
 
@@ -445,6 +495,7 @@ def main() -> int:
         return 1
     if importlib.util.find_spec("pyftpdlib") is None:
         from setup_env import ensure
+
         try:
             python = ensure("demo")
         except (RuntimeError, OSError, subprocess.SubprocessError, KeyboardInterrupt) as error:
@@ -470,12 +521,12 @@ def main() -> int:
     except (Trouble, OSError, EOFError, ftplib.Error) as trouble:
         print(f"\ndemo: {str(trouble) or repr(trouble)}", file=sys.stderr)
         if demo:
-            demo.close()                                      # after it their logs are complete
+            demo.close()  # after it their logs are complete
         for name, member in demo.members.items() if demo else ():
             print(f"last log lines of {name}:", *member.said().splitlines()[-15:], sep="\n  ", file=sys.stderr)
         return 1
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)          # a second Ctrl-C must leave nothing behind
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must leave nothing behind
         if demo:
             demo.close()
         shutil.rmtree(folder, ignore_errors=True)

@@ -136,9 +136,12 @@ def conversation(data: bytes) -> None:
         assert host == "127.0.0.1" and 0 < port < 65536
     seen = ftpcoord.Entry("a", "file", 1, "2026-01-12T10:15")
     calls: Sequence[Callable[[], object]] = (
-        lambda: server.exact("/in/a", seen), lambda: server.same("/in/a", seen),
-        lambda: server.rename("/in/a", "/in/b"), lambda: server.delete("/in/a"), lambda: server.mkdir("/in/c/d"),
-    )  # fmt: skip
+        lambda: server.exact("/in/a", seen),
+        lambda: server.same("/in/a", seen),
+        lambda: server.rename("/in/a", "/in/b"),
+        lambda: server.delete("/in/a"),
+        lambda: server.mkdir("/in/c/d"),
+    )
     for call in calls:
         server.connect = give_up  # type: ignore[method-assign]
         with contextlib.suppress(ftpcoord.Error, ftpcoord._Broken):
@@ -215,8 +218,6 @@ def known_hosts(data: bytes) -> None:
         assert all(isinstance(key, bytes) for key in keys | revoked)
 
 
-
-
 def settings(data: bytes) -> None:
     """`name=value` lines over a good base; the only error is ConfigError, and it shows no secret."""
     chosen: dict[str, Any] = {"url": "sftp://u@h/in", "database": "sqlite:///x", "password": CANARY}
@@ -269,8 +270,19 @@ def check_config(make: Callable[[], list[ftpcoord.Config]]) -> None:
 
 
 TARGETS: Sequence[Callable[[bytes], None]] = (
-    list_line, mlsd_line, reply, conversation, listing, attributes, messages, names, known_hosts, settings, urls, ini,
-)  # fmt: skip
+    list_line,
+    mlsd_line,
+    reply,
+    conversation,
+    listing,
+    attributes,
+    messages,
+    names,
+    known_hosts,
+    settings,
+    urls,
+    ini,
+)
 
 
 def check(data: bytes) -> None:
@@ -292,18 +304,22 @@ def message(kind: int, number: int, body: bytes) -> bytes:
 
 SEEDS: dict[Callable[[bytes], None], Sequence[bytes]] = {
     list_line: [
-        b"-rw-r--r--    1 1000     1000         1234 Jul 19 09:52 orders.csv", b"07-20-26  09:52AM       <DIR>   name",
-        b"lrwxrwxrwx 1 0 0 9 Jul 20  2024 latest -> x", b"07-20-2026  21:52   1234 a b.csv",
+        b"-rw-r--r--    1 1000     1000         1234 Jul 19 09:52 orders.csv",
+        b"07-20-26  09:52AM       <DIR>   name",
+        b"lrwxrwxrwx 1 0 0 9 Jul 20  2024 latest -> x",
+        b"07-20-2026  21:52   1234 a b.csv",
         b"-rw-r--r-- 1 ftp 512 Feb 29 10:00 caf\xe9",
     ],
     mlsd_line: [
-        b"type=file;size=12;modify=20260112101530.123; a.csv", b"type=OS.unix=slink:/x;size=3; link",
+        b"type=file;size=12;modify=20260112101530.123; a.csv",
+        b"type=OS.unix=slink:/x;size=3; link",
         b"Type=cdir;Modify=20260112101530; /inbox",
     ],
     reply: [b"220 hello\r\n", b"211-FEAT\r\n MLST\r\n211 end\r\n", b"230-a\n230-b\n230 c\n"],
     conversation: [
         b"\0x229 (|||4711|)\r\n213 1\r\n213 20260112101530\r\n350 go\r\n250 ok\r\n550 no\r\n257 made\r\n",
-        b"\0x229 (|||99999|)\r\n", b"\0x500 no\r\n227 at (127,0,0,1,999,999)\r\n",
+        b"\0x229 (|||99999|)\r\n",
+        b"\0x500 no\r\n227 at (127,0,0,1,999,999)\r\n",
         b"\xffx500 no\r\n227 at (127,0,0,1,200,10)\r\n250-is\r\n type=file;size=1; /in/a\r\n250 end\r\n",
     ],
     listing: [b"\0xtotal 1\r\n-rw-r--r-- 1 0 0 5 Jan 12  2024 a\r\n", b"\xffxtype=file;size=1; a\r\ntype=dir; b\r\n"],
@@ -312,23 +328,32 @@ SEEDS: dict[Callable[[bytes], None], Sequence[bytes]] = {
         _attributes(0x8000000F, b"\0" * 8, b"\0" * 8, b"\0\0\x41\xff", b"\0" * 8, b"\0\0\0\1\0\0\0\1a\0\0\0\1b"),
     ],
     messages: [
-        message(102, 1, b"\0\0\0\1h") + message(102, 2, b"\0\0\0\1i") + message(101, 3, b"\0\0\0\2\0\0\0\0")
-        + message(101, 4, b"\0\0\0\1\0\0\0\0") + message(103, 5, b"\0\0\x80\0" + b"x" * 32768),
+        message(102, 1, b"\0\0\0\1h")
+        + message(102, 2, b"\0\0\0\1i")
+        + message(101, 3, b"\0\0\0\2\0\0\0\0")
+        + message(101, 4, b"\0\0\0\1\0\0\0\0")
+        + message(103, 5, b"\0\0\x80\0" + b"x" * 32768),
     ],
     names: [b"\0caf\xc3\xa9", b"\0caf\xe9", b"\1caf\xe9", b"\5a\0", b"\7+2AA-"],
     known_hosts: [
-        b"files.example ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAABEFBQUE=", b"@revoked * ssh-ed25519 AAAA",
-        b"|1|MTIz|NDU2 ssh-rsa AAAA", b"[::1]:2222,!x,*.example ssh-rsa AAAAB3NzaC1yc2E=",
+        b"files.example ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAABEFBQUE=",
+        b"@revoked * ssh-ed25519 AAAA",
+        b"|1|MTIz|NDU2 ssh-rsa AAAA",
+        b"[::1]:2222,!x,*.example ssh-rsa AAAAB3NzaC1yc2E=",
     ],
     settings: [
         b"url=ftpes://u:p@h:2121/~/in\nafter=move:done\nsort=-mtime\nmax_age=5\nhttp=[::1]:80\nexec=a {file} 'b c'",
         b"database=postgresql://u:p@[::1]:5432,h2/x\nledger=off\nafter=delete\nencoding=utf-7\nhandler=a.b:c",
-        b"http=h:\xc2\xb2", b"encoding=undefined", b"encoding=idna",
+        b"http=h:\xc2\xb2",
+        b"encoding=undefined",
+        b"encoding=idna",
         b"liveness_check_interval=5.5\nheartbeat_frequency=0.25\ncoordination_group=a\nhost_key=SHA256:x\nrecursive=yes",
     ],
     urls: [b"sftp://user\nhost:22/path", b"mysql://user\nhost,[::1]:3306/name", b"ftp://u\nh/%ff%0a?"],
-    ini: [b"[DEFAULT]\npassword=CANARY\ndatabase=sqlite:///x\n[a]\nurl=ftp://u@h/\n b\n[b]\nurl = sftp://u@h/x",
-        b"[a]\nurl=sftp://u@h/\ndatabase=sqlite:///x\nhandler=a:b\n  password = CANARY\n[b]\nafter=x"],
+    ini: [
+        b"[DEFAULT]\npassword=CANARY\ndatabase=sqlite:///x\n[a]\nurl=ftp://u@h/\n b\n[b]\nurl = sftp://u@h/x",
+        b"[a]\nurl=sftp://u@h/\ndatabase=sqlite:///x\nhandler=a:b\n  password = CANARY\n[b]\nafter=x",
+    ],
 }
 
 

@@ -229,7 +229,7 @@ class FtpSession:
 
     def name(self, path: str) -> str:
         path = posixpath.normpath(posixpath.join(self.folder, path))
-        return path[len("/in/"):] if path.startswith("/in/") else path
+        return path[len("/in/") :] if path.startswith("/in/") else path
 
     def run(self) -> None:
         host = self.host
@@ -340,8 +340,14 @@ class FtpsHost(FtpHost):
 
     scheme = "ftps"
 
-    def __init__(self, certificate: Path, files: Mapping[Any, bytes] = NOTHING, ends: str = "properly",
-                 early: bool = False, **options: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        certificate: Path,
+        files: Mapping[Any, bytes] = NOTHING,
+        ends: str = "properly",
+        early: bool = False,
+        **options: Any,
+    ) -> None:
         self.ca = certificate.with_name("ca.pem")
         self.ends, self.early = ends, early
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -556,8 +562,19 @@ class SftpSession:
     """One channel."""
 
     Gone = Gone
-    VERBS = {3: "OPEN", 4: "CLOSE", 5: "READ", 7: "LSTAT", 8: "FSTAT", 11: "OPENDIR", 12: "READDIR", 13: "REMOVE",
-             14: "MKDIR", 17: "STAT", 18: "RENAME"}  # fmt: skip
+    VERBS = {
+        3: "OPEN",
+        4: "CLOSE",
+        5: "READ",
+        7: "LSTAT",
+        8: "FSTAT",
+        11: "OPENDIR",
+        12: "READDIR",
+        13: "REMOVE",
+        14: "MKDIR",
+        17: "STAT",
+        18: "RENAME",
+    }
 
     def __init__(self, host: SftpHost, channel: Any) -> None:
         self.host, self.channel = host, channel
@@ -581,7 +598,7 @@ class SftpSession:
     def attributes(self, path: str) -> bytes:
         if path in ("/in", "/in/done"):
             return struct.pack(">II", 4, 0o040755)
-        name = path[len("/in/"):]
+        name = path[len("/in/") :]
         when = int((self.host.times.get(name, BEGAN) - datetime.datetime(1970, 1, 1)).total_seconds())
         return attributes(len(self.host.files[name]), when)
 
@@ -614,7 +631,7 @@ class SftpSession:
                 self.behave(verb, argument, rest)
 
     def behave(self, verb: str, argument: str, rest: bytes) -> None:
-        host, name = self.host, argument[len("/in/"):]
+        host, name = self.host, argument[len("/in/") :]
         exists = name in host.files or argument in ("/in", "/in/done", ".")
         if verb == "OPENDIR":
             self.listed = False
@@ -623,8 +640,9 @@ class SftpSession:
             self.status(1)
         elif verb == "READDIR":
             self.listed = True
-            found = [(name.encode("latin-1"), self.attributes(f"/in/{name}")) for name in list(host.files)
-                     if "/" not in name]  # fmt: skip
+            found = [
+                (name.encode("latin-1"), self.attributes(f"/in/{name}")) for name in list(host.files) if "/" not in name
+            ]
             self.names([(b".", struct.pack(">II", 4, 0o040755)), *found, *host.entries])
         elif verb == "CLOSE":
             self.status(0)
@@ -642,7 +660,7 @@ class SftpSession:
             self.status(0)
         elif verb == "RENAME":
             length = struct.unpack(">I", rest[:4])[0]
-            host.files[rest[4 : 4 + length].decode("latin-1")[len("/in/"):]] = host.files.pop(name)
+            host.files[rest[4 : 4 + length].decode("latin-1")[len("/in/") :]] = host.files.pop(name)
             self.status(0)
         else:
             self.status(8)
@@ -685,10 +703,17 @@ class Site(logging.Handler):
         self.target = folder / "delivered"
         self.target.mkdir(exist_ok=True)
         chosen: dict[str, Any] = {
-            "database": f"sqlite:///{folder / 'coordination.db'}", "member_id": "a", "timeout": 1, "settle": 0,
-            "polling_interval": 0.1, "retry_delay": 0.05, "heartbeat_frequency": 0.2, "liveness_check_interval": 4,
-            "drain_timeout": 3, **settings,
-        }  # fmt: skip
+            "database": f"sqlite:///{folder / 'coordination.db'}",
+            "member_id": "a",
+            "timeout": 1,
+            "settle": 0,
+            "polling_interval": 0.1,
+            "retry_delay": 0.05,
+            "heartbeat_frequency": 0.2,
+            "liveness_check_interval": 4,
+            "drain_timeout": 3,
+            **settings,
+        }
         if delivery == "folder":
             chosen["download_dir"] = str(self.target)
         chosen = {name: value for name, value in {**chosen, **changes}.items() if value is not None}

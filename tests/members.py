@@ -42,7 +42,7 @@ LOAD = 0.5  # what waiting for a processor may add to a time that is promised
 ROUND_TRIP = 1.0  # what "a round trip" may take where a dozen processes share two cores
 
 # Each run appends one line at its begin and one at its end, each by one write(), so that lines never mix.
-RECORDER = '''\
+RECORDER = """\
 import json, os, signal, sys, time
 folder = sys.argv[1]
 def there(name): return os.path.exists(os.path.join(folder, name))
@@ -61,7 +61,7 @@ if there("fail"):
 with open(os.environ["FTPCOORD_FILE"], "rb") as file:
     content = file.read()
 note("end", length=len(content), content=content[:200].decode("latin-1"))
-'''
+"""
 
 
 class Run(NamedTuple):
@@ -89,7 +89,8 @@ class Member(Process):
         pattern = f" {name} " if name else ""
         found = [parse(line) for line in self.lines() if pattern in line + " "]
         return [
-            event for event in found
+            event
+            for event in found
             if (not name or event.name == name) and event.at >= since and wanted.items() <= event.fields.items()
         ]
 
@@ -125,10 +126,17 @@ class Crew:
         # The least that MySQL's timeouts, which are whole seconds, allow.
         self.heartbeat, self.liveness = (0.5, 6.0) if mysql else (0.4, 5.0)
         self.settings: dict[str, Any] = {
-            **files.settings, "database": database.url, "coordination_group": "crew",
-            "heartbeat_frequency": self.heartbeat, "liveness_check_interval": self.liveness,
-            "polling_interval": 0.4, "settle": 0.3, "retry_delay": 0.3, "exec": self.recorder(), **settings,
-        }  # fmt: skip
+            **files.settings,
+            "database": database.url,
+            "coordination_group": "crew",
+            "heartbeat_frequency": self.heartbeat,
+            "liveness_check_interval": self.liveness,
+            "polling_interval": 0.4,
+            "settle": 0.3,
+            "retry_delay": 0.3,
+            "exec": self.recorder(),
+            **settings,
+        }
         if tables and database.server is not None:
             for statement in ftpcoord.ddl(mysql).values():
                 database.execute(statement)
@@ -150,8 +158,11 @@ class Crew:
 
     def script(self, code: str, name: str = "script", **changes: Any) -> Member:
         """A Python script runs, to which `settings` is known: all settings as a dictionary, without `exec`."""
-        settings = {key: str(value) for key, value in {**self.settings, "member_id": name, **changes}.items()
-                    if value is not None and key != "exec"}  # fmt: skip
+        settings = {
+            key: str(value)
+            for key, value in {**self.settings, "member_id": name, **changes}.items()
+            if value is not None and key != "exec"
+        }
         path = self.folder / f"{name}.py"
         path.write_text(f"import sys, ftpcoord\nsettings = {settings!r}\n" + code)
         return self.add(Member(name, [sys.executable, str(path)], environment({}), self.folder))
@@ -165,9 +176,14 @@ class Crew:
     ) -> subprocess.CompletedProcess[str]:
         """A command, until it has ended."""
         done = subprocess.run(
-            [sys.executable, str(MODULE), *arguments], env=environment or self.environment(**changes), cwd=self.folder,
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout,
-        )  # fmt: skip
+            [sys.executable, str(MODULE), *arguments],
+            env=environment or self.environment(**changes),
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
         self._decent(done.stdout + done.stderr, " ".join(arguments))
         return done
 
@@ -248,10 +264,18 @@ class Crew:
             noted = json.loads(line)
             words = {key: value for key, value in noted.items() if key.startswith("FTPCOORD_")}
             run = Run(
-                noted["what"], noted["at"], noted["pid"], words["FTPCOORD_NAME"], words["FTPCOORD_MEMBER"],
-                int(words["FTPCOORD_TERM"]), int(words["FTPCOORD_ATTEMPT"]), noted.get("length", -1),
-                noted.get("content", ""), words, noted["arguments"],
-            )  # fmt: skip
+                noted["what"],
+                noted["at"],
+                noted["pid"],
+                words["FTPCOORD_NAME"],
+                words["FTPCOORD_MEMBER"],
+                int(words["FTPCOORD_TERM"]),
+                int(words["FTPCOORD_ATTEMPT"]),
+                noted.get("length", -1),
+                noted.get("content", ""),
+                words,
+                noted["arguments"],
+            )
             if run.what == what and name in ("", run.name):
                 found.append(run)
         return found

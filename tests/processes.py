@@ -59,9 +59,14 @@ class Process:
         self._read = 0
         with open(self.out, "wb") as out, open(self.err, "wb") as err:
             self.process = subprocess.Popen(
-                command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                command,
+                env=environment,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
                 start_new_session=True,  # Ctrl-C is for us, who end it
-            )  # fmt: skip
+            )
         self.pid = self.process.pid
 
     def __repr__(self) -> str:

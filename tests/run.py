@@ -32,9 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--require-all", action="store_true", help="a missing server or tool is a failure")
     parser.add_argument("--quick", action="store_true", help="no ruff, no mypy, no tests marked slow")
-    parser.add_argument(
-        "--chaos", type=float, metavar="MINUTES", help="then let tests/chaos.py break things so long"
-    )
+    parser.add_argument("--chaos", type=float, metavar="MINUTES", help="then let tests/chaos.py break things so long")
     parser.add_argument("pytest", nargs="*", help="what pytest gets, options too")
     options, more = parser.parse_known_args(arguments)
 
@@ -59,11 +57,17 @@ def main(arguments: Sequence[str]) -> int:
     if not options.quick:
         checked = [name for name in ("ftpcoord.py", "tests") if (ROOT / name).exists()]
         results["ruff"] = run(["-m", "ruff", "check", *checked]) == 0
+        results["ruff format"] = run(["-m", "ruff", "format", "--check", *checked]) == 0
         results["mypy"] = run(["-m", "mypy", "--strict", *checked]) == 0
 
     # Most tests wait for timers, so more processes than cores; a file's tests share their process's servers.
     pytest = [
-        "-m", "pytest", "-n", "4", "--dist", "loadfile",
+        "-m",
+        "pytest",
+        "-n",
+        "4",
+        "--dist",
+        "loadfile",
         f"--color={'yes' if sys.stdout.isatty() else 'no'}",
     ]
     summary: list[str] = []
@@ -129,9 +133,7 @@ def run(command: Sequence[str], summary: Optional[list[str]] = None, env: Mappin
     print(f"\n$ {' '.join(f'{k}={v}' for k, v in env.items())} python {' '.join(command)}", flush=True)
     if summary is None:
         return subprocess.call([sys.executable, *command], cwd=ROOT, env={**os.environ, **env})
-    process = subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None
     for line in process.stdout:
         sys.stdout.buffer.write(line)
@@ -157,7 +159,8 @@ def print_table(problems: dict[str, str]) -> list[str]:
         said = (
             subprocess.run(
                 [sys.executable, "-c", f"import importlib.metadata as m; print(m.version('{tool}'))"],
-                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
             )
             .stdout.decode()
             .strip()

@@ -128,8 +128,11 @@ class _Reaper:
         with cls._lock:
             if cls._pipe is None or cls._owner != os.getpid():
                 process = subprocess.Popen(
-                    [sys.executable, __file__, "--reaper"], stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+                    [sys.executable, __file__, "--reaper"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
                 )
                 cls._pipe, cls._owner = process.stdin, os.getpid()
                 process.returncode = 0  # it outlives us: no warning about that
@@ -253,8 +256,12 @@ def chown(path: Union[str, bytes, Path], ids: Optional[tuple[int, int]]) -> None
 
 def _run(command: Sequence[str], stdin: str = "", env: Mapping[str, str] = NOTHING) -> str:
     done = subprocess.run(
-        command, input=stdin.encode(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, **env}, cwd="/",
+        command,
+        input=stdin.encode(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, **env},
+        cwd="/",
     )
     text = done.stdout.decode(errors="replace")
     if done.returncode:
@@ -294,17 +301,43 @@ def _build_tls(folder: Path) -> None:
     for name in ("ca", "other-ca"):
         _run(
             [
-                *new, "-x509", "-extensions", "ca", "-days", "3650", "-subj", f"/CN=ftpcoord test {name}",
-                "-keyout", f"{folder}/{name}.key", "-out", f"{folder}/{name}.pem",
+                *new,
+                "-x509",
+                "-extensions",
+                "ca",
+                "-days",
+                "3650",
+                "-subj",
+                f"/CN=ftpcoord test {name}",
+                "-keyout",
+                f"{folder}/{name}.key",
+                "-out",
+                f"{folder}/{name}.pem",
             ]
         )
     for name, key in (("cert", "key.pem"), ("client", "client.key")):
         _run([*new, "-keyout", f"{folder}/{key}", "-out", f"{folder}/{name}.csr", "-subj", f"/CN={name}"])
         _run(
             [
-                "openssl", "x509", "-req", "-in", f"{folder}/{name}.csr", "-CA", f"{folder}/ca.pem",
-                "-CAkey", f"{folder}/ca.key", "-CAcreateserial", "-days", "3650", "-sha256", "-extfile",
-                str(config), "-extensions", "leaf", "-out", f"{folder}/{name}.pem",
+                "openssl",
+                "x509",
+                "-req",
+                "-in",
+                f"{folder}/{name}.csr",
+                "-CA",
+                f"{folder}/ca.pem",
+                "-CAkey",
+                f"{folder}/ca.key",
+                "-CAcreateserial",
+                "-days",
+                "3650",
+                "-sha256",
+                "-extfile",
+                str(config),
+                "-extensions",
+                "leaf",
+                "-out",
+                f"{folder}/{name}.pem",
             ]
         )
 
@@ -388,7 +421,12 @@ class Server:
         # vsftpd reports its errors on descriptor 0: all three are the same file, readable and writable.
         with open(self.dir / "out", "a+b") as out:
             self._process = subprocess.Popen(
-                self.command(), stdin=out, stdout=out, stderr=out, cwd=self.dir, start_new_session=True,
+                self.command(),
+                stdin=out,
+                stdout=out,
+                stderr=out,
+                cwd=self.dir,
+                start_new_session=True,
                 env={**os.environ, "HOME": str(self.dir), **self.env},
             )
         _Reaper.tell("started", self._process.pid, _tree(self._process.pid).get(self._process.pid, ""))
@@ -408,9 +446,7 @@ class Server:
                 problem = error
             if time.monotonic() > deadline or self.hopeless(problem):
                 self.kill()
-                raise RuntimeError(
-                    f"{self.name} gave no login ({problem!r}):\n{self._tail()}"
-                )
+                raise RuntimeError(f"{self.name} gave no login ({problem!r}):\n{self._tail()}")
             time.sleep(0.01)
         if not self._own_noise:
             wait_for(self.settled, 5, f"{self.name} to have ended the probe's session")
@@ -596,8 +632,15 @@ def mysql_login(port: int, user: str = "app", database: str = "app", timeout: fl
 
     more.setdefault("ssl_disabled", "ssl" not in more)  # else each connection reads all of the system's CAs
     return pymysql.connect(
-        host=HOST, port=port, user=user, password=PASSWORD, database=database,
-        connect_timeout=max(1, int(timeout)), read_timeout=timeout, write_timeout=timeout, **more,
+        host=HOST,
+        port=port,
+        user=user,
+        password=PASSWORD,
+        database=database,
+        connect_timeout=max(1, int(timeout)),
+        read_timeout=timeout,
+        write_timeout=timeout,
+        **more,
     )
 
 
@@ -661,14 +704,31 @@ def _build_postgres(folder: Path) -> None:
         chown(file.name, ids)
         _run(
             [
-                *_as(ids), f"{binaries}/initdb", "-D", f"{folder}/data", "-U", "postgres",
-                f"--pwfile={file.name}", "-A", "scram-sha-256", "--no-sync", "-E", "UTF8", "--no-locale",
+                *_as(ids),
+                f"{binaries}/initdb",
+                "-D",
+                f"{folder}/data",
+                "-U",
+                "postgres",
+                f"--pwfile={file.name}",
+                "-A",
+                "scram-sha-256",
+                "--no-sync",
+                "-E",
+                "UTF8",
+                "--no-locale",
             ],
             env={"HOME": "/tmp"},
         )
     _run(
         [
-            *_as(ids), f"{binaries}/postgres", "--single", "-D", f"{folder}/data", "-c", "fsync=off",
+            *_as(ids),
+            f"{binaries}/postgres",
+            "--single",
+            "-D",
+            f"{folder}/data",
+            "-c",
+            "fsync=off",
             "postgres",
         ],
         stdin=f"CREATE ROLE app LOGIN CREATEDB PASSWORD '{PASSWORD}';\nCREATE DATABASE app OWNER app;\n",
@@ -677,7 +737,10 @@ def _build_postgres(folder: Path) -> None:
 
 
 def postgres(
-    *, fsync: bool = False, tls: Optional[bool] = None, options: Mapping[str, str] = NOTHING,
+    *,
+    fsync: bool = False,
+    tls: Optional[bool] = None,
+    options: Mapping[str, str] = NOTHING,
     env: Mapping[str, str] = NOTHING,
 ) -> Postgres:
     """A running PostgreSQL.  fsync: data on a disk, and synced; tls: with a certificate that `.ca` signs."""
@@ -695,8 +758,22 @@ def pg_replica(primary: Postgres, *, options: Mapping[str, str] = NOTHING) -> Po
     try:
         _run(
             [
-                *_as(server.ids), f"{server.bin}/pg_basebackup", "-h", HOST, "-p", str(primary.port), "-U",
-                "postgres", "-D", f"{server.dir}/data", "-R", "-X", "stream", "-c", "fast", "--no-sync",
+                *_as(server.ids),
+                f"{server.bin}/pg_basebackup",
+                "-h",
+                HOST,
+                "-p",
+                str(primary.port),
+                "-U",
+                "postgres",
+                "-D",
+                f"{server.dir}/data",
+                "-R",
+                "-X",
+                "stream",
+                "-c",
+                "fast",
+                "--no-sync",
             ],
             env={"PGPASSWORD": PASSWORD, "HOME": "/tmp"},
         )
@@ -722,15 +799,24 @@ class Mysql(Server):
         self.admin_url = f"mysql://admin:{PASSWORD}@{HOST}:{self.port}/app"
         chown(self.dir, self.ids)
         self.options: dict[str, str] = {
-            "datadir": f"{self.dir}/data", "port": str(self.port), "bind-address": HOST,
-            "socket": f"{self.dir}/s", "pid-file": f"{self.dir}/pid", "tmpdir": str(self.dir),
-            "max-connections": "200", "innodb-flush-log-at-trx-commit": "1" if fsync else "0",
-            "innodb-buffer-pool-size": "64M", "performance-schema": "OFF", "skip-name-resolve": "ON",
+            "datadir": f"{self.dir}/data",
+            "port": str(self.port),
+            "bind-address": HOST,
+            "socket": f"{self.dir}/s",
+            "pid-file": f"{self.dir}/pid",
+            "tmpdir": str(self.dir),
+            "max-connections": "200",
+            "innodb-flush-log-at-trx-commit": "1" if fsync else "0",
+            "innodb-buffer-pool-size": "64M",
+            "performance-schema": "OFF",
+            "skip-name-resolve": "ON",
         }
         if name == "mysql":
             self.options.update(
                 {
-                    "mysqlx": "0", "disable-log-bin": "ON", "innodb-redo-log-capacity": "32M",
+                    "mysqlx": "0",
+                    "disable-log-bin": "ON",
+                    "innodb-redo-log-capacity": "32M",
                     "secure-file-priv": "NULL",
                 }
             )
@@ -743,9 +829,7 @@ class Mysql(Server):
                 {"ssl-ca": f"{files}/ca.pem", "ssl-cert": f"{files}/cert.pem", "ssl-key": f"{files}/key.pem"}
             )
         elif tls is False:
-            self.options.update(
-                {"tls-version": "", "auto-generate-certs": "0"} if name == "mysql" else {"ssl": "0"}
-            )
+            self.options.update({"tls-version": "", "auto-generate-certs": "0"} if name == "mysql" else {"ssl": "0"})
         self.options.update({key.replace("_", "-"): value for key, value in options.items()})
 
     def command(self) -> list[str]:
@@ -768,8 +852,12 @@ def _mysql_program(name: str) -> list[str]:
         return [*command, "--no-defaults"]
     base = setup_env.mysql_root() / "usr"  # unpacked, so it looks in the wrong places by itself
     return [
-        *command, "--no-defaults", f"--basedir={base}", f"--lc-messages-dir={base}/share/mysql",
-        f"--character-sets-dir={base}/share/mysql/charsets", f"--plugin-dir={base}/lib/mysql/plugin",
+        *command,
+        "--no-defaults",
+        f"--basedir={base}",
+        f"--lc-messages-dir={base}/share/mysql",
+        f"--character-sets-dir={base}/share/mysql/charsets",
+        f"--plugin-dir={base}/lib/mysql/plugin",
     ]
 
 
@@ -786,8 +874,12 @@ _MYSQL_USERS = [  # one statement a line: MariaDB's init-file wants it so
 def _build_mysql(folder: Path) -> None:
     _run(
         [
-            *_as(_service_ids("mysql")), *_mysql_program("mysql"), "--initialize-insecure",
-            f"--datadir={folder}/data", "--innodb-redo-log-capacity=32M", "--secure-file-priv=NULL",
+            *_as(_service_ids("mysql")),
+            *_mysql_program("mysql"),
+            "--initialize-insecure",
+            f"--datadir={folder}/data",
+            "--innodb-redo-log-capacity=32M",
+            "--secure-file-priv=NULL",
             "--disable-log-bin",
         ]
     )
@@ -798,9 +890,15 @@ def _build_mariadb(folder: Path) -> None:
     install = setup_env.find_program("mariadb-install-db") or "mariadb-install-db"
     _run(
         [
-            *_as(_service_ids("mysql")), install, "--no-defaults", f"--datadir={folder}/data",
-            f"--tmpdir={folder}", "--skip-test-db", "--auth-root-authentication-method=normal",
-            "--skip-name-resolve", "--force",
+            *_as(_service_ids("mysql")),
+            install,
+            "--no-defaults",
+            f"--datadir={folder}/data",
+            f"--tmpdir={folder}",
+            "--skip-test-db",
+            "--auth-root-authentication-method=normal",
+            "--skip-name-resolve",
+            "--force",
         ],
         env={"HOME": "/tmp"},
     )
@@ -817,7 +915,10 @@ def _add_mysql_users(name: str, folder: Path) -> None:
 
 
 def mysql(
-    *, fsync: bool = False, tls: Optional[bool] = None, options: Mapping[str, str] = NOTHING,
+    *,
+    fsync: bool = False,
+    tls: Optional[bool] = None,
+    options: Mapping[str, str] = NOTHING,
     env: Mapping[str, str] = NOTHING,
 ) -> Mysql:
     """A running real MySQL (caching_sha2_password).
@@ -829,7 +930,10 @@ def mysql(
 
 
 def mariadb(
-    *, fsync: bool = False, tls: Optional[bool] = None, options: Mapping[str, str] = NOTHING,
+    *,
+    fsync: bool = False,
+    tls: Optional[bool] = None,
+    options: Mapping[str, str] = NOTHING,
     env: Mapping[str, str] = NOTHING,
 ) -> Mysql:
     """A running MariaDB.  fsync, tls: as for mysql()."""
@@ -837,7 +941,11 @@ def mariadb(
 
 
 def _mysql(
-    name: str, build: Callable[[Path], None], fsync: bool, tls: Optional[bool], options: Mapping[str, str],
+    name: str,
+    build: Callable[[Path], None],
+    fsync: bool,
+    tls: Optional[bool],
+    options: Mapping[str, str],
     env: Mapping[str, str],
 ) -> Mysql:
     require(name)
@@ -859,9 +967,15 @@ class Pgbouncer(Server):
         self.url = f"postgresql://app:{PASSWORD}@{HOST}:{self.port}/app"
         self.admin_url = f"postgresql://postgres:{PASSWORD}@{HOST}:{self.port}/app"
         settings = {
-            "listen_addr": HOST, "listen_port": str(self.port), "unix_socket_dir": "",
-            "auth_type": "scram-sha-256", "auth_file": f"{self.dir}/users", "pool_mode": "transaction",
-            "max_client_conn": "500", "default_pool_size": "50", **options,
+            "listen_addr": HOST,
+            "listen_port": str(self.port),
+            "unix_socket_dir": "",
+            "auth_type": "scram-sha-256",
+            "auth_file": f"{self.dir}/users",
+            "pool_mode": "transaction",
+            "max_client_conn": "500",
+            "default_pool_size": "50",
+            **options,
         }
         (self.dir / "users").write_text(f'"app" "{PASSWORD}"\n"postgres" "{PASSWORD}"\n')
         (self.dir / "ini").write_text(
@@ -938,21 +1052,45 @@ class Vsftpd(FtpDaemon):
         if not pam.exists():
             pam.write_text("auth required pam_unix.so nodelay\naccount required pam_unix.so\n")
         settings = {
-            "listen": "YES", "listen_ipv6": "NO", "listen_address": HOST, "listen_port": str(self.port),
-            "background": "NO", "anonymous_enable": "NO", "local_enable": "YES", "write_enable": "YES",
-            "local_root": str(self.root), "local_umask": "022", "pam_service_name": pam.name,
-            "secure_chroot_dir": str(empty), "seccomp_sandbox": "NO", "isolate": "NO",
-            "isolate_network": "NO", "connect_from_port_20": "NO", "pasv_min_port": "42000",
-            "pasv_max_port": "60999", "pasv_address": HOST, "use_localtime": "NO", "max_clients": "200",
-            "max_per_ip": "200", "delay_failed_login": "0", "xferlog_enable": "YES",
-            "xferlog_std_format": "NO", "log_ftp_protocol": "YES", "no_log_lock": "YES",
+            "listen": "YES",
+            "listen_ipv6": "NO",
+            "listen_address": HOST,
+            "listen_port": str(self.port),
+            "background": "NO",
+            "anonymous_enable": "NO",
+            "local_enable": "YES",
+            "write_enable": "YES",
+            "local_root": str(self.root),
+            "local_umask": "022",
+            "pam_service_name": pam.name,
+            "secure_chroot_dir": str(empty),
+            "seccomp_sandbox": "NO",
+            "isolate": "NO",
+            "isolate_network": "NO",
+            "connect_from_port_20": "NO",
+            "pasv_min_port": "42000",
+            "pasv_max_port": "60999",
+            "pasv_address": HOST,
+            "use_localtime": "NO",
+            "max_clients": "200",
+            "max_per_ip": "200",
+            "delay_failed_login": "0",
+            "xferlog_enable": "YES",
+            "xferlog_std_format": "NO",
+            "log_ftp_protocol": "YES",
+            "no_log_lock": "YES",
             "vsftpd_log_file": str(self.log_file),
         }
         if mode != "plain":
             settings.update(
-                ssl_enable="YES", rsa_cert_file=f"{self.tls}/cert.pem", rsa_private_key_file=f"{self.tls}/key.pem",
-                force_local_logins_ssl="YES", force_local_data_ssl="YES", ssl_ciphers="HIGH",
-                require_ssl_reuse="YES", implicit_ssl="YES" if mode == "implicit" else "NO",
+                ssl_enable="YES",
+                rsa_cert_file=f"{self.tls}/cert.pem",
+                rsa_private_key_file=f"{self.tls}/key.pem",
+                force_local_logins_ssl="YES",
+                force_local_data_ssl="YES",
+                ssl_ciphers="HIGH",
+                require_ssl_reuse="YES",
+                implicit_ssl="YES" if mode == "implicit" else "NO",
             )
         settings.update(options)
         (self.dir / "conf").write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
@@ -973,7 +1111,10 @@ class ImplicitFTP(ftplib.FTP_TLS):
     implicit = True
 
     def connect(
-        self, host: str = "", port: int = 0, timeout: float = -999,
+        self,
+        host: str = "",
+        port: int = 0,
+        timeout: float = -999,
         source_address: Optional[tuple[str, int]] = None,
     ) -> str:
         if not self.implicit:
@@ -986,9 +1127,7 @@ class ImplicitFTP(ftplib.FTP_TLS):
         self.welcome: str = self.getresp()
         return self.welcome
 
-    def ntransfercmd(
-        self, cmd: str, rest: Union[int, str, None] = None
-    ) -> tuple[socket.socket, Optional[int]]:
+    def ntransfercmd(self, cmd: str, rest: Union[int, str, None] = None) -> tuple[socket.socket, Optional[int]]:
         data, size = ftplib.FTP.ntransfercmd(self, cmd, rest)
         assert isinstance(self.sock, ssl.SSLSocket)
         return self.context.wrap_socket(data, server_hostname=self.host, session=self.sock.session), size
@@ -1042,11 +1181,21 @@ class Sshd(Server):
         if setup_env.IS_ROOT:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         settings = {
-            **options, "Port": str(self.port), "ListenAddress": HOST, "PidFile": "none", "UsePAM": "no",
-            "PasswordAuthentication": "yes" if setup_env.IS_ROOT else "no", "PubkeyAuthentication": "yes",
-            "KbdInteractiveAuthentication": "no", "AuthorizedKeysFile": f"{self.dir}/authorized_keys",
-            "StrictModes": "no", "MaxStartups": "200:30:300", "MaxSessions": "100", "UseDNS": "no",
-            "LogLevel": "VERBOSE", "Subsystem": f"sftp internal-sftp -d {self.root}",
+            **options,
+            "Port": str(self.port),
+            "ListenAddress": HOST,
+            "PidFile": "none",
+            "UsePAM": "no",
+            "PasswordAuthentication": "yes" if setup_env.IS_ROOT else "no",
+            "PubkeyAuthentication": "yes",
+            "KbdInteractiveAuthentication": "no",
+            "AuthorizedKeysFile": f"{self.dir}/authorized_keys",
+            "StrictModes": "no",
+            "MaxStartups": "200:30:300",
+            "MaxSessions": "100",
+            "UseDNS": "no",
+            "LogLevel": "VERBOSE",
+            "Subsystem": f"sftp internal-sftp -d {self.root}",
         }
         if _sshd_version() >= (9, 8):
             settings["PerSourcePenalties"] = "no"  # a failed login would lock all of loopback out
@@ -1072,9 +1221,7 @@ class Sshd(Server):
     def probe(self) -> None:
         import logging
 
-        logging.getLogger("paramiko").setLevel(
-            logging.CRITICAL
-        )  # it logs a trace for each refused connection
+        logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # it logs a trace for each refused connection
 
         client = sftp_login(self, check_host=False)
         client.close()
@@ -1097,8 +1244,15 @@ def sftp_login(server: Server, timeout: float = 10, check_host: bool = True) -> 
         client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
     try:
         client.connect(
-            server.host, server.port, server.user, key_filename=str(server.key), timeout=timeout,
-            banner_timeout=timeout, auth_timeout=timeout, allow_agent=False, look_for_keys=False,
+            server.host,
+            server.port,
+            server.user,
+            key_filename=str(server.key),
+            timeout=timeout,
+            banner_timeout=timeout,
+            auth_timeout=timeout,
+            allow_agent=False,
+            look_for_keys=False,
         )
     except BaseException:
         client.close()
@@ -1131,7 +1285,10 @@ def _ssh_files(server: Server) -> Path:
 
 def _build_ssh(folder: Path) -> None:
     for name, kind in (
-        ("host_ed25519", "ed25519"), ("host_ecdsa", "ecdsa"), ("host_rsa", "rsa"), ("user", "ed25519"),
+        ("host_ed25519", "ed25519"),
+        ("host_ecdsa", "ecdsa"),
+        ("host_rsa", "rsa"),
+        ("user", "ed25519"),
     ):
         _run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", name, "-f", f"{folder}/{name}"])
 
@@ -1151,8 +1308,12 @@ class Pyftpd(FtpDaemon):
         super().__init__("pyftpd", mode)
         self._orders = json.dumps(
             {
-                "mode": mode, "port": self.port, "dir": str(self.dir), "without": list(without),
-                "options": dict(options), "ids": self.ids if setup_env.IS_ROOT else None,
+                "mode": mode,
+                "port": self.port,
+                "dir": str(self.dir),
+                "without": list(without),
+                "options": dict(options),
+                "ids": self.ids if setup_env.IS_ROOT else None,
             }
         )
 
@@ -1186,9 +1347,7 @@ class Pyftpd(FtpDaemon):
         return len(re.findall(self.connect_pattern, text)) == text.count("DISCONNECT: Client")
 
 
-def pyftpd(
-    mode: str = "plain", *, without: Sequence[str] = (), options: Mapping[str, Any] = NOTHING
-) -> Pyftpd:
+def pyftpd(mode: str = "plain", *, without: Sequence[str] = (), options: Mapping[str, Any] = NOTHING) -> Pyftpd:
     """A running pyftpdlib: plain, explicit or implicit TLS.
 
     without: commands that it shall not know (("MLSD", "MLST")); options: attributes of its handler class.
@@ -1256,14 +1415,34 @@ class Proftpd(FtpDaemon):
     def __init__(self, mode: str, options: Sequence[str]) -> None:
         super().__init__("proftpd", mode, _libraries("proftpd"))
         lines = [
-            "ServerType standalone", f"Port {self.port}", f"DefaultAddress {HOST}", "SocketBindTight on",
-            f"ModulePath {setup_env.unpacked('proftpd')}/usr/lib/proftpd", "User nobody", "Group nogroup",
-            "AuthOrder mod_auth_file.c", f"AuthUserFile {self.users(':/bin/sh')}", "AuthPAM off",
+            "ServerType standalone",
+            f"Port {self.port}",
+            f"DefaultAddress {HOST}",
+            "SocketBindTight on",
+            f"ModulePath {setup_env.unpacked('proftpd')}/usr/lib/proftpd",
+            "User nobody",
+            "Group nogroup",
+            "AuthOrder mod_auth_file.c",
+            f"AuthUserFile {self.users(':/bin/sh')}",
+            "AuthPAM off",
             "RequireValidShell off",
-            "DefaultServer on", "UseIPv6 off", "UseReverseDNS off", "WtmpLog off", "TransferLog none",
-            "DelayEngine off", "ControlsEngine off", "MaxInstances 300", "MaxLoginAttempts 1", "TimesGMT on",
-            f"SystemLog {self.log_file}", "SyslogLevel info", f"PidFile {self.dir}/pid",
-            f"ScoreboardFile {self.dir}/score", "Umask 022", "AllowOverwrite on", "PassivePorts 42000 60999",
+            "DefaultServer on",
+            "UseIPv6 off",
+            "UseReverseDNS off",
+            "WtmpLog off",
+            "TransferLog none",
+            "DelayEngine off",
+            "ControlsEngine off",
+            "MaxInstances 300",
+            "MaxLoginAttempts 1",
+            "TimesGMT on",
+            f"SystemLog {self.log_file}",
+            "SyslogLevel info",
+            f"PidFile {self.dir}/pid",
+            f"ScoreboardFile {self.dir}/score",
+            "Umask 022",
+            "AllowOverwrite on",
+            "PassivePorts 42000 60999",
         ]
         if mode == "list":
             lines.append("FactsAdvertise off")
@@ -1272,8 +1451,12 @@ class Proftpd(FtpDaemon):
         elif mode == "explicit":
             (self.tls / "key.pem").chmod(0o600)
             lines += [
-                "LoadModule mod_tls.c", "TLSEngine on", "TLSRequired on", "TLSProtocol TLSv1.2 TLSv1.3",
-                f"TLSRSACertificateFile {self.tls}/cert.pem", f"TLSRSACertificateKeyFile {self.tls}/key.pem",
+                "LoadModule mod_tls.c",
+                "TLSEngine on",
+                "TLSRequired on",
+                "TLSProtocol TLSv1.2 TLSv1.3",
+                f"TLSRSACertificateFile {self.tls}/cert.pem",
+                f"TLSRSACertificateKeyFile {self.tls}/key.pem",
                 f"TLSLog {self.dir}/tls.log",
             ]
         elif mode == "sftp":
@@ -1281,8 +1464,11 @@ class Proftpd(FtpDaemon):
             rfc4716 = self.dir / "authorized.pub"
             rfc4716.write_text(_run(["ssh-keygen", "-e", "-f", f"{keys}/user.pub"]))
             lines += [
-                "LoadModule mod_sftp.c", "SFTPEngine on", "SFTPAuthMethods publickey password",
-                f"SFTPAuthorizedUserKeys file:{rfc4716}", f"SFTPLog {self.dir}/sftp.log",
+                "LoadModule mod_sftp.c",
+                "SFTPEngine on",
+                "SFTPAuthMethods publickey password",
+                f"SFTPAuthorizedUserKeys file:{rfc4716}",
+                f"SFTPLog {self.dir}/sftp.log",
                 *(f"SFTPHostKey {keys}/host_{kind}" for kind in ("rsa", "ecdsa", "ed25519")),
             ]
         (self.dir / "conf").write_text("\n".join([*lines, *options]) + "\n")
@@ -1308,9 +1494,27 @@ class PureFtpd(FtpDaemon):
         program = setup_env.unpacked("pure-ftpd")
         _run([f"{program}/usr/bin/pure-pw", "mkdb", f"{users}.pdb", "-f", str(users)], env=self.env)
         self._command = [
-            f"{program}/usr/sbin/pure-ftpd", "-S", f"{HOST},{self.port}", "-l", f"puredb:{users}.pdb", "-4",
-            "-H", "-E", "-c", "200", "-C", "200", "-u", "1", "-U", "133:022", "-p", "42000:60999",
-            "-g", f"{self.dir}/pid", *options,
+            f"{program}/usr/sbin/pure-ftpd",
+            "-S",
+            f"{HOST},{self.port}",
+            "-l",
+            f"puredb:{users}.pdb",
+            "-4",
+            "-H",
+            "-E",
+            "-c",
+            "200",
+            "-C",
+            "200",
+            "-u",
+            "1",
+            "-U",
+            "133:022",
+            "-p",
+            "42000:60999",
+            "-g",
+            f"{self.dir}/pid",
+            *options,
         ]
         if mode == "explicit":
             both = self.dir / "both.pem"
@@ -1347,7 +1551,9 @@ class Asyncssh(FtpDaemon):
         super().__init__("asyncssh", "plain")
         self._orders = json.dumps(
             {
-                "port": self.port, "root": str(self.root), "keys": str(_ssh_files(self)),
+                "port": self.port,
+                "root": str(self.root),
+                "keys": str(_ssh_files(self)),
                 "ids": self.ids if setup_env.IS_ROOT else None,
             }
         )
@@ -1388,7 +1594,12 @@ def _asyncssh_main(orders: dict[str, Any]) -> None:
 
     async def serve() -> None:
         await asyncssh.listen(
-            HOST, orders["port"], server_factory=Login, sftp_factory=True, backlog=200, login_timeout=0,
+            HOST,
+            orders["port"],
+            server_factory=Login,
+            sftp_factory=True,
+            backlog=200,
+            login_timeout=0,
             authorized_client_keys=asyncssh.read_authorized_keys(f"{orders['keys']}/user.pub"),
             server_host_keys=[
                 asyncssh.read_private_key(f"{orders['keys']}/host_{kind}") for kind in ("ed25519", "ecdsa", "rsa")
@@ -1407,7 +1618,16 @@ def _asyncssh_main(orders: dict[str, Any]) -> None:
 # ----------------------------------------------------------------------------- what is there
 
 NAMES = (
-    "postgresql", "mysql", "mariadb", "pgbouncer", "vsftpd", "sshd", "pyftpd", "proftpd", "pure-ftpd", "asyncssh",
+    "postgresql",
+    "mysql",
+    "mariadb",
+    "pgbouncer",
+    "vsftpd",
+    "sshd",
+    "pyftpd",
+    "proftpd",
+    "pure-ftpd",
+    "asyncssh",
 )
 
 
@@ -1419,14 +1639,22 @@ def available(name: str) -> Optional[str]:
     name = {"postgres": "postgresql", "pg_replica": "postgresql", "pg-replica": "postgresql"}.get(name, name)
     name = re.sub(r"[-_](plain|explicit|implicit)$", "", name)
     modules = {
-        "postgresql": ["pg8000"], "pgbouncer": ["pg8000"], "mysql": ["pymysql", "cryptography"],
-        "mariadb": ["pymysql"], "sshd": ["paramiko"], "pyftpd": ["pyftpdlib", "OpenSSL"],
+        "postgresql": ["pg8000"],
+        "pgbouncer": ["pg8000"],
+        "mysql": ["pymysql", "cryptography"],
+        "mariadb": ["pymysql"],
+        "sshd": ["paramiko"],
+        "pyftpd": ["pyftpdlib", "OpenSSL"],
         "asyncssh": ["asyncssh", "paramiko"],
     }.get(name, [])
     programs = {
-        "mariadb": ["mariadbd", "mariadb-install-db"], "pgbouncer": ["pgbouncer"],
-        "vsftpd": ["vsftpd", "openssl", "useradd", "chpasswd"], "sshd": ["sshd", "ssh-keygen"],
-        "pyftpd": ["openssl"], "proftpd": ["openssl", "ssh-keygen"], "pure-ftpd": ["openssl"],
+        "mariadb": ["mariadbd", "mariadb-install-db"],
+        "pgbouncer": ["pgbouncer"],
+        "vsftpd": ["vsftpd", "openssl", "useradd", "chpasswd"],
+        "sshd": ["sshd", "ssh-keygen"],
+        "pyftpd": ["openssl"],
+        "proftpd": ["openssl", "ssh-keygen"],
+        "pure-ftpd": ["openssl"],
         "asyncssh": ["ssh-keygen"],
     }.get(name, [])
     if name == "sqlite":
@@ -1468,10 +1696,12 @@ def version(name: str) -> str:
         return f"{module} {importlib.metadata.version(module)}"
     program = {
         "postgresql": [f"{setup_env.postgres_bin()}/postgres"],
-        "mysql": setup_env.mysql_command() or ["mysqld"], "mariadb": ["mariadbd"],
+        "mysql": setup_env.mysql_command() or ["mysqld"],
+        "mariadb": ["mariadbd"],
     }.get(name, [name])
     command = [
-        setup_env.find_program(program[0]) or program[0], *program[1:],
+        setup_env.find_program(program[0]) or program[0],
+        *program[1:],
         "-V" if name == "sshd" else "--version",
     ]
     if name in setup_env.UNPACKED:
@@ -1483,9 +1713,7 @@ def version(name: str) -> str:
         libraries = _libraries(name) if name in setup_env.UNPACKED else NOTHING
         subprocess.run(command, stdin=file, stdout=file, stderr=file, env={**os.environ, **libraries})
         file.seek(0)
-        lines = [
-            line for line in file.read().decode(errors="replace").splitlines() if re.search(r"\d\.\d", line)
-        ]
+        lines = [line for line in file.read().decode(errors="replace").splitlines() if re.search(r"\d\.\d", line)]
     return re.sub(r".*/(?=\w+  ?Ver)", "", lines[0]) if lines else "unknown version"
 
 
@@ -1564,9 +1792,7 @@ class Proxy:
 
     async def _listen(self) -> None:
         if self._server is None:
-            self._server = await asyncio.start_server(
-                self._accept, HOST, self.port, backlog=200, reuse_address=True
-            )
+            self._server = await asyncio.start_server(self._accept, HOST, self.port, backlog=200, reuse_address=True)
 
     async def _unlisten(self) -> None:
         if self._server is not None:
@@ -1581,9 +1807,7 @@ class Proxy:
     @staticmethod
     def _reset(writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):  # lingering for 0 s makes close() send an RST
-            writer.get_extra_info("socket").setsockopt(
-                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-            )
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
 
     async def _finish(self) -> None:
@@ -1635,7 +1859,10 @@ class Proxy:
                     self._reset(end)
 
     async def _forward(
-        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, answered: list[bool],
+        self,
+        source: asyncio.StreamReader,
+        target: asyncio.StreamWriter,
+        answered: list[bool],
         from_client: bool,
     ) -> None:
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(256)
@@ -1660,7 +1887,10 @@ class Proxy:
             await asyncio.gather(fill, return_exceptions=True)
 
     async def _read(
-        self, source: asyncio.StreamReader, queue: asyncio.Queue[tuple[float, bytes]], answered: list[bool],
+        self,
+        source: asyncio.StreamReader,
+        queue: asyncio.Queue[tuple[float, bytes]],
+        answered: list[bool],
         from_client: bool,
     ) -> None:
         data = b""

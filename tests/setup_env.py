@@ -132,8 +132,14 @@ def _environment() -> list[str]:
 # --------------------------------------------------------------------------------------------- servers
 
 DEBIAN_PACKAGES = {
-    "postgresql": "postgresql", "mariadbd": "mariadb-server", "vsftpd": "vsftpd", "sshd": "openssh-server",
-    "ssh-keygen": "openssh-client", "pgbouncer": "pgbouncer", "openssl": "openssl", "setpriv": "util-linux",
+    "postgresql": "postgresql",
+    "mariadbd": "mariadb-server",
+    "vsftpd": "vsftpd",
+    "sshd": "openssh-server",
+    "ssh-keygen": "openssh-client",
+    "pgbouncer": "pgbouncer",
+    "openssl": "openssl",
+    "setpriv": "util-linux",
     "chromium": "chromium",  # for the status page
 }
 
@@ -144,7 +150,11 @@ def find_program(name: str) -> Optional[str]:
         name,
         path=os.pathsep.join(
             [
-                os.environ.get("PATH", ""), "/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/libexec",
+                os.environ.get("PATH", ""),
+                "/usr/sbin",
+                "/sbin",
+                "/usr/local/sbin",
+                "/usr/libexec",
                 "/opt/homebrew/bin",
             ]
         ),
@@ -154,7 +164,8 @@ def find_program(name: str) -> Optional[str]:
 def postgres_bin() -> Optional[Path]:
     """The folder with initdb and postgres, the newest version first."""
     folders = sorted(
-        Path("/usr/lib/postgresql").glob("*/bin"), reverse=True,
+        Path("/usr/lib/postgresql").glob("*/bin"),
+        reverse=True,
         key=lambda folder: [int(digits) for digits in re.findall(r"\d+", folder.parent.name)],
     )
     found = find_program("initdb")
@@ -179,8 +190,11 @@ def apt_install(packages: Sequence[str]) -> bool:
             # One source that cannot be reached fails the whole update: what counts is that the install works.
             subprocess.run([*apt, "update"], stdout=subprocess.DEVNULL, env=environ)
             done = subprocess.run(
-                [*apt, "install", "-y", "--no-install-recommends", *packages], env=environ,
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                [*apt, "install", "-y", "--no-install-recommends", *packages],
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
             )
         finally:
             if made:
@@ -198,9 +212,7 @@ def mysql_command() -> Optional[list[str]]:
         if b"MariaDB" not in said:
             return [found]
     root = mysql_root()
-    loader = next(
-        iter([*root.glob("usr/lib*/ld-linux-*.so.*"), *root.glob("usr/lib/*/ld-linux-*.so.*")]), None
-    )
+    loader = next(iter([*root.glob("usr/lib*/ld-linux-*.so.*"), *root.glob("usr/lib/*/ld-linux-*.so.*")]), None)
     if loader and (root / "usr/sbin/mysqld").exists():
         libraries = ":".join(str(path) for path in root.glob("usr/lib/*-linux-gnu"))
         return [str(loader), "--library-path", libraries, str(root / "usr/sbin/mysqld")]
@@ -226,9 +238,7 @@ def fetch_mysql() -> Optional[str]:
     with locked(CACHE / "mysql.lock"):
         if mysql_command():
             return None
-        targets = subprocess.run(
-            ["apt-get", "indextargets", "--format", "$(REPO_URI)"], stdout=subprocess.PIPE
-        )
+        targets = subprocess.run(["apt-get", "indextargets", "--format", "$(REPO_URI)"], stdout=subprocess.PIPE)
         mirrors = [line for line in targets.stdout.decode().split() if re.search(r"/debian/?$", line)]
         if not mirrors:
             return "no Debian mirror in the system's apt sources"
@@ -249,13 +259,14 @@ def fetch_mysql() -> Optional[str]:
             fetch = ["install", "-y", "--no-install-recommends", "--download-only", "mysql-server-core"]
             for command in (["update"], fetch):
                 done = subprocess.run(
-                    ["apt-get", "-qq", *command], env=environ, stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                    ["apt-get", "-qq", *command],
+                    env=environ,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
                 )
                 if done.returncode:
-                    return (
-                        f"apt-get {' '.join(command)}: {done.stdout.decode(errors='replace').strip()[-300:]}"
-                    )
+                    return f"apt-get {' '.join(command)}: {done.stdout.decode(errors='replace').strip()[-300:]}"
             for package in sorted((apt / "cache/archives").glob("*.deb")):
                 subprocess.run(["dpkg-deb", "-x", str(package), str(tree)], check=True)
             tree.chmod(0o755)
@@ -290,7 +301,9 @@ def unpack(name: str) -> Optional[str]:
         subprocess.run([*apt, "update"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         done = subprocess.run(
             [*apt, "install", "-y", "--no-install-recommends", "--download-only", *UNPACKED[name]],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         if done.returncode:
             return f"apt-get: {done.stdout.decode(errors='replace').strip()[-300:]}"
@@ -311,7 +324,9 @@ def ensure_servers(names: Sequence[str] = SERVERS) -> dict[str, str]:
     Returns why something could not be installed, by name.  Instant when all is there.
     """
     programs = ["mariadbd" if name == "mariadb" else name for name in names] + [
-        "ssh-keygen", "openssl", "setpriv",
+        "ssh-keygen",
+        "openssl",
+        "setpriv",
     ]
     missing = [
         package

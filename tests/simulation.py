@@ -490,9 +490,20 @@ class Call:
     """One statement on its way."""
 
     __slots__ = (
-        "connection", "deadline", "epoch", "process", "replied", "result", "sent", "serial", "snapshot", "stamp",
-        "task", "values", "verb",
-    )  # fmt: skip
+        "connection",
+        "deadline",
+        "epoch",
+        "process",
+        "replied",
+        "result",
+        "sent",
+        "serial",
+        "snapshot",
+        "stamp",
+        "task",
+        "values",
+        "verb",
+    )
 
     def __init__(self, connection: Any, verb: Callable[..., Any], values: dict[str, Any], deadline: float) -> None:
         world = WORLD
@@ -584,17 +595,24 @@ class SimDatabase(Tables):
     def _shown(stamp: Optional[float]) -> str:
         return "" if stamp is None else repr(stamp)
 
-    def first(
-        self, clock: float, snapshot: Tables, group: str, member: str, term: int, timed: int
-    ) -> list[Any]:  # fmt: skip
+    def first(self, clock: float, snapshot: Tables, group: str, member: str, term: int, timed: int) -> list[Any]:
         if self.token is not None:
             return []
         return self._won(clock, member, max(term, int(clock) + 1) if timed else term)
 
     def take(
-        self, clock: float, snapshot: Tables, group: str, member: str, holder: str, old_term: int,
-        stamp: Optional[str], stale_after: float, aged: int, own: int,
-    ) -> list[Any]:  # fmt: skip
+        self,
+        clock: float,
+        snapshot: Tables,
+        group: str,
+        member: str,
+        holder: str,
+        old_term: int,
+        stamp: Optional[str],
+        stale_after: float,
+        aged: int,
+        own: int,
+    ) -> list[Any]:
         if self.token != (holder, old_term) or holder not in self.health:
             return []
         heartbeat = self.health[holder]
@@ -605,9 +623,18 @@ class SimDatabase(Tables):
         return self._won(clock, member, old_term + 1)
 
     def take_absent(
-        self, clock: float, snapshot: Tables, group: str, member: str, holder: str, old_term: int,
-        stamp: Optional[str], stale_after: float, aged: int, own: int,
-    ) -> list[Any]:  # fmt: skip
+        self,
+        clock: float,
+        snapshot: Tables,
+        group: str,
+        member: str,
+        holder: str,
+        old_term: int,
+        stamp: Optional[str],
+        stale_after: float,
+        aged: int,
+        own: int,
+    ) -> list[Any]:
         if self.token != (holder, old_term) or not (own or holder not in self._read(snapshot).health):
             return []
         return self._won(clock, member, old_term + 1)
@@ -658,9 +685,14 @@ class SimDatabase(Tables):
     def members(self, clock: float, snapshot: Tables, group: str) -> list[Any]:
         rows = sorted(snapshot.health.items())
         return [
-            (member, None if stamp is None else self.column(clock) - stamp, int(stamp == RELEASED_STAMP),
-             self._shown(stamp)) for member, stamp in rows
-        ]  # fmt: skip
+            (
+                member,
+                None if stamp is None else self.column(clock) - stamp,
+                int(stamp == RELEASED_STAMP),
+                self._shown(stamp),
+            )
+            for member, stamp in rows
+        ]
 
     # -- the ledger's statements --------------------------------------------------------------------------------------
     # Rows are kept by file_id; `due` is of the database's clock.
@@ -711,9 +743,21 @@ class SimDatabase(Tables):
 
 
 VERBS = (
-    "BEAT", "LOOK", "FIRST", "TAKE", "TAKE_ABSENT", "SEAT", "RENEW", "RELEASE", "LEAVE", "SWEEP", "LAST_TERM",
-    "MEMBERS", "DONE_COUNT", "STANDING",
-)  # fmt: skip
+    "BEAT",
+    "LOOK",
+    "FIRST",
+    "TAKE",
+    "TAKE_ABSENT",
+    "SEAT",
+    "RENEW",
+    "RELEASE",
+    "LEAVE",
+    "SWEEP",
+    "LAST_TERM",
+    "MEMBERS",
+    "DONE_COUNT",
+    "STANDING",
+)
 
 
 class SimStoreMixin:
@@ -1490,9 +1534,29 @@ class World:
             getattr(self, f"_{kind}")(database)
 
     OF_PROCESSES = ("pause", "crash", "stop", "cut", "slow", "rate", "stumble", "log")
-    KINDS = (*OF_PROCESSES, "zone", "pause", "cut", "crash", "stumble", "stumble", "stumble", "outage", "freeze",
-             "stall", "lock", "step", "step", "vanish", "null", "token",
-             "step_down", "commits", "commits", "server")  # fmt: skip
+    KINDS = (
+        *OF_PROCESSES,
+        "zone",
+        "pause",
+        "cut",
+        "crash",
+        "stumble",
+        "stumble",
+        "stumble",
+        "outage",
+        "freeze",
+        "stall",
+        "lock",
+        "step",
+        "step",
+        "vanish",
+        "null",
+        "token",
+        "step_down",
+        "commits",
+        "commits",
+        "server",
+    )
 
     def _pause(self, process: Process) -> None:
         self.pause(process, self.span())
@@ -1555,9 +1619,17 @@ class World:
             return
         timing, rng = self.timing, self.rng
         size = rng.choice(
-            (timing.margin / 2.01, 0.9, timing.margin, timing.stale_after, 2 * timing.liveness, 3600.0, 2 * 86400.0,
-             YEARS)
-        ) * rng.choice((1.0, rng.random()))  # fmt: skip
+            (
+                timing.margin / 2.01,
+                0.9,
+                timing.margin,
+                timing.stale_after,
+                2 * timing.liveness,
+                3600.0,
+                2 * 86400.0,
+                YEARS,
+            )
+        ) * rng.choice((1.0, rng.random()))
         if rng.random() < 0.5:
             if database.token is None:  # with a trace from the future gone meanwhile, no term would be known
                 return
@@ -2043,10 +2115,18 @@ def open_database(config: Any) -> Any:
 def installed() -> Iterator[None]:
     """ftpcoord with simulated surroundings."""
     instead: dict[str, Any] = {
-        "time": SimTime, "threading": SimThreading, "queue": SimQueueModule, "boot_clock": SimTime.monotonic,
-        "Election": SimElection, "open_database": open_database, "new_server": SimConnection,
-        "Workplace": SimWorkplace, "log": SimLog, "atexit": SimAtexit, "event": noted_event,
-    }  # fmt: skip
+        "time": SimTime,
+        "threading": SimThreading,
+        "queue": SimQueueModule,
+        "boot_clock": SimTime.monotonic,
+        "Election": SimElection,
+        "open_database": open_database,
+        "new_server": SimConnection,
+        "Workplace": SimWorkplace,
+        "log": SimLog,
+        "atexit": SimAtexit,
+        "event": noted_event,
+    }
     before = {name: getattr(ftpcoord, name) for name in instead}
     logger = ftpcoord.logger
     level, propagate, handlers = logger.level, logger.propagate, logger.handlers[:]

@@ -32,8 +32,9 @@ def clean() -> History:
         Run("b.1", "g", "/in/y", 2, 2, "v2", 200, 22, 13.0, 14.0, "end"),
     ]
     history.commands = [
-        Command("a.1", "g", "move", "/in/x", 3.2, 3.2), Command("b.1", "g", "move", "/in/y", 14.2, 14.2),
-    ]  # fmt: skip
+        Command("a.1", "g", "move", "/in/x", 3.2, 3.2),
+        Command("b.1", "g", "move", "/in/y", 14.2, 14.2),
+    ]
     history.connections = [(1.1, "a.1", "g"), (12.6, "b.1", "g")]
     history.changes = [
         Change(1, 1.0, "token", "g", 1, "a"),
@@ -103,7 +104,7 @@ DOCTORED: list[tuple[str, Callable[[History], object]]] = [
     ("standby connected", lambda h: h.connections.append((5.0, "b.1", "g"))),
     ("late takeover", lambda h: h.clean_takeovers.append(5.5)),
     ("ended by itself", lambda h: h.troubles.append(chaos.Violation("ended by itself", "a.1"))),
-]  # fmt: skip
+]
 
 
 def test_the_checker_finds_nothing_in_a_history_as_it_should_be() -> None:

@@ -69,8 +69,11 @@ class Foreign:
         self.connection = database.connect()
         minutes = int(hours * 60)
         zone = f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}"
-        self._run(f"SET TIME ZONE INTERVAL '{zone}' HOUR TO MINUTE" if self.kind == "postgresql"
-                  else f"SET time_zone = '{zone}'")  # fmt: skip
+        self._run(
+            f"SET TIME ZONE INTERVAL '{zone}' HOUR TO MINUTE"
+            if self.kind == "postgresql"
+            else f"SET time_zone = '{zone}'"
+        )
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -204,11 +207,18 @@ def test_rows_that_another_product_left_behind_are_taken_over(database: Database
     with beside(database, files, tmp_path, "documentation", 0) as (crew, foreign):
         foreign.take()  # it died before its first heartbeat
         for name, group, stamp in (
-            ("urn:node-1", GROUP, "2019-05-05 05:05:05"), ("urn:node-2", GROUP, "2037-05-05 05:05:05"),
-            ("a", "other", "2019-05-05 05:05:05"), ("a", "another", "2037-05-05 05:05:05"),
-        ):  # fmt: skip
-            execute(database, "INSERT INTO health_check (task_id, group_id, last_heartbeat) VALUES (?, ?, ?)",
-                    name, group, stamp)  # fmt: skip
+            ("urn:node-1", GROUP, "2019-05-05 05:05:05"),
+            ("urn:node-2", GROUP, "2037-05-05 05:05:05"),
+            ("a", "other", "2019-05-05 05:05:05"),
+            ("a", "another", "2037-05-05 05:05:05"),
+        ):
+            execute(
+                database,
+                "INSERT INTO health_check (task_id, group_id, last_heartbeat) VALUES (?, ?, ?)",
+                name,
+                group,
+                stamp,
+            )
         for group in ("other", "another"):
             execute(database, "INSERT INTO token_holder (group_id, task_id, term) VALUES (?, 'a', 7)", group)
         others = "SELECT * FROM token_holder WHERE group_id <> 'crew' ORDER BY group_id"

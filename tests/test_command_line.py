@@ -261,10 +261,14 @@ def test_a_secret_from_a_file_or_from_a_url_is_used_and_never_shown(
     with Crew(tmp_path, postgresql, files, log_level="debug") as crew:
         bare = postgresql.url.replace(":secret", "")
         ways: list[dict[str, Any]] = [
-            {"password": None, "password_file": tmp_path / "password", "database": bare,
-             "database_password_file": tmp_path / "database_password"},
+            {
+                "password": None,
+                "password_file": tmp_path / "password",
+                "database": bare,
+                "database_password_file": tmp_path / "database_password",
+            },
             {"password": None, "url": with_password, "database": None, "database_file": tmp_path / "database"},
-        ]  # fmt: skip
+        ]
         for number, way in enumerate(ways):
             done = crew.run("check", **way)
             assert done.returncode == 0, done.stderr
@@ -350,8 +354,10 @@ def test_status_shows_members_and_files_in_the_agreed_form(database: Database, f
     with Crew(tmp_path, database, files) as crew:
         empty = crew.status()
         assert {key: empty[key] for key in ("group", "active", "members")} == {
-            "group": "crew", "active": None, "members": [],
-        }  # fmt: skip
+            "group": "crew",
+            "active": None,
+            "members": [],
+        }
         files.put("1.txt", b"x")
         first = crew.start("a")
         first.wait("elected")
@@ -365,8 +371,9 @@ def test_status_shows_members_and_files_in_the_agreed_form(database: Database, f
         assert status["database"] == database.url.replace(":secret", "")
         assert status["files"] == {"claimed": 0, "done": 1, "failed": 0, "quarantined": 0}
         assert [(member["member_id"], member["role"]) for member in status["members"]] == [
-            ("a", "active"), ("b", "standby"),
-        ]  # fmt: skip
+            ("a", "active"),
+            ("b", "standby"),
+        ]
         for member in status["members"]:
             assert set(member) >= {"member_id", "role", "heartbeat_age"}
             assert isinstance(member["heartbeat_age"], float) and 0 <= member["heartbeat_age"] < crew.liveness
@@ -391,8 +398,9 @@ def test_files_shows_what_the_ledger_knows(crew: Crew) -> None:
     assert crew.run("run", "--once").returncode == 0
     rows = [json.loads(line) for line in crew.run("files", "--json").stdout.splitlines()]
     assert [(os.path.basename(row["path"]), row["state"], row["size"]) for row in rows] == [
-        ("bad.txt", "quarantined", 5), ("good.txt", "done", 1),
-    ]  # fmt: skip
+        ("bad.txt", "quarantined", 5),
+        ("good.txt", "done", 1),
+    ]
     assert "this file is no good" in rows[0]["error"] and rows[0]["attempts"] == 1
     assert {row["group"] for row in rows} == {"crew"}
     rows = [json.loads(line) for line in crew.run("files", "--state", "done", "--json").stdout.splitlines()]

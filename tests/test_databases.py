@@ -434,8 +434,9 @@ def plain_server(request: pytest.FixtureRequest) -> Iterator[Union[servers.Postg
 
 ENCRYPTED = {
     "postgresql": "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()",
-    "mysql": "SHOW STATUS LIKE 'Ssl_cipher'", "mariadb": "SHOW STATUS LIKE 'Ssl_cipher'",
-}  # fmt: skip
+    "mysql": "SHOW STATUS LIKE 'Ssl_cipher'",
+    "mariadb": "SHOW STATUS LIKE 'Ssl_cipher'",
+}
 
 
 def encrypted(server: Union[servers.Postgres, servers.Mysql], **settings: object) -> bool:
@@ -522,14 +523,36 @@ def test_schema_sql_is_taken_by_the_databases_own_client_also_twice(tables: Tabl
     if database.name == "postgresql":
         client = shutil.which("psql")
         command = [
-            client or "", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-p", port, "-U", "app",
-            "-d", database.database, "-f", str(SCHEMA),
-        ]  # fmt: skip
+            client or "",
+            "-X",
+            "-q",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            port,
+            "-U",
+            "app",
+            "-d",
+            database.database,
+            "-f",
+            str(SCHEMA),
+        ]
     else:
         client = shutil.which("mariadb") or shutil.which("mysql")
         command = [
-            client or "", "--no-defaults", "-h", "127.0.0.1", "-P", port, "-u", "app", "-psecret", database.database
-        ]  # fmt: skip
+            client or "",
+            "--no-defaults",
+            "-h",
+            "127.0.0.1",
+            "-P",
+            port,
+            "-u",
+            "app",
+            "-psecret",
+            database.database,
+        ]
     if client is None:
         pytest.skip(f"no client of {database.name} here")
     for _ in range(2):
@@ -592,8 +615,13 @@ def settled(tables: Tables, url: str) -> str:
 def test_one_folder_of_one_server_is_one_group_however_its_url_spells_it(tables: Tables) -> None:
     tables.apply()
     assert {settled(tables, url) for url in SPELLINGS} == {"ftp://me@files.example:21/a/in"}
-    for other in ("sftp://me@files.example/a/in", "ftp://you@files.example/a/in", "ftp://me@files.example:2121/a/in",
-                  "ftp://me@files.example/~/a/in", "ftps://me@files.example/a/in"):  # fmt: skip
+    for other in (
+        "sftp://me@files.example/a/in",
+        "ftp://you@files.example/a/in",
+        "ftp://me@files.example:2121/a/in",
+        "ftp://me@files.example/~/a/in",
+        "ftps://me@files.example/a/in",
+    ):
         assert settled(tables, other) != settled(tables, SPELLINGS[0]), other
 
 

@@ -179,9 +179,10 @@ def test_an_action_in_the_ledger_that_is_not_todays_or_not_below_the_folder_is_d
     tmp_path: Path, forged: str, state: str
 ) -> None:
     path, action, after = FORGED[forged]
-    with FtpHost(files={"kept": b"1"}) as host, Site(
-        tmp_path, host.settings, after=after, after_error=after, pattern="none"
-    ) as site:  # fmt: skip
+    with (
+        FtpHost(files={"kept": b"1"}) as host,
+        Site(tmp_path, host.settings, after=after, after_error=after, pattern="none") as site,
+    ):
         site.polls(1)
         with contextlib.closing(sqlite3.connect(tmp_path / "coordination.db", timeout=10)) as ledger:
             ledger.execute(
@@ -242,8 +243,11 @@ class Held(Site):
 def test_one_allowed_connection_serves_listings_and_as_many_handlers_as_there_are_workers(tmp_path: Path) -> None:
     files = {f"{number}": b"x" for number in range(3)}
     with FtpHost(files=dict(files)) as host:
-        host.on("PASS", lambda session, argument: (
-            session.say("530 no") if host.open_sessions > 1 else session.on_pass(argument)), times=None)  # fmt: skip
+        host.on(
+            "PASS",
+            lambda session, argument: session.say("530 no") if host.open_sessions > 1 else session.on_pass(argument),
+            times=None,
+        )
         with Held(tmp_path, host.settings, workers=3, after="delete") as site:
             wait_for(lambda: len(site.begun) == 3, PATIENCE, "three handlers at once")
             site.polls(3)
@@ -257,13 +261,17 @@ def test_no_more_connections_than_workers_and_none_for_a_limit_of_the_server_twi
     files = {f"{number:02}": bytes(200_000) for number in range(30)}
     most: list[int] = []
     with FtpHost(files=dict(files)) as host:
+
         def counted(session: FtpSession, argument: str) -> None:
             most.append(host.open_sessions)
             session.on_retr(argument)
 
         host.on("RETR", counted, times=None)
-        host.on("PASS", lambda session, argument: (
-            session.say("530 no") if host.open_sessions > 2 else session.on_pass(argument)), times=None)  # fmt: skip
+        host.on(
+            "PASS",
+            lambda session, argument: session.say("530 no") if host.open_sessions > 2 else session.on_pass(argument),
+            times=None,
+        )
         with Site(tmp_path, host.settings, workers=4) as site:
             site.arrive(files)
             site.polls(3)
@@ -288,7 +296,7 @@ def test_a_stop_cuts_a_listing_and_lets_handlers_end(tmp_path: Path) -> None:
 
 
 def test_a_row_that_an_operator_changes_while_its_file_is_in_work_is_said_and_the_others_are_done(
-    tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     with FtpHost(files={"a": b"1"}) as host, Held(tmp_path, host.settings, retry_delay=30, after="delete") as site:
         wait_for(lambda: site.begun, PATIENCE)
@@ -305,6 +313,7 @@ def test_a_row_that_an_operator_changes_while_its_file_is_in_work_is_said_and_th
 def test_what_a_stop_finds_done_is_still_removed(tmp_path: Path) -> None:
     files = {f"{number}": b"x" for number in range(10)}
     with FtpHost(files=dict(files)) as host:
+
         def stop(session: FtpSession, argument: str) -> None:
             site.listener.stop()
             time.sleep(0.05)

@@ -45,8 +45,12 @@ class Tables:
 
     def config(self, **settings: Any) -> Config:
         values: dict[str, Any] = {
-            "database": self.database.url, "database_tls": "disable", "coordination_group": "g", "member_id": "a",
-            "heartbeat_frequency": self.heartbeat, "liveness_check_interval": self.liveness,
+            "database": self.database.url,
+            "database_tls": "disable",
+            "coordination_group": "g",
+            "member_id": "a",
+            "heartbeat_frequency": self.heartbeat,
+            "liveness_check_interval": self.liveness,
         }
         if self.database.name == "sqlite":
             del values["database_tls"]
@@ -252,10 +256,15 @@ def nullable(tables: Tables) -> None:
     name = tables.database.name
     if name == "sqlite":
         tables.database.execute("DROP TABLE IF EXISTS h; ")
-        tables.database.execute("CREATE TABLE h (task_id VARCHAR(128), group_id VARCHAR(128), last_heartbeat TIMESTAMP,"
-                                " PRIMARY KEY (task_id, group_id))")  # fmt: skip
-        for statement in ("INSERT INTO h SELECT * FROM health_check", "DROP TABLE health_check",
-                          "ALTER TABLE h RENAME TO health_check"):  # fmt: skip
+        tables.database.execute(
+            "CREATE TABLE h (task_id VARCHAR(128), group_id VARCHAR(128), last_heartbeat TIMESTAMP,"
+            " PRIMARY KEY (task_id, group_id))"
+        )
+        for statement in (
+            "INSERT INTO h SELECT * FROM health_check",
+            "DROP TABLE health_check",
+            "ALTER TABLE h RENAME TO health_check",
+        ):
             tables.database.execute(statement)
     elif name == "postgresql":
         tables.database.execute("ALTER TABLE health_check ALTER COLUMN last_heartbeat DROP NOT NULL")
@@ -490,9 +499,7 @@ def test_a_release_is_its_exact_stamp_and_no_other_old_one(shared: Tables, store
         assert not next(row for row in store.members("g") if row.member_id == "a").released
 
 
-def test_a_takeover_of_a_released_lease_needs_it_to_be_released_still(
-    shared: Tables, store: ftpcoord.Database
-) -> None:
+def test_a_takeover_of_a_released_lease_needs_it_to_be_released_still(shared: Tables, store: ftpcoord.Database) -> None:
     holding(shared, store)
     store.release("g", "a", 1)
     view = store.look("g", "b")
@@ -500,9 +507,7 @@ def test_a_takeover_of_a_released_lease_needs_it_to_be_released_still(
     assert store.take("g", "b", view, 4, "released") is None
 
 
-def test_a_heartbeat_of_null_has_no_age_and_is_one_that_does_not_move(
-    shared: Tables, store: ftpcoord.Database
-) -> None:
+def test_a_heartbeat_of_null_has_no_age_and_is_one_that_does_not_move(shared: Tables, store: ftpcoord.Database) -> None:
     holding(shared, store)
     nullable(shared)
     shared.database.execute("UPDATE health_check SET last_heartbeat = NULL")
@@ -679,8 +684,13 @@ def test_nothing_is_written_without_the_token(ledger: ftpcoord.Database) -> None
 
 
 STALE: list[dict[str, Any]] = [
-    {"size": 11}, {"mtime": "2026-01-12T10:15"}, {"mtime": ""}, {"state": "failed"}, {"term": 2}, {"attempts": 2}
-]  # fmt: skip
+    {"size": 11},
+    {"mtime": "2026-01-12T10:15"},
+    {"mtime": ""},
+    {"state": "failed"},
+    {"term": 2},
+    {"attempts": 2},
+]
 
 
 def test_a_change_is_made_only_to_the_row_that_was_read(ledger: ftpcoord.Database) -> None:
@@ -724,8 +734,11 @@ def test_one_call_makes_claims_changes_and_removals_and_tells_each_apart(ledger:
     ]
     assert ledger.write(FENCE, changes) == [True, True, True, False, False, False]
     assert [(r.path, r.state) for r in rows_of(ledger)] == [
-        ("/in/0", "done"), ("/in/2", "claimed"), ("/in/3", "claimed"), ("/in/new", "claimed"),
-    ]  # fmt: skip
+        ("/in/0", "done"),
+        ("/in/2", "claimed"),
+        ("/in/3", "claimed"),
+        ("/in/new", "claimed"),
+    ]
     assert ledger.write(FENCE, []) == []
 
 
@@ -776,12 +789,38 @@ def test_a_delay_becomes_the_seconds_until_the_row_is_due(ledger: ftpcoord.Datab
 
 
 ODD_PATHS = [
-    "/in/a b.csv", "/in/it's.csv", '/in/"quoted".csv', "/in/back\\slash.csv", "/in/100%.csv", "/in/%41.csv",
-    "/in/%C3%A4.csv", "/in/ä.csv", "/in/a\u0308.csv", "/in/\U0001f600.csv", "/in/\udcff\udcfe.csv", "/in/%\udcff.csv",
-    "/in/tab\there", "/in/A.csv", "/in/a.csv ", "/in/:group", "/in/ :member.csv", "/in/:nothing", "/in/$now$tick$rows",
-    "/in/$ids", "/in/--", "/in/';DROP TABLE file_ledger;--", "/in/\\", "/in/\\'", "x/relative", "/in/" + "d/" * 900,
-    "/in/%s%(x)s", "/in/{0}", "/in/\x1b[31m", "/in/\u202egnp.exe", "/in/\u00a0",
-]  # fmt: skip
+    "/in/a b.csv",
+    "/in/it's.csv",
+    '/in/"quoted".csv',
+    "/in/back\\slash.csv",
+    "/in/100%.csv",
+    "/in/%41.csv",
+    "/in/%C3%A4.csv",
+    "/in/ä.csv",
+    "/in/a\u0308.csv",
+    "/in/\U0001f600.csv",
+    "/in/\udcff\udcfe.csv",
+    "/in/%\udcff.csv",
+    "/in/tab\there",
+    "/in/A.csv",
+    "/in/a.csv ",
+    "/in/:group",
+    "/in/ :member.csv",
+    "/in/:nothing",
+    "/in/$now$tick$rows",
+    "/in/$ids",
+    "/in/--",
+    "/in/';DROP TABLE file_ledger;--",
+    "/in/\\",
+    "/in/\\'",
+    "x/relative",
+    "/in/" + "d/" * 900,
+    "/in/%s%(x)s",
+    "/in/{0}",
+    "/in/\x1b[31m",
+    "/in/\u202egnp.exe",
+    "/in/\u00a0",
+]
 
 
 def test_a_delay_beyond_all_dates_is_a_long_one(ledger: ftpcoord.Database) -> None:
@@ -812,7 +851,7 @@ def test_any_path_can_be_claimed_alone(ledger: ftpcoord.Database) -> None:
 
 
 def test_error_and_action_are_kept_as_they_are(ledger: ftpcoord.Database) -> None:
-    new = row(state="quarantined", action="move:/bad 'ones'\\:group", error="exit 3: it's \\ \"bad\" :member $now % ä")
+    new = row(state="quarantined", action="move:/bad 'ones'\\:group", error='exit 3: it\'s \\ "bad" :member $now % ä')
     ledger.write(FENCE, [Change(None, row())])
     assert ledger.write(FENCE, [Change(row(), new)]) == [True]
     assert rows_of(ledger) == [new]
@@ -823,8 +862,13 @@ def test_what_stands_is_told_from_what_does_not(ledger: ftpcoord.Database) -> No
     changes = [Change(None, row()), Change(row(), None), Change(row("/in/b"), None)]
     assert ledger.written(FENCE, changes) == [True, False, True]
     for differs in (
-        row(state="done"), row(attempts=2), row(failures=1), row(size=1), row(mtime=""), row(action="delete")
-    ):  # fmt: skip
+        row(state="done"),
+        row(attempts=2),
+        row(failures=1),
+        row(size=1),
+        row(mtime=""),
+        row(action="delete"),
+    ):
         assert ledger.written(FENCE, [Change(None, differs)]) == [False], differs
     assert ledger.written(FENCE._replace(term=2), changes[:1]) == [False], "that is another term's row"
 
@@ -840,13 +884,19 @@ def test_all_rows_are_read_however_many_pages_they_take(ledger: ftpcoord.Databas
 
 def test_open_rows_are_those_that_are_not_simply_done(ledger: ftpcoord.Database) -> None:
     rows = [
-        row("/in/claimed"), row("/in/done", state="done"), row("/in/due", state="done", action="delete"),
-        row("/in/failed", state="failed"), row("/in/quarantined", state="quarantined"),
-    ]  # fmt: skip
+        row("/in/claimed"),
+        row("/in/done", state="done"),
+        row("/in/due", state="done", action="delete"),
+        row("/in/failed", state="failed"),
+        row("/in/quarantined", state="quarantined"),
+    ]
     ledger.write(FENCE, [Change(None, one) for one in rows])
     assert sorted(r.path for r in ledger.rows("g", only_open=True)) == [
-        "/in/claimed", "/in/due", "/in/failed", "/in/quarantined",
-    ]  # fmt: skip
+        "/in/claimed",
+        "/in/due",
+        "/in/failed",
+        "/in/quarantined",
+    ]
     assert ledger.done_count("g") == 1
     assert ledger.counts("g") == {"claimed": 1, "done": 2, "failed": 1, "quarantined": 1}
     assert ledger.counts("other") == {"claimed": 0, "done": 0, "failed": 0, "quarantined": 0}
@@ -1123,7 +1173,11 @@ def test_the_statement_that_is_printed_in_the_source_is_what_is_sent() -> None:
     source = Path(ftpcoord.__file__).read_text(encoding="utf-8")
     begin = source.index("# In the statements `:name`")
     printed = re.findall("^#     (.*)", source[begin : source.index("\nANSWER_BYTES", begin)], re.MULTILINE)
-    settings: dict[str, Any] = {"url": "ftp://me@files.example/in", "exec": "true", "database": "postgresql://app@db/app"}
+    settings: dict[str, Any] = {
+        "url": "ftp://me@files.example/in",
+        "exec": "true",
+        "database": "postgresql://app@db/app",
+    }
     store = ftpcoord.open_database(Config(coordination_group="g", member_id="a", **settings))
     sent = store._bind(store.RELEASE, {"group": "g", "member": "a", "term": 7, "request": ""})
     assert re.sub(r"\s+", "", "".join(printed)) == re.sub(r"\s+", "", sent)

@@ -277,9 +277,12 @@ class MemoryStore:
             stamp = self.stamps.get(str(self.holder))
             same = stamp is not None and self._shown(self.holder) == seen.stamp
             free = {
-                "own": True, "absent": stamp is None, "still": same, "released": same,
+                "own": True,
+                "absent": stamp is None,
+                "still": same,
+                "released": same,
                 "stale": same and stamp is not None and stamp < self.now - stale_after,
-            }  # fmt: skip
+            }
             return self._win(member, self.term + 1) if free[why] else None
 
         won: Optional[int] = self._call("take", effect, why)
@@ -334,9 +337,14 @@ class Site:
         self.store, self.clock, self.member = store, store.clock, member
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.election = Election(
-            store, "g", member, timing, self.clock, lambda what, **fields: self.told.append((what, fields)),
+            store,
+            "g",
+            member,
+            timing,
+            self.clock,
+            lambda what, **fields: self.told.append((what, fields)),
             lambda: self.chance,
-        )  # fmt: skip
+        )
         self.due = self.chance = 0.0
         self.alive = self.willing = True
 
@@ -1234,10 +1242,15 @@ def sqlite(tmp_path: Path) -> Iterator[Callable[[str], ftpcoord.Member]]:
     started: list[ftpcoord.Member] = []
 
     def start(name: str) -> ftpcoord.Member:
-        member = ftpcoord.Member(ftpcoord.Config(
-            database=f"sqlite:///{tmp_path / 'c.db'}", coordination_group="g", member_id=name,
-            heartbeat_frequency=0.5, liveness_check_interval=8,
-        ))  # fmt: skip
+        member = ftpcoord.Member(
+            ftpcoord.Config(
+                database=f"sqlite:///{tmp_path / 'c.db'}",
+                coordination_group="g",
+                member_id=name,
+                heartbeat_frequency=0.5,
+                liveness_check_interval=8,
+            )
+        )
         member.start()
         started.append(member)
         return member

@@ -131,10 +131,15 @@ def test_a_command_that_was_not_sent_yet_never_arrives_after_the_end(file_server
                 server.abort()
             user.join(PATIENCE)
         else:
-            process = stack.enter_context(subprocess.Popen(
-                [sys.executable, "-c", DELETING, repr(settings), path, long_way(path)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={"PYTHONPATH": str(MODULE.parent)}, text=True,
-            ))  # fmt: skip
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", DELETING, repr(settings), path, long_way(path)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    env={"PYTHONPATH": str(MODULE.parent)},
+                    text=True,
+                )
+            )
             stack.callback(process.kill)
             assert process.stdout is not None and process.stdin is not None
             assert process.stdout.readline() == "True\n"
@@ -167,9 +172,10 @@ def connections_to(port: int) -> list[int]:
     """The connections of this machine to that port, but those in TIME_WAIT: how many bytes each still holds."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return [
-        int(line[4].partition(":")[0], 16) for line in lines
+        int(line[4].partition(":")[0], 16)
+        for line in lines
         if int(line[2].rpartition(":")[2], 16) == port and line[3] != "06"
-    ]  # fmt: skip
+    ]
 
 
 def unsent(port: int) -> int:
@@ -472,9 +478,13 @@ class Stuck:
         self.errors = crew.folder / "stuck.err"
         with open(self.errors, "wb") as errors:
             self.process = subprocess.Popen(
-                command, env=crew.environment(**changes), cwd=crew.folder, stdin=subprocess.DEVNULL, stdout=writer,
+                command,
+                env=crew.environment(**changes),
+                cwd=crew.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=writer,
                 stderr=writer if reader else errors,
-            )  # fmt: skip
+            )
         self.writer = writer
         if not reader:
             os.close(self.reader)
@@ -656,9 +666,12 @@ def test_a_member_that_gets_no_thread_hands_over_to_one_that_may(
         with Site(tmp_path, host.settings, yield_after=1) as site:
             site.wait("elected")
             other = ftpcoord.Coordinator(
-                database=f"sqlite:///{tmp_path / 'coordination.db'}", member_id="b", heartbeat_frequency=0.2,
-                coordination_group=site.listener.config.coordination_group, liveness_check_interval=4,
-            )  # fmt: skip
+                database=f"sqlite:///{tmp_path / 'coordination.db'}",
+                member_id="b",
+                heartbeat_frequency=0.2,
+                coordination_group=site.listener.config.coordination_group,
+                liveness_check_interval=4,
+            )
             with other:
                 leases = other.leases()  # whoever drops them hands over
                 lease = next(leases)

@@ -347,9 +347,12 @@ def test_a_mysql_server_that_does_not_answer_is_not_asked_again_without_tls() ->
     with servers.Proxy("127.0.0.1", 1) as proxy:
         proxy.blackhole()
         config = ftpcoord.Config(
-            database=f"mysql://app:secret@127.0.0.1:{proxy.port}/app", coordination_group="g", member_id="a",
-            heartbeat_frequency=0.5, liveness_check_interval=6,
-        )  # fmt: skip
+            database=f"mysql://app:secret@127.0.0.1:{proxy.port}/app",
+            coordination_group="g",
+            member_id="a",
+            heartbeat_frequency=0.5,
+            liveness_check_interval=6,
+        )
         assert config.database_tls == "prefer"
         database = ftpcoord.open_database(config)
         began = time.monotonic()

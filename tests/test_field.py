@@ -161,7 +161,7 @@ def without_types(host: SftpHost) -> None:
 
 def untyped(session: Any, path: str) -> None:
     folder = path in ("/in", "/in/done", ".")
-    found = b"" if folder else session.host.files.get(path[len("/in/"):])
+    found = b"" if folder else session.host.files.get(path[len("/in/") :])
     session.status(2) if found is None else session.answer(105, hostile.attributes(len(found), mode=0o755))
 
 
@@ -486,8 +486,11 @@ def others_of_the_tree_go_on(tmp_path: Path, behaviour: Behaviour) -> None:
             behaviour(host)
             host.put("c", b"3")
             wait_for(lambda: len(site.handled) == 3, PATIENCE, "\n".join(site.log))
-            wait_for(lambda: [line for line in site.log if "/in/sub" in line and "refused" in line], PATIENCE,
-                     "the refused folder: " + "\n".join(site.log))
+            wait_for(
+                lambda: [line for line in site.log if "/in/sub" in line and "refused" in line],
+                PATIENCE,
+                "the refused folder: " + "\n".join(site.log),
+            )
             host.behave()
             site.polls(4)
             assert sorted(site.handled) == [("a", b"1", 1), ("b", b"2", 1), ("c", b"3", 1)]
@@ -557,73 +560,156 @@ LINES = {
 }
 TABLE: list[tuple[dict[str, Behaviour], str, Run]] = [
     (MLST, "a move replaces nothing", yesterdays_archive_stays),
-    ({f"{name}, nor is MLSD": both(without_mlsd("502 what"), behaviour) for name, behaviour in MLST.items()},
-     "a move replaces nothing", yesterdays_archive_stays),
+    (
+        {f"{name}, nor is MLSD": both(without_mlsd("502 what"), behaviour) for name, behaviour in MLST.items()},
+        "a move replaces nothing",
+        yesterdays_archive_stays,
+    ),
     (UNREADABLE, "it is counted, and quarantined in the end", a_refused_file_counts),
-    ({f"{one}, and {other}": both(MLST[one], UNREADABLE[other])
-      for one in list(MLST)[:2] for other in list(UNREADABLE)[:2]},
-     "it is counted, and quarantined in the end", a_refused_file_counts),
+    (
+        {
+            f"{one}, and {other}": both(MLST[one], UNREADABLE[other])
+            for one in list(MLST)[:2]
+            for other in list(UNREADABLE)[:2]
+        },
+        "it is counted, and quarantined in the end",
+        a_refused_file_counts,
+    ),
     (EPSV, "PASV is used", files_arrive),
-    ({"MLSD is named and refused with 550": without_mlsd("550 what"),
-      "MLSD is named and refused with 502": without_mlsd("502 what"),
-      "the server hangs up after each RETR": hang_up_after("RETR"),
-      "a second session is 421": lambda host: setattr(host, "most_sessions", 1),
-      "the second login is 530 too many connections, and the first is in":
-          login_of_a_second_session("530 Too many connections from your address"),
-      "an idle session is told 221 and ended at once": hang_up_after("MLSD"),
-      }, "all files arrive, without alarm", files_arrive),
-    ({"MLSD and LIST take turns": both(
-          always("MLSD", alternate(None, reply("502 what"))), always("LIST", as_lines)),
-      "MLSD is 450 every other time": always("MLSD", alternate(None, reply("450 busy"))),
-      "each MLSD is 550 after the first": both(
-          lambda host: host.on("MLSD", lambda session, argument: session.on_mlsd(argument)), without_mlsd("550 no")),
-      }, "each file is handled once", handled_once),
-    ({f"MDTM tells a fraction of {fraction}": with_fractions(fraction) for fraction in ("000", "499", "5", "999999")},
-     "each file is handled once", handled_once_and_deleted),
-    ({"MLST of a name tells of another": always("MLST", tell_of_another)},
-     "a move has its own name", moved_under_its_own_name),
+    (
+        {
+            "MLSD is named and refused with 550": without_mlsd("550 what"),
+            "MLSD is named and refused with 502": without_mlsd("502 what"),
+            "the server hangs up after each RETR": hang_up_after("RETR"),
+            "a second session is 421": lambda host: setattr(host, "most_sessions", 1),
+            "the second login is 530 too many connections, and the first is in": login_of_a_second_session(
+                "530 Too many connections from your address"
+            ),
+            "an idle session is told 221 and ended at once": hang_up_after("MLSD"),
+        },
+        "all files arrive, without alarm",
+        files_arrive,
+    ),
+    (
+        {
+            "MLSD and LIST take turns": both(
+                always("MLSD", alternate(None, reply("502 what"))), always("LIST", as_lines)
+            ),
+            "MLSD is 450 every other time": always("MLSD", alternate(None, reply("450 busy"))),
+            "each MLSD is 550 after the first": both(
+                lambda host: host.on("MLSD", lambda session, argument: session.on_mlsd(argument)),
+                without_mlsd("550 no"),
+            ),
+        },
+        "each file is handled once",
+        handled_once,
+    ),
+    (
+        {
+            f"MDTM tells a fraction of {fraction}": with_fractions(fraction)
+            for fraction in ("000", "499", "5", "999999")
+        },
+        "each file is handled once",
+        handled_once_and_deleted,
+    ),
+    (
+        {"MLST of a name tells of another": always("MLST", tell_of_another)},
+        "a move has its own name",
+        moved_under_its_own_name,
+    ),
     ({"the server is three days ahead, by lines": days_ahead}, "each file is handled once", handled_once),
-    ({name: always("LIST", hostile.content(line.encode() + b"\r\n")) for name, line in LINES.items()},
-     "it is read right or not at all", read_right_or_not_at_all),
-    ({"no line is understood": always("LIST", hostile.content(b"12.01.2024 10:15 a 1 byte\r\n"))},
-     "that is said, and is no empty folder", not_understood_is_said),
+    (
+        {name: always("LIST", hostile.content(line.encode() + b"\r\n")) for name, line in LINES.items()},
+        "it is read right or not at all",
+        read_right_or_not_at_all,
+    ),
+    (
+        {"no line is understood": always("LIST", hostile.content(b"12.01.2024 10:15 a 1 byte\r\n"))},
+        "that is said, and is no empty folder",
+        not_understood_is_said,
+    ),
     ({"a tree is polled": well}, "a move target below its root is not polled", in_a_tree_moved),
     ({"a tree is polled": well}, "a move target written otherwise is not polled", in_a_tree_moved_twice_written),
     ({"there are hidden and temporary folders": hidden_folder}, "they are not entered", in_a_tree_deleted),
-    ({"a subfolder's CWD is 550": lambda host: host.on("CWD", refuse_sub, None),
-      "a subfolder's MLSD is 550": both(always("MLSD", refuse_there), always("LIST", refuse_there)),
-      }, "that stops only itself", others_of_the_tree_go_on),
+    (
+        {
+            "a subfolder's CWD is 550": lambda host: host.on("CWD", refuse_sub, None),
+            "a subfolder's MLSD is 550": both(always("MLSD", refuse_there), always("LIST", refuse_there)),
+        },
+        "that stops only itself",
+        others_of_the_tree_go_on,
+    ),
     ({"times are before 1970": before_1970}, "they are told as they are", times_are_told_as_they_are),
     ({"LIST moves by an hour": listed_by_lines}, "each file is handled once", a_shifted_display_is_no_new_version),
     ({"LIST moves by an hour after a failure": listed_by_lines}, "it is remembered", a_failure_is_remembered),
-    ({"a file is replaced between listing and RETR": replaced_when_asked_for,
-      "a file is overwritten while it is read": replaced_while_read,
-      "a file is replaced between LIST and RETR": both(listed_by_lines, replaced_when_asked_for),
-      }, "it is handled once, with the content of its version", a_version_is_handled_with_its_own_content),
-    ({"LIST shows minutes": listed_by_lines, "MLSD shows seconds": well},
-     "a new version is not deleted unhandled", a_new_version_is_not_deleted_unhandled),
-    ({"every third listing is 450": always("MLSD", alternate(None, None, reply("450 busy"))),
-      "every third listing is 550 no files": always("MLSD", alternate(None, None, reply("550 No files found"))),
-      "every third listing is empty": always("MLSD", alternate(None, None, hostile.content(b""))),
-      }, "its attempts are counted on", nothing_is_forgotten),
-    ({"a folder's listing is refused in German": both(
-        always("MLSD", reply("550 Zugriff verweigert")), always("LIST", reply("550 Zugriff verweigert")))},
-     "that is said, and nothing is forgotten", refused_listing_is_said),
-    ({"a file is 550 used by another process": only_for(
-        "a", "RETR", reply("550 The process cannot access the file because it is being used by another process.")),
-      "a file is 450 in use": only_for("a", "RETR", reply("450 File is busy")),
-      }, "it is not counted", in_use_is_not_counted),
-    ({"PWD is answered without quotes": always("PWD", reply("257 /home/me is current directory"))},
-     "no other folder is polled", nothing_elsewhere_is_polled),
+    (
+        {
+            "a file is replaced between listing and RETR": replaced_when_asked_for,
+            "a file is overwritten while it is read": replaced_while_read,
+            "a file is replaced between LIST and RETR": both(listed_by_lines, replaced_when_asked_for),
+        },
+        "it is handled once, with the content of its version",
+        a_version_is_handled_with_its_own_content,
+    ),
+    (
+        {"LIST shows minutes": listed_by_lines, "MLSD shows seconds": well},
+        "a new version is not deleted unhandled",
+        a_new_version_is_not_deleted_unhandled,
+    ),
+    (
+        {
+            "every third listing is 450": always("MLSD", alternate(None, None, reply("450 busy"))),
+            "every third listing is 550 no files": always("MLSD", alternate(None, None, reply("550 No files found"))),
+            "every third listing is empty": always("MLSD", alternate(None, None, hostile.content(b""))),
+        },
+        "its attempts are counted on",
+        nothing_is_forgotten,
+    ),
+    (
+        {
+            "a folder's listing is refused in German": both(
+                always("MLSD", reply("550 Zugriff verweigert")), always("LIST", reply("550 Zugriff verweigert"))
+            )
+        },
+        "that is said, and nothing is forgotten",
+        refused_listing_is_said,
+    ),
+    (
+        {
+            "a file is 550 used by another process": only_for(
+                "a",
+                "RETR",
+                reply("550 The process cannot access the file because it is being used by another process."),
+            ),
+            "a file is 450 in use": only_for("a", "RETR", reply("450 File is busy")),
+        },
+        "it is not counted",
+        in_use_is_not_counted,
+    ),
+    (
+        {"PWD is answered without quotes": always("PWD", reply("257 /home/me is current directory"))},
+        "no other folder is polled",
+        nothing_elsewhere_is_polled,
+    ),
     ({"MLST says no to what is not there": well}, "CWD is not asked as well", few_folders_are_looked_for),
-    ({"the reply to DELE is lost": lambda host: host.on("DELE", delete_and_leave),
-      "a marker's DELE is refused once": lambda host: host.on("DELE", reply("450 busy")),
-      }, "the marker ends with its file", a_marker_ends_with_its_file),
+    (
+        {
+            "the reply to DELE is lost": lambda host: host.on("DELE", delete_and_leave),
+            "a marker's DELE is refused once": lambda host: host.on("DELE", reply("450 busy")),
+        },
+        "the marker ends with its file",
+        a_marker_ends_with_its_file,
+    ),
     ({"a new version comes while its marker is old": well}, "it is not ready", a_marker_serves_one_version),
-    ({"attributes tell no type, long names are bare": without_types}, "files are files, and moves work",
-     files_arrive_moved),
+    (
+        {"attributes tell no type, long names are bare": without_types},
+        "files are files, and moves work",
+        files_arrive_moved,
+    ),
 ]
 CASES = [Case(name, behaviour, must, run) for lines, must, run in TABLE for name, behaviour in lines.items()]
+
+
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(ftpcoord, "Backoff", Hasty)

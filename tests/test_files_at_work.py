@@ -226,8 +226,17 @@ def test_a_half_written_upload_is_left_alone_until_it_rests(crew: Crew) -> None:
 def test_names_are_chosen_by_pattern_exclude_and_folder(crew: Crew) -> None:
     """Temporary and hidden names are left alone unless they are asked for."""
     wanted = ["a.csv", "b.csv", "Z.csv"]
-    for name in [*wanted, "c.txt", "b.old.csv", ".hidden.csv", "d.csv.part", "e.csv.tmp", "f.csv.filepart", "g.csv~",
-                 "sub/deep.csv"]:  # fmt: skip
+    for name in [
+        *wanted,
+        "c.txt",
+        "b.old.csv",
+        ".hidden.csv",
+        "d.csv.part",
+        "e.csv.tmp",
+        "f.csv.filepart",
+        "g.csv~",
+        "sub/deep.csv",
+    ]:
         crew.files.put(name, b"x")
     (crew.files.root / "folder.csv").mkdir()
     (crew.files.root / "link.csv").symlink_to(crew.files.root / "c.txt")
@@ -274,8 +283,17 @@ def test_min_age_max_age_and_max_files(crew: Crew) -> None:
 def test_undecodable_and_odd_names_go_all_the_way(
     postgresql: Database, file_server: Files, tmp_path: Path, target: Path
 ) -> None:
-    names = [b"caf\xe9.csv", b"\x80\xff.csv", "grün 雪.csv".encode(), b"100%.csv", b"%41.csv", b"sp ace.csv",
-             b"-rf.csv", b"q'uo\"te.csv", b"$(x);&.csv"]  # fmt: skip
+    names = [
+        b"caf\xe9.csv",
+        b"\x80\xff.csv",
+        "grün 雪.csv".encode(),
+        b"100%.csv",
+        b"%41.csv",
+        b"sp ace.csv",
+        b"-rf.csv",
+        b"q'uo\"te.csv",
+        b"$(x);&.csv",
+    ]
     for name in names:
         file_server.put(name, name)
     with Crew(tmp_path, postgresql, file_server, download_dir=target, after="move:done", encoding="utf-8") as crew:

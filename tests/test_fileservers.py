@@ -27,11 +27,33 @@ from members import stores
 import ftpcoord
 from ftpcoord import Entry, FileServer, Job
 
-pytestmark = pytest.mark.timeout(60)    # a client that hangs is told as that before the next hundred tests hang, too
-OLD = 1_700_000_000.0                   # 2023-11-14T22:13:20 UTC
-ODD_NAMES = [b" leading", b"trailing ", b"two  spaces", b"-dash", b"--", b"-rf *", b"*", b"a*b?[c]{d}", b"~",
-             b"~user", b"$HOME", b"quote's", b'double "quote"', b"back\\slash", b"semi;colon", b"#hash", b"per%20cent",
-             b"tab\there", "übung.csv".encode(), "日本語".encode(), "e\u0301".encode(), b"a -> b", b"x" * 200]
+pytestmark = pytest.mark.timeout(60)  # a client that hangs is told as that before the next hundred tests hang, too
+OLD = 1_700_000_000.0  # 2023-11-14T22:13:20 UTC
+ODD_NAMES = [
+    b" leading",
+    b"trailing ",
+    b"two  spaces",
+    b"-dash",
+    b"--",
+    b"-rf *",
+    b"*",
+    b"a*b?[c]{d}",
+    b"~",
+    b"~user",
+    b"$HOME",
+    b"quote's",
+    b'double "quote"',
+    b"back\\slash",
+    b"semi;colon",
+    b"#hash",
+    b"per%20cent",
+    b"tab\there",
+    "übung.csv".encode(),
+    "日本語".encode(),
+    "e\u0301".encode(),
+    b"a -> b",
+    b"x" * 200,
+]
 UNDECODABLE = [b"latin-1 caf\xe9", b"\x80\x81\xfe", b"half a rune \xe2\x82"]
 
 # What is a matter of the client alone, and takes time: each way of connecting once.
@@ -72,6 +94,7 @@ def names_for(files: Files) -> list[bytes]:
 
 # ------------------------------------------------------------------------------------------- listing
 
+
 def test_an_empty_folder_is_an_empty_list(file_server: Files, server: FileServer) -> None:
     assert server.list(path_of(file_server, "")) == []
 
@@ -82,7 +105,10 @@ def test_a_listing_tells_kinds_and_sizes(file_server: Files, server: FileServer)
     file_server.put("folder/inside", b"x")
     entries = listed(server, file_server)
     assert {(e.name, e.kind, e.size) for e in entries.values()} == {
-        ("five.csv", "file", 5), ("empty", "file", 0), ("folder", "dir", 0)}
+        ("five.csv", "file", 5),
+        ("empty", "file", 0),
+        ("folder", "dir", 0),
+    }
     assert [(e.name, e.size) for e in server.list(path_of(file_server, "folder"))] == [("inside", 1)]
     assert server.unread == []
 
@@ -97,7 +123,8 @@ def test_a_link_is_listed_as_a_link(file_server: Files, server: FileServer) -> N
 
 @pytest.mark.parametrize("mtime", [OLD, None, 1_000_000_000.0], ids=["old", "now", "2001"])
 def test_a_listing_tells_the_time_in_its_precision(
-        file_server: Files, server: FileServer, mtime: Optional[float]) -> None:
+    file_server: Files, server: FileServer, mtime: Optional[float]
+) -> None:
     when = mtime or time.time()
     file_server.put("a", b"x", when)
     listed_time = listed(server, file_server)["a"].mtime
@@ -133,6 +160,7 @@ def test_paths_relative_to_the_login_folder_work(file_server: Files) -> None:
 
 # ------------------------------------------------------------------------------------------- names
 
+
 def test_odd_names_are_listed_fetched_looked_at_renamed_and_deleted(file_server: Files, server: FileServer) -> None:
     names = names_for(file_server)
     for name in names:
@@ -165,19 +193,27 @@ def test_folders_with_odd_names_are_made_and_listed(file_server: Files, server: 
 
 @pytest.mark.parametrize("name", ["a\r\nDELE b", "a\nb", "a\0b"])
 def test_a_path_with_a_line_break_or_nul_is_refused_and_nothing_is_sent(
-        file_server: Files, server: FileServer, name: str) -> None:
+    file_server: Files, server: FileServer, name: str
+) -> None:
     file_server.put("b", b"stays")
     bad, good = path_of(file_server, name), path_of(file_server, "b")
-    for call in (lambda: server.list(bad), lambda: server.exists(bad), lambda: server.delete(bad),
-                 lambda: server.mkdir(bad), lambda: server.fetch(bad, 1, bytes), lambda: server.rename(good, bad),
-                 lambda: server.rename(bad, path_of(file_server, "c")),
-                 lambda: server.same(bad, Entry("b", "file", 5, ""))):
+    for call in (
+        lambda: server.list(bad),
+        lambda: server.exists(bad),
+        lambda: server.delete(bad),
+        lambda: server.mkdir(bad),
+        lambda: server.fetch(bad, 1, bytes),
+        lambda: server.rename(good, bad),
+        lambda: server.rename(bad, path_of(file_server, "c")),
+        lambda: server.same(bad, Entry("b", "file", 5, "")),
+    ):
         with pytest.raises(ftpcoord.FileRefused):
             call()
     assert file_server.names() == ["b"] and server.alive()
 
 
 # ------------------------------------------------------------------------------------------- fetching
+
 
 @pytest.mark.parametrize("size", [0, 1, 32_767, 32_768, 32_769, 261_119, 261_120, 300_000, 10_000_000])
 def test_a_file_arrives_whole(file_server: Files, server: FileServer, size: int) -> None:
@@ -198,7 +234,8 @@ def test_a_file_arrives_whole(file_server: Files, server: FileServer, size: int)
 @pytest.mark.parametrize("size", [5, 40_000, 3_000_000])
 @pytest.mark.parametrize("difference", [-1, 1, -5, 100_000])
 def test_a_file_that_shrank_or_grew_since_the_listing_is_changed(
-        file_server: Files, server: FileServer, size: int, difference: int) -> None:
+    file_server: Files, server: FileServer, size: int, difference: int
+) -> None:
     file_server.put("file", b"x" * (size + difference))
     received = bytearray()
     with pytest.raises(ftpcoord.FileChanged):
@@ -275,12 +312,13 @@ def test_leaving_a_loop_over_many_files_leaves_nothing_behind(file_server: Files
 
 # ------------------------------------------------------------------------------------------- looking
 
+
 def test_a_file_is_the_same_until_its_size_or_time_changes(file_server: Files, server: FileServer) -> None:
     path = path_of(file_server, "file")
     for when in (OLD, time.time() - 600):
         file_server.put("file", b"12345", when)
         seen = listed(server, file_server)["file"]
-        assert [server.same(path, seen) for _ in range(3)] == [True] * 3    # by each way of looking
+        assert [server.same(path, seen) for _ in range(3)] == [True] * 3  # by each way of looking
         file_server.put("file", b"123456", when)
         assert server.same(path, seen) is False
         file_server.put("file", b"54321", when + 200_000 if when == OLD else when - 7200)
@@ -300,10 +338,15 @@ def test_a_file_in_a_folder_that_is_gone_is_not_there(file_server: Files, server
 def test_files_and_folders_exist_and_others_do_not(file_server: Files, server: FileServer) -> None:
     file_server.put("folder/file", b"")
     assert [server.exists(path_of(file_server, name)) for name in ("folder", "folder/file", "fold", "folder/x")] == [
-        True, True, False, False]
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 # ------------------------------------------------------------------------------------------- changing
+
 
 def test_a_rename_never_replaces_a_file(file_server: Files, server: FileServer) -> None:
     file_server.put("a", b"content of a")
@@ -334,6 +377,7 @@ def test_folders_are_made_with_parents_and_existing_ones_are_fine(file_server: F
 
 
 # ------------------------------------------------------------------------------------------- trouble
+
 
 def test_a_wrong_password_is_refused_and_never_shown(file_server: Files) -> None:
     wrong = "not-the-pass-word"
@@ -367,8 +411,11 @@ def test_abort_from_another_thread_ends_a_blocked_call_within_a_second(file_serv
     server = ftpcoord.open_server(config(file_server))
     path = path_of(file_server, "file")
     calls: dict[str, Callable[[], object]] = {
-        "fetch": lambda: server.fetch(path, 1000, bytes), "list": lambda: server.list(path_of(file_server, "")),
-        "fetch_many": lambda: list(server.fetch_many([Job(path, 1000, bytes)] * 3)), "connect": server.connect}
+        "fetch": lambda: server.fetch(path, 1000, bytes),
+        "list": lambda: server.list(path_of(file_server, "")),
+        "fetch_many": lambda: list(server.fetch_many([Job(path, 1000, bytes)] * 3)),
+        "connect": server.connect,
+    }
     outcome: list[object] = []
 
     def run() -> None:
@@ -389,7 +436,7 @@ def test_abort_from_another_thread_ends_a_blocked_call_within_a_second(file_serv
     assert len(outcome) == 1 and isinstance(outcome[0], ftpcoord.ServerDown), outcome
     file_server.server.thaw()
     with pytest.raises(ftpcoord.ServerDown):
-        server.list(path_of(file_server, ""))                   # for good: it does not come back by itself
+        server.list(path_of(file_server, ""))  # for good: it does not come back by itself
 
 
 def test_a_handshake_that_takes_too_long_is_told_as_that_though_the_timer_is_late(
@@ -406,19 +453,24 @@ def test_a_handshake_that_takes_too_long_is_told_as_that_though_the_timer_is_lat
 
 
 @EACH_CLIENT
-@pytest.mark.parametrize("call", ["connect", "list", "fetch", "fetch_many", "same", "rename", "delete", "mkdir",
-                                  "alive"])
+@pytest.mark.parametrize(
+    "call", ["connect", "list", "fetch", "fetch_many", "same", "rename", "delete", "mkdir", "alive"]
+)
 def test_a_frozen_server_ends_each_call_by_the_timeout(file_server: Files, call: str) -> None:
     file_server.put("file", b"x" * 1000)
     server = ftpcoord.open_server(config(file_server, timeout=1))
     path = path_of(file_server, "file")
     calls: dict[str, Callable[[], object]] = {
         "connect": lambda: ftpcoord.open_server(config(file_server, timeout=1)),
-        "list": lambda: server.list(path_of(file_server, "")), "fetch": lambda: server.fetch(path, 1000, bytes),
+        "list": lambda: server.list(path_of(file_server, "")),
+        "fetch": lambda: server.fetch(path, 1000, bytes),
         "fetch_many": lambda: list(server.fetch_many([Job(path, 1000, bytes)])),
         "same": lambda: server.same(path, Entry("file", "file", 1000, "")),
         "rename": lambda: server.rename(path, path + "2"),
-        "delete": lambda: server.delete(path), "mkdir": lambda: server.mkdir(path + "/x"), "alive": server.alive}
+        "delete": lambda: server.delete(path),
+        "mkdir": lambda: server.mkdir(path + "/x"),
+        "alive": server.alive,
+    }
     file_server.server.freeze()
     begun = time.monotonic()
     if call == "alive":
@@ -431,6 +483,7 @@ def test_a_frozen_server_ends_each_call_by_the_timeout(file_server: Files, call:
 
 
 # ------------------------------------------------------------------------------------------- TLS
+
 
 @pytest.fixture(params=["vsftpd_explicit", "vsftpd_implicit"])
 def tls_server(request: pytest.FixtureRequest) -> Any:
@@ -466,6 +519,7 @@ def test_a_server_without_tls_is_not_talked_to_in_the_clear(vsftpd_plain: server
 
 # ------------------------------------------------------------------------------------------- SSH
 
+
 def fingerprint_in(text: str) -> str:
     found = re.search(r"SHA256:[A-Za-z0-9+/]{43}", text)
     assert found
@@ -473,7 +527,8 @@ def fingerprint_in(text: str) -> str:
 
 
 def test_an_unknown_host_key_is_refused_with_its_fingerprint_which_can_be_pinned(
-        sshd: servers.Sshd, tmp_path: Path) -> None:
+    sshd: servers.Sshd, tmp_path: Path
+) -> None:
     settings = {**sshd.settings(), "database": "sqlite:///unused.db"}
     settings["known_hosts"] = str(tmp_path / "known_hosts")
     for text in (None, "", "127.0.0.1 ssh-ed25519 AAAA\n"):
@@ -501,8 +556,7 @@ def test_a_changed_host_key_is_refused_before_the_login(sshd: servers.Sshd, tmp_
 
 
 @pytest.mark.parametrize("kind", ["ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256"])
-def test_the_kind_of_host_key_that_known_hosts_has_is_asked_for(
-        sshd: servers.Sshd, tmp_path: Path, kind: str) -> None:
+def test_the_kind_of_host_key_that_known_hosts_has_is_asked_for(sshd: servers.Sshd, tmp_path: Path, kind: str) -> None:
     lines = [line for line in sshd.known_hosts.read_text().splitlines() if kind in line]
     if not lines:
         pytest.skip(f"the server has no {kind} key")
@@ -540,9 +594,12 @@ class FewHandles:
             self.answers.append((101, self.number, struct.pack(">II", 0, 0)))
         else:
             offset, length = struct.unpack(">QI", body[-12:])
-            data = self.content[offset : offset + min(length, 100)]     # less than asked for, which is allowed
-            self.answers.append((103, self.number, struct.pack(">I", len(data)) + data) if data
-                                else (101, self.number, struct.pack(">II", 1, 0)))
+            data = self.content[offset : offset + min(length, 100)]  # less than asked for, which is allowed
+            self.answers.append(
+                (103, self.number, struct.pack(">I", len(data)) + data)
+                if data
+                else (101, self.number, struct.pack(">II", 1, 0))
+            )
         return self.number
 
     def receive(self) -> tuple[int, int, Any]:
@@ -554,7 +611,7 @@ class FewHandles:
 def test_answers_in_any_order_short_ones_and_a_limit_of_open_files_do_no_harm(size: int) -> None:
     content = os.urandom(size)
     received = [bytearray() for _ in range(100)]
-    pipeline = ftpcoord.SftpPipeline(FewHandles(content, most=3), "utf-8")      # type: ignore[arg-type]
+    pipeline = ftpcoord.SftpPipeline(FewHandles(content, most=3), "utf-8")  # type: ignore[arg-type]
     jobs = [Job(f"{number}", size, received[number].extend) for number in range(100)]
     ended = {job.path: error for job, error in pipeline.run(jobs)}
     assert ended == {f"{number}": None for number in range(100)}
@@ -592,10 +649,16 @@ def test_a_look_from_before_the_last_read_proves_nothing_whenever_it_is_answered
     assert isinstance(error, ftpcoord.FileChanged) and received == b"x" * 250
 
 
-@pytest.mark.parametrize(("says", "kind"), [
-    ((105, 250, 1), ftpcoord.FileRefused), ((105, 250, 2), ftpcoord.FileChanged), ((105, 200, 1), ftpcoord.FileChanged),
-    ((101, 2), ftpcoord.FileGone), ((101, 3), ftpcoord.FileChanged),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("says", "kind"),
+    [
+        ((105, 250, 1), ftpcoord.FileRefused),
+        ((105, 250, 2), ftpcoord.FileChanged),
+        ((105, 200, 1), ftpcoord.FileChanged),
+        ((101, 2), ftpcoord.FileGone),
+        ((101, 3), ftpcoord.FileChanged),
+    ],
+)
 def test_of_a_file_that_is_shorter_than_listed_lstat_says_why(says: tuple[int, ...], kind: type[Exception]) -> None:
     class Shorter(FewHandles):
         def send(self, request: int, body: bytes) -> int:

@@ -64,8 +64,11 @@ def test_a_done_file_is_not_handled_again_because_of_one_bad_listing_whatever_th
 def test_a_file_that_is_listed_and_called_gone_for_ever_is_counted_and_quarantined(tmp_path: Path) -> None:
     with FtpHost(files={"a": b"1", "b": b"2"}) as host:
         refuse = reply("550 no such file")
-        host.on("RETR", lambda session, name: refuse(session, name) if name.endswith("/a") else session.on_retr(name),
-                times=None)  # fmt: skip
+        host.on(
+            "RETR",
+            lambda session, name: refuse(session, name) if name.endswith("/a") else session.on_retr(name),
+            times=None,
+        )
         with Site(tmp_path, host.settings, "handler", max_attempts=3) as site:
             row = site.state("a", "quarantined")
             assert row["failures"] == 3 and row["attempts"] <= 4
@@ -110,7 +113,7 @@ def test_files_below_a_folder_that_is_refused_are_not_forgotten(sqlite: Database
 
 # ----------------------------------------------------------------------------- a file that ends the process
 
-KILLER = '''
+KILLER = """
 import os, signal
 listener = ftpcoord.Listener(**settings)
 @listener.on_file("*")
@@ -121,7 +124,7 @@ def handle(file):
         os.kill(os.getpid(), signal.SIGKILL)
 ftpcoord.start_logging("info", "text", sys.stdout)
 sys.exit(listener.run(once=True))
-'''
+"""
 
 
 @kinds("postgresql", "sqlite")

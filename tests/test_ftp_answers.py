@@ -43,28 +43,56 @@ def names(server: FileServer, folder: str = "/in") -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("said", "worth"), [
-    ("150 here", "found"), ("226 done", "found"), ("350 go on", "found"),
-    ("550 No such file", "no"), ("550 Zugriff verweigert", "no"), ("553 no", "no"), ("451 local error", "no"),
-    ("501 syntax", "no"), ("500 what", "unknown"), ("502 no", "unknown"), ("504 no", "unknown"),
-    ("450 File busy", "busy"), ("450 not taken", "busy"),
-    ("550 The process cannot access the file because it is being used by another process.", "busy"),
-    ("550 da sie von einem anderen Prozess verwendet wird", "busy"), ("550 file is locked", "busy"),
-    ("530 Please login", "login"), ("530 Too many connections of this user", "limit"), ("421 Too many users", "limit"),
-    ("530 Sorry, the maximum number of clients (4) are already connected", "limit"),
-    ("421 Timeout", "broken"), ("221 timed out", "broken"), ("425 no data", "broken"), ("426 cut", "broken"),
-    ("522 reuse the session", "broken"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("said", "worth"),
+    [
+        ("150 here", "found"),
+        ("226 done", "found"),
+        ("350 go on", "found"),
+        ("550 No such file", "no"),
+        ("550 Zugriff verweigert", "no"),
+        ("553 no", "no"),
+        ("451 local error", "no"),
+        ("501 syntax", "no"),
+        ("500 what", "unknown"),
+        ("502 no", "unknown"),
+        ("504 no", "unknown"),
+        ("450 File busy", "busy"),
+        ("450 not taken", "busy"),
+        ("550 The process cannot access the file because it is being used by another process.", "busy"),
+        ("550 da sie von einem anderen Prozess verwendet wird", "busy"),
+        ("550 file is locked", "busy"),
+        ("530 Please login", "login"),
+        ("530 Too many connections of this user", "limit"),
+        ("421 Too many users", "limit"),
+        ("530 Sorry, the maximum number of clients (4) are already connected", "limit"),
+        ("421 Timeout", "broken"),
+        ("221 timed out", "broken"),
+        ("425 no data", "broken"),
+        ("426 cut", "broken"),
+        ("522 reuse the session", "broken"),
+    ],
+)
 def test_a_reply_is_worth_what_its_code_says(said: str, worth: str) -> None:
     assert ftpcoord.verdict(said) == worth
 
 
-@pytest.mark.parametrize(("said", "folder"), [
-    ('257 "/home/me" is current', "/home/me"), ('257 "/a ""b"" c"', '/a "b" c'), ('257 Now in "/x".', "/x"),
-    ("257 /home/me", "/home/me"), ("257 /home/me is the current directory", "/home/me"),
-    ("257 \"'USER1.'\" is working directory", "'USER1.'"), ("257 SYS$LOGIN:[ME] is here", "SYS$LOGIN:[ME]"),
-    ("257 ok", None), ("257 current directory", None), ('257 ""', None), ("257 /two words", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("said", "folder"),
+    [
+        ('257 "/home/me" is current', "/home/me"),
+        ('257 "/a ""b"" c"', '/a "b" c'),
+        ('257 Now in "/x".', "/x"),
+        ("257 /home/me", "/home/me"),
+        ("257 /home/me is the current directory", "/home/me"),
+        ("257 \"'USER1.'\" is working directory", "'USER1.'"),
+        ("257 SYS$LOGIN:[ME] is here", "SYS$LOGIN:[ME]"),
+        ("257 ok", None),
+        ("257 current directory", None),
+        ('257 ""', None),
+        ("257 /two words", None),
+    ],
+)
 def test_the_login_folder_is_read_from_quotes_or_from_the_one_word_that_can_be_a_path(
     said: str, folder: Optional[str]
 ) -> None:
@@ -148,7 +176,8 @@ MLST: dict[str, hostile.Action] = {
     "with an empty line": framed("250-it is\r\n\r\n {}\r\n\r\n250 end"),
     "without a blank": framed("250-it is\r\n{}\r\n250 end"),
     "a yes without facts": lambda session, argument: (
-        session.say("250 yes") if session.name(argument) in session.host.files else session.say("550 no")),
+        session.say("250 yes") if session.name(argument) in session.host.files else session.say("550 no")
+    ),
     "a yes to everything": reply("250-it is\r\n type=file;size=1; x\r\n250 end"),
     "denied in the other folder": denied_in_done("550 Permission denied"),
     "denied there in German": denied_in_done("550 Zugriff verweigert"),
@@ -156,7 +185,7 @@ MLST: dict[str, hostile.Action] = {
     "busy there": denied_in_done("450 later"),
     "denied unless seen": denied_unless_seen("550 Permission denied"),
     "denied unless seen, in French": denied_unless_seen("550 Acces refuse"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("mlst", MLST)
@@ -191,20 +220,48 @@ def test_a_question_that_is_answered_badly_replaces_nothing_and_loses_nothing(ml
             assert not server.exists("/in/nothing")
 
 
-@pytest.mark.parametrize("text", [
-    "Access is denied.", "Permission denied", "Not authorized", "Operation not permitted", "Zugriff verweigert",
-    "Keine Berechtigung", "Accès refusé", "Permission non accordée", "Acceso denegado", "Permiso denegado",
-    "Accesso negato", "Acesso negado", "Toegang geweigerd", "Åtkomst nekad", "Adgang nægtet", "Ingen tilgang",
-    "Ei oikeuksia", "Odmowa dostępu", "Brak uprawnień", "Přístup odepřen", "Доступ запрещён", "Нет прав",
-    "没有权限", "拒绝访问", "アクセスが拒否されました", "권한이 없습니다", "Erişim engellendi",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Access is denied.",
+        "Permission denied",
+        "Not authorized",
+        "Operation not permitted",
+        "Zugriff verweigert",
+        "Keine Berechtigung",
+        "Accès refusé",
+        "Permission non accordée",
+        "Acceso denegado",
+        "Permiso denegado",
+        "Accesso negato",
+        "Acesso negado",
+        "Toegang geweigerd",
+        "Åtkomst nekad",
+        "Adgang nægtet",
+        "Ingen tilgang",
+        "Ei oikeuksia",
+        "Odmowa dostępu",
+        "Brak uprawnień",
+        "Přístup odepřen",
+        "Доступ запрещён",
+        "Нет прав",
+        "没有权限",
+        "拒绝访问",
+        "アクセスが拒否されました",
+        "권한이 없습니다",
+        "Erişim engellendi",
+    ],
+)
 def test_a_refusal_in_any_of_many_languages_is_not_taken_for_nothing_there(text: str) -> None:
     said = f"550 {text}".encode().decode("latin-1")
     with FtpHost(files={"a": b"1", "done/a": b"yesterday's"}) as host:
         host.folders.add("/in/done")
         host.on("MLST", denied_unless_seen(said), times=None)
-        host.on("MLSD", lambda session, argument: (
-            session.say(said) if session.folder == "/in/empty" else session.on_mlsd(argument)), times=None)  # fmt: skip
+        host.on(
+            "MLSD",
+            lambda session, argument: session.say(said) if session.folder == "/in/empty" else session.on_mlsd(argument),
+            times=None,
+        )
         host.folders.add("/in/empty")
         host.on("SIZE", reply("502 no"), times=None)
         with connected(host) as server:
@@ -315,8 +372,12 @@ def test_a_folder_that_cannot_be_listed_is_not_empty_because_of_its_name(name: s
 def test_facts_that_a_server_shows_only_if_asked_for_are_asked_for(facts: str) -> None:
     with FtpHost(files={"a": b"1"}) as host:
         host.on("FEAT", reply(f"211-here\r\n MLST {facts};\r\n211 end"))
-        host.on("MLSD", lambda session, argument: (
-            session.on_mlsd(argument) if host.said("OPTS") else session.send(b"type=file; a\r\n")))  # fmt: skip
+        host.on(
+            "MLSD",
+            lambda session, argument: (
+                session.on_mlsd(argument) if host.said("OPTS") else session.send(b"type=file; a\r\n")
+            ),
+        )
         with connected(host) as server:
             assert [(entry.size, bool(entry.mtime)) for entry in server.list("/in")] == [(1, True)]
             assert host.said("OPTS") == ["OPTS MLST type;size;modify;"]
@@ -355,20 +416,45 @@ def test_files_of_many_folders_are_asked_for_one_by_one_where_that_costs_less_th
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("said", ["550 no", "550 Zugriff verweigert", "450 later", "550 Permission denied",
-                                  "500 what", "501 no", "502 no", "504 no", "451 error"])  # fmt: skip
+@pytest.mark.parametrize(
+    "said",
+    [
+        "550 no",
+        "550 Zugriff verweigert",
+        "450 later",
+        "550 Permission denied",
+        "500 what",
+        "501 no",
+        "502 no",
+        "504 no",
+        "451 error",
+    ],
+)
 def test_where_mlsd_is_refused_list_is_tried_and_what_it_shows_is_there(said: str) -> None:
     with FtpHost(files={"a": b"1"}) as host:
         host.on("MLSD", reply(said), times=None)
-        host.on("LIST", lambda session, argument: session.send(
-            b"-rw-r--r--    1 0        0               1 Jan 12  2024 a\r\n"), times=None)  # fmt: skip
+        host.on(
+            "LIST",
+            lambda session, argument: session.send(b"-rw-r--r--    1 0        0               1 Jan 12  2024 a\r\n"),
+            times=None,
+        )
         with connected(host) as server:
             assert names(server) == names(server) == ["a"]
             assert len(host.said("MLSD")) == 1, "not again on this connection"
 
 
-@pytest.mark.parametrize("said", ["550 no", "550 Zugriff verweigert", "550 Accès refusé", "450 later", "451 error",
-                                  "550 Permission denied", "550 No files found or access denied"])  # fmt: skip
+@pytest.mark.parametrize(
+    "said",
+    [
+        "550 no",
+        "550 Zugriff verweigert",
+        "550 Accès refusé",
+        "450 later",
+        "451 error",
+        "550 Permission denied",
+        "550 No files found or access denied",
+    ],
+)
 @pytest.mark.parametrize("mlsd", [True, False], ids=["MLSD", "LIST"])
 def test_a_folder_that_cannot_be_listed_is_refused_and_not_empty(said: str, mlsd: bool) -> None:
     with FtpHost(files={"a": b"1"}, mlsd=mlsd) as host:
@@ -380,8 +466,17 @@ def test_a_folder_that_cannot_be_listed_is_refused_and_not_empty(said: str, mlsd
             assert server.alive()
 
 
-@pytest.mark.parametrize("said", ["226 done", "550 No files found", "450 No files found", "550 no such file",
-                                  "550 *: file not found", "450 No data sets found"])  # fmt: skip
+@pytest.mark.parametrize(
+    "said",
+    [
+        "226 done",
+        "550 No files found",
+        "450 No files found",
+        "550 no such file",
+        "550 *: file not found",
+        "450 No data sets found",
+    ],
+)
 def test_an_empty_folder_is_empty_by_a_yes_or_by_a_known_text(said: str) -> None:
     with FtpHost(mlsd=False) as host:
         if not said.startswith("2"):
@@ -394,8 +489,9 @@ def test_an_empty_folder_is_empty_by_a_yes_or_by_a_known_text(said: str) -> None
 def test_a_folder_that_cannot_be_entered_is_gone_only_if_its_parents_listing_lacks_it(said: str) -> None:
     with FtpHost() as host:
         host.folders.add("/in/sub")
-        host.on("CWD", lambda session, path: (
-            session.say(said) if path == "/in/sub" else session.on_cwd(path)), times=None)  # fmt: skip
+        host.on(
+            "CWD", lambda session, path: session.say(said) if path == "/in/sub" else session.on_cwd(path), times=None
+        )
         host.on("MLST", reply("550 no"), times=None)
         with connected(host) as server:
             with pytest.raises(ftpcoord.FileRefused):
@@ -405,10 +501,17 @@ def test_a_folder_that_cannot_be_entered_is_gone_only_if_its_parents_listing_lac
                 server.list("/in/sub")
 
 
-@pytest.mark.parametrize("begin", [
-    b"total 5\r\n", b"-rw-r--r--", b"what is this?\r\n", b"drwxr-xr-x 2 me us 5 Jan 12  2024 .\r\n",
-    b"-rw-r--r-- 1 me us 5 Jan 12  2024  a\r\n", b"-rw-r--r-- 1 me us 5 Jan 12  2024 a\r\n",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"total 5\r\n",
+        b"-rw-r--r--",
+        b"what is this?\r\n",
+        b"drwxr-xr-x 2 me us 5 Jan 12  2024 .\r\n",
+        b"-rw-r--r-- 1 me us 5 Jan 12  2024  a\r\n",
+        b"-rw-r--r-- 1 me us 5 Jan 12  2024 a\r\n",
+    ],
+)
 @pytest.mark.parametrize("mlsd", [True, False], ids=["MLSD", "LIST"])
 def test_a_listing_that_ends_early_by_not_found_is_not_empty_whatever_came_of_it(begin: bytes, mlsd: bool) -> None:
     with FtpHost(files={"a": b"1"}, mlsd=mlsd) as host:
@@ -447,9 +550,11 @@ def dead_port(session: FtpSession, argument: str) -> None:
     session.say(f"229 (|||{hostile.unused_port()}|)")
 
 
-@pytest.mark.parametrize("epsv", [dead_port, reply("229 what"), reply("229 (|||99999|)"), reply("229 (|||0|)"),
-                                  reply("500 no"), reply("200 ok")],
-                         ids=["dead port", "no port", "99999", "0", "500", "200"])  # fmt: skip
+@pytest.mark.parametrize(
+    "epsv",
+    [dead_port, reply("229 what"), reply("229 (|||99999|)"), reply("229 (|||0|)"), reply("500 no"), reply("200 ok")],
+    ids=["dead port", "no port", "99999", "0", "500", "200"],
+)
 def test_where_epsv_leads_nowhere_pasv_is_tried(epsv: hostile.Action) -> None:
     with FtpHost(files={"a": b"12345"}) as host:
         host.on("EPSV", epsv, times=None)
@@ -465,6 +570,7 @@ def test_where_epsv_leads_nowhere_pasv_is_tried(epsv: hostile.Action) -> None:
 def test_a_server_that_closes_its_port_and_refuses_is_heard(first: bool) -> None:
     """Its reply is the reason, not the connection that it did not take."""
     with FtpHost(files={"a": b"1", "b": b"2"}) as host:
+
         def refuse(session: FtpSession, argument: str) -> None:
             if session.passive:
                 session.passive.close()
@@ -486,11 +592,18 @@ def test_a_server_that_closes_its_port_and_refuses_is_heard(first: bool) -> None
             assert host.sessions == 1
 
 
-@pytest.mark.parametrize(("end", "kind"), [
-    ("550 Permission denied", ftpcoord.FileRefused), ("451 read error", ftpcoord.FileRefused),
-    ("450 later", ftpcoord.NotNow), ("550 used by another process", ftpcoord.NotNow),
-    ("426 cut", ftpcoord.ServerDown), ("425 no", ftpcoord.ServerDown), ("421 bye", ftpcoord.ServerDown),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("end", "kind"),
+    [
+        ("550 Permission denied", ftpcoord.FileRefused),
+        ("451 read error", ftpcoord.FileRefused),
+        ("450 later", ftpcoord.NotNow),
+        ("550 used by another process", ftpcoord.NotNow),
+        ("426 cut", ftpcoord.ServerDown),
+        ("425 no", ftpcoord.ServerDown),
+        ("421 bye", ftpcoord.ServerDown),
+    ],
+)
 def test_a_transfer_that_begins_and_is_then_refused_is_refused_for_its_file(end: str, kind: type[Exception]) -> None:
     with FtpHost(files={"a": b"1"}) as host:
         host.on("RETR", hostile.content(b"", end))
@@ -596,6 +709,7 @@ def test_a_listing_that_ends_without_the_close_of_tls_is_none_unless_that_is_all
 
 def test_a_listing_that_is_cut_in_the_middle_with_a_final_yes_forgets_nothing(certificate: Path) -> None:
     with FtpsHost(certificate, {f"{number:03}": b"x" for number in range(300)}) as host:
+
         def cut(session: FtpsSession, argument: str) -> None:
             host.ends = "cut"
             session.send(host.listing("/in")[:5000])
@@ -655,8 +769,11 @@ def test_files_that_were_not_asked_for_when_the_connection_ended_go_again_at_onc
 ) -> None:
     files = {f"{number:02}": b"x" * number for number in range(40)}
     with FtpHost(files=dict(files)) as host:
-        host.on("RETR", lambda session, argument: (
-            hostile.leave(session, "") if argument == "/in/05" else session.on_retr(argument)), times=None)  # fmt: skip
+        host.on(
+            "RETR",
+            lambda session, argument: hostile.leave(session, "") if argument == "/in/05" else session.on_retr(argument),
+            times=None,
+        )
         with Site(tmp_path, host.settings, workers=1, retry_delay=30) as site:
             site.arrive({name: content for name, content in files.items() if name != "05"})
             assert {done["attempt"] for done in site.all("file_done")} == {1}
@@ -666,9 +783,15 @@ def test_files_that_were_not_asked_for_when_the_connection_ended_go_again_at_onc
 def test_a_file_that_ended_the_connection_is_fetched_without_company_the_next_time(tmp_path: Path) -> None:
     files = {name: name.encode() for name in "abcdef"}
     with FtpHost(files=dict(files)) as host:
-        host.on("RETR", lambda session, argument: (
-            hostile.leave(session, "") if argument == "/in/c" and len(host.said("RETR")) < 12
-            else session.on_retr(argument)), times=None)  # fmt: skip
+        host.on(
+            "RETR",
+            lambda session, argument: (
+                hostile.leave(session, "")
+                if argument == "/in/c" and len(host.said("RETR")) < 12
+                else session.on_retr(argument)
+            ),
+            times=None,
+        )
         with Site(tmp_path, host.settings, workers=1) as site:
             for round_ in "123":
                 for name in "abdef":
@@ -682,6 +805,7 @@ def test_a_file_that_ended_the_connection_is_fetched_without_company_the_next_ti
 @pytest.mark.parametrize("how", [1, 2], ids=["its end", "all of it"])
 def test_a_channel_that_ended_while_its_connection_stays_is_not_used_again(how: int) -> None:
     with hostile.SftpHost(files={"a": b"1"}) as host, connected(host) as server:
+
         def last(session: hostile.SftpSession, path: str) -> None:
             session.behave("CLOSE", path, b"")
             session.channel.shutdown(how)
@@ -735,13 +859,18 @@ def test_a_connection_that_has_ended_while_it_idled_is_replaced_without_a_word(
             assert not site.all("server_down") and not site.all("file_failed")
 
 
-@pytest.mark.parametrize("said", [
-    "530 Too many connections from this host", "530 Sorry, the maximum number of clients is reached",
-    "421 Too many users", "530 Zu viele Verbindungen", "450 later", "430 Session limit reached",
-])  # fmt: skip
-def test_too_many_connections_is_a_limit_and_no_refused_login(
-    tmp_path: Path, said: str
-) -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        "530 Too many connections from this host",
+        "530 Sorry, the maximum number of clients is reached",
+        "421 Too many users",
+        "530 Zu viele Verbindungen",
+        "450 later",
+        "430 Session limit reached",
+    ],
+)
+def test_too_many_connections_is_a_limit_and_no_refused_login(tmp_path: Path, said: str) -> None:
     with FtpHost(files={"a": b"1"}) as host:
         host.on("PASS", reply(said), times=2)
         with Site(tmp_path, host.settings) as site:
@@ -753,8 +882,11 @@ def test_a_login_refused_in_any_words_while_another_is_in_is_a_limit(tmp_path: P
     """The other one shows that the password is good. When that one has ended, a login is tried at once."""
     files = {f"{number:02}": b"x" for number in range(20)}
     with FtpHost(files=dict(files)) as host:
-        host.on("PASS", lambda session, argument: (
-            session.say("530 nein") if host.open_sessions > 1 else session.on_pass(argument)), times=None)  # fmt: skip
+        host.on(
+            "PASS",
+            lambda session, argument: session.say("530 nein") if host.open_sessions > 1 else session.on_pass(argument),
+            times=None,
+        )
         host.on("RETR", FtpSession.on_retr, times=5)
         host.on("RETR", hostile.leave)
         with Site(tmp_path, host.settings, "handler", workers=3, polling_interval=0.2) as site:
@@ -787,8 +919,7 @@ def test_a_poison_file_is_quarantined_though_listings_in_between_are_refused(
 ) -> None:
     with FtpHost(files={"a": b"1"}) as host:
         for command in ("MLSD", "LIST") if verb == "MLSD" else ("CWD",):
-            host.on(command, every_third(said, FtpSession.on_cwd if verb == "CWD" else FtpSession.on_mlsd),
-                    times=None)  # fmt: skip
+            host.on(command, every_third(said, FtpSession.on_cwd if verb == "CWD" else FtpSession.on_mlsd), times=None)
         host.on("MLST", reply("550 no"), times=None)
         host.on("RETR", reply("553 no"), times=None)
         with Site(tmp_path, host.settings, "handler", max_attempts=4, retry_delay=0.01) as site:
@@ -801,8 +932,11 @@ def test_a_refused_subfolder_is_said_and_stops_only_itself(tmp_path: Path) -> No
         host.folders.add("/in/sub")
         with Site(tmp_path, host.settings, "handler", recursive=True) as site:
             site.arrive({"a": b"1", "b": b"2"})
-            host.on("CWD", lambda session, path: (
-                session.say("550 no") if path == "/in/sub" else session.on_cwd(path)), times=None)  # fmt: skip
+            host.on(
+                "CWD",
+                lambda session, path: session.say("550 no") if path == "/in/sub" else session.on_cwd(path),
+                times=None,
+            )
             host.on("MLST", reply("550 no"), times=None)
             host.put("c", b"3")
             site.arrive({"a": b"1", "b": b"2", "c": b"3"})

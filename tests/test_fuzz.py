@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 
 import ftpcoord
 
-FEW = settings(max_examples=300, deadline=None, derandomize=True, database=None,
-               suppress_health_check=list(HealthCheck))  # fmt: skip
+FEW = settings(
+    max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 NAME = st.one_of(
     st.binary(min_size=1, max_size=40),
     st.sampled_from([b"a.csv", b"a -> b", b" x ", b"caf\xe9", b"\x1b[2J", "日本".encode(), b"..", b"a/b", b"x" * 300]),
-).map(lambda name: name.replace(b"\n", b"").replace(b"\r", b"") or b"x")  # fmt: skip
+).map(lambda name: name.replace(b"\n", b"").replace(b"\r", b"") or b"x")
 NUMBER = st.one_of(st.integers(0, 2**64), st.sampled_from([0, 2**31, 2**63 - 1, 2**63, 10**19 - 1, 10**30])).map(str)
 
 
@@ -57,27 +58,56 @@ def test_arbitrary_bytes_harm_nothing(target: Any) -> None:
 
 MODE = st.sampled_from(["-rw-r--r--", "drwxr-xr-x", "lrwxrwxrwx", "crw-rw-rw-", "-rwSr-sr-t+", "-rw-------."])
 MONTH = st.sampled_from(["Jan", "feb", "MAR", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec", "Foo"])
-CLOCK = st.one_of(st.integers(0, 9999).map(lambda year: f"{year:4}"),
-                  st.tuples(st.integers(0, 25), st.integers(0, 61)).map(lambda t: f"{t[0]:02}:{t[1]:02}"))  # fmt: skip
+CLOCK = st.one_of(
+    st.integers(0, 9999).map(lambda year: f"{year:4}"),
+    st.tuples(st.integers(0, 25), st.integers(0, 61)).map(lambda t: f"{t[0]:02}:{t[1]:02}"),
+)
 UNIX_LINE = st.builds(
     lambda mode, owner, size, month, day, clock, name: (
-        f"{mode} 1 {owner} {size} {month} {day} {clock} ".encode() + name),
-    MODE, st.sampled_from(["0 0", "ftp", "john domain users", "Jan 1 2"]), NUMBER, MONTH, st.integers(0, 33), CLOCK,
+        f"{mode} 1 {owner} {size} {month} {day} {clock} ".encode() + name
+    ),
+    MODE,
+    st.sampled_from(["0 0", "ftp", "john domain users", "Jan 1 2"]),
+    NUMBER,
+    MONTH,
+    st.integers(0, 33),
+    CLOCK,
     NAME,
-)  # fmt: skip
+)
 DOS_LINE = st.builds(
     lambda month, day, year, hour, half, size, name: (
-        f"{month:02}-{day:02}-{year:02}  {hour:02}:30{half}  {size} ".encode() + name),
-    st.integers(0, 13), st.integers(0, 32), st.sampled_from([0, 69, 70, 99, 1970, 2026, 9999]), st.integers(0, 25),
-    st.sampled_from(["AM", "pm", ""]), st.one_of(NUMBER, st.sampled_from(["<DIR>", "<JUNCTION>", "<X>"])), NAME,
-)  # fmt: skip
-FACT = st.sampled_from(["type=file", "type=dir", "Type=cdir", "type=OS.unix=slink:/x", "size=5",
-                        "modify=20260112101530", "modify=20260231000000.5", "modify=99991231235960", "unique=x",
-                        "=", "perm=r", ""])  # fmt: skip
+        f"{month:02}-{day:02}-{year:02}  {hour:02}:30{half}  {size} ".encode() + name
+    ),
+    st.integers(0, 13),
+    st.integers(0, 32),
+    st.sampled_from([0, 69, 70, 99, 1970, 2026, 9999]),
+    st.integers(0, 25),
+    st.sampled_from(["AM", "pm", ""]),
+    st.one_of(NUMBER, st.sampled_from(["<DIR>", "<JUNCTION>", "<X>"])),
+    NAME,
+)
+FACT = st.sampled_from(
+    [
+        "type=file",
+        "type=dir",
+        "Type=cdir",
+        "type=OS.unix=slink:/x",
+        "size=5",
+        "modify=20260112101530",
+        "modify=20260231000000.5",
+        "modify=99991231235960",
+        "unique=x",
+        "=",
+        "perm=r",
+        "",
+    ]
+)
 MLSD_LINE = st.builds(
     lambda facts, size, name: ";".join([*facts, f"size={size}", ""]).encode() + b" " + name,
-    st.lists(FACT, max_size=5), NUMBER, NAME,
-)  # fmt: skip
+    st.lists(FACT, max_size=5),
+    NUMBER,
+    NAME,
+)
 
 
 @FEW
@@ -119,16 +149,60 @@ def test_it_makes_no_difference_in_which_pieces_a_listing_comes(lines: list[byte
 
 # -- replies and SFTP -------------------------------------------------------------------------------------------------
 
-CODE = st.sampled_from(["120", "150", "211", "213", "220", "226", "227", "229", "230", "250", "257", "331", "350",
-                        "421", "425", "426", "450", "500", "502", "530", "550", "553",
-                        "999", "2", "²²²", "2e1"])  # fmt: skip
+CODE = st.sampled_from(
+    [
+        "120",
+        "150",
+        "211",
+        "213",
+        "220",
+        "226",
+        "227",
+        "229",
+        "230",
+        "250",
+        "257",
+        "331",
+        "350",
+        "421",
+        "425",
+        "426",
+        "450",
+        "500",
+        "502",
+        "530",
+        "550",
+        "553",
+        "999",
+        "2",
+        "²²²",
+        "2e1",
+    ]
+)
 REPLY = st.builds(
     lambda code, mark, text: f"{code}{mark}{text}\r\n".encode(),
-    CODE, st.sampled_from([" ", "-", ""]),
-    st.one_of(st.text(max_size=20), st.sampled_from([
-        "(|||4711|)", "(|||99999|)", "(|||-1|)", "()", "(127,0,0,1,4,1)", "(1,2,3,4,256,256)", '"/x""y"', "5", "²",
-        "20260112101530", "20260112101560", "99999999999999"])),
-)  # fmt: skip
+    CODE,
+    st.sampled_from([" ", "-", ""]),
+    st.one_of(
+        st.text(max_size=20),
+        st.sampled_from(
+            [
+                "(|||4711|)",
+                "(|||99999|)",
+                "(|||-1|)",
+                "()",
+                "(127,0,0,1,4,1)",
+                "(1,2,3,4,256,256)",
+                '"/x""y"',
+                "5",
+                "²",
+                "20260112101530",
+                "20260112101560",
+                "99999999999999",
+            ]
+        ),
+    ),
+)
 
 
 @FEW
@@ -141,9 +215,13 @@ def test_whatever_a_server_replies_the_errors_are_the_agreed_ones(replies: list[
 
 @FEW
 @given(
-    st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1),
-    st.binary(max_size=20), NAME,
-)  # fmt: skip
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 2**32 - 1),
+    st.binary(max_size=20),
+    NAME,
+)
 def test_sftp_attributes_are_an_entry_that_can_be_relied_on_or_none(
     flags: int, size: int, mode: int, mtime: int, rest: bytes, name: bytes
 ) -> None:
@@ -158,13 +236,31 @@ KIND = st.sampled_from([101, 102, 103, 104, 105, 2])
 
 
 @FEW
-@given(st.lists(st.tuples(KIND, st.integers(1, 12), st.sampled_from([
-    b"\0\0\0\1h", struct.pack(">I", 0), struct.pack(">II", 1, 0), struct.pack(">II", 2, 0), struct.pack(">II", 4, 0),
-    struct.pack(">I", 32768) + b"x" * 32768, struct.pack(">I", 40000) + b"x" * 40000,
-    struct.pack(">I", 7233) + b"y" * 7233, struct.pack(">I", 100) + b"z" * 100, b"",
-])), max_size=25))  # fmt: skip
+@given(
+    st.lists(
+        st.tuples(
+            KIND,
+            st.integers(1, 12),
+            st.sampled_from(
+                [
+                    b"\0\0\0\1h",
+                    struct.pack(">I", 0),
+                    struct.pack(">II", 1, 0),
+                    struct.pack(">II", 2, 0),
+                    struct.pack(">II", 4, 0),
+                    struct.pack(">I", 32768) + b"x" * 32768,
+                    struct.pack(">I", 40000) + b"x" * 40000,
+                    struct.pack(">I", 7233) + b"y" * 7233,
+                    struct.pack(">I", 100) + b"z" * 100,
+                    b"",
+                ]
+            ),
+        ),
+        max_size=25,
+    )
+)
 def test_whatever_an_sftp_server_answers_each_file_ends_once_and_whole_or_with_an_error(
-    answers: list[tuple[int, int, bytes]]
+    answers: list[tuple[int, int, bytes]],
 ) -> None:
     fuzz_listings.messages(b"".join(fuzz_listings.message(*answer) for answer in answers))
 
@@ -173,7 +269,8 @@ def test_an_sftp_server_that_sends_more_than_was_asked_for_delivers_nothing() ->
     """The surplus would stand where the next piece belongs: the file could end without its end being noticed."""
     pieces = [(2, 40_000), (3, 32_768), (4, 32_768), (5, 1_696)]
     answers = fuzz_listings.message(102, 1, b"\0\0\0\1h") + b"".join(
-        fuzz_listings.message(103, number, struct.pack(">I", length) + b"x" * length) for number, length in pieces)
+        fuzz_listings.message(103, number, struct.pack(">I", length) + b"x" * length) for number, length in pieces
+    )
     session = ftpcoord.SftpSession(fuzz_listings.Answers(answers), (OSError,))
     job = ftpcoord.Job("/a", 100_000, lambda piece: None)
     with pytest.raises(ftpcoord._Broken):
@@ -185,13 +282,47 @@ def test_an_sftp_server_that_sends_more_than_was_asked_for_delivers_nothing() ->
 SETTINGS = st.sampled_from(sorted(set(ftpcoord.Config.__dataclass_fields__) - {"files"}))
 VALUE = st.one_of(
     st.text(max_size=30),
-    st.sampled_from([
-        "0", "-1", "1e9", "nan", "inf", "1_0", "٣", "²", "yes", "off", "move:", "move:..", "move:a\n", "delete", "a:b",
-        "[::1]:80", ":²", "x:99999999", "undefined", "utf-7", "idna", "hex", "'", "a 'b", "{file}", "SHA256:",
-        "step-down:1", "ftp://u@h/%00", "sftp://@h/", "ftp://[::1", "postgresql://u@[x]/d", "mysql://u@h:0/d", "sqlite:///:memory:",
-        "sqlite:///", "ftp://h/@", "ftps://u:p@h:70000/",
-    ]),
-)  # fmt: skip
+    st.sampled_from(
+        [
+            "0",
+            "-1",
+            "1e9",
+            "nan",
+            "inf",
+            "1_0",
+            "٣",
+            "²",
+            "yes",
+            "off",
+            "move:",
+            "move:..",
+            "move:a\n",
+            "delete",
+            "a:b",
+            "[::1]:80",
+            ":²",
+            "x:99999999",
+            "undefined",
+            "utf-7",
+            "idna",
+            "hex",
+            "'",
+            "a 'b",
+            "{file}",
+            "SHA256:",
+            "step-down:1",
+            "ftp://u@h/%00",
+            "sftp://@h/",
+            "ftp://[::1",
+            "postgresql://u@[x]/d",
+            "mysql://u@h:0/d",
+            "sqlite:///:memory:",
+            "sqlite:///",
+            "ftp://h/@",
+            "ftps://u:p@h:70000/",
+        ]
+    ),
+)
 
 
 @FEW

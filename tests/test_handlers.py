@@ -35,7 +35,7 @@ def a_local(folder: Path, content: bytes = b"", name: str = "a.csv", **more: Any
 
 
 def test_a_file_can_be_read_in_many_ways(tmp_path: Path) -> None:
-    file = a_local(tmp_path, b"\xef\xbb\xbfid,name\r\n1,\"a\r\nb\"\r\n2,c\r\n")
+    file = a_local(tmp_path, b'\xef\xbb\xbfid,name\r\n1,"a\r\nb"\r\n2,c\r\n')
     assert (file.name, file.path, file.size, file.mtime, file.attempt) == ("a.csv", "/in/a.csv", 27, 1.6, 2)
     assert list(file.csv()) == [{"id": "1", "name": "a\r\nb"}, {"id": "2", "name": "c"}]
     with file.open() as stream:
@@ -99,10 +99,16 @@ def test_a_command_gets_its_names_by_environment_and_none_of_the_settings(
     command(script(tmp_path, f"import os; open({str(out)!r}, 'w').write(repr(dict(os.environ)))")).run(file)
     environment = eval(out.read_text())
     assert {name: value for name, value in environment.items() if name.startswith("FTPCOORD_")} == {
-        "FTPCOORD_FILE": str(file.local), "FTPCOORD_PATH": "/in/a.csv", "FTPCOORD_NAME": "a.csv", "FTPCOORD_SIZE": "7",
-        "FTPCOORD_MTIME": "2", "FTPCOORD_ATTEMPT": "2", "FTPCOORD_TERM": "7", "FTPCOORD_GROUP": "g",
+        "FTPCOORD_FILE": str(file.local),
+        "FTPCOORD_PATH": "/in/a.csv",
+        "FTPCOORD_NAME": "a.csv",
+        "FTPCOORD_SIZE": "7",
+        "FTPCOORD_MTIME": "2",
+        "FTPCOORD_ATTEMPT": "2",
+        "FTPCOORD_TERM": "7",
+        "FTPCOORD_GROUP": "g",
         "FTPCOORD_MEMBER": "a",
-    }  # fmt: skip
+    }
     assert environment["KEPT"] == "yes"
     assert "Tr0ub4dor" not in out.read_text()
 
@@ -242,9 +248,11 @@ def test_a_handler_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monk
     handler: Any = ftpcoord.load_handler("my_handlers:A.f")
     assert handler(None) == 7
     for name, said in (
-        ("my_handlers:g", "cannot be imported"), ("my_handlers:x", "is not a function"),
-        ("no_such_module:f", "cannot be imported"), ("broken_handlers:f", "ZeroDivisionError"),
-    ):  # fmt: skip
+        ("my_handlers:g", "cannot be imported"),
+        ("my_handlers:x", "is not a function"),
+        ("no_such_module:f", "cannot be imported"),
+        ("broken_handlers:f", "ZeroDivisionError"),
+    ):
         with pytest.raises(ftpcoord.ConfigError, match=f"^handler: .*{said}"):
             ftpcoord.load_handler(name)
 

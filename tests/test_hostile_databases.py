@@ -90,9 +90,17 @@ class Peer:
     def greet(self, plugin: str = "mysql_native_password", flags: int = 0) -> None:
         flags |= 0x200 | 0x8000 | PLUGINS | 0x8
         self.packet(
-            b"\x0a8.0.99\0" + struct.pack("<I", 1) + b"saltsalt\0" + struct.pack("<HBH", flags & 0xFFFF, 45, 2)
-            + struct.pack("<HB", flags >> 16, 21) + b"\0" * 10 + b"saltsaltsalt\0" + plugin.encode() + b"\0", 0,
-        )  # fmt: skip
+            b"\x0a8.0.99\0"
+            + struct.pack("<I", 1)
+            + b"saltsalt\0"
+            + struct.pack("<HBH", flags & 0xFFFF, 45, 2)
+            + struct.pack("<HB", flags >> 16, 21)
+            + b"\0" * 10
+            + b"saltsaltsalt\0"
+            + plugin.encode()
+            + b"\0",
+            0,
+        )
 
     def response(self) -> int:
         """One packet of the client's; its number."""
@@ -234,84 +242,238 @@ def full_login(plugin: str, request: bytes) -> Script:
 IN_CLEAR = "password in clear"
 WORST = [
     Worst("asks for the password in clear", "postgresql", "prefer", clear("N"), DatabaseRefused, IN_CLEAR),
-    Worst("asks for it in clear under TLS that proves nothing", "postgresql", "require", clear("S"), DatabaseRefused,
-          IN_CLEAR),
+    Worst(
+        "asks for it in clear under TLS that proves nothing",
+        "postgresql",
+        "require",
+        clear("S"),
+        DatabaseRefused,
+        IN_CLEAR,
+    ),
     Worst("asks for it in clear from afar", "postgresql", "disable", clear("N"), DatabaseRefused, IN_CLEAR, False),
     Worst("has no TLS", "postgresql", "require", lambda p: p.startup("N"), DatabaseRefused, "no TLS"),
     Worst("has no TLS to verify", "postgresql", "verify", lambda p: p.startup("N"), DatabaseRefused, "no TLS"),
     Worst("has a certificate of its own", "postgresql", "verify", clear("S"), DatabaseRefused, "certificate"),
-    Worst("refuses the TLS request with an error", "postgresql", "prefer", lambda p: p.startup("E"), DatabaseRefused,
-          "no TLS"),
+    Worst(
+        "refuses the TLS request with an error",
+        "postgresql",
+        "prefer",
+        lambda p: p.startup("E"),
+        DatabaseRefused,
+        "no TLS",
+    ),
     Worst("is no PostgreSQL", "postgresql", "prefer", lambda p: p.startup("H"), DatabaseDown, "no PostgreSQL"),
     Worst("hangs up at once", "postgresql", "prefer", lambda p: None, DatabaseDown, "closed|reset"),
     Worst("says nothing", "postgresql", "prefer", Peer.silence, DatabaseDown, "no answer within"),
-    Worst("says nothing in the handshake", "postgresql", "require", steps(lambda p: p.hear(8),
-          lambda p: p.send(b"S"), Peer.silence),
-          DatabaseDown, "no answer within|timed out"),
-    Worst("sends a byte now and then", "postgresql", "prefer",
-          steps(Peer.startup, lambda p: p.send(b"R\0\0\1\0"), lambda p: p.for_ever(b"x", 0.1)), DatabaseDown,
-          "no answer within"),
-    Worst("announces two gigabytes and sends them", "postgresql", "prefer",
-          steps(Peer.startup, lambda p: p.send(b"R\x7f\xff\xff\xff"), lambda p: p.for_ever(b"x" * 65536)), DatabaseDown,
-          "without end"),
-    Worst("sends notices without end", "postgresql", "prefer",
-          steps(Peer.startup, lambda p: p.for_ever(b"N\0\0\0\x0cSnotice\0" * 4096)), DatabaseDown,
-          "without end|no answer within"),
-    Worst("sends settings without end", "postgresql", "prefer",
-          steps(Peer.startup, settings), DatabaseDown,
-          "without end|no answer within"),
-    Worst("announces less than nothing", "postgresql", "prefer",
-          steps(Peer.startup, lambda p: p.send(b"R\0\0\0\0"), Peer.silence), DatabaseDown, "without end"),
-    Worst("asks for two billion rounds of SCRAM", "postgresql", "prefer", lambda p: scram(p, "2147483647"),
-          DatabaseRefused, "rounds of SCRAM"),
-    Worst("says much about an error", "postgresql", "prefer",
-          steps(Peer.startup, lambda p: p.message("E", b"SFATAL\0C28P01\0M" + b"no! " * 200_000 + b"\0\0")),
-          DatabaseRefused, "password was refused"),
-    Worst("answers with rows without end", "postgresql", "prefer",
-          steps(lambda p: logged_in(p), lambda p: p.send(b"T\0\0\0\x06\0\0"),
-          lambda p: p.for_ever(b"D\0\0\0\x06\0\0" * 4096)),
-          DatabaseDown, "without end|no answer within"),
-    Worst("answers with rows that it has not described", "postgresql", "prefer",
-          steps(lambda p: logged_in(p), lambda p: p.for_ever(b"D\0\0\0\x06\0\0" * 4096)), DatabaseDown,
-          "be understood"),
-    Worst("asks for the password in clear", "mysql", "prefer", lambda p: p.switch("mysql_clear_password"),
-          DatabaseRefused, IN_CLEAR),
-    Worst("asks for it in clear under TLS that proves nothing", "mysql", "require",
-          lambda p: p.switch("mysql_clear_password", SSL), DatabaseRefused, IN_CLEAR),
-    Worst("asks for it in clear from afar", "mysql", "disable", lambda p: p.switch("mysql_clear_password"),
-          DatabaseRefused, IN_CLEAR, False),
-    Worst("holds a dialog", "mysql", "prefer", lambda p: p.switch("dialog", more=b"\2Password: "), DatabaseRefused,
-          IN_CLEAR),
-    Worst("asks for the hash of old", "mysql", "prefer", lambda p: p.switch("mysql_old_password"), DatabaseRefused,
-          IN_CLEAR),
-    Worst("asks for sha256 from afar", "mysql", "prefer", lambda p: p.switch("sha256_password"), DatabaseRefused,
-          IN_CLEAR, False),
-    Worst("greets with sha256 from afar, under TLS", "mysql", "require",
-          full_login("sha256_password", b"\xfesha256_password\0saltsaltsaltsaltsalt\0"), DatabaseRefused, IN_CLEAR,
-          False),
-    Worst("asks for a full login from afar", "mysql", "prefer",
-          full_login("caching_sha2_password", b"\1\4"), DatabaseDown, "extra packet", False),
-    Worst("switches to sha2 from afar", "mysql", "prefer",
-          lambda p: p.switch("caching_sha2_password", SSL), DatabaseRefused, IN_CLEAR, False),
-    Worst("switches to sha2 from afar after a greeting of it", "mysql", "prefer",
-          full_login("caching_sha2_password", b"\xfecaching_sha2_password\0saltsaltsaltsaltsalt\0"), DatabaseRefused,
-          IN_CLEAR, False),
+    Worst(
+        "says nothing in the handshake",
+        "postgresql",
+        "require",
+        steps(lambda p: p.hear(8), lambda p: p.send(b"S"), Peer.silence),
+        DatabaseDown,
+        "no answer within|timed out",
+    ),
+    Worst(
+        "sends a byte now and then",
+        "postgresql",
+        "prefer",
+        steps(Peer.startup, lambda p: p.send(b"R\0\0\1\0"), lambda p: p.for_ever(b"x", 0.1)),
+        DatabaseDown,
+        "no answer within",
+    ),
+    Worst(
+        "announces two gigabytes and sends them",
+        "postgresql",
+        "prefer",
+        steps(Peer.startup, lambda p: p.send(b"R\x7f\xff\xff\xff"), lambda p: p.for_ever(b"x" * 65536)),
+        DatabaseDown,
+        "without end",
+    ),
+    Worst(
+        "sends notices without end",
+        "postgresql",
+        "prefer",
+        steps(Peer.startup, lambda p: p.for_ever(b"N\0\0\0\x0cSnotice\0" * 4096)),
+        DatabaseDown,
+        "without end|no answer within",
+    ),
+    Worst(
+        "sends settings without end",
+        "postgresql",
+        "prefer",
+        steps(Peer.startup, settings),
+        DatabaseDown,
+        "without end|no answer within",
+    ),
+    Worst(
+        "announces less than nothing",
+        "postgresql",
+        "prefer",
+        steps(Peer.startup, lambda p: p.send(b"R\0\0\0\0"), Peer.silence),
+        DatabaseDown,
+        "without end",
+    ),
+    Worst(
+        "asks for two billion rounds of SCRAM",
+        "postgresql",
+        "prefer",
+        lambda p: scram(p, "2147483647"),
+        DatabaseRefused,
+        "rounds of SCRAM",
+    ),
+    Worst(
+        "says much about an error",
+        "postgresql",
+        "prefer",
+        steps(Peer.startup, lambda p: p.message("E", b"SFATAL\0C28P01\0M" + b"no! " * 200_000 + b"\0\0")),
+        DatabaseRefused,
+        "password was refused",
+    ),
+    Worst(
+        "answers with rows without end",
+        "postgresql",
+        "prefer",
+        steps(
+            lambda p: logged_in(p),
+            lambda p: p.send(b"T\0\0\0\x06\0\0"),
+            lambda p: p.for_ever(b"D\0\0\0\x06\0\0" * 4096),
+        ),
+        DatabaseDown,
+        "without end|no answer within",
+    ),
+    Worst(
+        "answers with rows that it has not described",
+        "postgresql",
+        "prefer",
+        steps(lambda p: logged_in(p), lambda p: p.for_ever(b"D\0\0\0\x06\0\0" * 4096)),
+        DatabaseDown,
+        "be understood",
+    ),
+    Worst(
+        "asks for the password in clear",
+        "mysql",
+        "prefer",
+        lambda p: p.switch("mysql_clear_password"),
+        DatabaseRefused,
+        IN_CLEAR,
+    ),
+    Worst(
+        "asks for it in clear under TLS that proves nothing",
+        "mysql",
+        "require",
+        lambda p: p.switch("mysql_clear_password", SSL),
+        DatabaseRefused,
+        IN_CLEAR,
+    ),
+    Worst(
+        "asks for it in clear from afar",
+        "mysql",
+        "disable",
+        lambda p: p.switch("mysql_clear_password"),
+        DatabaseRefused,
+        IN_CLEAR,
+        False,
+    ),
+    Worst(
+        "holds a dialog",
+        "mysql",
+        "prefer",
+        lambda p: p.switch("dialog", more=b"\2Password: "),
+        DatabaseRefused,
+        IN_CLEAR,
+    ),
+    Worst(
+        "asks for the hash of old",
+        "mysql",
+        "prefer",
+        lambda p: p.switch("mysql_old_password"),
+        DatabaseRefused,
+        IN_CLEAR,
+    ),
+    Worst(
+        "asks for sha256 from afar",
+        "mysql",
+        "prefer",
+        lambda p: p.switch("sha256_password"),
+        DatabaseRefused,
+        IN_CLEAR,
+        False,
+    ),
+    Worst(
+        "greets with sha256 from afar, under TLS",
+        "mysql",
+        "require",
+        full_login("sha256_password", b"\xfesha256_password\0saltsaltsaltsaltsalt\0"),
+        DatabaseRefused,
+        IN_CLEAR,
+        False,
+    ),
+    Worst(
+        "asks for a full login from afar",
+        "mysql",
+        "prefer",
+        full_login("caching_sha2_password", b"\1\4"),
+        DatabaseDown,
+        "extra packet",
+        False,
+    ),
+    Worst(
+        "switches to sha2 from afar",
+        "mysql",
+        "prefer",
+        lambda p: p.switch("caching_sha2_password", SSL),
+        DatabaseRefused,
+        IN_CLEAR,
+        False,
+    ),
+    Worst(
+        "switches to sha2 from afar after a greeting of it",
+        "mysql",
+        "prefer",
+        full_login("caching_sha2_password", b"\xfecaching_sha2_password\0saltsaltsaltsaltsalt\0"),
+        DatabaseRefused,
+        IN_CLEAR,
+        False,
+    ),
     Worst("has no TLS", "mysql", "require", steps(lambda p: p.login()), DatabaseRefused, "TLS"),
     Worst("has no TLS to verify", "mysql", "verify", steps(lambda p: p.login()), DatabaseRefused, "TLS"),
-    Worst("has a certificate of its own", "mysql", "verify", steps(lambda p: p.login(SSL)), DatabaseRefused,
-          "certificate|TLS"),
+    Worst(
+        "has a certificate of its own",
+        "mysql",
+        "verify",
+        steps(lambda p: p.login(SSL)),
+        DatabaseRefused,
+        "certificate|TLS",
+    ),
     Worst("hangs up at once", "mysql", "prefer", lambda p: None, DatabaseDown, "[Ll]ost connection|reset"),
     Worst("says nothing", "mysql", "prefer", Peer.silence, DatabaseDown, "timed out"),
-    Worst("sends a byte now and then", "mysql", "prefer",
-          steps(lambda p: p.send(b"\xff\0\0\0"), lambda p: p.for_ever(b"\x0a", 0.1)), DatabaseDown, "timed out"),
+    Worst(
+        "sends a byte now and then",
+        "mysql",
+        "prefer",
+        steps(lambda p: p.send(b"\xff\0\0\0"), lambda p: p.for_ever(b"\x0a", 0.1)),
+        DatabaseDown,
+        "timed out",
+    ),
     Worst("sends packets without end", "mysql", "disable", without_end, DatabaseDown, "without end"),
-    Worst("greets without end", "mysql", "prefer",
-          steps(lambda p: p.send(b"\xff\xff\xff\0\x0a"), lambda p: p.for_ever(b"x" * 65536)), DatabaseDown,
-          "without end"),
-    Worst("says much about an error", "mysql", "prefer",
-          lambda p: p.packet(b"\xff\x15\x04#28000" + b"no! " * 200_000, 0), DatabaseRefused, "login was refused"),
+    Worst(
+        "greets without end",
+        "mysql",
+        "prefer",
+        steps(lambda p: p.send(b"\xff\xff\xff\0\x0a"), lambda p: p.for_ever(b"x" * 65536)),
+        DatabaseDown,
+        "without end",
+    ),
+    Worst(
+        "says much about an error",
+        "mysql",
+        "prefer",
+        lambda p: p.packet(b"\xff\x15\x04#28000" + b"no! " * 200_000, 0),
+        DatabaseRefused,
+        "login was refused",
+    ),
     Worst("asks for a file of ours", "mysql", "disable", local_file, DatabaseDown, "."),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
@@ -326,10 +488,16 @@ def certificate(folder: Path) -> ssl.SSLContext:
 
 
 def database(dialect: str, tls: str, port: int, **settings: Any) -> ftpcoord.Database:
-    return ftpcoord.open_database(ftpcoord.Config(
-        database=f"{dialect}://app:{PASSWORD}@127.0.0.1:{port}/app", database_tls=tls, coordination_group="g",
-        member_id="a", heartbeat_frequency=0.5, **{"liveness_check_interval": 24, **settings},
-    ))  # fmt: skip
+    return ftpcoord.open_database(
+        ftpcoord.Config(
+            database=f"{dialect}://app:{PASSWORD}@127.0.0.1:{port}/app",
+            database_tls=tls,
+            coordination_group="g",
+            member_id="a",
+            heartbeat_frequency=0.5,
+            **{"liveness_check_interval": 24, **settings},
+        )
+    )
 
 
 @pytest.mark.parametrize("worst", WORST, ids=lambda worst: f"{worst.dialect} {worst.tls}: {worst.name}")
@@ -363,13 +531,13 @@ def test_a_hostile_database_gets_no_password_no_memory_and_no_time(
 
 @pytest.mark.parametrize("tls", ["verify", "disable"])
 @pytest.mark.parametrize("dialect", ["postgresql", "mysql"])
-def test_a_login_in_clear_works_where_the_peer_is_verified_or_here(
-    dialect: str, tls: str, certificates: Path
-) -> None:
+def test_a_login_in_clear_works_where_the_peer_is_verified_or_here(dialect: str, tls: str, certificates: Path) -> None:
     """PAM and LDAP need it."""
     secure = tls == "verify"
-    script = clear("S") if dialect == "postgresql" else steps(
-        lambda p: p.switch("mysql_clear_password", SSL if secure else 0)
+    script = (
+        clear("S")
+        if dialect == "postgresql"
+        else steps(lambda p: p.switch("mysql_clear_password", SSL if secure else 0))
     )
     with peer(script, certificate(certificates)) as (port, peers):
         more: dict[str, Any] = {"liveness_check_interval": 7}

@@ -25,9 +25,14 @@ SECRET = "c4n4ry-91b7"
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ftpcoord.StatusServer]:
     listener = ftpcoord.Listener(
-        url=f"sftp://me:{SECRET}@files.example/in", database=f"sqlite:///{tmp_path / 'c.db'}", exec="true",
-        key_passphrase=SECRET, database_password=SECRET, coordination_group="g", member_id="a",
-    )  # fmt: skip
+        url=f"sftp://me:{SECRET}@files.example/in",
+        database=f"sqlite:///{tmp_path / 'c.db'}",
+        exec="true",
+        key_passphrase=SECRET,
+        database_password=SECRET,
+        coordination_group="g",
+        member_id="a",
+    )
     made = ftpcoord.StatusServer(("127.0.0.1", 0), [listener])
     yield made
     made.close()
@@ -120,8 +125,18 @@ class Client:
             assert b" 400 " in self.read(first + b"\r\n\r\n").partition(b"\r\n")[0], first
 
     def asks_for_other_things(self) -> None:
-        targets = [b"/../../etc/passwd", b"/%2e%2e/", b"//evil.example/", b"http://evil.example/", b"/\x00", b"*",
-                   b"/?group=%00", b"/?group=<script>", b"/?refresh=" + b"9" * 5000, b"/?" + b"a=1&" * 500]  # fmt: skip
+        targets = [
+            b"/../../etc/passwd",
+            b"/%2e%2e/",
+            b"//evil.example/",
+            b"http://evil.example/",
+            b"/\x00",
+            b"*",
+            b"/?group=%00",
+            b"/?group=<script>",
+            b"/?refresh=" + b"9" * 5000,
+            b"/?" + b"a=1&" * 500,
+        ]
         for target in targets:
             answer = self.read(b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert answer.startswith((b"HTTP/1.1 404", b"HTTP/1.1 200")) and b"<script>" not in answer, target
@@ -198,12 +213,25 @@ def test_a_slow_client_is_not_cut_for_the_many_connections_of_another(server: ft
 
 
 HOSTS = {
-    "": 200, "127.0.0.1": 200, "127.0.0.1:8080": 200, "[::1]:8080": 200, "10.9.8.7": 200, "localhost:1": 200,
-    "LOCALHOST": 200, "localhost.": 200, socket.gethostname(): 200, socket.gethostname().upper() + ":80": 200,
-    "evil.example": 421, "evil.example:8080": 421, "127.0.0.1.evil.example": 421, "localhost.evil.example": 421,
-    "evil.example\r\nHost: localhost": 400, "localhost\r\nhost : evil.example": 400, "127.0.0.1@evil.example": 421,
+    "": 200,
+    "127.0.0.1": 200,
+    "127.0.0.1:8080": 200,
+    "[::1]:8080": 200,
+    "10.9.8.7": 200,
+    "localhost:1": 200,
+    "LOCALHOST": 200,
+    "localhost.": 200,
+    socket.gethostname(): 200,
+    socket.gethostname().upper() + ":80": 200,
+    "evil.example": 421,
+    "evil.example:8080": 421,
+    "127.0.0.1.evil.example": 421,
+    "localhost.evil.example": 421,
+    "evil.example\r\nHost: localhost": 400,
+    "localhost\r\nhost : evil.example": 400,
+    "127.0.0.1@evil.example": 421,
     "1.2.3": 421,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("host", HOSTS)

@@ -29,8 +29,21 @@ HOSTS = pytest.mark.parametrize("kind", [FtpHost, SftpHost], ids=["ftp", "sftp"]
 # Names and listings
 # ---------------------------------------------------------------------------------------------------------------------
 
-ODD = [b"caf\xe9.csv", b"\xff\xfe", b"\x1b[2J\x1b]0;owned\x07.csv", b"\xe2\x80\xaefdp.exe", b"-rf", b"--help", b" ",
-       b"a\tb", b"\xc2\x9b31m", b"per%20cent%", b"\x7f", b"$(touch x)", b"`touch x`;#"]  # fmt: skip
+ODD = [
+    b"caf\xe9.csv",
+    b"\xff\xfe",
+    b"\x1b[2J\x1b]0;owned\x07.csv",
+    b"\xe2\x80\xaefdp.exe",
+    b"-rf",
+    b"--help",
+    b" ",
+    b"a\tb",
+    b"\xc2\x9b31m",
+    b"per%20cent%",
+    b"\x7f",
+    b"$(touch x)",
+    b"`touch x`;#",
+]
 
 
 @HOSTS
@@ -77,7 +90,11 @@ def test_names_that_lead_elsewhere_are_refused_said_once_and_nothing_is_written_
             said = host.said("RETR") + host.said("DELE") + host.said("OPEN") + host.said("REMOVE")
             assert {command.partition(" ")[2] for command in said} == {"/in/good"}
         assert sorted(path.name for path in tmp_path.rglob("*") if "coordination" not in path.name) == [
-            "1", "2", "delivered", "good"]  # fmt: skip
+            "1",
+            "2",
+            "delivered",
+            "good",
+        ]
 
 
 @pytest.mark.parametrize("length", [256, 4000, 5000])
@@ -126,12 +143,18 @@ def test_a_file_that_is_listed_twice_is_handled_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mlsd", [True, False], ids=["mlsd", "list"])
 def test_links_and_devices_are_left_alone(tmp_path: Path, mlsd: bool) -> None:
     with FtpHost(files={"a": b"1"}, mlsd=mlsd) as host:
-        host.lines += [
-            b"type=OS.unix=slink:/etc;size=9; l", b"type=OS.unix=chr-1/3; null", b"type=dir; loop",
-        ] if mlsd else [
-            b"lrwxrwxrwx    1 0        0               9 Jul 20  2024 l -> a",
-            b"crw-rw-rw-    1 0        0          1,   3 Jul 20  2024 null",
-        ]  # fmt: skip
+        host.lines += (
+            [
+                b"type=OS.unix=slink:/etc;size=9; l",
+                b"type=OS.unix=chr-1/3; null",
+                b"type=dir; loop",
+            ]
+            if mlsd
+            else [
+                b"lrwxrwxrwx    1 0        0               9 Jul 20  2024 l -> a",
+                b"crw-rw-rw-    1 0        0          1,   3 Jul 20  2024 null",
+            ]
+        )
         with Site(tmp_path, host.settings, recursive=True) as site:
             site.arrive({"a": b"1"})
             site.polls()
@@ -220,6 +243,7 @@ def test_a_move_onto_an_existing_target_takes_a_free_name_and_replaces_nothing(t
 
 def test_a_target_that_appears_between_the_look_and_the_rename_is_not_replaced(tmp_path: Path) -> None:
     with FtpHost(files={"a.csv": b"new"}) as host:
+
         def appear(session: Any, argument: str) -> None:
             host.files["done/a.csv"] = b"another's"
             session.say("553 exists")
@@ -403,8 +427,10 @@ def test_a_disk_that_is_really_full_is_not_the_files_failure(tmp_path: Path) -> 
                     wait_for(lambda: site.delivered() or len(os.listdir(tmp_path)) >= 6, PATIENCE)
                 wait_for(lambda: all(site.state(name, "done") for name in files), PATIENCE)
                 assert not site.all("file_quarantined")
-                found = {**{name: (tmp_path / name).read_bytes() for name in files if (tmp_path / name).exists()},
-                         **site.delivered()}  # fmt: skip
+                found = {
+                    **{name: (tmp_path / name).read_bytes() for name in files if (tmp_path / name).exists()},
+                    **site.delivered(),
+                }
                 assert found == files
     finally:
         subprocess.run(["umount", str(small)], capture_output=True)

@@ -62,9 +62,12 @@ def test_a_row_whose_error_looks_like_marks_without_end_stops_no_worker(
 
 def test_states_that_nobody_knows_are_neither_on_the_page_nor_in_the_metrics(tmp_path: Path) -> None:
     settings: dict[str, Any] = {
-        "url": "ftp://me@files.example/in", "database": f"sqlite:///{tmp_path / 'coordination.db'}", "exec": "true",
-        "coordination_group": "g", "member_id": "a",
-    }  # fmt: skip
+        "url": "ftp://me@files.example/in",
+        "database": f"sqlite:///{tmp_path / 'coordination.db'}",
+        "exec": "true",
+        "coordination_group": "g",
+        "member_id": "a",
+    }
     listener = ftpcoord.Listener(**settings)
     with contextlib.closing(ftpcoord.open_database(listener.config)) as store:
         store.prepare()
@@ -95,8 +98,13 @@ def test_health_rows_of_many_that_died_keep_nobody_from_standing(postgresql: Dat
 def test_retry_takes_a_name_that_is_one_for_that_file_and_not_as_a_pattern(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"URL": "ftp://me@files.example/in", "COORDINATION_GROUP": "g", "MEMBER_ID": "a",
-                        "DATABASE": f"sqlite:///{tmp_path / 'coordination.db'}", "EXEC": "true"}.items():  # fmt: skip
+    for name, value in {
+        "URL": "ftp://me@files.example/in",
+        "COORDINATION_GROUP": "g",
+        "MEMBER_ID": "a",
+        "DATABASE": f"sqlite:///{tmp_path / 'coordination.db'}",
+        "EXEC": "true",
+    }.items():
         monkeypatch.setenv(f"FTPCOORD_{name}", value)
     monkeypatch.delenv("FTPCOORD_REQUIRE_ALL", raising=False)
     names = ["a.csv", "[a].csv", "?.csv", "new\nline"]

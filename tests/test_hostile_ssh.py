@@ -65,8 +65,14 @@ class Peer:
             self._talk(say)
 
     def settings(self, **changes: Any) -> dict[str, Any]:
-        return {"url": f"sftp://me@127.0.0.1:{self.port}/in", "password": PASSWORD, "host_key": "SHA256:none",
-                "timeout": TIMEOUT, "database": "sqlite:///unused.db", **changes}  # fmt: skip
+        return {
+            "url": f"sftp://me@127.0.0.1:{self.port}/in",
+            "password": PASSWORD,
+            "host_key": "SHA256:none",
+            "timeout": TIMEOUT,
+            "database": "sqlite:///unused.db",
+            **changes,
+        }
 
 
 def endless(piece: bytes, before: bytes = b"", pause: float = 0.0) -> Callable[[Callable[[bytes], None]], None]:
@@ -105,8 +111,12 @@ PEERS = {
 }
 
 
-SAID = {"a greeting line": "a greeting without an end", "a greeting of": "a greeting without an end",
-        "a packet of two": "an SSH packet of 2147483", "a packet of sixteen": "an SSH packet of 16"}  # fmt: skip
+SAID = {
+    "a greeting line": "a greeting without an end",
+    "a greeting of": "a greeting without an end",
+    "a packet of two": "an SSH packet of 2147483",
+    "a packet of sixteen": "an SSH packet of 16",
+}
 
 
 @pytest.mark.parametrize("kind", PEERS)
@@ -139,6 +149,7 @@ def send_raw(session: Any, kind: int, *fields: bytes, times: int = 1) -> None:
 
 def idle_flood(kind: int, *fields: bytes, times: int) -> Callable[[Any, str], None]:
     """After the answer to CLOSE, while nobody reads."""
+
     def act(session: Any, argument: str) -> None:
         session.status(0)
         threading.Thread(target=send_raw, args=(session, kind, *fields), kwargs={"times": times}, daemon=True).start()
@@ -146,9 +157,16 @@ def idle_flood(kind: int, *fields: bytes, times: int) -> Callable[[Any, str], No
     return act
 
 
-@pytest.mark.parametrize(("kind", "field", "times"), [
-    (94, bytes(200_000), 400), (95, bytes(200_000), 400), (94, b"ab", 20_000), (94, b"", 20_000), (95, b"ab", 20_000),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "field", "times"),
+    [
+        (94, bytes(200_000), 400),
+        (95, bytes(200_000), 400),
+        (94, b"ab", 20_000),
+        (94, b"", 20_000),
+        (95, b"ab", 20_000),
+    ],
+)
 def test_what_a_server_sends_to_an_idle_connection_is_bounded_and_ends_it(kind: int, field: bytes, times: int) -> None:
     with SftpHost(files={"a": b"1"}) as host:
         server = ftpcoord.open_server(ftpcoord.Config(database="sqlite:///unused.db", **host.settings))
@@ -240,10 +258,17 @@ def test_nothing_weak_is_offered_to_a_server_whichever_paramiko_is_installed() -
     assert [name for name in WEAK if name in heard] == []
 
 
-@pytest.mark.parametrize(("kind", "offered"), [
-    ("ciphers", "3des-cbc"), ("ciphers", "aes256-cbc"), ("ciphers", "chacha20-poly1305@openssh.com"),
-    ("macs", "hmac-md5-96"), ("macs", "hmac-sha1"), ("kex", "diffie-hellman-group14-sha1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "offered"),
+    [
+        ("ciphers", "3des-cbc"),
+        ("ciphers", "aes256-cbc"),
+        ("ciphers", "chacha20-poly1305@openssh.com"),
+        ("macs", "hmac-md5-96"),
+        ("macs", "hmac-sha1"),
+        ("kex", "diffie-hellman-group14-sha1"),
+    ],
+)
 def test_a_server_with_nothing_that_is_taken_is_told_what_it_offers_and_what_to_do(kind: str, offered: str) -> None:
     with SftpHost() as host:
         host.offers[kind] = (offered,)
@@ -334,7 +359,11 @@ def list_only(host: SftpHost) -> None:
 def test_where_a_listing_tells_no_kind_stat_does(bare: SftpHost) -> None:
     with contextlib.closing(open_sftp(bare)) as server:
         assert sorted((entry.name, entry.kind, entry.size) for entry in server.list("/in")) == [
-            ("-dash", "file", 5), ("d", "file", 5), ("data.csv", "file", 5), ("labels.csv", "file", 5)]  # fmt: skip
+            ("-dash", "file", 5),
+            ("d", "file", 5),
+            ("data.csv", "file", 5),
+            ("labels.csv", "file", 5),
+        ]
         assert server.unread == []
 
 
@@ -362,10 +391,15 @@ def test_an_existing_folder_that_stat_tells_no_kind_of_is_not_made_again() -> No
             server.mkdir("/in/file")
 
 
-@pytest.mark.parametrize(("seconds", "mtime"), [
-    (0, "1970-01-01T00:00:00"), (-1, "1969-12-31T23:59:59"), (-(2**31), "1901-12-13T20:45:52"),
-    (2**31 - 1, "2038-01-19T03:14:07"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("seconds", "mtime"),
+    [
+        (0, "1970-01-01T00:00:00"),
+        (-1, "1969-12-31T23:59:59"),
+        (-(2**31), "1901-12-13T20:45:52"),
+        (2**31 - 1, "2038-01-19T03:14:07"),
+    ],
+)
 def test_a_time_before_1970_is_shown_as_that(seconds: int, mtime: str) -> None:
     with SftpHost() as host, contextlib.closing(open_sftp(host)) as server:
         host.entries.append((b"old", hostile.attributes(5, mtime=seconds)))

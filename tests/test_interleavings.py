@@ -50,7 +50,7 @@ class Session:
         return self.connection.cursor()
 
     def run(self, sql: str, changes: Sequence[Change] = (), **values: object) -> str:
-        """"won", "lost", or "conflict" if the database wants it to be tried again."""
+        """ "won", "lost", or "conflict" if the database wants it to be tried again."""
         cursor = self._cursor()
         try:
             cursor.execute(self.store._bind(sql, {"group": "g", "stamp": None, "changes": list(changes), **values}))

@@ -49,9 +49,13 @@ def cost(tmp_path: Path, count: int, kind: str) -> tuple[float, float, float]:
     """(seconds of the first poll, of a second one with nothing new, MB) for so many entries."""
     tests = Path(__file__).resolve().parent
     done = subprocess.run(
-        [sys.executable, "-c", LARGE, str(count), kind], cwd=tmp_path, capture_output=True, text=True, timeout=100,
+        [sys.executable, "-c", LARGE, str(count), kind],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     first, second, memory = map(float, done.stdout.split())
     return first, second, memory
@@ -75,8 +79,10 @@ def test_a_folder_of_100_000_known_files_has_its_new_ones_handled(tmp_path: Path
         config = site.listener.config
         with contextlib.closing(ftpcoord.open_database(config)) as database:
             database.prepare()
-            rows = [ftpcoord.Row(f"/in/{number:06}.csv", 12, "2024-01-12T10:15:30", "done", 0, 0, 0)
-                    for number in range(100_000)]  # fmt: skip
+            rows = [
+                ftpcoord.Row(f"/in/{number:06}.csv", 12, "2024-01-12T10:15:30", "done", 0, 0, 0)
+                for number in range(100_000)
+            ]
             database.adopt(config.coordination_group, config.member_id, rows)
         host.put("new", b"1")
         with site:

@@ -47,11 +47,13 @@ class Shaky(MemoryRows):
     def written(self, fence: Fence, changes: Sequence[Change]) -> list[bool]:
         standing = {one.path: one for one in self.rows("g")}
         return [
-            (standing.get(c.path) is None) if c.new is None else
-            (lambda s, n: s is not None and s[1:7] == n._replace(term=fence.term)[1:7])(
-                standing.get(c.new.path), c.new)
+            (standing.get(c.path) is None)
+            if c.new is None
+            else (lambda s, n: s is not None and s[1:7] == n._replace(term=fence.term)[1:7])(
+                standing.get(c.new.path), c.new
+            )
             for c in changes
-        ]  # fmt: skip
+        ]
 
 
 def ledger(rows: MemoryRows, clock: Callable[[], float], term: int = 1, lasting: float = 1e9) -> Ledger:
@@ -218,11 +220,16 @@ def test_a_back_off_passes_however_often_the_rows_are_read(clock: Clock) -> None
 def test_due_actions_are_those_whose_time_has_come_and_that_are_not_in_work(clock: Clock) -> None:
     rows = MemoryRows()
     old = Fence("g", "a", 1)
-    rows.write(old, [
-        Change(None, row("a", action="delete")), Change(None, row("b", action="delete"), 10.0),
-        Change(None, row("c", state="quarantined", action="move:bad")), Change(None, row("d")),
-        Change(None, row("e", action="delete")),
-    ])  # fmt: skip
+    rows.write(
+        old,
+        [
+            Change(None, row("a", action="delete")),
+            Change(None, row("b", action="delete"), 10.0),
+            Change(None, row("c", state="quarantined", action="move:bad")),
+            Change(None, row("d")),
+            Change(None, row("e", action="delete")),
+        ],
+    )
     mine = ledger(rows, clock, term=2)
     assert sorted(one.path for one in mine.due_actions({"/in/e"})) == ["/in/a", "/in/c"]
     clock.now += 10
@@ -264,8 +271,11 @@ def test_a_file_that_is_listed_again_in_between_is_kept_for_the_whole_time_again
 def test_rows_that_are_not_listed_go_when_their_time_is_over_but_none_with_an_action_due(clock: Clock) -> None:
     rows = MemoryRows()
     kept = [
-        row("a", state="quarantined"), row("b", state="failed"), row("c", state="claimed"), row("d", action="delete")
-    ]  # fmt: skip
+        row("a", state="quarantined"),
+        row("b", state="failed"),
+        row("c", state="claimed"),
+        row("d", action="delete"),
+    ]
     rows.write(Fence("g", "a", 1), [Change(None, one) for one in kept])
     mine = ledger(rows, clock)
     mine.forget_unlisted(set(), 15.0)
@@ -341,11 +351,19 @@ def test_many_rows_are_forgotten_in_groups(clock: Clock) -> None:
 @pytest.mark.parametrize(
     ("path", "shown"),
     [
-        ("/in/a b.csv", "/in/a b.csv"), ("/in/ä", "/in/ä"), ("/in/100%", "/in/100%"), ("/in/\udcff", "/in/%FF"),
-        ("/in/100%\udcff", "/in/100%25%FF"), ("a\nb", "a%0Ab"), ("a\tb", "a%09b"), ("\x1b[31m", "%1B[31m"),
-        ("\u202eexe", "%E2%80%AEexe"), ("\x00", "%00"), ("", ""),
+        ("/in/a b.csv", "/in/a b.csv"),
+        ("/in/ä", "/in/ä"),
+        ("/in/100%", "/in/100%"),
+        ("/in/\udcff", "/in/%FF"),
+        ("/in/100%\udcff", "/in/100%25%FF"),
+        ("a\nb", "a%0Ab"),
+        ("a\tb", "a%09b"),
+        ("\x1b[31m", "%1B[31m"),
+        ("\u202eexe", "%E2%80%AEexe"),
+        ("\x00", "%00"),
+        ("", ""),
     ],
-)  # fmt: skip
+)
 def test_a_path_is_shown_in_one_line_of_printable_text(path: str, shown: str) -> None:
     assert printable(path) == shown
 

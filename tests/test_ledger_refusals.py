@@ -23,9 +23,7 @@ def narrow_database(request: pytest.FixtureRequest, name: str, tmp_path: Path) -
         for statement in ftpcoord.ddl(False).values():
             narrow = "path TEXT NOT NULL CHECK (path NOT GLOB '*[^ -~]*')"
             texts = "error TEXT NOT NULL CHECK (length(error) < 1000 AND error NOT GLOB '*[^ -~]*')"
-            database.execute(
-                statement.replace("path TEXT NOT NULL", narrow).replace("error TEXT NOT NULL", texts)
-            )
+            database.execute(statement.replace("path TEXT NOT NULL", narrow).replace("error TEXT NOT NULL", texts))
         yield database
         return
     server = request.getfixturevalue("postgres" if name == "postgresql" else name)
@@ -52,8 +50,13 @@ def narrow(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]
 
 
 def config(database: Database, **more: Any) -> Any:
-    settings = {"database": database.url, "coordination_group": "g", "member_id": "a", "heartbeat_frequency": 0.5,
-                "liveness_check_interval": 6}  # fmt: skip
+    settings = {
+        "database": database.url,
+        "coordination_group": "g",
+        "member_id": "a",
+        "heartbeat_frequency": 0.5,
+        "liveness_check_interval": 6,
+    }
     return ftpcoord.Config(**settings, **more)
 
 
@@ -75,9 +78,7 @@ def works(*names: str) -> list[Any]:
     ]
 
 
-def test_names_and_words_that_the_database_lacks_are_kept_in_ascii_and_read_back_as_they_are(
-    narrow: Database
-) -> None:
+def test_names_and_words_that_the_database_lacks_are_kept_in_ascii_and_read_back_as_they_are(narrow: Database) -> None:
     """One statement claims all; those that it refuses do not hold up the others."""
     odd = [*NAMES, "f-\udcff.csv", "g-😀\udcff%.csv"]
     with holding(narrow) as ledger:
@@ -126,9 +127,11 @@ def forbid(database: Database, condition: str) -> None:
     """No row of file_ledger may be written for which this is false."""
     if database.name == "sqlite":
         for verb in ("INSERT", "UPDATE"):
-            database.execute(f"CREATE TRIGGER no_{verb} BEFORE {verb} ON file_ledger WHEN NOT "
-                             f"({condition.replace('state', 'NEW.state').replace('path', 'NEW.path')}) "
-                             f"BEGIN SELECT RAISE(ABORT, 'not here'); END")  # fmt: skip
+            database.execute(
+                f"CREATE TRIGGER no_{verb} BEFORE {verb} ON file_ledger WHEN NOT "
+                f"({condition.replace('state', 'NEW.state').replace('path', 'NEW.path')}) "
+                f"BEGIN SELECT RAISE(ABORT, 'not here'); END"
+            )
     else:
         database.execute(f"ALTER TABLE file_ledger ADD CONSTRAINT not_here CHECK ({condition})")
 

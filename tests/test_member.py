@@ -43,10 +43,17 @@ class Scene:
         self.ended: Optional[threading.Event] = None  # of the handler that runs
         monkeypatch.setattr(ftpcoord, "boot_clock", self.clock)
         monkeypatch.setattr(ftpcoord, "event", lambda name, *_, **__: self.effects.add(name))
-        self.member = Member(ftpcoord.Config(
-            database="sqlite:///unused", coordination_group="g", member_id="a", stall_timeout=60, drain_timeout=10,
-            exec_timeout=20,
-        ), watched)  # fmt: skip
+        self.member = Member(
+            ftpcoord.Config(
+                database="sqlite:///unused",
+                coordination_group="g",
+                member_id="a",
+                stall_timeout=60,
+                drain_timeout=10,
+                exec_timeout=20,
+            ),
+            watched,
+        )
         self.member.on_lost.append(lambda: self.effects.add("cut"))
         self.member.on_hand_over.append(lambda: self.effects.add("told"))
         self.member.start(self)  # type: ignore[arg-type]
@@ -181,59 +188,88 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
 DOWN_UP = {"database_down", "database_up"}
 
 
-@pytest.mark.parametrize(("begin", "steps", "state", "effects"), [
-    # standing by, another one is active
-    ("standing_by", "beat, none to take", STANDING_BY, set()),
-    ("standing_by", "stop, beat", STOPPED, {"told", "left"}),
-    ("standing_by", "hand over, operator asks, beat", STANDING_BY, set()),
-    ("standing_by", "database is away, beat, database is back, beat", STANDING_BY, DOWN_UP),
-    ("standing_by", "login is refused, beat, database is back, beat", STANDING_BY, DOWN_UP),
-    ("standing_by", "answer is nonsense, beat, beat, database is back, beat", STANDING_BY,
-     {*DOWN_UP, "heartbeat_failed"}),
-    ("standing_by", "database is away, beat, stop, beat", STOPPED, {"told", "database_down"}),
-    # standing by with a lease that nobody has taken yet
-    ("elected", "take", WORKING, set()),
-    ("elected", "stop, none to take, beat", STOPPED, {"told", "released"}),
-    ("elected", "hand over, none to take, beat", STANDING_BY, {"told", "handing_over", "released"}),
-    ("elected", "beat, beat", STANDING_BY, set()),
-    # working
-    ("working", "beat, ten seconds", WORKING, set()),
-    ("working", "work ends, beat, take", WORKING, set()),
-    ("working", "operator asks, beat", WINDING_UP, {"told", "handing_over"}),
-    ("working", "other takes, beat", WINDING_UP, {"lost"}),
-    ("working", "other takes, ten seconds", WINDING_UP, {"lost", "cut"}),
-    ("working", "database is away, thirty seconds", WINDING_UP, {"lost", "cut", "database_down"}),
-    ("working", "database is away, ten seconds, database is back, ten seconds", WORKING, DOWN_UP),
-    ("working", "login is refused, thirty seconds", WINDING_UP, {"lost", "cut", "database_down"}),
-    # working: stop and hand over, while the work goes on and once it has ended
-    ("working", "stop, beat, ten seconds", WINDING_UP, {"told"}),
-    ("working", "stop, beat, work ends, beat", STOPPED, {"told", "released"}),
-    ("working", "stop without release, work ends, beat", STOPPED, {"told"}),
-    ("working", "stop without release, stop, work ends, beat", STOPPED, {"told"}),
-    ("working", "hand over, beat, ten seconds", WINDING_UP, {"told", "handing_over"}),
-    ("working", "hand over, work ends, beat, none to take", STANDING_BY, {"told", "handing_over", "released"}),
-    ("working", "hand over, stop, work ends, beat", STOPPED, {"told", "handing_over", "released"}),
-    ("working", "stop, database is away, work ends, beat", STOPPED, {"told", "lost", "database_down"}),
-    ("working", "hand over to another", WORKING, set()),
-    ("working", "other lives, hand over to another", WINDING_UP, {"told", "handing_over"}),
-    # working: a command to the file server has no reply
-    ("working", "reply is missing, stop, work ends, beat", STOPPED, {"told", "lost"}),
-    ("working", "reply is missing, hand over, work ends, beat, none to take", STANDING_BY, {"told", "handing_over"}),
-    ("working", "reply is missing, hand over, work ends, thirty seconds", STANDING_BY,
-     {"told", "handing_over", "released", "elected"}),
-    # working: no progress, or none of a handler
-    ("working", "a minute", WINDING_UP, {"told", "handing_over", "cut"}),
-    ("working", "a minute, work ends, beat", STANDING_BY, {"told", "handing_over", "cut", "released"}),
-    ("working", "a minute, ten seconds", WINDING_UP, {"told", "handing_over", "cut", "lost"}),
-    ("working", "hand over, a minute, ten seconds", WINDING_UP, {"told", "handing_over", "cut", "lost"}),
-    ("working", "thirty seconds, thirty seconds, ledger is locked, thirty seconds", WORKING, {"database_down"}),
-    ("working", "handler runs, thirty seconds, thirty seconds", WORKING, set()),
-    ("working", "handler runs, a minute, ledger is locked, thirty seconds, ten seconds", WORKING, {"database_down"}),
-    ("working", "handler runs, other lives, a minute, ledger is locked, ten seconds, ten seconds", WINDING_UP,
-     {"database_down", "told", "handing_over"}),
-    ("working", "handler runs, other lives, a minute, ledger is locked, ten seconds, ten seconds, ten seconds",
-     WINDING_UP, {"database_down", "told", "handing_over", "lost", "cut"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("begin", "steps", "state", "effects"),
+    [
+        # standing by, another one is active
+        ("standing_by", "beat, none to take", STANDING_BY, set()),
+        ("standing_by", "stop, beat", STOPPED, {"told", "left"}),
+        ("standing_by", "hand over, operator asks, beat", STANDING_BY, set()),
+        ("standing_by", "database is away, beat, database is back, beat", STANDING_BY, DOWN_UP),
+        ("standing_by", "login is refused, beat, database is back, beat", STANDING_BY, DOWN_UP),
+        (
+            "standing_by",
+            "answer is nonsense, beat, beat, database is back, beat",
+            STANDING_BY,
+            {*DOWN_UP, "heartbeat_failed"},
+        ),
+        ("standing_by", "database is away, beat, stop, beat", STOPPED, {"told", "database_down"}),
+        # standing by with a lease that nobody has taken yet
+        ("elected", "take", WORKING, set()),
+        ("elected", "stop, none to take, beat", STOPPED, {"told", "released"}),
+        ("elected", "hand over, none to take, beat", STANDING_BY, {"told", "handing_over", "released"}),
+        ("elected", "beat, beat", STANDING_BY, set()),
+        # working
+        ("working", "beat, ten seconds", WORKING, set()),
+        ("working", "work ends, beat, take", WORKING, set()),
+        ("working", "operator asks, beat", WINDING_UP, {"told", "handing_over"}),
+        ("working", "other takes, beat", WINDING_UP, {"lost"}),
+        ("working", "other takes, ten seconds", WINDING_UP, {"lost", "cut"}),
+        ("working", "database is away, thirty seconds", WINDING_UP, {"lost", "cut", "database_down"}),
+        ("working", "database is away, ten seconds, database is back, ten seconds", WORKING, DOWN_UP),
+        ("working", "login is refused, thirty seconds", WINDING_UP, {"lost", "cut", "database_down"}),
+        # working: stop and hand over, while the work goes on and once it has ended
+        ("working", "stop, beat, ten seconds", WINDING_UP, {"told"}),
+        ("working", "stop, beat, work ends, beat", STOPPED, {"told", "released"}),
+        ("working", "stop without release, work ends, beat", STOPPED, {"told"}),
+        ("working", "stop without release, stop, work ends, beat", STOPPED, {"told"}),
+        ("working", "hand over, beat, ten seconds", WINDING_UP, {"told", "handing_over"}),
+        ("working", "hand over, work ends, beat, none to take", STANDING_BY, {"told", "handing_over", "released"}),
+        ("working", "hand over, stop, work ends, beat", STOPPED, {"told", "handing_over", "released"}),
+        ("working", "stop, database is away, work ends, beat", STOPPED, {"told", "lost", "database_down"}),
+        ("working", "hand over to another", WORKING, set()),
+        ("working", "other lives, hand over to another", WINDING_UP, {"told", "handing_over"}),
+        # working: a command to the file server has no reply
+        ("working", "reply is missing, stop, work ends, beat", STOPPED, {"told", "lost"}),
+        (
+            "working",
+            "reply is missing, hand over, work ends, beat, none to take",
+            STANDING_BY,
+            {"told", "handing_over"},
+        ),
+        (
+            "working",
+            "reply is missing, hand over, work ends, thirty seconds",
+            STANDING_BY,
+            {"told", "handing_over", "released", "elected"},
+        ),
+        # working: no progress, or none of a handler
+        ("working", "a minute", WINDING_UP, {"told", "handing_over", "cut"}),
+        ("working", "a minute, work ends, beat", STANDING_BY, {"told", "handing_over", "cut", "released"}),
+        ("working", "a minute, ten seconds", WINDING_UP, {"told", "handing_over", "cut", "lost"}),
+        ("working", "hand over, a minute, ten seconds", WINDING_UP, {"told", "handing_over", "cut", "lost"}),
+        ("working", "thirty seconds, thirty seconds, ledger is locked, thirty seconds", WORKING, {"database_down"}),
+        ("working", "handler runs, thirty seconds, thirty seconds", WORKING, set()),
+        (
+            "working",
+            "handler runs, a minute, ledger is locked, thirty seconds, ten seconds",
+            WORKING,
+            {"database_down"},
+        ),
+        (
+            "working",
+            "handler runs, other lives, a minute, ledger is locked, ten seconds, ten seconds",
+            WINDING_UP,
+            {"database_down", "told", "handing_over"},
+        ),
+        (
+            "working",
+            "handler runs, other lives, a minute, ledger is locked, ten seconds, ten seconds, ten seconds",
+            WINDING_UP,
+            {"database_down", "told", "handing_over", "lost", "cut"},
+        ),
+    ],
+)
 def test_from_each_state_what_comes_leads_to_the_next_with_its_effects(
     scene: Scene, begin: str, steps: str, state: State, effects: set[str]
 ) -> None:

@@ -29,25 +29,42 @@ HOSTS = pytest.mark.parametrize("kind", [FtpHost, SftpHost], ids=["ftp", "sftp"]
 
 def break_transfer(host: Host, how: str) -> None:
     if isinstance(host, FtpHost):
-        host.on("RETR", {
-            "cut": cut_after(100_000), "cut with 426": cut_after(100_000, control=False),
-            "stalled": stall_after(100_000), "silent": hostile.silence, "421": hostile.say_and_leave("421 closing"),
-            "425": reply("425 no data connection"), "426": reply("426 aborted"), "left": hostile.leave,
-            "reply without end": hostile.content(b"short", "226-" + "x\r\n" * 2000),
-        }[how])  # fmt: skip
+        host.on(
+            "RETR",
+            {
+                "cut": cut_after(100_000),
+                "cut with 426": cut_after(100_000, control=False),
+                "stalled": stall_after(100_000),
+                "silent": hostile.silence,
+                "421": hostile.say_and_leave("421 closing"),
+                "425": reply("425 no data connection"),
+                "426": reply("426 aborted"),
+                "left": hostile.leave,
+                "reply without end": hostile.content(b"short", "226-" + "x\r\n" * 2000),
+            }[how],
+        )
     else:
-        actions = {"cut": hostile.leave, "stalled": hostile.nothing, "left": hostile.leave,
-                   "too much": lambda session, path: session.answer(103, hostile.string(b"x" * (session.length + 1))),
-                   "another's answer": lambda session, path: session.raw(b"\0\0\0\x09\x65\0\xff\xff\xff\0\0\0\0"),
-                   "gibberish": lambda session, path: session.raw(b"Welcome!\r\n")}  # fmt: skip
+        actions = {
+            "cut": hostile.leave,
+            "stalled": hostile.nothing,
+            "left": hostile.leave,
+            "too much": lambda session, path: session.answer(103, hostile.string(b"x" * (session.length + 1))),
+            "another's answer": lambda session, path: session.raw(b"\0\0\0\x09\x65\0\xff\xff\xff\0\0\0\0"),
+            "gibberish": lambda session, path: session.raw(b"Welcome!\r\n"),
+        }
         host.on("OPEN" if how == "left" else "READ", actions[how])
 
 
-@pytest.mark.parametrize(("kind", "how"), [
-    *[(FtpHost, how) for how in ("cut", "cut with 426", "stalled", "silent", "421", "425", "426", "left",
-                                 "reply without end")],
-    *[(SftpHost, how) for how in ("cut", "stalled", "left", "too much", "another's answer", "gibberish")],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        *[
+            (FtpHost, how)
+            for how in ("cut", "cut with 426", "stalled", "silent", "421", "425", "426", "left", "reply without end")
+        ],
+        *[(SftpHost, how) for how in ("cut", "stalled", "left", "too much", "another's answer", "gibberish")],
+    ],
+)
 @DELIVERIES
 def test_a_transfer_that_breaks_is_tried_again_and_is_not_the_files_failure(
     tmp_path: Path, kind: type[Any], how: str, delivery: str
@@ -79,8 +96,11 @@ def test_one_broken_transfer_leaves_the_other_files_of_the_poll_alone(tmp_path: 
 def test_a_file_that_the_server_refuses_is_counted_and_quarantined(tmp_path: Path, code: str, delivery: str) -> None:
     with FtpHost(files={"a": b"1", "b": b"2"}) as host:
         refuse = reply(f"{code} not now")
-        host.on("RETR", lambda session, name: refuse(session, name) if name.endswith("/a") else session.on_retr(name),
-                times=None)  # fmt: skip
+        host.on(
+            "RETR",
+            lambda session, name: refuse(session, name) if name.endswith("/a") else session.on_retr(name),
+            times=None,
+        )
         with Site(tmp_path, host.settings, delivery, max_attempts=3) as site:
             row = site.state("a", "quarantined")
             assert (row["failures"], row["attempts"]) == (3, 3) and f"{code} not now" in row["error"]
@@ -94,6 +114,7 @@ def test_a_file_that_the_server_refuses_is_counted_and_quarantined(tmp_path: Pat
 def test_whatever_words_a_handler_fails_with_it_is_counted(tmp_path: Path, words: str) -> None:
     """json gives lone surrogates, file names bytes that are no text."""
     with FtpHost(files={"a": b"1"}) as host, Site(tmp_path, host.settings, "handler", max_attempts=3) as site:
+
         def receive(file: ftpcoord.File) -> None:
             Site.receive(site, file)
             raise ValueError(words)
@@ -105,6 +126,7 @@ def test_whatever_words_a_handler_fails_with_it_is_counted(tmp_path: Path, words
 @DELIVERIES
 def test_a_file_that_vanishes_between_listing_and_fetching_is_no_failure(tmp_path: Path, delivery: str) -> None:
     with FtpHost(files={"a": b"1", "b": b"2"}) as host:
+
         def vanish(session: Any, argument: str) -> None:
             del session.host.files[session.name(argument)]
             session.say("550 no such file")
@@ -126,6 +148,7 @@ def test_of_a_file_that_is_replaced_while_it_is_read_only_the_new_version_arrive
 ) -> None:
     old, new = bytes_of(200_000), bytes_of(200_001)
     with kind(files={"a": old}) as host:
+
         def replace(session: Any, path: str) -> None:
             host.put("a", new, seconds=60)
             session.on_retr(path) if kind is FtpHost else session.behave("READ", path, b"")
@@ -153,6 +176,7 @@ def test_a_file_that_is_truncated_while_it_is_read_does_not_arrive_until_it_is_l
 
 def test_a_file_that_grows_waits_until_two_listings_agree(tmp_path: Path) -> None:
     with FtpHost(files={"a": b"0"}) as host:
+
         def grow(session: Any, argument: str) -> None:
             session.send(host.listing(session.folder))
             host.put("a", host.files["a"] + b"more")
@@ -185,10 +209,24 @@ def test_a_slow_transfer_is_progress_however_many_files_wait(tmp_path: Path) -> 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [
-    "421 too many", "425 no data", "426 cut", "port 99999", "port 0", "pasv port", "no passive mode", "silent",
-    "endless line", "endless listing", "endless reply", "listing cut", "stalled listing",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "how",
+    [
+        "421 too many",
+        "425 no data",
+        "426 cut",
+        "port 99999",
+        "port 0",
+        "pasv port",
+        "no passive mode",
+        "silent",
+        "endless line",
+        "endless listing",
+        "endless reply",
+        "listing cut",
+        "stalled listing",
+    ],
+)
 def test_a_listing_that_fails_is_said_once_and_the_next_polls_go_on(
     tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,9 +305,15 @@ def test_folders_in_folders_without_end_are_left_at_some_depth(tmp_path: Path) -
 def test_a_folder_that_may_not_be_listed_does_not_stop_the_others(tmp_path: Path) -> None:
     with SftpHost(files={"a": b"1"}) as host:
         host.entries.append((b"closed", hostile.attributes(0, mode=0o040700)))
-        host.on("OPENDIR", lambda session, path: (
-            session.status(3, b"Permission denied") if path.endswith("closed") else session.behave("OPENDIR", path, b"")
-        ), times=None)  # fmt: skip
+        host.on(
+            "OPENDIR",
+            lambda session, path: (
+                session.status(3, b"Permission denied")
+                if path.endswith("closed")
+                else session.behave("OPENDIR", path, b"")
+            ),
+            times=None,
+        )
         with Site(tmp_path, host.settings, recursive=True) as site:
             site.arrive({"a": b"1"})
             site.polls()
@@ -279,6 +323,7 @@ def test_a_folder_that_may_not_be_listed_does_not_stop_the_others(tmp_path: Path
 def test_a_server_that_dies_with_many_files_waiting_is_said_once_and_not_of_each_file(tmp_path: Path) -> None:
     files = {f"{number:03}": b"x" for number in range(100)}
     with FtpHost(files=dict(files)) as host:
+
         def die(session: hostile.FtpSession, argument: str) -> None:
             if len(host.said("RETR")) != 5:
                 session.on_retr(argument)
@@ -298,16 +343,17 @@ def test_a_server_that_dies_with_many_files_waiting_is_said_once_and_not_of_each
 
 @pytest.mark.parametrize("refusal", ["421 too many connections", "530 too many connections of yours"])
 @DELIVERIES
-def test_a_server_that_allows_few_connections_is_used_with_as_many(
-    tmp_path: Path, refusal: str, delivery: str
-) -> None:
+def test_a_server_that_allows_few_connections_is_used_with_as_many(tmp_path: Path, refusal: str, delivery: str) -> None:
     files = {f"{number:02}": bytes_of(300_000) for number in range(30)}
     with FtpHost(files=dict(files)) as host:
         if refusal.startswith("421"):
             host.most_sessions = 2
         else:
-            host.on("PASS", lambda session, argument: (
-                session.say(refusal) if host.open_sessions > 2 else session.on_pass(argument)), times=None)  # fmt: skip
+            host.on(
+                "PASS",
+                lambda session, argument: session.say(refusal) if host.open_sessions > 2 else session.on_pass(argument),
+                times=None,
+            )
         with Site(tmp_path, host.settings, delivery, workers=4) as site:
             site.arrive(files)
             assert not site.all("file_failed") and not site.all("server_down")
@@ -392,9 +438,13 @@ def test_a_file_at_which_the_connection_always_ends_holds_up_no_others(tmp_path:
     """Many files are under way at once: each of them goes alone the next time, and only that one ends its own."""
     files = {f"{number:02}": b"x" for number in range(12)}
     with SftpHost(files=dict(files)) as host:
-        host.on("OPEN", lambda session, path: (
-            hostile.leave(session, path) if path == "/in/00" else session.behave("OPEN", path, b"")),
-            times=None)  # fmt: skip
+        host.on(
+            "OPEN",
+            lambda session, path: (
+                hostile.leave(session, path) if path == "/in/00" else session.behave("OPEN", path, b"")
+            ),
+            times=None,
+        )
         with Site(tmp_path, host.settings, workers=1) as site:
             del files["00"]
             site.arrive(files)

@@ -102,8 +102,12 @@ def test_a_handler_that_hangs_beyond_exec_timeout_leads_to_a_takeover_by_the_oth
     (tmp_path / "hang").touch()
     port = servers.free_port()
     settings: dict[str, Any] = {
-        "exec": None, "handler": "handlers:handle", "exec_timeout": 1, "stall_timeout": 2, "drain_timeout": 1,
-    }  # fmt: skip
+        "exec": None,
+        "handler": "handlers:handle",
+        "exec_timeout": 1,
+        "stall_timeout": 2,
+        "drain_timeout": 1,
+    }
     with Crew(tmp_path, postgresql, files, **settings) as crew:
         a = crew.start("a", http=f"127.0.0.1:{port}")
         a.wait("elected")
@@ -172,10 +176,16 @@ def test_a_dead_server_and_a_dead_handler_do_not_disturb_a_third_listener(
         other.put("stuck.csv", b"x")
         sections: dict[str, dict[str, Any]] = {
             "server": {**through(proxy, files), "timeout": 5},
-            "handler": {**other.settings, "exec": None, "handler": "handlers:handle", "exec_timeout": 1,
-                        "stall_timeout": 1, "drain_timeout": 1},
+            "handler": {
+                **other.settings,
+                "exec": None,
+                "handler": "handlers:handle",
+                "exec_timeout": 1,
+                "stall_timeout": 1,
+                "drain_timeout": 1,
+            },
             "well": {"http": f"127.0.0.1:{servers.free_port()}"},
-        }  # fmt: skip
+        }
         member = stack.enter_context(Listeners(crew, sections))
         for group in sections:
             member.wait("ready", group=group)
@@ -241,8 +251,9 @@ def test_two_sections_with_one_group_and_one_member_id_are_refused(
     """They would wait for each other for ever."""
     with Crew(tmp_path, sqlite, files) as crew:
         sections: dict[str, dict[str, Any]] = {
-            "csv": {"coordination_group": "one", "pattern": "*.csv"}, "xml": {"coordination_group": "one"},
-        }  # fmt: skip
+            "csv": {"coordination_group": "one", "pattern": "*.csv"},
+            "xml": {"coordination_group": "one"},
+        }
         with Listeners(crew, sections) as member:
             assert member.process.wait(30) == 2
             assert "coordination_group" in member.err.read_text() and not member.events("starting")

@@ -132,8 +132,9 @@ def test_the_sockets_of_a_running_transfer_are_shut_at_the_deadline(
         to_files = stack.enter_context(Proxy("127.0.0.1", sshd.port))
         for name in "ab":
             (tmp_path / name).mkdir()
-        first = crew.start("a", database=behind(to_database, postgresql), download_dir=tmp_path / "a",
-                           **through(to_files, files))  # fmt: skip
+        first = crew.start(
+            "a", database=behind(to_database, postgresql), download_dir=tmp_path / "a", **through(to_files, files)
+        )
         first.wait("elected")
         second = crew.start("b", download_dir=tmp_path / "b")
         second.wait("standby")

@@ -42,14 +42,28 @@ class Browser:
             os.dup2(write, 4)
 
         command = [
-            program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
-            "--remote-debugging-pipe", f"--user-data-dir={folder}", "about:blank",
-        ]  # fmt: skip
+            program,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--hide-scrollbars",
+            "--remote-debugging-pipe",
+            f"--user-data-dir={folder}",
+            "about:blank",
+        ]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            preexec_fn=descriptors, close_fds=False, start_new_session=True,
-        )  # fmt: skip
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=descriptors,
+            close_fds=False,
+            start_new_session=True,
+        )
         os.close(to_browser[0])
         os.close(from_browser[1])
         self._out, self._in, self._rest = to_browser[1], from_browser[0], b""
@@ -145,35 +159,85 @@ def group(**changes: Any) -> dict[str, Any]:
         {"member_id": "pod-7f9c-b", "released": False, "heartbeat_age": 0.78},
     ]
     found: dict[str, Any] = {
-        "group": "sftp://me@files.example:22/inbox", "holder": "pod-7f9c-a", "term": 7, "stale_after": 28.0,
-        "database": "postgresql://app@db.example/app", "members": members, "errors": [], "active_for": 4000.0,
-        "last_change": 12.0, "files": {"claimed": 2, "done": 1204, "failed": 1, "quarantined": 0}, "as_of": 0.1,
+        "group": "sftp://me@files.example:22/inbox",
+        "holder": "pod-7f9c-a",
+        "term": 7,
+        "stale_after": 28.0,
+        "database": "postgresql://app@db.example/app",
+        "members": members,
+        "errors": [],
+        "active_for": 4000.0,
+        "last_change": 12.0,
+        "files": {"claimed": 2, "done": 1204, "failed": 1, "quarantined": 0},
+        "as_of": 0.1,
         "database_error": "",
         "member": {
-            "member_id": "pod-7f9c-a", "role": "active", "active_since": NOW - 4321, "other_since": None,
-            "started": NOW - 90000, "version": "1.0.0", "lease_remaining": 24.1, "stuck": "", "unready": "",
+            "member_id": "pod-7f9c-a",
+            "role": "active",
+            "active_since": NOW - 4321,
+            "other_since": None,
+            "started": NOW - 90000,
+            "version": "1.0.0",
+            "lease_remaining": 24.1,
+            "stuck": "",
+            "unready": "",
         },
         "heartbeat": {"up": True, "error": "", "age": 0.3, "count": 9000, "failed": 3, "mean": 0.0023},
         "server": {
-            "url": "sftp://me@files.example:22/inbox", "up": True, "error": "", "last_poll": NOW - 12, "listed": 1207,
-            "waiting": 1, "refused": 0, "polls": 70, "failed_polls": 0,
+            "url": "sftp://me@files.example:22/inbox",
+            "up": True,
+            "error": "",
+            "last_poll": NOW - 12,
+            "listed": 1207,
+            "waiting": 1,
+            "refused": 0,
+            "polls": 70,
+            "failed_polls": 0,
         },
         "work": {
-            "done": 310, "failed": 4, "quarantined": 1, "bytes": 73400320, "queue": 2, "handlers": 2,
+            "done": 310,
+            "failed": 4,
+            "quarantined": 1,
+            "bytes": 73400320,
+            "queue": 2,
+            "handlers": 2,
             "last_done": NOW - 12,
             "minutes": [[int(NOW // 60) - 59 + n, (n * 7) % 23, int(n % 17 == 3), int(n == 40)] for n in range(60)],
         },
         "takeovers": [
-            {"time": NOW - 4321, "event": "elected", "member": "pod-7f9c-a", "term": 7, "reason": "stale",
-             "seconds": 27.3},
-            {"time": NOW - 50000, "event": "other", "member": "pod-7f9c-b", "term": 6, "reason": "handed over",
-             "seconds": 1.2},
-            {"time": NOW - 50001, "event": "lost", "member": "pod-7f9c-a", "term": 5, "reason": "deadline passed",
-             "seconds": 3999.0},
+            {
+                "time": NOW - 4321,
+                "event": "elected",
+                "member": "pod-7f9c-a",
+                "term": 7,
+                "reason": "stale",
+                "seconds": 27.3,
+            },
+            {
+                "time": NOW - 50000,
+                "event": "other",
+                "member": "pod-7f9c-b",
+                "term": 6,
+                "reason": "handed over",
+                "seconds": 1.2,
+            },
+            {
+                "time": NOW - 50001,
+                "event": "lost",
+                "member": "pod-7f9c-a",
+                "term": 5,
+                "reason": "deadline passed",
+                "seconds": 3999.0,
+            },
         ],
-        "settings": {"database": "postgresql://app@db.example/app", "exec": "/usr/bin/import ... (2 arguments)",
-                     "password": "***", "polling_interval": "10.0", "url": "sftp://me@files.example:22/inbox"},
-    }  # fmt: skip
+        "settings": {
+            "database": "postgresql://app@db.example/app",
+            "exec": "/usr/bin/import ... (2 arguments)",
+            "password": "***",
+            "polling_interval": "10.0",
+            "url": "sftp://me@files.example:22/inbox",
+        },
+    }
     for name, value in changes.items():
         found[name] = {**found[name], **value} if isinstance(value, dict) and name in found else value
     judged: dict[str, Any] = ftpcoord.judged(found)
@@ -186,12 +250,13 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "this member makes no progress: the polling has ended": {"member": {"stuck": "the polling has ended"}},
     "3 files are quarantined": {"files": {"quarantined": 3}},
     "no member is active: pod-7f9c-a gave the role up": {
-        "members": [{"member_id": "pod-7f9c-a", "released": True, "heartbeat_age": 3.0}], "member": {"role": "standby"},
+        "members": [{"member_id": "pod-7f9c-a", "released": True, "heartbeat_age": 3.0}],
+        "member": {"role": "standby"},
     },
     "the heartbeat of pod-7f9c-a lies 10 min in the future": {
         "members": [{"member_id": "pod-7f9c-a", "released": False, "heartbeat_age": -600.0}],
     },
-}  # fmt: skip
+}
 NOTES: dict[str, dict[str, Any]] = {
     "claims wait for the system behind the handler: away": {"member": {"not_now": "away"}},
     "there is no standby": {"members": [{"member_id": "pod-7f9c-a", "released": False, "heartbeat_age": 0.1}]},
@@ -222,32 +287,72 @@ ERROR = {"state": "quarantined", "attempts": 5, "age": 500.0}
 CASES = {
     "healthy": [group()],
     "one": [group(members=[{"member_id": "pod-7f9c-a", "released": False, "heartbeat_age": 0.3}], takeovers=[])],
-    "none": [group(members=[], holder=None, term=0, files={}, takeovers=[], as_of=0.1, active_for=None,
-                   member={"role": "starting", "active_since": None},
-                   server={"up": None, "last_poll": None, "waiting": 0},
-                   heartbeat={"age": None, "up": False, "mean": 0.0},
-                   work={"minutes": [], "last_done": None, "queue": 0, "handlers": 0, "bytes": 0})],
-    "twenty": [group(members=[
-        {"member_id": f"integration-host-{number:02}.example:41{number:02}", "released": number == 3,
-         "heartbeat_age": 0.05 * number if number % 6 else 4000.0 + number} for number in range(1, 21)
-    ], holder="integration-host-01.example:4101", files={"quarantined": 3}, errors=[
-        {**ERROR, "path": f"/inbox/2026/orders-{n}.csv", "error": "command exited with 1: Traceback (most recent call "
-         "last): | File \"/srv/import.py\", line 12, in <module> | ValueError: invalid literal for int()"}
-        for n in range(3)
-    ])],
-    "outage": [group(database_error="database postgresql://app@db.example/app: connection refused", as_of=75.0,
-                     heartbeat={"up": False, "error": "connection refused", "age": 75.0},
-                     member={"active_since": None, "role": "standby"}, server={"up": None}, active=None)],
+    "none": [
+        group(
+            members=[],
+            holder=None,
+            term=0,
+            files={},
+            takeovers=[],
+            as_of=0.1,
+            active_for=None,
+            member={"role": "starting", "active_since": None},
+            server={"up": None, "last_poll": None, "waiting": 0},
+            heartbeat={"age": None, "up": False, "mean": 0.0},
+            work={"minutes": [], "last_done": None, "queue": 0, "handlers": 0, "bytes": 0},
+        )
+    ],
+    "twenty": [
+        group(
+            members=[
+                {
+                    "member_id": f"integration-host-{number:02}.example:41{number:02}",
+                    "released": number == 3,
+                    "heartbeat_age": 0.05 * number if number % 6 else 4000.0 + number,
+                }
+                for number in range(1, 21)
+            ],
+            holder="integration-host-01.example:4101",
+            files={"quarantined": 3},
+            errors=[
+                {
+                    **ERROR,
+                    "path": f"/inbox/2026/orders-{n}.csv",
+                    "error": "command exited with 1: Traceback (most recent call "
+                    'last): | File "/srv/import.py", line 12, in <module> | ValueError: invalid literal for int()',
+                }
+                for n in range(3)
+            ],
+        )
+    ],
+    "outage": [
+        group(
+            database_error="database postgresql://app@db.example/app: connection refused",
+            as_of=75.0,
+            heartbeat={"up": False, "error": "connection refused", "age": 75.0},
+            member={"active_since": None, "role": "standby"},
+            server={"up": None},
+            active=None,
+        )
+    ],
     "server": [group(server={"up": False, "error": "files.example:22: no answer within 30 s"})],
-    "hostile": [group(
-        group="x" * 128, members=[{"member_id": "m" * 128, "released": False, "heartbeat_age": 1.0}], holder="m" * 128,
-        database=f"postgresql://app@{HOSTILE}/app",
-        errors=[{**ERROR, "path": HOSTILE, "error": HOSTILE},
-                {**ERROR, "path": "/in/\u202egpj.exe \x1b[31m\r\n\udcff" + "n" * 240, "error": "e" * 1900}],
-        files={"quarantined": 2}, member={"member_id": "m" * 128},
-        settings={"exec": HOSTILE, "url": HOSTILE, "password": "***", "database": HOSTILE, "polling_interval": "1"},
-    ), group(group="second group")],
-}  # fmt: skip
+    "hostile": [
+        group(
+            group="x" * 128,
+            members=[{"member_id": "m" * 128, "released": False, "heartbeat_age": 1.0}],
+            holder="m" * 128,
+            database=f"postgresql://app@{HOSTILE}/app",
+            errors=[
+                {**ERROR, "path": HOSTILE, "error": HOSTILE},
+                {**ERROR, "path": "/in/\u202egpj.exe \x1b[31m\r\n\udcff" + "n" * 240, "error": "e" * 1900},
+            ],
+            files={"quarantined": 2},
+            member={"member_id": "m" * 128},
+            settings={"exec": HOSTILE, "url": HOSTILE, "password": "***", "database": HOSTILE, "polling_interval": "1"},
+        ),
+        group(group="second group"),
+    ],
+}
 
 
 class Shown(ftpcoord.StatusServer):  # type: ignore[misc]

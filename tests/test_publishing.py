@@ -169,8 +169,13 @@ def test_an_existing_target_with_the_same_content_counts_as_delivered_another_on
     crew.start("a")
     wait_for(lambda: not crew.files.names(), PATIENCE)
     assert sorted(os.listdir(target)) == [
-        "link.1.csv", "link.csv", "other.1.csv", "other.2.csv", "other.csv", "same.csv",
-    ]  # fmt: skip
+        "link.1.csv",
+        "link.csv",
+        "other.1.csv",
+        "other.2.csv",
+        "other.csv",
+        "same.csv",
+    ]
     assert (target / "other.csv").read_bytes() == b"precious" and (target / "other.2.csv").read_bytes() == b"same"
     assert (target / "link.1.csv").read_bytes() == b"same" and (target / "link.csv").is_symlink()
 
@@ -317,9 +322,13 @@ def test_a_new_subfolder_is_durable_before_a_file_in_it_is_done(
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])
 @pytest.mark.parametrize(
-    ("file_mode", "wanted"), [(None, {0o022: 0o640, 0o077: 0o600}), ("0660", {0o022: 0o660, 0o077: 0o660}),
-                              (0o444, {0o022: 0o444, 0o077: 0o444})],
-)  # fmt: skip
+    ("file_mode", "wanted"),
+    [
+        (None, {0o022: 0o640, 0o077: 0o600}),
+        ("0660", {0o022: 0o660, 0o077: 0o660}),
+        (0o444, {0o022: 0o444, 0o077: 0o444}),
+    ],
+)
 @pytest.mark.skipif(os.name != "posix", reason="permissions")
 def test_delivered_files_have_the_permissions_of_file_mode_and_new_folders_the_like(
     tmp_path: Path, umask: int, file_mode: object, wanted: dict[int, int]
@@ -392,10 +401,17 @@ class Delivery:
 
     def start(self, member: str, *crash: object) -> Process:
         settings = {
-            **self.files.settings, "database": f"sqlite:///{self.place}/db", "member_id": member, "settle": 0,
-            "coordination_group": "crash", "download_dir": self.target, "heartbeat_frequency": 0.2,
-            "liveness_check_interval": 1.5, "retry_delay": 0.1, "workers": 1,
-        }  # fmt: skip
+            **self.files.settings,
+            "database": f"sqlite:///{self.place}/db",
+            "member_id": member,
+            "settle": 0,
+            "coordination_group": "crash",
+            "download_dir": self.target,
+            "heartbeat_frequency": 0.2,
+            "liveness_check_interval": 1.5,
+            "retry_delay": 0.1,
+            "workers": 1,
+        }
         words = [str(word) for word in crash or ("nothing", "before", 0)]
         return Process(member, [sys.executable, "-c", CHILD, *words, str(self.log)], environment(settings), self.place)
 
@@ -433,12 +449,19 @@ def delivery(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Deliver
 @pytest.mark.parametrize(
     "point",
     [
-        ("create_file", "after", 20), ("begin_sync", "before", 20), ("fsync", "after", 20), ("give_name", "before", 1),
-        ("give_name", "after", 20), ("sync_folder", "before", 1), ("sync_folder", "after", 1), ("_done", "before", 1),
-        ("_done", "after", 1), ("_done", "after", 2),
+        ("create_file", "after", 20),
+        ("begin_sync", "before", 20),
+        ("fsync", "after", 20),
+        ("give_name", "before", 1),
+        ("give_name", "after", 20),
+        ("sync_folder", "before", 1),
+        ("sync_folder", "after", 1),
+        ("_done", "before", 1),
+        ("_done", "after", 1),
+        ("_done", "after", 2),
     ],
     ids=lambda point: " ".join(str(word) for word in point),
-)  # fmt: skip
+)
 def test_a_member_killed_in_the_middle_of_a_group_leaves_each_file_once(
     delivery: Delivery, point: tuple[str, str, int]
 ) -> None:

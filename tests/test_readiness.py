@@ -104,10 +104,12 @@ def test_a_privilege_that_is_taken_away_is_said_and_waited_for(
 # ----------------------------------------------------------------------------- connections that idled
 
 VERBS: dict[str, Callable[[Any], object]] = {
-    "look": lambda store: store.look("g", "b").holder, "renew": lambda store: store.renew("g", "a", 1).held,
-    "rows": lambda store: list(store.rows("g")), "members": lambda store: store.members("g"),
+    "look": lambda store: store.look("g", "b").holder,
+    "renew": lambda store: store.renew("g", "a", 1).held,
+    "rows": lambda store: list(store.rows("g")),
+    "members": lambda store: store.members("g"),
     "release": lambda store: store.release("g", "a", 1),
-}  # fmt: skip
+}
 
 
 def drop(database: Database) -> None:

@@ -119,11 +119,15 @@ def test_a_json_log_has_one_object_a_line(crew: Crew) -> None:
 
 def test_each_section_of_a_settings_file_is_a_listener(crew: Crew, sftp: Files) -> None:
     """Values are taken as they are: no interpolation."""
+
     def section(values: dict[str, Any]) -> str:
         return "".join(f"{name} = {value}\n" for name, value in values.items())
 
-    shared = {key: value for key, value in crew.settings.items()
-              if key not in crew.files.settings and key not in ("coordination_group", "exec")}  # fmt: skip
+    shared = {
+        key: value
+        for key, value in crew.settings.items()
+        if key not in crew.files.settings and key not in ("coordination_group", "exec")
+    }
     path = crew.folder / "settings.ini"
     path.write_text(
         f"[DEFAULT]\n{section(shared)}member_id = m\n"

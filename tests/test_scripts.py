@@ -20,7 +20,7 @@ def crew(postgres: servers.Postgres, pyftpd: servers.Pyftpd, tmp_path: Path) -> 
             yield crew
 
 
-HANDLER = '''\
+HANDLER = """\
 import json, os, time
 def handle(file):
     with open({record!r}, "a") as record:
@@ -30,7 +30,7 @@ def handle(file):
         time.sleep(0.01)
     if file.name.startswith("bad"):
         raise ValueError("this file is no good")
-'''
+"""
 
 
 @pytest.fixture
@@ -56,8 +56,10 @@ def test_a_python_handler_of_the_command_line_gets_each_file(crew: Crew, handled
     assert quarantined.fields["error"] == "ValueError: this file is no good"
     wait_for(lambda: crew.files.names() == ["bad.txt"], PATIENCE)
     assert sorted(noted(handled)) == [
-        ["1.txt", 1, 7, 1, "content"], ["bad.txt", 1, 1, 1, "x"], ["bad.txt", 2, 1, 1, "x"],
-    ]  # fmt: skip
+        ["1.txt", 1, 7, 1, "content"],
+        ["bad.txt", 1, 1, 1, "x"],
+        ["bad.txt", 2, 1, 1, "x"],
+    ]
     assert member.stop() == 0
 
 
@@ -86,14 +88,19 @@ def test_a_python_handler_that_outlives_drain_timeout_keeps_the_lease_from_being
 def test_a_script_routes_files_by_pattern_and_reads_them(crew: Crew) -> None:
     """Listener with @on_file; a file that no pattern matches is left untouched."""
     contents = {
-        "o.csv": "\ufeffid,name\n1,Zoë\n".encode(), "o.json": b'{"id": 2}', "o.xml": b"<order><id>3</id></order>",
-        "o.txt": "grün".encode(), "evil.xml": b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "o.dat": b"nobody's",
-    }  # fmt: skip
+        "o.csv": "\ufeffid,name\n1,Zoë\n".encode(),
+        "o.json": b'{"id": 2}',
+        "o.xml": b"<order><id>3</id></order>",
+        "o.txt": "grün".encode(),
+        "evil.xml": b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>',
+        "o.dat": b"nobody's",
+    }
     for name, content in contents.items():
         crew.files.put(name, content)
     (crew.folder / "saved").mkdir()
     (crew.folder / "saved" / "o.txt").write_text("there before")
-    member = crew.script('''
+    member = crew.script(
+        """
 import json
 listener = ftpcoord.Listener(**settings)
 def note(*words):
@@ -112,18 +119,24 @@ def text(file):
 @listener.on_file("o.[ct]*")
 def never(file): note(file.name, "the first match counts")
 sys.exit(listener.run())
-''', after="delete", max_attempts=1)  # fmt: skip
+""",
+        after="delete",
+        max_attempts=1,
+    )
     wait_for(lambda: crew.states().get("evil.xml") == "quarantined", PATIENCE)
     assert any("DTD" in row["error"] for row in crew.ledger())
     wait_for(lambda: crew.files.names() == ["evil.xml", "o.dat"], PATIENCE)
     found = {words[0]: words[1:] for words in noted(crew.folder / "noted")}
     assert found == {
-        "o.csv": [[{"id": "1", "name": "Zoë"}]], "o.json": [2], "o.xml": ["3"],
+        "o.csv": [[{"id": "1", "name": "Zoë"}]],
+        "o.json": [2],
+        "o.xml": ["3"],
         "o.txt": ["grün", "o.1.txt", 5, 1, True, True],
-    }  # fmt: skip
+    }
     assert {path.name: path.read_text() for path in (crew.folder / "saved").iterdir()} == {
-        "o.txt": "there before", "o.1.txt": "grün",
-    }  # fmt: skip
+        "o.txt": "there before",
+        "o.1.txt": "grün",
+    }
     assert set(crew.states()) == {"evil.xml"}, "an unmatched file is not even claimed"
     assert member.stop() == 0
     assert crew.status()["active"] is None
@@ -131,7 +144,7 @@ sys.exit(listener.run())
 
 def test_a_script_may_start_and_stop_a_listener_by_itself(crew: Crew) -> None:
     crew.files.put("1.txt", b"x")
-    member = crew.script('''
+    member = crew.script("""
 import threading
 done = threading.Event()
 listener = ftpcoord.Listener(**settings)
@@ -143,14 +156,14 @@ assert done.wait(30)
 listener.stop()
 assert listener.join(30)
 print("ended well")
-''')  # fmt: skip
+""")
     assert member.process.wait(PATIENCE) == 0, member.said()
     assert member.out.read_text() == "ended well\n"
     assert crew.states() == {"1.txt": "done"} and crew.status()["active"] is None
 
 
 def test_a_coordinator_in_a_script_gets_a_lease_after_every_loss(crew: Crew) -> None:
-    code = '''
+    code = """
 import signal, threading, time
 stop = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -161,7 +174,7 @@ with ftpcoord.Coordinator(**settings) as member:
         while lease.valid() and not stop.is_set():
             time.sleep(0.02)
         print("end", lease.term, flush=True)
-'''
+"""
     only = dict.fromkeys(crew.files.settings)
     first = crew.script(code, "a", **only)
     wait_for(lambda: first.out.read_text() == "got 1\n", PATIENCE)

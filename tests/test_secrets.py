@@ -54,12 +54,24 @@ class Provoked:
         (hidden / "recorder.py").write_text(RECORDER)
         self.port = unused_port()
         self.settings: dict[str, Any] = {
-            **host.settings, "database": f"sqlite:///{self.work / 'c.db'}", "member_id": "a", "settle": 0,
-            "polling_interval": 0.1, "retry_delay": 0.05, "heartbeat_frequency": 0.2, "liveness_check_interval": 4,
-            "after": "delete", "download_dir": self.work / "target", "max_attempts": 2, "log_level": "debug",
+            **host.settings,
+            "database": f"sqlite:///{self.work / 'c.db'}",
+            "member_id": "a",
+            "settle": 0,
+            "polling_interval": 0.1,
+            "retry_delay": 0.05,
+            "heartbeat_frequency": 0.2,
+            "liveness_check_interval": 4,
+            "after": "delete",
+            "download_dir": self.work / "target",
+            "max_attempts": 2,
+            "log_level": "debug",
             "exec": f"{shlex.quote(sys.executable)} {hidden / 'recorder.py'} {self.work / 'record'} {{name}}",
-            "http": f"127.0.0.1:{self.port}", "password_file": hidden / "password", "password": None, **settings,
-        }  # fmt: skip
+            "http": f"127.0.0.1:{self.port}",
+            "password_file": hidden / "password",
+            "password": None,
+            **settings,
+        }
         self.ini = hidden / "settings.ini"  # where secrets may be
 
     def run(self, until: Callable[[Process], object], before: Callable[[], object]) -> None:
@@ -117,9 +129,13 @@ def repeating_ftp(folder: Path, place: str, form: str) -> Provoked:
         echo(session, argument) if "refused" in argument else session.on_retr(argument)
 
     for verb, action, times in (
-        ("RETR", echo, 1), ("RETR", retrieve, None), ("DELE", echo, 1), ("MLSD", echo, 1),
-        ("CWD", hostile.say_and_leave(f"421 {CANARY}"), 1), ("PASS", reply(f"230-welcome {CANARY}\r\n230 in"), 2),
-    ):  # fmt: skip
+        ("RETR", echo, 1),
+        ("RETR", retrieve, None),
+        ("DELE", echo, 1),
+        ("MLSD", echo, 1),
+        ("CWD", hostile.say_and_leave(f"421 {CANARY}"), 1),
+        ("PASS", reply(f"230-welcome {CANARY}\r\n230 in"), 2),
+    ):
         host.on(verb, action, times)
     settings: dict[str, Any] = {"log_format": form}
     if place == "password":
@@ -189,8 +205,10 @@ def test_a_secret_is_told_nowhere_whatever_provokes_it(provoked: Provoked, outle
     assert CANARY not in told, told
     if outlet == "environment of commands":
         words = {name for name in provoked.told[outlet].split('"') if name.startswith("FTPCOORD_")}
-        assert words <= {f"FTPCOORD_{name}" for name in (
-            "FILE", "PATH", "NAME", "SIZE", "MTIME", "ATTEMPT", "TERM", "GROUP", "MEMBER")}  # fmt: skip
+        assert words <= {
+            f"FTPCOORD_{name}"
+            for name in ("FILE", "PATH", "NAME", "SIZE", "MTIME", "ATTEMPT", "TERM", "GROUP", "MEMBER")
+        }
     elif outlet != "standard error":
         assert told, "the look works"
 
@@ -206,12 +224,19 @@ def test_a_password_is_in_no_error_that_a_server_provokes(kind: type[Any]) -> No
         server = ftpcoord.open_server(config)
         objects.append(server)
         says = reply(f"550 {CANARY}") if kind is FtpHost else hostile.status(3, CANARY.encode())
-        verbs = ["MLSD", "CWD", "RETR", "DELE", "RNFR", "RNTO", "MKD"] if kind is FtpHost else [
-            "OPENDIR", "OPEN", "READ", "REMOVE", "RENAME", "MKDIR", "READDIR"]  # fmt: skip
+        verbs = (
+            ["MLSD", "CWD", "RETR", "DELE", "RNFR", "RNTO", "MKD"]
+            if kind is FtpHost
+            else ["OPENDIR", "OPEN", "READ", "REMOVE", "RENAME", "MKDIR", "READDIR"]
+        )
         for verb in verbs:
-            for call in (lambda: server.list("/in"), lambda: server.fetch("/in/a", 1, bytes),
-                         lambda: server.delete("/in/a"), lambda: server.rename("/in/a", "/in/b"),
-                         lambda: server.mkdir("/in/x/y")):  # fmt: skip
+            for call in (
+                lambda: server.list("/in"),
+                lambda: server.fetch("/in/a", 1, bytes),
+                lambda: server.delete("/in/a"),
+                lambda: server.rename("/in/a", "/in/b"),
+                lambda: server.mkdir("/in/x/y"),
+            ):
                 host.behave()
                 host.files["a"] = b"1"
                 host.files.pop("b", None)
@@ -235,12 +260,24 @@ def test_a_password_is_in_no_error_that_a_server_provokes(kind: type[Any]) -> No
 
 
 URLS = (
-    "ftp://me:12/{}@h/in", "ftp://me:{}/x@h/in", "sftp://me:{}#x@h/in", "ftp://me:{}?x@h/in", "fpt://me:{}@h/in",
-    "ftp://me:{}@h:port/in", "ftp://me:{}@/in", "ftp://me:{}@h/a%0ab", "ftp://me:{}%0a@h/a", "//me:{}@h/in",
-)  # fmt: skip
+    "ftp://me:12/{}@h/in",
+    "ftp://me:{}/x@h/in",
+    "sftp://me:{}#x@h/in",
+    "ftp://me:{}?x@h/in",
+    "fpt://me:{}@h/in",
+    "ftp://me:{}@h:port/in",
+    "ftp://me:{}@/in",
+    "ftp://me:{}@h/a%0ab",
+    "ftp://me:{}%0a@h/a",
+    "//me:{}@h/in",
+)
 INDENTED = (
-    "handler = a:b\n  password = {}", "after = move\n\tpassword = {}", "http = x\n database_password={}",
-    "log_level = x\n password: {}", "encoding = x\n password = {}", "workers = 3\n  password = {}",
+    "handler = a:b\n  password = {}",
+    "after = move\n\tpassword = {}",
+    "http = x\n database_password={}",
+    "log_level = x\n password: {}",
+    "encoding = x\n password = {}",
+    "workers = 3\n  password = {}",
     "member_id = a\n password = {}",
 )
 
@@ -264,8 +301,9 @@ def test_a_password_in_a_wrong_url_or_on_an_indented_line_of_a_file_is_not_shown
 def test_a_short_password_is_masked_where_it_stands_alone_and_breaks_no_message(password: str) -> None:
     with FtpHost() as host:
         host.on("PASS", reply(f"530 the password <{password}> is refused"))
-        server = ftpcoord.new_server(ftpcoord.Config(**{
-            **host.settings, "password": password, "database": "sqlite:///x", "member_id": "a"}))  # fmt: skip
+        server = ftpcoord.new_server(
+            ftpcoord.Config(**{**host.settings, "password": password, "database": "sqlite:///x", "member_id": "a"})
+        )
         with pytest.raises(ftpcoord.LoginRefused) as caught:
             server.connect()
     said = str(caught.value)
@@ -282,9 +320,11 @@ def test_a_secret_file_that_never_ends_costs_neither_time_nor_memory(tmp_path: P
         with open(path, "wb") as file:
             file.truncate(1 << 40)
     config = ftpcoord.Config(
-        url="ftp://me@files.example/in", password_file="/dev/zero" if kind == "device" else str(path),
-        database="sqlite:////nowhere", coordination_group="g",
-    )  # fmt: skip
+        url="ftp://me@files.example/in",
+        password_file="/dev/zero" if kind == "device" else str(path),
+        database="sqlite:////nowhere",
+        coordination_group="g",
+    )
     if kind == "huge":
         assert len(config.file_password()) < 100_000
     else:

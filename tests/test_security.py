@@ -43,15 +43,32 @@ def calls() -> Iterator[tuple[str, ast.Call]]:
 
 def enclosing(line: int) -> str:
     """The innermost function around a line."""
-    found = [node for node in ast.walk(TREE) if isinstance(node, ast.FunctionDef)
-             and node.lineno <= line <= (node.end_lineno or 0)]  # fmt: skip
+    found = [
+        node
+        for node in ast.walk(TREE)
+        if isinstance(node, ast.FunctionDef) and node.lineno <= line <= (node.end_lineno or 0)
+    ]
     return max(found, key=lambda node: node.lineno).name if found else ""
 
 
 def test_the_source_uses_no_shell_and_evaluates_nothing() -> None:
-    forbidden = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "subprocess.getoutput",
-                 "subprocess.getstatusoutput", "subprocess.call", "tempfile.mktemp", "os.tmpnam", "input",
-                 "ssl._create_unverified_context", "ssl.wrap_socket", "asyncio.create_subprocess_shell"}  # fmt: skip
+    forbidden = {
+        "eval",
+        "exec",
+        "compile",
+        "__import__",
+        "os.system",
+        "os.popen",
+        "subprocess.getoutput",
+        "subprocess.getstatusoutput",
+        "subprocess.call",
+        "tempfile.mktemp",
+        "os.tmpnam",
+        "input",
+        "ssl._create_unverified_context",
+        "ssl.wrap_socket",
+        "asyncio.create_subprocess_shell",
+    }
     for name, call in calls():
         again = name == "os.execv" and enclosing(call.lineno) == "as_module" and "sys.executable" in ast.unparse(call)
         assert name not in forbidden and not name.startswith(("os.spawn", "pickle.", "marshal.")), name
@@ -69,8 +86,11 @@ def test_the_source_imports_nothing_that_runs_what_it_reads() -> None:
 
 
 def test_a_certificate_goes_unchecked_only_where_a_setting_says_so() -> None:
-    places = {enclosing(node.lineno) for node in ast.walk(TREE)
-              if isinstance(node, ast.Attribute) and node.attr == "CERT_NONE"}  # fmt: skip
+    places = {
+        enclosing(node.lineno)
+        for node in ast.walk(TREE)
+        if isinstance(node, ast.Attribute) and node.attr == "CERT_NONE"
+    }
     assert places <= {"tls_context"}
     names = {node.attr for node in ast.walk(TREE) if isinstance(node, ast.Attribute)}
     assert not names & {"AutoAddPolicy", "WarningPolicy", "MissingHostKeyPolicy", "load_system_host_keys"}
@@ -81,8 +101,11 @@ def test_files_are_made_in_one_place_only() -> None:
     for name, call in calls():
         if name in ("open", "io.open", "os.fdopen"):
             modes = [argument.value for argument in call.args[1:2] if isinstance(argument, ast.Constant)]
-            modes += [keyword.value.value for keyword in call.keywords
-                      if keyword.arg == "mode" and isinstance(keyword.value, ast.Constant)]  # fmt: skip
+            modes += [
+                keyword.value.value
+                for keyword in call.keywords
+                if keyword.arg == "mode" and isinstance(keyword.value, ast.Constant)
+            ]
             written = any(letter in str(mode) for mode in modes for letter in "wax+")
             assert not written or enclosing(call.lineno) == "create_file", f"line {call.lineno}"
         if name == "os.open":
@@ -99,8 +122,11 @@ def test_a_plain_socket_listens_only_for_the_setting_http() -> None:
     for name, call in calls():
         if name.endswith((".listen", ".bind", "create_server", "TCPServer", "HTTPServer")):
             place = enclosing(call.lineno)
-            around = [node.name for node in ast.walk(TREE) if isinstance(node, ast.ClassDef)
-                      and node.lineno <= call.lineno <= (node.end_lineno or 0)]  # fmt: skip
+            around = [
+                node.name
+                for node in ast.walk(TREE)
+                if isinstance(node, ast.ClassDef) and node.lineno <= call.lineno <= (node.end_lineno or 0)
+            ]
             assert "StatusServer" in around or place == "start_status_servers", f"{place} {around} line {call.lineno}"
 
 
@@ -154,17 +180,28 @@ def listening(pid: int) -> list[str]:
 
 
 def settings_for(host: Any, folder: Path, **changes: Any) -> dict[str, Any]:
-    return {**host.settings, "database": f"sqlite:///{folder / 'c.db'}", "member_id": "a", "settle": 0,
-            "polling_interval": 0.1, "retry_delay": 0.05, "heartbeat_frequency": 0.2, "liveness_check_interval": 4,
-            **changes}  # fmt: skip
+    return {
+        **host.settings,
+        "database": f"sqlite:///{folder / 'c.db'}",
+        "member_id": "a",
+        "settle": 0,
+        "polling_interval": 0.1,
+        "retry_delay": 0.05,
+        "heartbeat_frequency": 0.2,
+        "liveness_check_interval": 4,
+        **changes,
+    }
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/net/tcp"), reason="there is no /proc")
 def test_a_running_member_listens_on_nothing_by_default(tmp_path: Path) -> None:
     (tmp_path / "target").mkdir()
-    with FtpHost(files={"a": b"1"}) as host, Process(
-        "a", MEMBER, environment(settings_for(host, tmp_path, download_dir=tmp_path / "target")), tmp_path
-    ) as member:  # fmt: skip
+    with (
+        FtpHost(files={"a": b"1"}) as host,
+        Process(
+            "a", MEMBER, environment(settings_for(host, tmp_path, download_dir=tmp_path / "target")), tmp_path
+        ) as member,
+    ):
         wait_for(lambda: "file_done" in member.said(), 20, "the file")
         assert listening(os.getpid()), "the look works: our own host listens"
         assert listening(member.pid) == []
@@ -197,9 +234,24 @@ def test_what_a_server_says_reaches_the_terminal_as_plain_text(
 
 
 NAMES: list[Union[str, bytes]] = [
-    "-rf", "--help", "$(touch pwned)", "`touch pwned`", "a;touch pwned", "a|touch pwned", "a&touch pwned", "*", "~user",
-    "a\tb",    "a'b\"c", "{file}", "{path}{name}", "%s%n", b"\xff\xfe", " ", "\x1b[31m",
-]  # fmt: skip
+    "-rf",
+    "--help",
+    "$(touch pwned)",
+    "`touch pwned`",
+    "a;touch pwned",
+    "a|touch pwned",
+    "a&touch pwned",
+    "*",
+    "~user",
+    "a\tb",
+    "a'b\"c",
+    "{file}",
+    "{path}{name}",
+    "%s%n",
+    b"\xff\xfe",
+    " ",
+    "\x1b[31m",
+]
 
 
 @pytest.mark.parametrize("download_dir", ["", "."])
@@ -306,22 +358,37 @@ WEAK: list[tuple[str, Callable[[Path], dict[str, Any]], str]] = [
     ("a password of all", lambda folder: {"password_file": file_with(folder, 0o604)}, "password_file"),
     ("another's", lambda folder: {"database_password_file": file_with(folder, 0o604)}, "database_password_file"),
     ("a pin", lambda folder: {"host_key": ftpcoord.fingerprint(KEY)}, ""),
-    ("a pin that is known", lambda folder: {
-        "host_key": ftpcoord.fingerprint(KEY), "known_hosts": known_hosts(folder, KEY)}, ""),
-    ("a pin that is not the known key", lambda folder: {
-        "host_key": ftpcoord.fingerprint(KEY), "known_hosts": known_hosts(folder, OTHER)}, "host_key"),
-    ("a pin that is revoked", lambda folder: {
-        "host_key": ftpcoord.fingerprint(KEY), "known_hosts": known_hosts(folder, KEY, "@revoked ")}, "host_key"),
+    (
+        "a pin that is known",
+        lambda folder: {"host_key": ftpcoord.fingerprint(KEY), "known_hosts": known_hosts(folder, KEY)},
+        "",
+    ),
+    (
+        "a pin that is not the known key",
+        lambda folder: {"host_key": ftpcoord.fingerprint(KEY), "known_hosts": known_hosts(folder, OTHER)},
+        "host_key",
+    ),
+    (
+        "a pin that is revoked",
+        lambda folder: {"host_key": ftpcoord.fingerprint(KEY), "known_hosts": known_hosts(folder, KEY, "@revoked ")},
+        "host_key",
+    ),
     ("a database of all", lambda folder: {"database": f"sqlite:///{file_with(folder, 0o644)}"}, "database"),
-    ("a database in a folder of all", lambda folder: {
-        "database": f"sqlite:///{folder_of_all(folder)}/c.db"}, "database"),
-    ("a remote database", lambda folder: {
-        "database": "mysql://me@db.example/d", "database_tls": "require"}, "database_tls"),
+    (
+        "a database in a folder of all",
+        lambda folder: {"database": f"sqlite:///{folder_of_all(folder)}/c.db"},
+        "database",
+    ),
+    (
+        "a remote database",
+        lambda folder: {"database": "mysql://me@db.example/d", "database_tls": "require"},
+        "database_tls",
+    ),
     ("a local database", lambda folder: {"database": "mysql://me@127.0.0.1/d", "database_tls": "disable"}, ""),
     ("a verified database", lambda folder: {"database": "postgresql://me@db.example/d"}, ""),
     ("delivered files", lambda folder: {"download_dir": str(folder), "exec": ""}, "file_mode"),
     ("delivered files as they were", lambda folder: {"download_dir": str(folder), "file_mode": "0644"}, ""),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "made", "setting"), WEAK, ids=[name for name, _, _ in WEAK])
@@ -329,9 +396,13 @@ def test_what_is_weaker_than_it_has_to_be_is_said_once_at_the_start_in_a_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, made: Callable[[Path], dict[str, Any]], setting: str
 ) -> None:
     changes = {
-        "url": "sftp://me@files.example/in", "database": f"sqlite:///{tmp_path / 'c.db'}", "exec": "true",
-        "known_hosts": str(tmp_path / "nowhere"), "member_id": "a", **made(tmp_path),
-    }  # fmt: skip
+        "url": "sftp://me@files.example/in",
+        "database": f"sqlite:///{tmp_path / 'c.db'}",
+        "exec": "true",
+        "known_hosts": str(tmp_path / "nowhere"),
+        "member_id": "a",
+        **made(tmp_path),
+    }
     before = os.umask(0o022)
     monitor = pytest.MonkeyPatch()
     monitor.setattr(ftpcoord, "_warned", set())
@@ -351,9 +422,10 @@ def test_what_is_weaker_than_it_has_to_be_is_said_once_at_the_start_in_a_line(
 def test_a_coordinator_says_what_is_weak_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     database = file_with(tmp_path, 0o644)
     Path(database).write_bytes(b"")
-    with caplog.at_level("WARNING", logger="ftpcoord"), ftpcoord.Coordinator(
-        database=f"sqlite:///{database}", coordination_group="g", member_id="a"
-    ):  # fmt: skip
+    with (
+        caplog.at_level("WARNING", logger="ftpcoord"),
+        ftpcoord.Coordinator(database=f"sqlite:///{database}", coordination_group="g", member_id="a"),
+    ):
         assert ftpcoord.log.flush(10) and "settings_warning" in caplog.text
 
 

@@ -27,6 +27,8 @@ from ftpcoord import (
 )
 
 NONE: frozenset[str] = frozenset()
+
+
 def ready(listing: Sequence[Found], *rows: Row, **settings: Any) -> list[str]:
     return names(choose(Selector(config(**settings), time.monotonic), listing, *rows).ready)
 
@@ -129,10 +131,13 @@ def test_a_walk_without_recursive_stays_in_the_folder_and_takes_files_alone() ->
 
 
 def test_a_recursive_walk_keeps_the_paths_below_the_polled_folder() -> None:
-    server = Folders(**{
-        "/in": [a_folder("x"), a_file("a"), a_folder("gone"), a_folder("closed")],
-        "/in/x": [a_file("b"), a_folder("y")], "/in/x/y": [a_file("c")],
-    })  # fmt: skip
+    server = Folders(
+        **{
+            "/in": [a_folder("x"), a_file("a"), a_folder("gone"), a_folder("closed")],
+            "/in/x": [a_file("b"), a_folder("y")],
+            "/in/x/y": [a_file("c")],
+        }
+    )
     server.errors = {"/in/gone": FileGone("gone"), "/in/closed": FileRefused("closed")}
     assert walk(server, recursive=True) == ["x/b", "x/y/c", "a"]
 
@@ -140,9 +145,13 @@ def test_a_recursive_walk_keeps_the_paths_below_the_polled_folder() -> None:
 @pytest.mark.parametrize("base", ["/in", "/", "in", "."])
 def test_a_walk_knows_what_it_could_not_see(base: str) -> None:
     prefix = {".": "", "/": "/"}.get(base, base + "/")
-    server = Folders(**{
-        base: [a_file("a"), a_folder("x"), a_folder("closed")], prefix + "x": [a_file("b")], prefix + "odd": [],
-    })  # fmt: skip
+    server = Folders(
+        **{
+            base: [a_file("a"), a_folder("x"), a_folder("closed")],
+            prefix + "x": [a_file("b")],
+            prefix + "odd": [],
+        }
+    )
     server.errors = {prefix + "closed": FileRefused("closed")}
     server.lines = {base: ["???? c.csv", "???? link -> d"], prefix + "x": ["???? odd/"]}
     url = f"ftp://me@h/{'~/' * (base[0] != '/')}{base.lstrip('/').strip('.')}"
@@ -167,10 +176,12 @@ def test_a_walk_below_the_login_folder_gives_relative_paths() -> None:
 
 
 def test_folders_that_files_are_moved_to_and_excluded_ones_are_not_listed() -> None:
-    server = Folders(**{
-        "/in": [a_folder("done"), a_folder("bad"), a_folder("skip"), a_folder("x"), a_folder("abs")],
-        "/in/x": [a_folder("done"), a_folder("bad"), a_file("a")],
-    })  # fmt: skip
+    server = Folders(
+        **{
+            "/in": [a_folder("done"), a_folder("bad"), a_folder("skip"), a_folder("x"), a_folder("abs")],
+            "/in/x": [a_folder("done"), a_folder("bad"), a_file("a")],
+        }
+    )
     settings = {"recursive": True, "exclude": "skip", "after": "move:done", "after_error": "move:/in/abs/"}
     server.folders["/in/bad"] = server.folders["/in/x/bad"] = []
     assert walk(server, **settings) == ["x/a"]
@@ -190,26 +201,30 @@ def tree(*paths: str) -> Folders:
     return Folders(**folders)
 
 
-@pytest.mark.parametrize(("targets", "polled", "left"), [
-    ({"after": "move:done"}, ["a", "x/a", "x/arch/a"], ["done/a", "x/done/a", "x/done/y/a"]),
-    ({"after": "move:arch/done"}, ["arch/a", "x/arch/a", "done/a"], ["arch/done/a", "x/arch/done/a"]),
-    ({"after": "move:./arch//done/"}, ["arch/a"], ["arch/done/a"]),
-    ({"after": "move:/in//done"}, ["x/done/a"], ["done/a"]),
-    ({"after": "move:/x/../in/done"}, ["x/done/a"], ["done/a"]),
-    ({"after": "move:/in/x/done", "after_error": "move:bad"}, ["done/a"], ["x/done/a", "bad/a", "x/bad/a"]),
-    ({"after": "move:../done"}, ["x/a"], ["done/a", "x/done/a"]),
-    ({"after": "move:../../done"}, ["x/a"], ["done/a", "x/done/a"]),
-    ({"after": "move:/done"}, ["done/a", "x/done/a"], []),
-    ({"after": "move:done", "url": "ftp://me@h//in//"}, ["a"], ["done/a"]),
-    ({"after": "move:done", "url": "ftp://me@h/x/../in"}, ["a"], ["done/a"]),
-])
+@pytest.mark.parametrize(
+    ("targets", "polled", "left"),
+    [
+        ({"after": "move:done"}, ["a", "x/a", "x/arch/a"], ["done/a", "x/done/a", "x/done/y/a"]),
+        ({"after": "move:arch/done"}, ["arch/a", "x/arch/a", "done/a"], ["arch/done/a", "x/arch/done/a"]),
+        ({"after": "move:./arch//done/"}, ["arch/a"], ["arch/done/a"]),
+        ({"after": "move:/in//done"}, ["x/done/a"], ["done/a"]),
+        ({"after": "move:/x/../in/done"}, ["x/done/a"], ["done/a"]),
+        ({"after": "move:/in/x/done", "after_error": "move:bad"}, ["done/a"], ["x/done/a", "bad/a", "x/bad/a"]),
+        ({"after": "move:../done"}, ["x/a"], ["done/a", "x/done/a"]),
+        ({"after": "move:../../done"}, ["x/a"], ["done/a", "x/done/a"]),
+        ({"after": "move:/done"}, ["done/a", "x/done/a"], []),
+        ({"after": "move:done", "url": "ftp://me@h//in//"}, ["a"], ["done/a"]),
+        ({"after": "move:done", "url": "ftp://me@h/x/../in"}, ["a"], ["done/a"]),
+    ],
+)
 def test_what_files_are_moved_to_is_not_polled_wherever_it_is(
     targets: dict[str, str], polled: list[str], left: list[str]
 ) -> None:
     server = tree(*("/in/" + path for path in polled + left))
     base = config(**targets).target.path
-    server.folders.update({base.rstrip("/") + path[3:]: entries for path, entries in server.folders.items()
-                           if path.startswith("/in")})  # fmt: skip
+    server.folders.update(
+        {base.rstrip("/") + path[3:]: entries for path, entries in server.folders.items() if path.startswith("/in")}
+    )
     server.folders[base] = server.folders["/in"]
     assert sorted(walk(server, recursive=True, **targets)) == sorted(polled)
 
@@ -237,11 +252,20 @@ def test_a_folder_that_differs_from_a_target_in_case_is_polled_where_case_counts
     assert walk(server, recursive=True, after="move:" + target) == ["DONE/a"] + ["done/b"] * target.startswith("/IN")
 
 
-@pytest.mark.parametrize("settings", [
-    {"after": "move:/in"}, {"after": "move:/in/"}, {"after": "move:../in"}, {"after": "move:/x/../in"},
-    {"after": "move:."}, {"after_error": "move:done/.."}, {"after": "move:..", "recursive": True},
-    {"after": "move:../../in", "recursive": True}, {"after": "move:../in", "url": "ftp://me@h/~/in"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"after": "move:/in"},
+        {"after": "move:/in/"},
+        {"after": "move:../in"},
+        {"after": "move:/x/../in"},
+        {"after": "move:."},
+        {"after_error": "move:done/.."},
+        {"after": "move:..", "recursive": True},
+        {"after": "move:../../in", "recursive": True},
+        {"after": "move:../in", "url": "ftp://me@h/~/in"},
+    ],
+)
 def test_a_target_that_is_the_polled_folder_is_a_wrong_setting(settings: dict[str, Any]) -> None:
     with pytest.raises(ftpcoord.ConfigError, match="after"):
         config(**settings)
@@ -259,10 +283,15 @@ def test_a_target_that_turns_out_to_be_the_polled_folder_is_said_and_nothing_is_
     assert walk(server, after="move:/IN") == ["a"]
 
 
-@pytest.mark.parametrize(("pattern", "polled"), [
-    ("*", ["a", "x/b"]), ("*,.*", [".c", "a", "x/b"]), (".ssh/*,*/.snap*/*", [".ssh/key", "x/.snapshot/b"]),
-    ("*.part/*,*", ["a", "up.part/d", "x/b"]),
-])
+@pytest.mark.parametrize(
+    ("pattern", "polled"),
+    [
+        ("*", ["a", "x/b"]),
+        ("*,.*", [".c", "a", "x/b"]),
+        (".ssh/*,*/.snap*/*", [".ssh/key", "x/.snapshot/b"]),
+        ("*.part/*,*", ["a", "up.part/d", "x/b"]),
+    ],
+)
 def test_hidden_and_temporary_folders_are_entered_only_where_a_pattern_names_them(
     pattern: str, polled: list[str]
 ) -> None:
@@ -289,8 +318,11 @@ def test_links_to_folders_above_that_are_listed_as_folders_are_not_descended(fil
         def list(self, folder: str) -> list[Entry]:
             self.listed.append(folder)
             up = folder.split("/")[-1] in ("up", "self")
-            return [a_folder("x"), a_folder("up"), a_folder("self"), *(a_file(name) for name in files)] if (
-                up or folder == "/in") else [a_file("c")]  # fmt: skip
+            return (
+                [a_folder("x"), a_folder("up"), a_folder("self"), *(a_file(name) for name in files)]
+                if (up or folder == "/in")
+                else [a_file("c")]
+            )
 
     server = Linked()
     selector = Selector(config(recursive=True), time.monotonic)
@@ -309,9 +341,14 @@ def test_folders_of_the_same_names_with_other_files_are_all_polled() -> None:
     assert sorted(walk(server, recursive=True)) == sorted(paths)
 
 
-@pytest.mark.parametrize(("limit", "what"), [
-    ("MAX_ENTRIES", "10000 files"), ("MAX_FOLDERS", "10000 folders"), ("MAX_LISTING", "10000 bytes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("limit", "what"),
+    [
+        ("MAX_ENTRIES", "10000 files"),
+        ("MAX_FOLDERS", "10000 folders"),
+        ("MAX_LISTING", "10000 bytes"),
+    ],
+)
 def test_a_tree_without_end_is_an_error_and_not_a_full_memory(
     limit: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -409,9 +446,11 @@ def test_a_file_that_changes_or_goes_away_is_young_again() -> None:
 
 def test_the_order_is_that_of_sort_and_ties_are_by_path() -> None:
     listing = [
-        found("c", 1, "2026-01-12T10:00"), found("a", 2, "2026-01-12T09:00"), found("b", 2, "2026-01-12T09:00"),
+        found("c", 1, "2026-01-12T10:00"),
+        found("a", 2, "2026-01-12T09:00"),
+        found("b", 2, "2026-01-12T09:00"),
         found("d", 1, ""),
-    ]  # fmt: skip
+    ]
     assert ready(listing, sort="name") == ["a", "b", "c", "d"]
     assert ready(listing, sort="-name") == ["d", "c", "b", "a"]
     assert ready(listing, sort="mtime") == ["d", "a", "b", "c"]
@@ -519,9 +558,14 @@ def test_being_the_same_version_goes_both_ways(a: str, b: str) -> None:
 @pytest.mark.parametrize(
     ("listed", "seconds"),
     [
-        ("", None), ("1970-01-02", 86400.0), ("1970-01-01T00:01", 60.0), ("1970-01-01T00:00:07", 7.0),
-        ("1970-01-01T00:00:07.500", 7.5), ("nonsense", None), ("2026-02-30", None),
+        ("", None),
+        ("1970-01-02", 86400.0),
+        ("1970-01-01T00:01", 60.0),
+        ("1970-01-01T00:00:07", 7.0),
+        ("1970-01-01T00:00:07.500", 7.5),
+        ("nonsense", None),
+        ("2026-02-30", None),
     ],
-)  # fmt: skip
+)
 def test_a_listed_time_is_utc_seconds(listed: str, seconds: Optional[float]) -> None:
     assert epoch_seconds(listed) == seconds

@@ -54,9 +54,7 @@ def test_the_mysql_is_not_a_mariadb(mysql: servers.Mysql, mariadb: servers.Mysql
         assert ("MariaDB" in said) == is_mariadb, said
 
 
-def test_a_database_user_has_no_rights_beyond_its_databases(
-    mysql: servers.Mysql, mariadb: servers.Mysql
-) -> None:
+def test_a_database_user_has_no_rights_beyond_its_databases(mysql: servers.Mysql, mariadb: servers.Mysql) -> None:
     for server in (mysql, mariadb):
         with pytest.raises(Exception, match="denied"):
             Database(server.name, server.url, server).execute("SET GLOBAL read_only = 1")
@@ -113,7 +111,8 @@ def test_a_replica_follows_and_can_be_promoted(postgres: servers.Postgres) -> No
         here.execute("CREATE TABLE followed (n INTEGER)")
         try:
             wait_for(
-                lambda: there.execute("SELECT to_regclass('followed')") != [(None,)], 10,
+                lambda: there.execute("SELECT to_regclass('followed')") != [(None,)],
+                10,
                 "the table on the replica",
             )
             assert there.execute("SELECT pg_is_in_recovery()") == [(True,)]

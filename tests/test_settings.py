@@ -32,9 +32,17 @@ def target(url: str) -> Target:
 
 def test_the_environment_a_file_and_python_give_the_same_settings(tmp_path: Path) -> None:
     values = {
-        "url": URL, "database": DATABASE, "member_id": "a", "heartbeat_frequency": "0.5", "recursive": "yes",
-        "max_files": "7", "after": "move:done", "exec_timeout": "1.5", "pattern": "*.csv, *.xml", "exec": "a 'b c'",
-    }  # fmt: skip
+        "url": URL,
+        "database": DATABASE,
+        "member_id": "a",
+        "heartbeat_frequency": "0.5",
+        "recursive": "yes",
+        "max_files": "7",
+        "after": "move:done",
+        "exec_timeout": "1.5",
+        "pattern": "*.csv, *.xml",
+        "exec": "a 'b c'",
+    }
     path = tmp_path / "ini"
     path.write_text("[one]\n" + "".join(f"{name} = {value}\n" for name, value in values.items()))
     (of_file,) = Config.from_file(str(path))
@@ -48,19 +56,32 @@ def test_the_environment_a_file_and_python_give_the_same_settings(tmp_path: Path
 
 
 def test_an_empty_variable_counts_as_not_set_and_others_are_not_looked_at() -> None:
-    found = Config.from_env({
-        "FTPCOORD_URL": URL, "FTPCOORD_DATABASE": DATABASE, "FTPCOORD_MAX_FILES": "", "FTPCOORD_PASSWORD": "",
-        "PATH": "/bin", "MAX_FILES": "3",
-    })  # fmt: skip
+    found = Config.from_env(
+        {
+            "FTPCOORD_URL": URL,
+            "FTPCOORD_DATABASE": DATABASE,
+            "FTPCOORD_MAX_FILES": "",
+            "FTPCOORD_PASSWORD": "",
+            "PATH": "/bin",
+            "MAX_FILES": "3",
+        }
+    )
     assert found.max_files == 0
 
 
 def test_what_kubernetes_adds_for_a_service_called_ftpcoord_is_no_setting() -> None:
-    Config.from_env({
-        "FTPCOORD_URL": URL, "FTPCOORD_DATABASE": DATABASE, "FTPCOORD_SERVICE_HOST": "10.0.0.1",
-        "FTPCOORD_SERVICE_PORT": "80", "FTPCOORD_SERVICE_PORT_HTTP": "80", "FTPCOORD_PORT": "tcp://10.0.0.1:80",
-        "FTPCOORD_PORT_80_TCP": "tcp://10.0.0.1:80", "FTPCOORD_PORT_80_TCP_PROTO": "tcp",
-    })  # fmt: skip
+    Config.from_env(
+        {
+            "FTPCOORD_URL": URL,
+            "FTPCOORD_DATABASE": DATABASE,
+            "FTPCOORD_SERVICE_HOST": "10.0.0.1",
+            "FTPCOORD_SERVICE_PORT": "80",
+            "FTPCOORD_SERVICE_PORT_HTTP": "80",
+            "FTPCOORD_PORT": "tcp://10.0.0.1:80",
+            "FTPCOORD_PORT_80_TCP": "tcp://10.0.0.1:80",
+            "FTPCOORD_PORT_80_TCP_PROTO": "tcp",
+        }
+    )
 
 
 def test_an_error_from_the_environment_names_the_variable() -> None:
@@ -127,16 +148,46 @@ def test_none_is_not_set() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("workers", "2.5"), ("workers", "x"), ("workers", "0"), ("max_files", "-1"), ("timeout", "nan"),
-        ("timeout", "inf"), ("timeout", "0"), ("timeout", "30s"), ("recursive", "maybe"), ("recursive", ""),
-        ("sort", "date"), ("database_tls", "yes"), ("log_level", "INFO "), ("log_format", "xml"), ("settle", "-1"),
-        ("min_age", "-0.1"), ("max_age", "x"), ("exec_timeout", "0"), ("ledger_retention", "-1"), ("max_attempts", "0"),
-        ("heartbeat_frequency", "0"), ("polling_interval", "0"), ("yield_after", "-1"), ("stall_timeout", "0"),
-        ("pattern", "a\0b"), ("exec", "a\0b"), ("timeout", "1e10"), ("workers", "9" * 5000), ("timeout", True),
-        ("max_size", "0"), ("max_size", "-1"), ("max_size", "1.5M"), ("max_size", "1T"), ("max_size", "K"),
-        ("file_mode", "rw-r-----"), ("file_mode", "0240"), ("file_mode", "04640"), ("file_mode", 640),
+        ("workers", "2.5"),
+        ("workers", "x"),
+        ("workers", "0"),
+        ("max_files", "-1"),
+        ("timeout", "nan"),
+        ("timeout", "inf"),
+        ("timeout", "0"),
+        ("timeout", "30s"),
+        ("recursive", "maybe"),
+        ("recursive", ""),
+        ("sort", "date"),
+        ("database_tls", "yes"),
+        ("log_level", "INFO "),
+        ("log_format", "xml"),
+        ("settle", "-1"),
+        ("min_age", "-0.1"),
+        ("max_age", "x"),
+        ("exec_timeout", "0"),
+        ("ledger_retention", "-1"),
+        ("max_attempts", "0"),
+        ("heartbeat_frequency", "0"),
+        ("polling_interval", "0"),
+        ("yield_after", "-1"),
+        ("stall_timeout", "0"),
+        ("pattern", "a\0b"),
+        ("exec", "a\0b"),
+        ("timeout", "1e10"),
+        ("workers", "9" * 5000),
+        ("timeout", True),
+        ("max_size", "0"),
+        ("max_size", "-1"),
+        ("max_size", "1.5M"),
+        ("max_size", "1T"),
+        ("max_size", "K"),
+        ("file_mode", "rw-r-----"),
+        ("file_mode", "0240"),
+        ("file_mode", "04640"),
+        ("file_mode", 640),
     ],
-)  # fmt: skip
+)
 def test_a_value_of_the_wrong_type_or_beyond_its_bounds_is_an_error_that_names_the_setting(
     name: str, value: object
 ) -> None:
@@ -250,14 +301,36 @@ def test_a_url_is_split_into_its_parts(url: str, expected: Target) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "files.example/inbox", "http://h/x", "sftp:///x", "sftp://h/x", "sftp://@h/x", "sftp://me@h:x/y",
-        "sftp://me@h:99999/y", "sftp://me@[::1/x", "ftp://h/x?y", "ftp://h/x#y", "ftp://h/a%0Ab", "ftp://h/a%00b",
-        "ftp://a%0Db@h/x", "ftp://a:b%0A@h/x", "ftp://me:12/34@h/x", "sftp://me:12@34/5@h/in", "sftp://me:12@34/@h/in",
-        "sftp://me@h1,h2/in", "sftp://me:12@h1,h2:22/in", "sftp://me:12@h1;h2/in", "sftp://me:12@h 1/in",
-        "sftp://me:12\\@h/in", "sftp://me:1\t2@h/in", "sftp://me:12#34@h/in", "sftp://me:12?34@h/in", "sftp://me:12@@/x",
-        "sftp://me:12@h*/in", "sftp://me:12@%68/in",
+        "files.example/inbox",
+        "http://h/x",
+        "sftp:///x",
+        "sftp://h/x",
+        "sftp://@h/x",
+        "sftp://me@h:x/y",
+        "sftp://me@h:99999/y",
+        "sftp://me@[::1/x",
+        "ftp://h/x?y",
+        "ftp://h/x#y",
+        "ftp://h/a%0Ab",
+        "ftp://h/a%00b",
+        "ftp://a%0Db@h/x",
+        "ftp://a:b%0A@h/x",
+        "ftp://me:12/34@h/x",
+        "sftp://me:12@34/5@h/in",
+        "sftp://me:12@34/@h/in",
+        "sftp://me@h1,h2/in",
+        "sftp://me:12@h1,h2:22/in",
+        "sftp://me:12@h1;h2/in",
+        "sftp://me:12@h 1/in",
+        "sftp://me:12\\@h/in",
+        "sftp://me:1\t2@h/in",
+        "sftp://me:12#34@h/in",
+        "sftp://me:12?34@h/in",
+        "sftp://me:12@@/x",
+        "sftp://me:12@h*/in",
+        "sftp://me:12@%68/in",
     ],
-)  # fmt: skip
+)
 def test_a_wrong_url_is_an_error_that_does_not_show_it(url: str) -> None:
     with pytest.raises(ConfigError, match=r"^url: ") as caught:
         config(url=url)
@@ -285,11 +358,23 @@ def test_a_database_url_is_split_into_its_parts(url: str, expected: Endpoint) ->
 @pytest.mark.parametrize(
     "url",
     [
-        "db", "oracle://me@h/d", "postgresql://h/d", "postgresql://me@h", "postgresql://me@h/", "postgresql://me@/d",
-        "postgresql://me@h:99999/d", "postgresql://me@h:x/d", "postgresql://me@a,,b/d", "postgresql://me@h/d?x=y",
-        "sqlite://x.db", "sqlite:///", "sqlite:///:memory:", "sqlite:///%3Amemory:", "postgresql:me@h/d",
+        "db",
+        "oracle://me@h/d",
+        "postgresql://h/d",
+        "postgresql://me@h",
+        "postgresql://me@h/",
+        "postgresql://me@/d",
+        "postgresql://me@h:99999/d",
+        "postgresql://me@h:x/d",
+        "postgresql://me@a,,b/d",
+        "postgresql://me@h/d?x=y",
+        "sqlite://x.db",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "sqlite:///%3Amemory:",
+        "postgresql:me@h/d",
     ],
-)  # fmt: skip
+)
 def test_a_wrong_database_url_is_an_error(url: str) -> None:
     with pytest.raises(ConfigError, match=r"^database: "):
         config(database=url)
@@ -393,9 +478,12 @@ SECRET = "Tr0ub4dor&3"
 
 def test_secrets_are_in_no_representation() -> None:
     found = config(
-        url="sftp://me:Tr0ub4dor%263@h/x", database=f"mysql://me:{SECRET}@h/d", password=SECRET,
-        key_passphrase=SECRET, database_password=SECRET,
-    )  # fmt: skip
+        url="sftp://me:Tr0ub4dor%263@h/x",
+        database=f"mysql://me:{SECRET}@h/d",
+        password=SECRET,
+        key_passphrase=SECRET,
+        database_password=SECRET,
+    )
     for text in (repr(found), str(found), str(found.public()), str(found.target), str(found.endpoint)):
         assert "Tr0ub4dor" not in text
     public = found.public()
@@ -407,15 +495,22 @@ def test_secrets_are_in_no_representation() -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        {"password": f"{SECRET}\0"}, {"key_passphrase": f"{SECRET}\0"}, {"database_password": f"{SECRET}\0"},
-        {"url": f"ftp://me:{SECRET}@h:x/y"}, {"url": f"http://me:{SECRET}@h/y"}, {"url": f"ftp://me:{SECRET}@/y"},
-        {"url": f"ftp://me:{SECRET}\0@h/y"}, {"database": f"mysql://me:{SECRET}@h:x/y"},
-        {"database": f"mysql://me:{SECRET}@h"}, {"database": f"db2://me:{SECRET}@h/y"},
-        {"database": f"mysql://me:{SECRET}@h/y\0"}, {"password": SECRET, "password_file": "/x"},
+        {"password": f"{SECRET}\0"},
+        {"key_passphrase": f"{SECRET}\0"},
+        {"database_password": f"{SECRET}\0"},
+        {"url": f"ftp://me:{SECRET}@h:x/y"},
+        {"url": f"http://me:{SECRET}@h/y"},
+        {"url": f"ftp://me:{SECRET}@/y"},
+        {"url": f"ftp://me:{SECRET}\0@h/y"},
+        {"database": f"mysql://me:{SECRET}@h:x/y"},
+        {"database": f"mysql://me:{SECRET}@h"},
+        {"database": f"db2://me:{SECRET}@h/y"},
+        {"database": f"mysql://me:{SECRET}@h/y\0"},
+        {"password": SECRET, "password_file": "/x"},
         {"url": f"ftp://me:{SECRET}@h/y", "key": "x"},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_no_error_shows_a_secret(more: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
         config(**more)
@@ -463,7 +558,7 @@ def test_whatever_the_environment_holds_the_answer_is_settings_or_a_config_error
 # Commands
 # ---------------------------------------------------------------------------------------------------------------------
 
-TOLD_TO_RUN = r'''
+TOLD_TO_RUN = r"""
 sh -c 'import {file}'
 bash -lc "import {name}"
 /bin/bash -euo pipefail -c 'x {path}'
@@ -541,9 +636,9 @@ fish -c 'x {file}'
 zsh -fc 'x {file}'
 sh -xc 'echo $1 {name}' sh {file}
 Rscript -e 'read.csv("{file}")'
-'''
+"""
 
-DATA = r'''
+DATA = r"""
 /usr/local/bin/import {file}
 sh -c 'import "$1"' sh {file}
 sh -c 'import "$FTPCOORD_FILE"'
@@ -583,7 +678,7 @@ scp {file} host:/in/
 tar -xzf {file}
 gpg --batch --decrypt {file}
 java -jar x.jar {file}
-'''
+"""
 
 
 @pytest.mark.parametrize("command", TOLD_TO_RUN.strip().splitlines())

@@ -36,7 +36,7 @@ from ftpcoord import (
     Timing,
     View,
     Work,
-)  # fmt: skip
+)
 
 TICKS = int(os.environ.get("FTPCOORD_TICKS", 2_000_000))
 SEED = int(os.environ.get("FTPCOORD_SEED", 1))
@@ -106,10 +106,20 @@ def test_clocks_that_differ_by_four_percent_are_covered() -> None:
 def quiet_world(**fixed: Any) -> Iterator[World]:
     """A world without faults; the test lets them happen."""
     nothing = {
-        "spread": 0.0, "latency": 0.001, "loss": 0.0, "lock_chance": 0.0, "server_loss": 0.0, "gap": 1e9, "breaks": 0.0,
-        "steps": False, "loses_commits": False, "duplicates": False, "files": False, "whole": False,
+        "spread": 0.0,
+        "latency": 0.001,
+        "loss": 0.0,
+        "lock_chance": 0.0,
+        "server_loss": 0.0,
+        "gap": 1e9,
+        "breaks": 0.0,
+        "steps": False,
+        "loses_commits": False,
+        "duplicates": False,
+        "files": False,
+        "whole": False,
         "suffix": "",
-    }  # fmt: skip
+    }
     with simulation.installed():
         world = World(1, **{**nothing, **fixed})
         try:
@@ -153,9 +163,7 @@ def test_a_member_started_after_a_forward_step_cannot_know_and_the_overlap_is_bo
 
 
 def test_each_version_of_a_minute_is_handled_also_where_an_earlier_one_was_in_doubt() -> None:
-    with quiet_world(
-        intervals=(1, 8), members=1, files=True, lines=True, refusals=0.0, handler_failures=0.0
-    ) as world:  # fmt: skip
+    with quiet_world(intervals=(1, 8), members=1, files=True, lines=True, refusals=0.0, handler_failures=0.0) as world:
         world.config["after"] = "keep"
         world.start("a")
         for moment in (101, 161, 175, 200):  # the minute of the last three begins at 160
@@ -168,9 +176,7 @@ def test_each_version_of_a_minute_is_handled_also_where_an_earlier_one_was_in_do
 
 
 def test_a_claim_that_a_dead_member_left_is_counted_also_where_the_display_of_times_has_moved_since() -> None:
-    with quiet_world(
-        intervals=(1, 8), members=1, files=True, lines=True, refusals=0.0, handler_failures=1.0
-    ) as world:  # fmt: skip
+    with quiet_world(intervals=(1, 8), members=1, files=True, lines=True, refusals=0.0, handler_failures=1.0) as world:
         world.start("a")
         world.run_until(101)
         version = simulation.Version("/in/f", 0, 1000, int(EPOCH + world.now))

@@ -249,8 +249,14 @@ def ini(crew: Crew, name: str, *sections: dict[str, Any]) -> str:
 
 def test_sections_with_one_http_value_share_a_server_and_others_get_their_own(crew: Crew) -> None:
     one, two = servers.free_port(), servers.free_port()
-    path = ini(crew, "settings.ini", {"http": f"127.0.0.1:{one}"}, {"http": f"127.0.0.1:{one}"},
-               {"http": f"127.0.0.1:{two}"}, {})  # fmt: skip
+    path = ini(
+        crew,
+        "settings.ini",
+        {"http": f"127.0.0.1:{one}"},
+        {"http": f"127.0.0.1:{one}"},
+        {"http": f"127.0.0.1:{two}"},
+        {},
+    )
     with Member("m", [sys.executable, str(MODULE), "--config", path], environment({}), crew.folder) as member:
         look_at_sections(member, one, two)
 
@@ -326,9 +332,7 @@ def shows_health(one: Watched) -> None:
     assert "cannot be used" not in one.get("/").text
 
 
-def test_a_database_that_hangs_delays_no_page_and_no_probe(
-    postgresql: Database, files: Files, tmp_path: Path
-) -> None:
+def test_a_database_that_hangs_delays_no_page_and_no_probe(postgresql: Database, files: Files, tmp_path: Path) -> None:
     with Crew(tmp_path, postgresql, files) as crew:
         a = Watched(crew, "a")
         a.member.wait("elected")
@@ -347,9 +351,7 @@ def test_a_database_that_hangs_delays_no_page_and_no_probe(
         a.member.wait("elected", term=2)
 
 
-def test_a_file_server_that_is_down_fails_readyz_of_the_active_member_only(
-    sqlite: Database, tmp_path: Path
-) -> None:
+def test_a_file_server_that_is_down_fails_readyz_of_the_active_member_only(sqlite: Database, tmp_path: Path) -> None:
     with servers.pyftpd() as server, new_folder("pyftpd", server) as files, Crew(tmp_path, sqlite, files) as crew:
         a = Watched(crew, "a", yield_after=0)
         a.member.wait("polled")
@@ -421,8 +423,14 @@ def test_check_of_a_hand_over_under_way_looks_twice(crew: Crew) -> None:
 def terminal(crew: Crew, **environment: str) -> str:
     """What `status` prints in a terminal."""
     leader, follower = pty.openpty()
-    process = subprocess.Popen([sys.executable, str(MODULE), "status"], env={**crew.environment(), **environment},
-                               cwd=crew.folder, stdin=subprocess.DEVNULL, stdout=follower, stderr=follower)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, str(MODULE), "status"],
+        env={**crew.environment(), **environment},
+        cwd=crew.folder,
+        stdin=subprocess.DEVNULL,
+        stdout=follower,
+        stderr=follower,
+    )
     os.close(follower)
     said = b""
     with contextlib.suppress(OSError):  # the end of a terminal
@@ -535,14 +543,20 @@ def view(holder: Optional[str], term: int, age: Optional[float]) -> Any:
 def test_takeovers_seen_by_a_standby_have_their_reason() -> None:
     stats = ftpcoord.Stats("me")
     for holder, term, age in [
-        ("a", 1, 0.5), ("a", 1, 0.6), ("b", 2, 0.1),  # alive at the last look
-        ("b", 2, 40.0), ("c", 3, 0.1),  # stale
-        ("c", 3, 1e9), ("d", 4, 0.1),
-    ]:  # fmt: skip
+        ("a", 1, 0.5),
+        ("a", 1, 0.6),
+        ("b", 2, 0.1),  # alive at the last look
+        ("b", 2, 40.0),
+        ("c", 3, 0.1),  # stale
+        ("c", 3, 1e9),
+        ("d", 4, 0.1),
+    ]:
         stats.looked(view(holder, term, age), 28)
     assert [(t["member"], t["term"], t["reason"]) for t in reversed(stats.takeovers)] == [
-        ("b", 2, "handed over"), ("c", 3, "stale"), ("d", 4, "released"),
-    ]  # fmt: skip
+        ("b", 2, "handed over"),
+        ("c", 3, "stale"),
+        ("d", 4, "released"),
+    ]
     stats.role_event("elected", {"term": 5, "reason": "stale", "before": "d"})
     assert stats.own["active_since"] is not None and stats.elections["stale"] == 1
     stats.role_event("lost", {"term": 5, "reason": "deadline passed"})
@@ -562,17 +576,25 @@ def test_a_histogram_counts_each_duration_once_and_bounds_belong_to_their_bucket
     assert histogram.counts == [2, 2, 1] and histogram.sum == pytest.approx(8.65)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [
-    (0.04, "0.0 s"), (9.94, "9.9 s"), (12, "12 s"), (99, "99 s"), (300, "5 min"), (5399, "90 min"),
-    (5400, "1 h 30 min"), (100000, "27 h 46 min"), (4 * 86400 + 5, "4 days"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (12, "12 s"),
+        (99, "99 s"),
+        (300, "5 min"),
+        (5399, "90 min"),
+        (5400, "1 h 30 min"),
+        (100000, "27 h 46 min"),
+        (4 * 86400 + 5, "4 days"),
+    ],
+)
 def test_durations_are_in_words(seconds: float, text: str) -> None:
     assert ftpcoord.duration(seconds) == text
 
 
-def test_livez_fails_when_the_heartbeat_or_the_polling_has_ended(
-    crew: Crew, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_livez_fails_when_the_heartbeat_or_the_polling_has_ended(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {key: value for key, value in crew.settings.items() if key != "handler"}
     listener = ftpcoord.Listener(**settings, member_id="a")
     assert ftpcoord.why_stuck(listener) == ""

@@ -129,9 +129,12 @@ def test_every_row_that_version_1_0_0_wrote_is_understood(database: Database, fi
         polls = member.polls()
         wait_for(lambda: member.polls() >= polls + 2, 20)
         assert crew.states() == {
-            "done.csv": "done", "claimed.csv": "done", "failed.csv": "done", "waiting.csv": "failed",
+            "done.csv": "done",
+            "claimed.csv": "done",
+            "failed.csv": "done",
+            "waiting.csv": "failed",
             "quarantined.csv": "quarantined",
-        }  # fmt: skip
+        }
         assert len(crew.names("begin")) == 2
 
 

@@ -27,33 +27,63 @@ EXACT, MINUTE, DAY = "2026-01-12T10:15:07", "2026-01-12T10:15", "2026-01-12"
 BOTH = "2026-01-12T10:15=1768212907"  # that minute, and the exact time of it, by a server in UTC
 
 
-@pytest.mark.parametrize(("stored", "listed", "zones", "same"), [
-    # exact times: SFTP, MLSD, MLST, MDTM
-    (EXACT, EXACT, [], True), (EXACT, "2026-01-12T10:15:08", [], False), (EXACT, "2026-01-12T11:15:07", [HOUR], False),
-    (EXACT, "2026-01-12T10:15:07.5", [], True), ("2026-01-12T10:15:07.25", "2026-01-12T10:15:07.5", [], False),
-    ("2026-12-31T23:59:60", "2027-01-01T00:00:00", [], True), ("2026-12-31T23:59:60", "2026-12-31T23:59:59", [], False),
-    # lines, of the same or of another precision; without a year
-    (MINUTE, MINUTE, [], True), (MINUTE, DAY, [], True), (DAY, MINUTE, [], True), (MINUTE, "2026-01-13", [], None),
-    (MINUTE, "2026-01-12T11:15", [], None), (MINUTE, "2026-01-12T11:15", [HOUR], None),
-    (MINUTE, ("2025-01-12T10:15", True), [], True), (MINUTE, ("2025-01-12T10:16", True), [], None),
-    (MINUTE, "2025-01-12T10:15", [], None), (MINUTE, "2025-01-12", [], True), (DAY, "2025-01-12", [], None),
-    ("2026-01-12T10:15:07=", "2026-01-12T10:15:07=", [], True), ("2026-01-12T10:15:07=", MINUTE, [], True),
-    ("2026-01-12T10:15:07=", "2026-01-12T10:15:08=", [], None), ("2026-01-12T10:15:07=", DAY, [], True),
-    # a line and an exact time: only a zone that is known ties them
-    (MINUTE, EXACT, [], True), (EXACT, MINUTE, [], True), (EXACT, DAY, [], True), (DAY, EXACT, [], True),
-    ("2026-01-12T11:15", EXACT, [], None), ("2026-01-12T11:15", EXACT, [HOUR], True),
-    (EXACT, "2026-01-12T11:15", [2 * HOUR], None), (EXACT, "2026-01-12T11:15", [2 * HOUR, HOUR], True),
-    ("2026-01-12T23:30:00", "2026-01-13", [HOUR], True), ("2026-01-12T23:30:00", "2026-01-13", [], None),
-    ("2026-12-31T23:30:00", ("2026-01-01T00:30", True), [HOUR], True),
-    # both are known: the line, when it is shown again, else the exact time
-    (BOTH, MINUTE, [], True), (BOTH, DAY, [], True), (BOTH, EXACT, [], True), (BOTH, "2026-01-12T10:15:08", [], False),
-    (BOTH, "2026-01-12T10:15=1768212908", [], False), (BOTH, "2026-01-12T11:15=1768212907", [], True),
-    (BOTH, "2026-01-12T11:15", [], None), (BOTH, "2026-01-12T11:15", [HOUR], True), (BOTH + "~", MINUTE, [], True),
-    ("2026-01-12T04:15=1768212907", MINUTE, [-6 * HOUR], None),  # written anew six hours later, or shown in UTC
-    ("2026-01-12T04:15=1768212907", MINUTE, [-6 * HOUR, 0 * HOUR], True),
-    # no time at all, or none that anybody can read: the size decides
-    ("", "", [], True), ("", EXACT, [], True), (MINUTE, "", [], True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("stored", "listed", "zones", "same"),
+    [
+        # exact times: SFTP, MLSD, MLST, MDTM
+        (EXACT, EXACT, [], True),
+        (EXACT, "2026-01-12T10:15:08", [], False),
+        (EXACT, "2026-01-12T11:15:07", [HOUR], False),
+        (EXACT, "2026-01-12T10:15:07.5", [], True),
+        ("2026-01-12T10:15:07.25", "2026-01-12T10:15:07.5", [], False),
+        ("2026-12-31T23:59:60", "2027-01-01T00:00:00", [], True),
+        ("2026-12-31T23:59:60", "2026-12-31T23:59:59", [], False),
+        # lines, of the same or of another precision; without a year
+        (MINUTE, MINUTE, [], True),
+        (MINUTE, DAY, [], True),
+        (DAY, MINUTE, [], True),
+        (MINUTE, "2026-01-13", [], None),
+        (MINUTE, "2026-01-12T11:15", [], None),
+        (MINUTE, "2026-01-12T11:15", [HOUR], None),
+        (MINUTE, ("2025-01-12T10:15", True), [], True),
+        (MINUTE, ("2025-01-12T10:16", True), [], None),
+        (MINUTE, "2025-01-12T10:15", [], None),
+        (MINUTE, "2025-01-12", [], True),
+        (DAY, "2025-01-12", [], None),
+        ("2026-01-12T10:15:07=", "2026-01-12T10:15:07=", [], True),
+        ("2026-01-12T10:15:07=", MINUTE, [], True),
+        ("2026-01-12T10:15:07=", "2026-01-12T10:15:08=", [], None),
+        ("2026-01-12T10:15:07=", DAY, [], True),
+        # a line and an exact time: only a zone that is known ties them
+        (MINUTE, EXACT, [], True),
+        (EXACT, MINUTE, [], True),
+        (EXACT, DAY, [], True),
+        (DAY, EXACT, [], True),
+        ("2026-01-12T11:15", EXACT, [], None),
+        ("2026-01-12T11:15", EXACT, [HOUR], True),
+        (EXACT, "2026-01-12T11:15", [2 * HOUR], None),
+        (EXACT, "2026-01-12T11:15", [2 * HOUR, HOUR], True),
+        ("2026-01-12T23:30:00", "2026-01-13", [HOUR], True),
+        ("2026-01-12T23:30:00", "2026-01-13", [], None),
+        ("2026-12-31T23:30:00", ("2026-01-01T00:30", True), [HOUR], True),
+        # both are known: the line, when it is shown again, else the exact time
+        (BOTH, MINUTE, [], True),
+        (BOTH, DAY, [], True),
+        (BOTH, EXACT, [], True),
+        (BOTH, "2026-01-12T10:15:08", [], False),
+        (BOTH, "2026-01-12T10:15=1768212908", [], False),
+        (BOTH, "2026-01-12T11:15=1768212907", [], True),
+        (BOTH, "2026-01-12T11:15", [], None),
+        (BOTH, "2026-01-12T11:15", [HOUR], True),
+        (BOTH + "~", MINUTE, [], True),
+        ("2026-01-12T04:15=1768212907", MINUTE, [-6 * HOUR], None),  # written anew six hours later, or shown in UTC
+        ("2026-01-12T04:15=1768212907", MINUTE, [-6 * HOUR, 0 * HOUR], True),
+        # no time at all, or none that anybody can read: the size decides
+        ("", "", [], True),
+        ("", EXACT, [], True),
+        (MINUTE, "", [], True),
+    ],
+)
 def test_times_are_compared_as_finely_as_both_show_them(
     stored: str, listed: Any, zones: list[datetime.timedelta], same: Optional[bool]
 ) -> None:
@@ -106,12 +136,14 @@ def a_host(kind: str, files: Optional[dict[str, bytes]] = None) -> Host:
 def on_fetch(host: Host, happens: Callable[[], None]) -> None:
     """Before the first fetch."""
     if isinstance(host, SftpHost):
+
         def open_(session: Any, path: str) -> None:
             happens()
             session.behave("OPEN", path, b"")
 
         host.on("OPEN", open_)
     else:
+
         def retr(session: Any, argument: str) -> None:
             happens()
             session.on_retr(argument)
@@ -191,11 +223,19 @@ def test_a_connection_that_is_lost_between_fetch_and_look_is_replaced_for_the_lo
             assert len(host.said("RETR") + host.said("OPEN")) == 1 and not site.all("file_failed")
 
 
-@pytest.mark.parametrize(("verb", "says"), [
-    ("MDTM", hostile.silence), ("MDTM", reply("550 no")), ("MDTM", reply("213 yesterday")),
-    ("MDTM", reply("500 what?")),
-    ("MLST", hostile.silence), ("MLST", reply("550 no")), ("MLST", reply("250 a")), ("MLST", reply("502 what?")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("verb", "says"),
+    [
+        ("MDTM", hostile.silence),
+        ("MDTM", reply("550 no")),
+        ("MDTM", reply("213 yesterday")),
+        ("MDTM", reply("500 what?")),
+        ("MLST", hostile.silence),
+        ("MLST", reply("550 no")),
+        ("MLST", reply("250 a")),
+        ("MLST", reply("502 what?")),
+    ],
+)
 def test_a_server_that_does_not_tell_times_is_taken_at_its_listings(tmp_path: Path, verb: str, says: Any) -> None:
     with a_host("mdtm" if verb == "MDTM" else "mlsd", {"a": OLD}) as host:
         host.on(verb, says, times=None)
@@ -207,8 +247,13 @@ def test_a_server_that_does_not_tell_times_is_taken_at_its_listings(tmp_path: Pa
 @pytest.mark.parametrize("answer", ["unsupported", "another time"])
 def test_where_fstat_does_not_prove_the_version_lstat_decides(tmp_path: Path, answer: str) -> None:
     with SftpHost({"a": OLD}) as host:
-        host.on("FSTAT", hostile.status(8) if answer == "unsupported" else
-                lambda session, path: session.answer(105, hostile.attributes(len(OLD), 7)), times=None)  # fmt: skip
+        host.on(
+            "FSTAT",
+            hostile.status(8)
+            if answer == "unsupported"
+            else lambda session, path: session.answer(105, hostile.attributes(len(OLD), 7)),
+            times=None,
+        )
         with Site(tmp_path, host.settings) as site:
             site.arrive({"a": OLD})
             assert len(host.said("OPEN")) == 1 and site.wait("file_done")["attempt"] == 1
@@ -224,6 +269,7 @@ def test_the_look_after_the_fetch_rides_in_the_same_flight(tmp_path: Path) -> No
 
 def test_a_version_that_changes_at_each_fetch_is_said_from_the_third_time_and_never_counted(tmp_path: Path) -> None:
     with a_host("mlsd", {"a": OLD}) as host:
+
         def replaced(session: Any, argument: str) -> None:
             host.put("a", NEW, seconds=len(host.commands))
             session.on_retr(argument)
@@ -450,6 +496,7 @@ MARKED = {"ready_suffix": ".ok", "after": "delete"}
 @pytest.mark.parametrize("lost", ["a", "a.ok"])
 def test_a_marker_never_outlives_its_file_also_if_the_reply_to_its_removal_is_lost(tmp_path: Path, lost: str) -> None:
     with a_host("mlsd", {"a": OLD, "a.ok": b""}) as host:
+
         def removed(session: Any, argument: str) -> None:
             name = session.name(argument)
             host.files.pop(name)
@@ -472,6 +519,7 @@ def test_a_marker_never_outlives_its_file_also_if_the_reply_to_its_removal_is_lo
 @pytest.mark.parametrize("kind", ["sftp", "mlsd"])
 def test_the_marker_of_one_version_does_not_make_the_next_one_ready(tmp_path: Path, kind: str, after: str) -> None:
     with a_host(kind, {"a": OLD, "a.ok": b""}) as host:
+
         class Slow(Site):
             def receive(self, file: ftpcoord.File) -> None:
                 super().receive(file)
@@ -491,6 +539,7 @@ def test_the_marker_of_one_version_does_not_make_the_next_one_ready(tmp_path: Pa
 
 def test_a_marker_that_came_after_the_claim_stays_with_its_file(tmp_path: Path) -> None:
     with a_host("mlsd", {"a": OLD, "a.ok": b""}) as host:
+
         class Slow(Site):
             def receive(self, file: ftpcoord.File) -> None:
                 super().receive(file)
