@@ -5568,6 +5568,7 @@ class FtpServer(FileServer):
             files = (config.ca_file, config.tls_verify, config.client_cert, config.client_key)
             self.context = tls_context("ca_file", *files)
         self._ftp, self._looker = FtpClient(self), Looker(self)
+        self._site = config.site_commands()
         self._home: Optional[str] = None
         self._use_mlsd = True
         self._buffer = memoryview(bytearray(READ_BUFFER))
@@ -5596,6 +5597,11 @@ class FtpServer(FileServer):
         started = time.monotonic()
         self._require("TYPE I")
         self.habits.question = self.habits.question or time.monotonic() - started
+        for command in self._site:  # after our own OPTS, before paths and listings, whose form they may change
+            try:
+                self._require(self._wire(command))
+            except LoginRefused as error:  # 530: it is logged in
+                raise ServerDown(f"{error} ({command})") from None
         reply = self._ask("PWD")
         home = login_folder(reply) if reply.startswith("2") else None
         self._home = None if home is None else self._text(home)
@@ -7297,7 +7303,7 @@ ID_PATTERN = re.compile(r"[!-~]{1,128}\Z")  # the tables' VARCHAR(128); printabl
 GROUP_TEXT = re.compile(r"(ftp|ftpes|ftps|sftp)://(.*?)@(\[[^]]+\]|[^@:/\[\]]+):([0-9]+)(/.*)\Z", re.DOTALL)
 LONGEST_SECRET = 65536  # characters
 DEFAULT_PORTS = {"ftp": 21, "ftpes": 21, "ftps": 990, "sftp": 22}
-SSH, TLS = ("sftp",), ("ftpes", "ftps")
+SSH, TLS, FTP = ("sftp",), ("ftpes", "ftps"), ("ftp", "ftpes", "ftps")
 SERVICE_LINK = re.compile(r"service_(host|port\w*)\Z|port(_\d+_\w+)?\Z")
 SECRETS = ("password", "key_passphrase", "database_password")
 FILE_SETTINGS = (*SECRETS, "url", "database")  # a URL may hold a password: these, too, may come from a file
@@ -7371,6 +7377,11 @@ ACTION = Kind("keep, delete or move:FOLDER (`.` is no folder)", matching(r"keep|
 FINGERPRINT = Kind("a fingerprint as ssh-keygen -lf prints it, SHA256:...", matching("SHA256:.*"))
 FUNCTION = Kind("module:function", matching(r"[\w.]+:[\w.]+"))
 ADDRESS = Kind("host:port, e.g. 127.0.0.1:8080", matching(f".*:{PORT}"))
+SITE_COMMAND = r"(?i:OPTS MLST (?:[\w.-]+;)+|(?:SITE|OPTS) [^;\s][^;\r\n]*)"  # the facts of MLST end with semicolons
+COMMANDS = Kind(
+    "commands that begin with SITE or OPTS, with semicolons between them; active mode and the like are not built",
+    matching(rf" *{SITE_COMMAND}(?:[; ]*{SITE_COMMAND})*[; ]*"),
+)
 KINDS: dict[type, Kind] = {  # where the default tells it
     bool: Kind("yes or no", lambda value: configparser.ConfigParser.BOOLEAN_STATES[str(value).strip().lower()]),
     float: SECONDS,
@@ -7404,6 +7415,7 @@ class Config:
     tls_close: str = setting("strict", choices=("strict", "lax"), schemes=TLS)
     encoding: str = "utf-8"
     timeout: float = setting(30.0, least=0.1)
+    site: str = setting("", kind=COMMANDS, schemes=FTP)
     database: str = ""
     database_password: str = ""
     database_tls: str = setting("", choices=("", "disable", "prefer", "require", "verify"))
@@ -7620,6 +7632,10 @@ class Config:
                 """sh -c 'import "$1"' sh {file}"""
             )
         return words
+
+    def site_commands(self) -> list[str]:
+        """`site` as a list of FTP commands."""
+        return [command.strip() for command in re.findall(SITE_COMMAND, self.site)]
 
     def http_address(self) -> tuple[str, int]:
         """`http` as (host, port)."""
