@@ -3502,6 +3502,10 @@ class Database(abc.ABC):
     RETRY = """
         UPDATE file_ledger SET state = 'failed', failures = 0, action = '', next_attempt_at = $utc, updated_at = $utc
          WHERE group_id = :group AND file_id = :file_id AND state = :state AND action = :action"""
+    SKIP = """
+        UPDATE file_ledger SET state = 'done', action = '', error = '', next_attempt_at = NULL, updated_at = $utc
+         WHERE group_id = :group AND file_id = :file_id AND state IN ('failed', 'quarantined') AND state = :state
+           AND action = :action AND size = :size AND mtime = :mtime AND attempts = :attempts"""
     IN_LEDGER = "SELECT 1 FROM file_ledger WHERE group_id = :group LIMIT 1"
     PAGE = f"""
         SELECT file_id, path, size, mtime, state, term, attempts, failures, action,
@@ -3923,6 +3927,10 @@ class Database(abc.ABC):
     def retry(self, group: str, row: Row) -> None:
         """Puts a file back to be handled at the next poll, if it is still in the state that was read."""
         self.execute(self.RETRY, group=group, file_id=sha256_text(row.path), state=row.state, action=row.action)
+
+    def skip(self, group: str, row: Row) -> None:
+        """Records a failed or quarantined version as done, without an after-action, if the row is the one read."""
+        self.execute(self.SKIP, group=group, file_id=sha256_text(row.path), **row._asdict())
 
 
 def _number(value: Any) -> Optional[float]:
@@ -9555,15 +9563,35 @@ def command_retry(configs: Sequence[Config], options: argparse.Namespace) -> int
     state, total = "done" if options.done else "quarantined", 0
     for config, database in opened(configs, ledger=True):
         rows = [row for row in database.rows(config.coordination_group) if row.state == state]
-        names = {row: (row.path, posixpath.basename(row.path)) for row in rows}
-        # A file may be called `[a]`: what is one's name as it is shown means that file.
-        meant = [row for row in rows if options.glob != "*" and options.glob in map(printable, names[row])]
-        for row in meant or rows:
-            chosen = bool(meant) or any(fnmatch.fnmatchcase(name, options.glob) for name in names[row])
-            if chosen and not (options.done and row.action):
+        for row in meant(rows, options.glob):
+            if not (options.done and row.action):
                 database.retry(config.coordination_group, row)
                 total += 1
     print(f"{total} files put back")
+    return 0
+
+
+def meant(rows: Sequence[Row], glob: str) -> list[Row]:
+    """Those whose path or name fits. A file may be called `[a]`: what is one's name as it is shown means that file."""
+    names = {row: (row.path, posixpath.basename(row.path)) for row in rows}
+    named = [row for row in rows if glob != "*" and glob in map(printable, names[row])]
+    return named or [row for row in rows if any(fnmatch.fnmatchcase(name, glob) for name in names[row])]
+
+
+def command_skip(configs: Sequence[Config], options: argparse.Namespace) -> int:
+    """record failed or quarantined files as done, unhandled; they stay where they are"""
+    total, in_work = 0, []
+    for config, database in opened(configs, ledger=True):
+        group = config.coordination_group
+        rows = meant([row for row in database.rows(group, only_open=True) if row.state != "done"], options.glob)
+        for row in rows:
+            database.skip(group, row)
+        left = {row.path for row in database.rows(group, only_open=True)}
+        total += sum(row.path not in left for row in rows)
+        in_work += [printable(row.path) for row in rows if row.path in left]
+    print(f"{total} files skipped")
+    if in_work:
+        raise Error(f"in work, and so not skipped: {', '.join(in_work)}; look again when that has ended")
     return 0
 
 
@@ -9614,6 +9642,7 @@ def parse_arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     add(command_files, json="").add_argument("--state", choices=("claimed", "done", "failed", "quarantined"))
     retry = add(command_retry, done="put done files back instead")
     retry.add_argument("glob", nargs="?", default="*", metavar="GLOB")
+    add(command_skip).add_argument("glob", metavar="GLOB")
     add(command_adopt)
     add(command_step_down)
     parser.set_defaults(command="run", function=command_run, once=False, dry_run=False)

@@ -287,7 +287,7 @@ def test_version_and_help(crew: Crew) -> None:
     done = crew.run("--version")
     assert (done.returncode, done.stdout) == (0, f"ftpcoord {ftpcoord.__version__}\n")
     done = crew.run("--help")
-    for word in ("run", "check", "status", "schema", "files", "retry", "adopt", "step-down", "--config"):
+    for word in ("run", "check", "status", "schema", "files", "retry", "skip", "adopt", "step-down", "--config"):
         assert word in done.stdout
     assert done.returncode == 0
 
@@ -430,6 +430,41 @@ def test_retry_puts_quarantined_files_back_and_retry_done_those_that_are_done(cr
     crew.handled("a.csv", "a.csv", "b.csv")
     assert crew.states() == {"a.csv": "done", "b.csv": "done", "c.txt": "quarantined"}
     assert crew.run("retry").stdout.split()[0] == "1"
+
+
+def test_skip_records_failed_and_quarantined_versions_as_done_and_leaves_the_files(crew: Crew) -> None:
+    for name in ("a.csv", "b.csv", "c.txt"):
+        crew.files.put(name, b"x")
+    crew.fail()
+    assert crew.run("run", "--once", max_attempts=1, pattern="a.*, c.*").returncode == 0
+    assert crew.run("run", "--once", retry_delay=600, pattern="b.*").returncode == 1
+    assert crew.states() == {"a.csv": "quarantined", "b.csv": "failed", "c.txt": "quarantined"}
+    done = crew.run("skip", "*.csv", after="delete")
+    assert (done.returncode, done.stdout) == (0, "2 files skipped\n")
+    assert crew.states() == {"a.csv": "done", "b.csv": "done", "c.txt": "quarantined"}
+    assert crew.run("skip", "*.csv").stdout == "0 files skipped\n"
+    crew.fail(False)
+    assert crew.run("run", "--once", after="delete").returncode == 0
+    assert crew.names() == [], "none of them was handled"
+    assert {"a.csv", "b.csv", "c.txt"} <= set(crew.files.names()), "nor removed"
+    crew.files.put("a.csv", b"another version")
+    assert crew.run("run", "--once").returncode == 0
+    crew.handled("a.csv")
+    refused(crew.run("skip", "*", ledger="off", after="delete"), 2, "ledger")
+
+
+def test_skip_refuses_what_is_in_work_and_skips_the_rest(crew: Crew) -> None:
+    crew.files.put("bad.csv", b"x")
+    crew.files.put("busy.csv", b"x")
+    crew.fail()
+    assert crew.run("run", "--once", max_attempts=1).returncode == 0
+    crew.database.execute("UPDATE file_ledger SET state = 'claimed' WHERE path LIKE '%/busy.csv'")
+    done = crew.run("skip", "*.csv")
+    assert done.stdout == "1 files skipped\n"
+    refused(done, 1, "in work", "busy.csv")
+    assert crew.states() == {"bad.csv": "done", "busy.csv": "claimed"}
+    assert crew.run("adopt").returncode == 0
+    assert crew.states()["busy.csv"] == "claimed"
 
 
 def test_retry_is_seen_by_a_running_member(postgresql: Database, files: Files, tmp_path: Path) -> None:

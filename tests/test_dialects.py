@@ -956,6 +956,35 @@ def test_a_retry_changes_nothing_if_the_row_has_gone_on(ledger: ftpcoord.Databas
     assert rows_of(ledger) == [bad]
 
 
+@pytest.mark.parametrize("state", ["failed", "quarantined"])
+def test_a_skipped_version_is_simply_done(ledger: ftpcoord.Database, state: str) -> None:
+    bad = row(state=state, attempts=5, failures=5, action="delete", error="exit 1")
+    ledger.write(FENCE, [Change(None, bad, delay=60.0)])
+    ledger.skip("g", bad)
+    assert rows_of(ledger) == [bad._replace(state="done", action="", error="")]
+    assert ledger.done_count("g") == 1
+
+
+@pytest.mark.parametrize(
+    "seen", [{"state": "quarantined"}, {"action": "delete"}, {"size": 8}, {"mtime": "2026"}, {"attempts": 4}], ids=str
+)
+def test_a_skip_changes_nothing_if_the_row_has_gone_on(ledger: ftpcoord.Database, seen: dict[str, Any]) -> None:
+    bad = row(state="failed", failures=5)
+    ledger.write(FENCE, [Change(None, bad)])
+    ledger.skip("g", bad._replace(**seen))
+    ledger.skip("other", bad)
+    assert rows_of(ledger) == [bad]
+
+
+@pytest.mark.parametrize("state", ["claimed", "done"])
+def test_a_skip_leaves_rows_in_work_and_done_ones_alone(ledger: ftpcoord.Database, state: str) -> None:
+    known = row(state=state, action="delete" if state == "done" else "")
+    ledger.write(FENCE, [Change(None, known)])
+    ledger.skip("g", known)
+    ledger.adopt("g", "operator", [known])
+    assert rows_of(ledger) == [known]
+
+
 def test_the_highest_term_of_the_ledger_is_known_after_the_token_is_gone(ledger: ftpcoord.Database) -> None:
     assert ledger.last_term("g") == 0
     ledger.write(FENCE, [Change(None, row())])
@@ -1135,6 +1164,7 @@ def test_every_verb_connects_again_by_itself(ledger: ftpcoord.Database) -> None:
         (lambda: rows_of(ledger), [row()]),
         (lambda: ledger.adopt("g", "a", [row()]), None),
         (lambda: ledger.retry("g", row()), None),
+        (lambda: ledger.skip("g", row()), None),
     ]
     for verb, expected in verbs:
         ledger.close()
