@@ -1584,6 +1584,8 @@ class Selector:
         mtime = None if config.max_age is None else epoch_seconds(entry.mtime)
         if config.max_age is not None and mtime is not None and time.time() - mtime > config.max_age:
             return "skip", "older than max_age"
+        if entry.size < config.min_size:
+            return "skip", f"smaller than min_size: {entry.size} bytes"
         if config.max_size is not None and entry.size > config.max_size:
             return "warn", f"larger than max_size: {entry.size} bytes"
         if row is not None and row.state == "quarantined":
@@ -6851,9 +6853,15 @@ SPECIAL: dict[str, Callable[[str], bool]] = {  # names that are asked for by pat
 }
 
 
-def matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
-    """Whether one of the globs is for a path below the polled folder: one without a slash is for its name alone."""
-    globs = [("/" in pattern, re.compile(fnmatch.translate(pattern)).match) for pattern in patterns]
+EXPRESSION = "re:"  # what a pattern begins with that is a regular expression and no glob
+
+
+def matcher(patterns: Iterable[str], ignore_case: bool = False) -> Callable[[str], bool]:
+    """Whether a pattern is for the whole of a path below the polled folder: one without a slash is for its name alone.
+    Raises re.error."""
+    texts = [p[len(EXPRESSION) :] if p.startswith(EXPRESSION) else fnmatch.translate(p) for p in patterns]
+    case = re.IGNORECASE if ignore_case else 0
+    globs = [("/" in pattern, re.compile(text, case).fullmatch) for pattern, text in zip(patterns, texts)]
 
     def matches(relative: str) -> bool:
         name = relative.rpartition("/")[2]
@@ -6862,16 +6870,24 @@ def matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
     return matches
 
 
+def as_glob(pattern: str) -> str:
+    """A pattern whose text tells whether it asks for names of a kind: an escaped dot is one, another is any letter."""
+    if not pattern.startswith(EXPRESSION):
+        return pattern
+    return re.sub(r"\\(.)|\.", lambda m: m[1] or "?", pattern[len(EXPRESSION) :].strip("^$"))
+
+
 class Patterns:
     """What `pattern` and `exclude` say of a path below the polled folder."""
 
     def __init__(self, config: Config) -> None:
-        patterns = config.patterns("pattern")
-        self._excluded = matcher(config.patterns("exclude"))
-        self._wanted = {"": matcher(patterns)}
+        patterns, self._folded = config.patterns("pattern"), config.folded
+        self._excluded = matcher(config.patterns("exclude"), config.ignore_case)
+        self._wanted = {"": matcher(patterns, config.ignore_case)}
         for kind, is_one in SPECIAL.items():
-            self._wanted[kind] = matcher(p for p in patterns if is_one(posixpath.basename(p)))
-        self._folders = {part for p in patterns for part in p.split("/")[:-1]}
+            named = [pattern for pattern in patterns if is_one(posixpath.basename(as_glob(pattern)))]
+            self._wanted[kind] = matcher(named, config.ignore_case)
+        self._folders = {part for pattern in patterns for part in self._folded(as_glob(pattern)).split("/")[:-1]}
 
     def want(self, relative: str) -> bool:
         name = relative.rpartition("/")[2]
@@ -6882,7 +6898,7 @@ class Patterns:
         """Why a folder is not entered, if it is not."""
         if self._excluded(relative):
             return "excluded"
-        name = relative.rpartition("/")[2]
+        name = self._folded(relative.rpartition("/")[2])
         for kind, is_one in SPECIAL.items():
             if is_one(name) and not any(is_one(part) and fnmatch.fnmatchcase(name, part) for part in self._folders):
                 return f"{kind}, and no pattern names it"
@@ -7363,7 +7379,7 @@ def _seconds(value: Any) -> float:
 
 def _byte_size(value: Any) -> int:
     match = re.fullmatch(r"([0-9]{1,18})\s*([KMG]?)", str(value).strip().upper())
-    if not match or not int(match[1]):
+    if not match:
         raise ValueError
     return int(match[1]) << 10 * " KMG".index(match[2] or " ")
 
@@ -7436,8 +7452,10 @@ class Config:
     pattern: str = "*"
     exclude: str = ""
     recursive: bool = False
+    ignore_case: bool = False
     min_age: float = setting(0.0, least=0.0)
-    max_size: Optional[int] = setting(None, kind=BYTES)
+    min_size: int = setting(0, kind=BYTES)
+    max_size: Optional[int] = setting(None, kind=BYTES, least=1)
     max_age: Optional[float] = setting(None, kind=SECONDS, least=0.0)
     settle: float = setting(5.0, least=0.0)
     ready_suffix: str = ""
@@ -7618,9 +7636,16 @@ class Config:
             ),
             (self.exec and self.handler, "exec and handler: a file goes to one of them; remove the other"),
             (not self.patterns("pattern"), "pattern: matches nothing"),
+            (self.max_size is not None and self.min_size > self.max_size, "min_size: must not be more than max_size"),
         ):
             if wrong:
                 raise ConfigError(sentence)
+        for name in ("pattern", "exclude"):
+            try:
+                matcher(self.patterns(name))
+            except (re.error, OverflowError, RecursionError) as exc:
+                text = quoted(getattr(self, name))
+                raise ConfigError(f"{name}: {text} is not a regular expression ({exc})") from None
         if self.exec:
             self.command()
 
@@ -7651,8 +7676,14 @@ class Config:
         return host.strip("[]") or "127.0.0.1", int(port)
 
     def patterns(self, name: str) -> list[str]:
-        """`pattern` or `exclude` as a list of globs."""
-        return [part.strip() for part in str(getattr(self, name)).split(",") if part.strip()]
+        """`pattern` or `exclude` as a list of globs, or of one regular expression behind `re:`."""
+        text = str(getattr(self, name)).strip()
+        parts = [text] if text.startswith(EXPRESSION) else text.split(",")
+        return [part.strip() for part in parts if part.strip()]
+
+    def folded(self, name: str) -> str:
+        """A name as it is compared with others: without case if `ignore_case`."""
+        return name.casefold() if self.ignore_case else name
 
 
 PLACEHOLDER = re.compile(r"\{(file|name|path)\}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import time
 from collections.abc import Sequence
 from typing import Any, Optional
@@ -43,6 +44,9 @@ VERDICTS: list[tuple[dict[str, Any], Optional[Row], str, str]] = [
     ({"max_age": 60}, None, "skip", "older than max_age"),
     ({"max_size": 9}, None, "warn", "larger than max_size: 10 bytes"),
     ({"max_size": 10}, None, "take", ""),
+    ({"min_size": 11}, None, "skip", "smaller than min_size: 10 bytes"),
+    ({"min_size": 10, "max_size": 10}, None, "take", ""),
+    ({"min_size": 11}, row(), "skip", "done before"),
     ({}, row(state="quarantined", error="no good"), "skip", "quarantined: no good"),
     ({}, row(state="failed", due=70.0, error="no good"), "wait", "failed, tried again in 70 s: no good"),
     ({}, row(state="failed", due=0.0), "take", ""),
@@ -387,6 +391,79 @@ def test_a_pattern_with_a_slash_is_for_the_path_below_the_folder() -> None:
     assert ready(listing, pattern="x/*.csv") == ["x/a.csv"]
     assert ready(listing, exclude="x/*") == ["a.csv", "y/a.csv"]
     assert ready(listing, pattern="a.csv") == ["a.csv", "x/a.csv", "y/a.csv"]
+
+
+def test_an_expression_is_for_the_whole_name_and_commas_in_it_are_its_own() -> None:
+    listing = [found(name) for name in ("a1.csv", "a12.csv", "a123.csv", "xa1.csv", "a1.csvx")]
+    assert ready(listing, pattern=r"re:a\d{1,2}\.csv") == ["a1.csv", "a12.csv"]
+    assert ready(listing, pattern=r"re:a\d|xa1\.csv") == ["xa1.csv"]
+    assert ready(listing, exclude=r"re:.*a\d{1,2}\.csv") == ["a1.csvx", "a123.csv"]
+    assert ready(listing, pattern="*.csv", exclude="re:a1.*") == ["xa1.csv"]
+
+
+def test_an_expression_with_a_slash_is_for_the_path_below_the_folder_as_a_glob_is() -> None:
+    listing = [found("x/a.csv"), found("y/a.csv"), found("a.csv"), found("x/y/a.csv")]
+    assert ready(listing, pattern=r"re:[xy]/a\.csv") == ["x/a.csv", "y/a.csv"]
+    assert ready(listing, pattern=r"re:a\.csv", exclude=r"re:x/.*") == ["a.csv", "y/a.csv"]
+    assert ready(listing, pattern=r"re:[^/]+\.csv") == ["a.csv"]
+
+
+@pytest.mark.parametrize("name", ["pattern", "exclude"])
+@pytest.mark.parametrize("text", ["re:*.csv", "re:(", "re:a{99999999999999999999}", "re:[z-a]"])
+def test_a_wrong_expression_is_a_wrong_setting(name: str, text: str) -> None:
+    with pytest.raises(ftpcoord.ConfigError, match=f"^{name}: .*is not a regular expression"):
+        config(**{name: text})
+
+
+def test_names_are_matched_in_any_case_if_that_is_asked_for() -> None:
+    listing = [found(name) for name in ("a.csv", "B.CSV", "Ä.Csv", "c.xml", "D.BAK")]
+    assert ready(listing, pattern="*.csv", ignore_case=True) == ["B.CSV", "a.csv", "Ä.Csv"]
+    assert ready(listing, pattern=r"re:[a-zä]\.csv", ignore_case=True) == ["B.CSV", "a.csv", "Ä.Csv"]
+    assert ready(listing, exclude="*.bak,ä*", ignore_case=True) == ["B.CSV", "a.csv", "c.xml"]
+    assert ready(listing, pattern="ä.csv,b.csv", ignore_case=False) == []
+
+
+def test_in_any_case_folders_too_are_excluded_and_named() -> None:
+    server = tree("/in/Old/a", "/in/x/A", "/in/.SSH/a")
+    settings = {"recursive": True, "ignore_case": True, "pattern": "a,.ssh/*", "exclude": "old"}
+    assert sorted(walk(server, **settings)) == [".SSH/a", "x/A"]
+    assert sorted(walk(server, **{**settings, "ignore_case": False})) == ["Old/a", "x/A"]
+
+
+@pytest.mark.parametrize(
+    ("name", "patterns"),
+    [
+        (".hidden", [r"re:\..*", r"re:^\.h.*"]),
+        ("a.tmp", [r"re:.*\.tmp", r"re:^a\.tmp$", r"re:A\.TMP"]),
+        ("a.csv~", ["re:.*~"]),
+    ],
+)
+def test_hidden_and_temporary_names_are_taken_by_an_expression_of_their_own(name: str, patterns: list[str]) -> None:
+    for pattern in patterns:
+        assert ready([found(name)], pattern=pattern, ignore_case=True) == [name]
+    for pattern in ("re:.*", "re:.+", r"re:.*\.?.*", r"re:[.a].*", "re:.hidden|.*"):
+        assert ready([found(name)], pattern=pattern) == []
+
+
+def test_a_hidden_folder_is_entered_where_an_expression_names_it() -> None:
+    server = tree("/in/.ssh/key", "/in/x/.snapshot/b", "/in/.Trash/a")
+    assert walk(server, recursive=True, pattern=r"re:\.ssh/.*") == [".ssh/key"]
+    assert walk(server, recursive=True, pattern="re:.*/.*") == []
+
+
+GLOBS = st.text("ab.*?[]!/,", min_size=1, max_size=6).filter(lambda text: text.strip(", "))
+
+
+@given(GLOBS, st.text("abAB./", min_size=1, max_size=6), st.booleans())
+def test_a_glob_matches_as_it_always_did_and_in_any_case_as_that_of_small_letters(
+    glob: str, name: str, ignore_case: bool
+) -> None:
+    """Against an obvious model."""
+    glob = glob.split(",")[0] or "a"
+    model = fnmatch.fnmatchcase
+    subject = name if "/" in glob else name.rpartition("/")[2]
+    expected = model(subject.lower(), glob.lower()) if ignore_case else model(subject, glob)
+    assert ftpcoord.matcher([glob], ignore_case)(name) == expected
 
 
 TEMPORARY = ["a.tmp", "a.part", "A.PART", "a.csv.filepart", "a.writing", "a.crdownload", "a.partial", "a.csv~"]

@@ -182,6 +182,9 @@ def test_none_is_not_set() -> None:
         ("max_size", "1.5M"),
         ("max_size", "1T"),
         ("max_size", "K"),
+        ("min_size", "-1"),
+        ("min_size", "1.5K"),
+        ("ignore_case", "maybe"),
         ("file_mode", "rw-r-----"),
         ("file_mode", "0240"),
         ("file_mode", "04640"),
@@ -448,6 +451,15 @@ def test_a_byte_order_mark_is_no_part_of_a_secret_or_of_the_settings(tmp_path: P
 )
 def test_a_size_is_in_bytes_or_with_a_letter(text: object, bytes_: object) -> None:
     assert config(max_size=text).max_size == bytes_
+    if bytes_ is not None:
+        assert config(min_size=text).min_size == bytes_
+
+
+def test_a_least_size_may_be_none_but_not_above_the_most() -> None:
+    assert config(min_size="0").min_size == config().min_size == 0
+    assert config(min_size="1K", max_size="1024").min_size == 1024
+    with pytest.raises(ConfigError, match=r"^min_size: must not be more than max_size"):
+        config(min_size="1K", max_size="1023")
 
 
 @pytest.mark.parametrize(("text", "mode"), [("0640", "0640"), ("600", "0600"), (0o664, "0664"), ("0o400", "0400")])
