@@ -8074,7 +8074,105 @@ def start_logging(level: str, form: str, stream: TextIO) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# III.3 Listeners and coordinators: what a process takes part in
+# III.3 Schedules: cron fields and time zones
+# ---------------------------------------------------------------------------------------------------------------------
+
+# The least value, the most, and names from the least on.
+CRON_FIELDS = {
+    "minute": (0, 59, ""),
+    "hour": (0, 23, ""),
+    "day of month": (1, 31, ""),
+    "month": (1, 12, "jan feb mar apr may jun jul aug sep oct nov dec"),
+    "day of week": (0, 7, "sun mon tue wed thu fri sat"),
+}
+LONGEST_WAIT = 8 * 366 + 2  # days: from one 29 February to the next over a year like 2100
+
+
+def time_zone(name: str) -> datetime.tzinfo:
+    """A zone of the IANA database. Raises ConfigError."""
+    import zoneinfo  # only where it is needed: a standby stays small
+
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (KeyError, ValueError, OSError):  # not there, no name at all, a folder of the database
+        if not zoneinfo.available_timezones():
+            raise ConfigError("timezone: this system has no database of time zones; pip install tzdata") from None
+        raise ConfigError(f"timezone: the IANA database has no {quoted(name)}; Europe/Zurich is one") from None
+
+
+def cron_field(text: str, name: str) -> frozenset[int]:
+    """The values of one of CRON_FIELDS as in crontab(5): numbers, names, ranges, `*`, steps of these two, lists.
+
+    Sunday is 0. Raises ValueError with the part that is none.
+    """
+    least, most, names = CRON_FIELDS[name]
+
+    def value(word: str) -> int:
+        if word in names.split():
+            return names.split().index(word) + least
+        return int(word) if re.fullmatch("[0-9]{1,4}", word) else -1
+
+    values: set[int] = set()
+    for part in text.lower().split(","):
+        span, slash, step = part.partition("/")
+        first, dash, last = (f"{least}-{most}" if span == "*" else span).partition("-")
+        start, end, by = value(first), value(last if dash else first), int(step) if step.isdecimal() else 0
+        if names.startswith("sun") and end == 0 < start:
+            end = 7  # fri-sun
+        if not least <= start <= end <= most or (slash and not (dash and by)):
+            raise ValueError(f"{quoted(part)} is no {name}")
+        values.update(range(start, end + 1, by or 1))
+    return frozenset(one % 7 if names.startswith("sun") else one for one in values)
+
+
+class Schedule:
+    """Minutes as in crontab(5), several lines with semicolons, in a time zone. Raises ValueError with what is wrong.
+
+    Day of month or day of week is enough, unless one of them begins with `*`. Where the clock is put forward, the first
+    minute after it stands for those that do not exist; where it is put back, an hour that begins with `*` means both
+    passes, another one the first.
+    """
+
+    def __init__(self, text: str, zone: datetime.tzinfo) -> None:
+        self._zone = zone
+        self._lines: list[tuple[list[frozenset[int]], list[bool]]] = []
+        for line in text.split(";"):
+            fields = line.split()
+            if len(fields) != len(CRON_FIELDS):
+                raise ValueError(f"{quoted(line)} has not the five fields {', '.join(CRON_FIELDS)}")
+            values = [cron_field(field, name) for field, name in zip(fields, CRON_FIELDS)]
+            self._lines.append((values, [field.startswith("*") for field in fields]))
+
+    def next(self, after: float) -> Optional[float]:
+        """The first scheduled minute later than `after`, both in epoch seconds; None if none comes in eight years."""
+        day, one = datetime.datetime.fromtimestamp(after, self._zone).date(), datetime.timedelta(days=1)
+        found: set[float] = set()
+        for number in range(-1, LONGEST_WAIT):  # from the day before: its end may come again
+            last = bool(found)  # the next day may begin before the end of this one
+            found.update(moment for moment in self._of_day(day + number * one) if moment > after)
+            if last:
+                break
+        return min(found, default=None)
+
+    def _of_day(self, day: datetime.date) -> Iterator[float]:
+        for (minutes, hours, days, months, weekdays), stars in self._lines:
+            fits = day.day in days, day.isoweekday() % 7 in weekdays
+            if day.month not in months or not (all(fits) if stars[2] or stars[4] else any(fits)):
+                continue
+            for hour, minute in itertools.product(hours, minutes):
+                local = datetime.datetime(day.year, day.month, day.day, hour, minute)
+                while not self._exists(local):
+                    local += datetime.timedelta(minutes=1)
+                for fold in (0, 1) if stars[1] else (0,):
+                    yield local.replace(tzinfo=self._zone, fold=fold).timestamp()
+
+    def _exists(self, local: datetime.datetime) -> bool:
+        moment = local.replace(tzinfo=self._zone).timestamp()
+        return datetime.datetime.fromtimestamp(moment, self._zone).replace(tzinfo=None) == local
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# III.4 Listeners and coordinators: what a process takes part in
 # ---------------------------------------------------------------------------------------------------------------------
 
 Route = Callable[[str], Optional[Handler]]
@@ -8458,7 +8556,7 @@ def warn_of_weaknesses(config: Config) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# III.4 Status: what this process has seen, what the database shows, and how people, programs and systemd are told
+# III.5 Status: what this process has seen, what the database shows, and how people, programs and systemd are told
 # ---------------------------------------------------------------------------------------------------------------------
 
 SURVEY_SECONDS = 2.0  # a status page reads the database at most so often, ...
@@ -9436,7 +9534,7 @@ class Notifier:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# III.5 Command line
+# III.6 Command line
 # ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -123,9 +123,10 @@ def test_sections_stand_in_the_order_in_which_they_are_to_be_read() -> None:
         "II.7 Handlers",
         "III.1 Settings",
         "III.2 Logging",
-        "III.3 Listeners and coordinators",
-        "III.4 Status",
-        "III.5 Command line",
+        "III.3 Schedules",
+        "III.4 Listeners and coordinators",
+        "III.5 Status",
+        "III.6 Command line",
     ]
 
 
@@ -164,7 +165,7 @@ def test_the_promises_know_the_rest_by_its_interfaces_and_the_tongues_know_no_le
         assert not uses(parts[number]) & promised, number
     for number in ("II.2", "II.3", "II.4", "II.5"):
         assert not uses(parts[number]) & {"Row", "Change", "Fence", "View"}, number
-    assert not re.search(r"member\.(ask|hand_over|stop|cut)\w*\(", parts["III.4"]), "status decides nothing"
+    assert not re.search(r"member\.(ask|hand_over|stop|cut)\w*\(", parts["III.5"]), "status decides nothing"
 
 
 def test_the_module_depends_on_the_standard_library_until_a_driver_is_needed() -> None:
