@@ -153,6 +153,8 @@ __all__ = [
 # servers, and part III, what a person and an operator see, are looked up. Part I knows of them only their interfaces.
 
 STEP_DOWN = "step-down:"  # health_check.task_id of a request to release the lease of a term: step-down:<term>
+PAUSE = "pause:"  # ... of an operator's pause of a group: pause:<UTC end or 0>:<user@host>, since last_heartbeat
+RESERVED = (STEP_DOWN, PAUSE)  # what begins so is no member's id
 BATCH_FILES = 64  # claims and completions committed together where delivery is the folder alone
 FILE_MODE = 0o640  # of delivered files, less what the umask takes
 KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL for a command
@@ -620,13 +622,13 @@ class Store(Protocol):
         """Removes the member's health row, if another id holds the token: without one it is a trace."""
 
     def sweep(self, group: str, member: str) -> None:
-        """Removes health rows older than a day, except its own and the holder's: ids of pods change."""
+        """Removes health rows older than a day, except its own, the holder's and pauses: ids of pods change."""
 
     def last_term(self, group: str) -> int:
         """The highest term that the ledger knows, 0 without one."""
 
     def members(self, group: str) -> list[MemberRow]:
-        """The group's health rows; requests to step down are none."""
+        """The group's health rows; those under reserved ids are none."""
 
 
 class Rows(Protocol):
@@ -1688,6 +1690,11 @@ class Ledger:
         """Rows by path, due by the member's own clock."""
         return {row.path: row if row.due is None else row._replace(due=self._clock() + row.due) for row in rows}
 
+    def ask(self, question: Callable[[], bool]) -> bool:
+        """Something else, on the same connection."""
+        with self._asking():
+            return question()
+
     def get(self, path: str) -> Optional[Row]:
         return self._rows.get(path)
 
@@ -2146,6 +2153,7 @@ class Poller:
         rows: LedgerRows,
         yielding: Yielding,
         breaker: Breaker,
+        paused: Callable[[], bool] = bool,
     ) -> None:
         self.config, self.member, self.lease = config, member, lease
         self.selector, self.route = selector, route
@@ -2165,7 +2173,7 @@ class Poller:
         self.workers = Workers(config.workers, self._folder_alone, self._work, self._worked)
         self.stats.queued = self.workers.busy.__len__
         self._server_trouble = Backoff(1.0, min(60.0, max(1.0, config.polling_interval)))
-        self._yielding, self._breaker = yielding, breaker
+        self._yielding, self._breaker, self._pause = yielding, breaker, paused
         breaker.terms.add(lease.term)
 
     # -- the loop -----------------------------------------------------------------------------------------------------
@@ -2208,8 +2216,14 @@ class Poller:
                 self.member.wait(self.lease, self.failed(exc, self._server_trouble.next()))
 
     def _poll_once(self) -> Optional[float]:
-        """One poll; the seconds to wait because of trouble, or None."""
+        """One poll; the seconds to wait because of trouble or a pause, or None."""
         try:
+            if self._paused():
+                self.unreached = True  # `run --once` leaves something
+                self.workers.start()
+                self.ledger.refresh()
+                self._act_where_due(self.workers.busy.copy())
+                return min(PAUSE_SECONDS, self.config.polling_interval)
             self.poll()
             self._server_trouble.reset()
             self._yielding.reached()
@@ -2223,6 +2237,11 @@ class Poller:
             return self.failed(exc, self._server_trouble.next())
         except (DatabaseDown, DatabaseRefused):
             return self.config.heartbeat_frequency
+
+    def _paused(self) -> bool:
+        """Whether an operator wants no new polls and claims."""
+        self._breaker.paused = self.ledger.ask(self._pause)
+        return self._breaker.paused
 
     def failed(self, exc: Error, pause: float) -> float:
         """Says why nothing can be polled, and lets another member try after some times; the seconds to wait."""
@@ -2247,7 +2266,7 @@ class Poller:
         listing = again = self._list()
         self.unreached = bool(listing.refused)
         unclear = self.recognizer.recognize(listing, busy)
-        self.workers.hand_in(row for row in self.ledger.due_actions(busy) if self._breaker.rested(row.path))
+        self._act_where_due(busy)
         choice = self.selector.choose(listing, self.ledger.get, busy | unclear)
         ready = choice.ready
         unsettled = 0
@@ -2275,9 +2294,13 @@ class Poller:
         event("polled", term=self.lease.term, listed=len(listing), new=len(ready), waiting=self.waiting)
         while self.workers.queue and self.member.may_work(self.lease):
             self.member.wait(self.lease, 1.0, lambda: not self.workers.queue)
+            self._paused()
         if self.pool.trouble is not None:
             raise self.pool.trouble
         self._forget(listing, busy)
+
+    def _act_where_due(self, busy: set[str]) -> None:
+        self.workers.hand_in(row for row in self.ledger.due_actions(busy) if self._breaker.rested(row.path))
 
     def _goes_on(self) -> None:
         """Raises LeaseLost once the work is to end."""
@@ -2921,6 +2944,7 @@ class Breaker:
         self._tried: set[str] = set()
         self._trial = ""
         self.terms: set[int] = set()  # those that this process has held
+        self.paused = False  # by an operator
 
     def rest(self, path: str, exc: NotNow) -> tuple[float, bool, bool]:
         """Notes a "not now": the pause, whether it is to be said, and whether it counts as the file's failure.
@@ -2971,7 +2995,7 @@ class Breaker:
 
     def allows(self, path: str) -> bool:
         """Whether a file may be claimed."""
-        return not self._open_for or path == self._trial
+        return not self.paused and (not self._open_for or path == self._trial)
 
     def rested(self, path: str) -> bool:
         """Whether a file's own pause is over."""
@@ -3472,8 +3496,9 @@ class Database(abc.ABC):
     LEAVE = """
         DELETE FROM health_check WHERE group_id = :group AND task_id = :member
            AND EXISTS (SELECT 1 FROM token_holder WHERE group_id = :group AND task_id <> :member)"""
-    SWEEP = """
-        DELETE FROM health_check WHERE group_id = :group AND task_id <> :member AND $age > 86400
+    SWEEP = f"""
+        DELETE FROM health_check
+         WHERE group_id = :group AND task_id <> :member AND task_id NOT LIKE '{PAUSE}%' AND $age > 86400
            AND NOT EXISTS (
                SELECT 1 FROM token_holder t WHERE t.group_id = :group AND t.task_id = health_check.task_id)"""
     LAST_TERM = "SELECT COALESCE(MAX(term), 0) FROM file_ledger WHERE group_id = :group"
@@ -3485,8 +3510,11 @@ class Database(abc.ABC):
     IDS = """
         SELECT task_id, group_id FROM health_check WHERE group_id = :group AND task_id = :member
         UNION ALL SELECT :member, group_id FROM token_holder WHERE group_id = :group"""
-    ASK_STEP_DOWN = """
-        INSERT INTO health_check (task_id, group_id, last_heartbeat) VALUES (:request, :group, $now) $ignore"""
+    ASK = "INSERT INTO health_check (task_id, group_id, last_heartbeat) VALUES (:request, :group, $now) $ignore"
+    UNASK = "DELETE FROM health_check WHERE group_id = :group AND task_id = :request"
+    PAUSES = f"""
+        SELECT h.task_id, $age, $epoch FROM (SELECT 1 AS one) o
+          LEFT JOIN health_check h ON h.group_id = :group AND h.task_id LIKE '{PAUSE}%' ORDER BY h.last_heartbeat"""
 
     # The ledger. `:changes` is a table of COLUMNS.
     CLAIM = f"""
@@ -3829,7 +3857,7 @@ class Database(abc.ABC):
         return [
             MemberRow(member, LONGEST_DELAY if age is None else float(age), bool(released), stamp)
             for member, age, released, stamp in rows
-            if not member.startswith(STEP_DOWN)
+            if not member.startswith(RESERVED)
         ]
 
     # -- the ledger's verbs: see Rows ---------------------------------------------------------------------------------
@@ -3912,8 +3940,24 @@ class Database(abc.ABC):
             for file_id, path, state, attempts, error, age in self.execute(self.ERRORS, group=group)
         ]
 
-    def ask_step_down(self, group: str, term: int) -> None:
-        self.execute(self.ASK_STEP_DOWN, group=group, request=f"{STEP_DOWN}{term}")
+    def ask(self, group: str, request: str) -> None:
+        """Leaves a row under a reserved id."""
+        self.execute(self.ASK, group=group, request=request)
+
+    def unask(self, group: str, requests: Iterable[str]) -> None:
+        for request in requests:
+            self.execute(self.UNASK, group=group, request=request)
+
+    def pauses(self, group: str) -> tuple[float, list[str], Optional[dict[str, Any]]]:
+        """The time, the ids of pauses, and what is to be told of the last one that is not over."""
+        rows, found = self.execute(self.PAUSES, group=group), None
+        now, ids = float(rows[0][2]), [task_id for task_id, *_ in rows if task_id]
+        for task_id, age, _ in rows if ids else ():
+            end, _, by = re.sub(rf"{PAUSE}(?:0:|([\d-]+T[\d:]+Z):|)", r"\1 ", task_id, count=1).partition(" ")
+            if not end or end > utc_second(now):
+                since = utc_second(max(0.0, now - float(age or 0) + 0.001))
+                found = {"by": by, "since": since, "until": end or None}
+        return now, ids, found
 
     def adopt(self, group: str, member: str, rows: Sequence[Row]) -> None:
         """Records files as done that the ledger does not know."""
@@ -7396,7 +7440,10 @@ PORT = r"(?:[0-5]?[0-9]{1,4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0
 BYTES = Kind("a number of bytes, or of K, M or G of 1024", _byte_size)
 MODE = Kind("permissions in octal that let the owner read, like 0640", _file_mode)
 SECONDS = Kind("a number of seconds", _seconds)
-IDENTIFIER = Kind("1 to 128 printable ASCII characters without spaces", matching(rf"(?!{STEP_DOWN})[!-~]{{1,128}}"))
+IDENTIFIER = Kind(
+    f"1 to 128 printable ASCII characters without spaces, and not begin with {' or '.join(RESERVED)}",
+    matching(rf"(?!{'|'.join(RESERVED)})[!-~]{{1,128}}"),
+)
 ACTION = Kind("keep, delete or move:FOLDER (`.` is no folder)", matching(r"keep|delete|move:(?!\./?\Z)[^\r\n]+"))
 FINGERPRINT = Kind("a fingerprint as ssh-keygen -lf prints it, SHA256:...", matching("SHA256:.*"))
 FUNCTION = Kind("module:function", matching(r"[\w.]+:[\w.]+"))
@@ -8050,6 +8097,11 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+def utc_second(seconds: float) -> str:
+    """Epoch seconds as 2026-11-24T03:41:48Z."""
+    return utc_text(seconds)[:19] + "Z"
+
+
 def utc_text(seconds: float) -> str:
     """Epoch seconds as 2026-11-24T03:41:48.123Z."""
     moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
@@ -8299,6 +8351,32 @@ class Coordinator:
                 member.work_ended()
 
 
+PAUSE_SECONDS = 5.0  # so late at most, or at the next poll, a pause and its end are seen
+
+
+class Hold:
+    """An operator's pause, as the poller sees it. Outlives leases; used under the ledger's lock."""
+
+    def __init__(self, config: Config, database: Database) -> None:
+        self._config, self._database = config, database
+        self._found: Optional[dict[str, Any]] = None
+        self._next = self._said = float("-inf")
+
+    def look(self) -> bool:
+        """Whether the group is paused. Says changes, and reminds every hour."""
+        now, before, group = boot_clock(), self._found, self._config.coordination_group
+        if now >= self._next:
+            self._database.prepare()
+            self._found = self._database.pauses(group)[2]
+            self._next = now + min(PAUSE_SECONDS, self._config.polling_interval)
+            if self._found and (self._found != before or now - self._said >= 3600):
+                self._said = now
+                event("group_paused", logging.WARNING, group=group, **self._found)
+            elif before and not self._found:
+                event("group_resumed", group=group)
+        return self._found is not None
+
+
 class Listener:
     """Polls one folder whenever its member is active.
 
@@ -8377,12 +8455,14 @@ class Listener:
     def _run(self) -> None:
         member, config, route = self.member, self.config, self._route if self._routes else None
         selector, yielding, breaker = Selector(config, boot_clock), Yielding(config), Breaker(config, member.stats)
-        rows: LedgerRows = open_database(config) if config.ledger else {}
+        database = open_database(config)
+        rows: LedgerRows = database if config.ledger else {}
+        hold = Hold(config, database)
         try:
             while True:
                 lease = member.wait_for_lease(0.2 if self._once else float("inf"))
                 if lease is not None:
-                    self._work(Poller(config, member, lease, selector, route, rows, yielding, breaker))
+                    self._work(Poller(config, member, lease, selector, route, rows, yielding, breaker, hold.look))
                 elif member.stopping or member.finished.is_set():
                     break
                 elif self._other_is_active():
@@ -8391,8 +8471,7 @@ class Listener:
         except Error:
             return  # member.failure tells why
         finally:
-            if isinstance(rows, Database):
-                rows.close()
+            database.close()
         member.finished.wait(4 * member.timing.call_timeout + KILL_AFTER)
         event("stopped", group=config.coordination_group, member=config.member_id)
 
@@ -8724,6 +8803,7 @@ def unread(config: Config, error: str = "") -> dict[str, Any]:
         "term": None,
         "holder": None,
         "members": [],
+        "paused": None,
         "files": {},
         "database": without_password(config.database),
         "stale_after": 0.0,
@@ -8743,6 +8823,7 @@ def group_status(database: Database, config: Config) -> dict[str, Any]:
         {"member_id": row.member_id, "released": row.released, "heartbeat_age": round(row.age, 3)}
         for row in database.members(group)
     ]
+    found["paused"] = database.pauses(group)[2]
     if config.ledger:
         found["files"], found["errors"] = database.counts(group), database.errors(group)
         found["active_for"], found["last_change"] = database.activity(group, found["term"])
@@ -8806,6 +8887,12 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
         )
     if own.get("not_now"):
         yield Finding("passing", f"claims wait for the system behind the handler: {own['not_now']}")
+    if status["paused"]:
+        yield Finding(
+            "problem",
+            f"the group is {paused(status['paused'])}; no new file is taken",
+            "`ftpcoord.py resume` ends it; until then the files wait on the server.",
+        )
     for row in status["members"]:
         if row["heartbeat_age"] < -5 and row["member_id"] == active:
             yield Finding(
@@ -8823,6 +8910,10 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("note", "there is no standby: nobody takes over if the active member dies")
     if files.get("failed"):
         yield Finding("note", f"{files['failed']} failed and will be tried again")
+
+
+def paused(found: Optional[Mapping[str, Any]]) -> str:
+    return f"paused by {found['by']} since {found['since']}, until {found['until'] or 'it is resumed'}" if found else ""
 
 
 def _nobody_active(status: Mapping[str, Any]) -> Finding:
@@ -8994,6 +9085,12 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> list[tuple[str, str, st
     fresh = status["as_of"] is not None and status["as_of"] < 60 and not status["database_error"]
     roles = [row["role"] for row in status["members"]]
     return [
+        (
+            "paused",
+            "gauge",
+            "Whether an operator has paused the group; the same on every member.",
+            status["paused"] is not None if fresh else None,
+        ),
         ("start_time_seconds", "gauge", "When this member started, in epoch seconds.", own["started"]),
         (
             "role",
@@ -9742,9 +9839,48 @@ def command_step_down(configs: Sequence[Config], options: argparse.Namespace) ->
         holder, term = database.token(config.coordination_group)
         if holder is None:
             raise DatabaseRefused(f"group {config.coordination_group} has no active member")
-        database.ask_step_down(config.coordination_group, term)
+        database.ask(config.coordination_group, f"{STEP_DOWN}{term}")
         print(printable(f"asked {holder} to hand over at term {term}"))
     return 0
+
+
+def operator() -> str:
+    """Who gives a command: user@host, fit for an id."""
+    import getpass
+
+    user = ""
+    with contextlib.suppress(Exception):  # a container may know its user by a number alone
+        user = getpass.getuser()
+    return re.sub(r"[^!-~]", "_", f"{user[:40]}@{socket.gethostname()}")[:100]
+
+
+def command_pause(configs: Sequence[Config], options: argparse.Namespace) -> int:
+    """no new polls and claims until `resume`, or for a time; what is in work goes on"""
+    for config, database in opened(configs):
+        group = config.coordination_group
+        now, before, _ = database.pauses(group)
+        end = utc_second(now + options.seconds + 0.999) if options.seconds else "0"
+        request = f"{PAUSE}{end}:{operator()}"
+        database.ask(group, request)
+        database.unask(group, {*before} - {request})
+        print(printable(f"group {group} is {paused(database.pauses(group)[2])}"))
+    return 0
+
+
+def command_resume(configs: Sequence[Config], options: argparse.Namespace) -> int:
+    """end a pause"""
+    for config, database in opened(configs):
+        _, ids, found = database.pauses(config.coordination_group)
+        database.unask(config.coordination_group, ids)
+        print(f"group {config.coordination_group} {'is resumed' if found else 'was not paused'}")
+    return 0
+
+
+def span(text: str) -> float:
+    """90s, 30m, 2h or 1d in seconds. Raises ValueError."""
+    if not re.fullmatch(r"0*[1-9]\d{0,5}[smhd]", text, re.ASCII):
+        raise ValueError
+    return int(text[:-1]) * {"s": 1.0, "m": 60.0, "h": 3600.0, "d": SECONDS_A_DAY}[text[-1]]
 
 
 def parse_arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
@@ -9759,7 +9895,7 @@ def parse_arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
         name, text = function.__name__[len("command_") :].replace("_", "-"), function.__doc__
         added = commands.add_parser(name, parents=[common], help=text, description=text)
         added.set_defaults(function=function)
-        one_of = added.add_mutually_exclusive_group()
+        one_of = added.add_mutually_exclusive_group() if flags else added
         for flag, text in flags.items():
             one_of.add_argument("--" + flag.replace("_", "-"), action="store_true", help=text)
         return added
@@ -9772,6 +9908,11 @@ def parse_arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     retry = add(command_retry, done="put done files back instead")
     retry.add_argument("glob", nargs="?", default="*", metavar="GLOB")
     add(command_skip).add_argument("glob", metavar="GLOB")
+    pause = add(command_pause)
+    pause.add_argument(
+        "--for", dest="seconds", type=span, metavar="2h", help="or 90s, 30m, 1d; else until it is resumed"
+    )
+    add(command_resume)
     add(command_adopt)
     add(command_step_down)
     parser.set_defaults(command="run", function=command_run, once=False, dry_run=False)

@@ -429,12 +429,12 @@ def test_a_renewal_learns_of_a_request_to_step_down_of_its_own_term(shared: Tabl
     holding(shared, store, term=5)
     operator = shared.open()
     assert store.renew("g", "a", 5) == (True, False)
-    operator.ask_step_down("g", 4)
-    operator.ask_step_down("g", 15)
-    operator.ask_step_down("other", 5)
+    operator.ask("g", "step-down:4")
+    operator.ask("g", "step-down:15")
+    operator.ask("other", "step-down:5")
     assert store.renew("g", "a", 5) == (True, False)
-    operator.ask_step_down("g", 5)
-    operator.ask_step_down("g", 5)
+    operator.ask("g", "step-down:5")
+    operator.ask("g", "step-down:5")
     assert store.renew("g", "a", 5) == (True, True)
 
 
@@ -562,14 +562,14 @@ def test_a_leaving_standby_removes_its_row_but_never_the_holders(shared: Tables,
 def test_sweeping_removes_the_rows_of_yesterday_except_the_own_and_the_holders(
     shared: Tables, store: ftpcoord.Database
 ) -> None:
-    for member in ("me", "holder", "gone", "step-down:3"):
+    for member in ("me", "holder", "gone", "step-down:3", "pause:0:me@here"):
         shared.set_heartbeat(member, 2 * 86400)
     shared.set_heartbeat("alive", 86400 - 600)
     shared.set_heartbeat("gone", 2 * 86400, group="other")
     shared.set_token("holder", 1)
     store.sweep("g", "me")
     found = shared.database.execute("SELECT task_id FROM health_check WHERE group_id = 'g' ORDER BY task_id")
-    assert found == [("alive",), ("holder",), ("me",)]
+    assert found == [("alive",), ("holder",), ("me",), ("pause:0:me@here",)]
     assert shared.heartbeat_of("gone", "other") is not None
 
 
@@ -580,7 +580,8 @@ def test_members_are_told_with_ages_and_requests_are_none(shared: Tables, store:
     shared.set_heartbeat("a", 10)
     shared.set_heartbeat("b", 20)
     shared.set_heartbeat("c", 20, group="other")
-    store.ask_step_down("g", 3)
+    store.ask("g", "step-down:3")
+    store.ask("g", "pause:0:me@here")
     members = store.members("g")
     assert [(m.member_id, m.released) for m in members] == [("a", False), ("b", False)]
     assert 9 <= members[0].age <= 15
@@ -588,6 +589,41 @@ def test_members_are_told_with_ages_and_requests_are_none(shared: Tables, store:
     assert store.token("g") == (None, 0)
     shared.set_token("b", 9)
     assert store.token("g") == ("b", 9)
+
+
+def test_a_pause_ends_by_the_databases_clock_and_the_last_one_counts(shared: Tables, store: ftpcoord.Database) -> None:
+    assert store.pauses("g")[1:] == ([], None)
+    now = store.pauses("g")[0]
+    assert abs(now - time.time()) < 5
+
+    def until(seconds: float) -> str:
+        return ftpcoord.utc_second(now + seconds)
+
+    shared.set_heartbeat(f"pause:{until(3600)}:me@here", 600)
+    shared.set_heartbeat(f"pause:{until(-2)}:late@there", 100)
+    shared.set_heartbeat("pause:0:other@there", 50, group="other")
+    shared.set_heartbeat("a", 0)
+    _, ids, found = store.pauses("g")
+    assert len(ids) == 2 and found is not None
+    assert found["by"] == "me@here" and found["until"] == until(3600)
+    assert found["since"][:15] in (until(-600)[:15], until(-605)[:15]), found
+    shared.set_heartbeat("pause:0:you@here", 50)
+    found = store.pauses("g")[2]
+    assert found is not None and (found["by"], found["until"]) == ("you@here", None)
+    store.unask("g", ids)
+    assert store.pauses("g")[1] == ["pause:0:you@here"]
+    store.unask("g", ["pause:0:you@here"])
+    assert store.pauses("g")[2] is None and store.pauses("other")[2] is not None
+    assert shared.heartbeat_of("a") is not None
+
+
+@pytest.mark.parametrize("words", ["", "x", "2026-99-99T99:99:99Z", "someday:me@here", "1:me@here"])
+def test_a_pause_that_nobody_understands_is_in_force(tables: Tables, words: str) -> None:
+    """Whoever wrote it, perhaps a newer version, wanted one."""
+    store = tables.open()
+    store.ask("g", f"pause:{words}")
+    found = store.pauses("g")[2]
+    assert found is not None and found["until"] is None and found["by"] == words
 
 
 def test_groups_do_not_see_each_other(shared: Tables, store: ftpcoord.Database) -> None:

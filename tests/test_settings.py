@@ -247,6 +247,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"coordination_group": "x\n"}, "^coordination_group: must be 1 to 128"),
     ({"member_id": "\u00e4"}, "^member_id: must be 1 to 128 printable ASCII"),
     ({"member_id": "step-down:7"}, "^member_id: "),
+    ({"member_id": "pause:0:me@here"}, "^member_id: .*not begin with step-down: or pause:"),
     ({"password": "x", "password_file": "/x"}, "^password: is set twice"),
     ({"url_file": "/x"}, "^url: is set twice"),
 ]
