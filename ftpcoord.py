@@ -4370,6 +4370,17 @@ MOST_UNREAD = 100  # lines of a listing that are kept though nobody understands 
 LARGEST_FILE = 2**63 - 1  # bytes; a listing that tells more is wrong, and the ledger's column takes no more
 READ_BUFFER = 256 * 1024  # bytes; larger ones were slower
 NAMES_SERVE = 10.0  # seconds for which the listing of a folder answers what is in it
+MOST_PROXY_REPLY = 16384  # bytes of what an HTTP proxy says before the tunnel begins
+SOCKS_ERRORS = (  # from 1, RFC 1928 section 6
+    "general failure",
+    "not allowed",
+    "network unreachable",
+    "host unreachable",
+    "connection refused",
+    "TTL expired",
+    "command not supported",
+    "address type not supported",
+)
 
 
 class Job(NamedTuple):
@@ -4505,6 +4516,84 @@ def set_linger(sock: socket.socket, orderly: bool) -> None:
     socket.socket.setsockopt(sock, socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(form, not orderly, 0))
 
 
+class ProxyRefused(OSError):
+    """The proxy makes no connection, or does not speak its protocol."""
+
+
+class ProxyLogin(ProxyRefused):
+    """It wants a login, or another one."""
+
+
+class Proxy:
+    """Asks a proxy, which resolves names: CONNECT of HTTP (RFC 9110 section 9.3.6), SOCKS 5 (RFC 1928, 1929). Reads
+    nothing behind its answer: that is the server's."""
+
+    def __init__(self, config: Config) -> None:
+        self.scheme, self.user, *_ = config.via or config.target
+        self.password = config.proxy_login()
+
+    def connect(self, sock: socket.socket, host: str, port: int, deadline: float) -> None:
+        """From the proxy on to that port of the host. Raises OSError."""
+        self._sock, self._deadline = sock, deadline
+        (self._http if self.scheme == "http" else self._socks)(host.encode("idna"), port)
+
+    def _http(self, host: bytes, port: int) -> None:
+        place = (b"[%b]:%d" if b":" in host else b"%b:%d") % (host, port)
+        login = base64.b64encode(f"{self.user}:{self.password}".encode())
+        proof = b"Proxy-Authorization: Basic %b\r\n" % login if self.user else b""
+        self._sock.sendall(b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (place, place, proof))
+        head = b""
+        while not head.endswith((b"\n\r\n", b"\n\n")):
+            head += self._take(1)
+            if not b"HTTP/1.".startswith(head[:7]) or len(head) > MOST_PROXY_REPLY:
+                raise ProxyRefused("the proxy answers no HTTP, or without an end")
+        line = head.replace(login, b"***").decode("latin-1").splitlines()[0][:200]
+        if line[9:12] in ("401", "407"):  # tinyproxy says 401 to a wrong one
+            raise ProxyLogin(f"the proxy wants a login, or another one, by Basic: {line}")
+        if not re.match(r"HTTP/1\.\d 2\d\d\b", line):
+            raise ProxyRefused(f"the proxy refuses: {line}")
+
+    def _socks(self, host: bytes, port: int) -> None:
+        self._sock.sendall(b"\5\2\0\2" if self.user else b"\5\1\0")  # without a login, or also with one
+        method = self._take(2)
+        if self.user and method == b"\5\2":
+            self._sock.sendall(b"\1" + self._counted(self.user.encode()) + self._counted(self.password.encode()))
+            method = b"\5\0" if self._take(2)[1] == 0 else b"\5\xff"
+        if method == b"\5\xff":
+            raise ProxyLogin("the proxy wants a login, or another one")
+        if method == b"\5\0":
+            self._sock.sendall(b"\5\1\0%b%b" % (self._place(host), port.to_bytes(2, "big")))
+            version, error, _, kind = self._take(4)
+            if version == 5 and error:
+                raise ProxyRefused(f"the proxy refuses: SOCKS error {error} {''.join(SOCKS_ERRORS[error - 1 : error])}")
+            if version == 5 and kind in (1, 3, 4):
+                self._take((self._take(1)[0] if kind == 3 else 4 * kind) + 2)  # its own address and port
+                return
+        raise ProxyRefused("the proxy answers no SOCKS 5")
+
+    def _place(self, host: bytes) -> bytes:
+        try:
+            address = ipaddress.ip_address(host.decode())
+        except ValueError:
+            return b"\3" + self._counted(host)
+        return (b"\1" if address.version == 4 else b"\4") + address.packed
+
+    def _counted(self, text: bytes) -> bytes:
+        if len(text) > 255:
+            raise ProxyRefused("SOCKS has no host, user or password of more than 255 bytes")
+        return bytes([len(text)]) + text
+
+    def _take(self, count: int) -> bytes:
+        taken = b""
+        while len(taken) < count:
+            self._sock.settimeout(max(0.0, self._deadline - time.monotonic()))
+            piece = self._sock.recv(count - len(taken))
+            if not piece:
+                raise ProxyRefused("the proxy closed the connection")
+            taken += piece
+        return taken
+
+
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
@@ -4534,7 +4623,10 @@ class FileServer(abc.ABC):
         self.port = config.target.port or DEFAULT_PORTS[config.target.scheme]
         self.password = config.file_password() or ""
         self.timeout, self.encoding = float(config.timeout), config.encoding
-        self.label = f"{config.target.scheme}://{self.host}:{self.port}"
+        self.label = f"{config.target.scheme}://{self.host}:{self.port}{config.through()}"
+        self._proxy = Proxy(config) if config.via else None
+        first = config.via or self
+        self._dialled = first.host, first.port
         self.habits = Habits()
         self.unasked: Sequence[Job] = ()  # what the server had not heard of when fetch_many() lost it
         self.unread: list[str] = []  # lines of the last listing that nobody understands: MOST_UNREAD + 1 at most
@@ -4774,10 +4866,12 @@ class FileServer(abc.ABC):
 
     def _dial(self) -> socket.socket:
         """A socket that is connected to the server, with dead peers detected. Raises OSError."""
-        failure: OSError = OSError(f"{self.host} has no address")
+        failure: OSError = OSError(f"{self._dialled[0]} has no address")
         for family, _, _, _, address in self._addresses():
             try:
-                sock = self._connected(family, address)
+                sock = self._connected(family, address, self.port)
+            except ProxyRefused:
+                raise
             except OSError as error:
                 failure = error
                 continue
@@ -4796,12 +4890,12 @@ class FileServer(abc.ABC):
         raise failure
 
     def _addresses(self) -> Sequence[tuple[Any, ...]]:
-        """Of the host. Asked for in a thread, which is left behind at a cut: nothing ends getaddrinfo()."""
+        """Of the host, or the proxy. Asked for in a thread that is left behind at a cut: nothing ends getaddrinfo()."""
         answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
         def ask() -> None:
             try:
-                answer.put(socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
+                answer.put(socket.getaddrinfo(*self._dialled, type=socket.SOCK_STREAM))
             except Exception as error:
                 answer.put(error)
 
@@ -4814,14 +4908,21 @@ class FileServer(abc.ABC):
                 return cast(Sequence[tuple[Any, ...]], found)
         return ()
 
-    def _connected(self, family: int, address: tuple[Any, ...], timeout: Optional[float] = None) -> socket.socket:
-        """A connected socket with `timeout`, known to abort() from before it connects."""
+    def _connected(
+        self, family: int, peer: tuple[Any, ...], port: int, timeout: Optional[float] = None
+    ) -> socket.socket:
+        """A socket with `timeout` that is connected to a port of the server, known to abort() from before it connects.
+        `peer`: an address of it, or of the proxy."""
+        timeout = timeout or self.timeout
+        deadline = time.monotonic() + timeout
         sock = GuardedSocket(family, socket.SOCK_STREAM)
         sock.guard = self._guard
         self._adopt(sock)
         try:
-            sock.settimeout(timeout or self.timeout)
-            sock.connect(address)
+            sock.settimeout(timeout)
+            sock.connect(peer if self._proxy else (peer[0], port, *peer[2:]))
+            if self._proxy:
+                self._proxy.connect(sock, self.host, port, deadline)
             sock.settimeout(self.timeout)
             return sock
         except OSError:
@@ -4843,24 +4944,28 @@ class FileServer(abc.ABC):
                 "set ca_file to the authority that signed it"
             )
         elif isinstance(error, socket.gaierror):
-            why = f"the name {self.host} cannot be resolved ({error.strerror})"
+            why = f"the name {self._dialled[0]} cannot be resolved ({error.strerror})"
         else:
             why = shortened(self._without_password(str(error) or type(error).__name__))
-        return ServerDown(f"{self.label}: {doing}: {why}")
+        kind = LoginRefused if isinstance(error, ProxyLogin) and not self._aborted else ServerDown
+        return kind(f"{self.label}: {doing}: {why}")
 
     def _masked(self, error: Error) -> Error:
         """The same error, or one of its kind without the password: a server may say it in any reply."""
         text = str(error)
-        secret = self.password and self.password in text
-        return type(error)(shortened(self._without_password(text))) if secret or len(text) > STDERR_BYTES else error
+        masked = shortened(self._without_password(text))
+        return error if masked == text else type(error)(masked)
 
     def _without_password(self, text: str) -> str:
-        if len(self.password) >= 6:
-            return text.replace(self.password, "***")
-        # A short one is a part of many words, and masking these would tell it: only where it stands alone.
-        before, after = (r"\w" if end.isalnum() else r"(?!)" for end in (self.password[:1], self.password[-1:]))
-        alone = f"(?<!{before}){re.escape(self.password)}(?!{after})"
-        return re.sub(alone, "***", text) if self.password else text
+        secrets = {self.password, self._proxy.password if self._proxy else ""} - {""}
+        for secret in sorted(secrets, key=len, reverse=True):
+            if len(secret) >= 6:
+                text = text.replace(secret, "***")
+                continue
+            # A short one is a part of many words, and masking these would tell it: only where it stands alone.
+            before, after = (r"\w" if end.isalnum() else r"(?!)" for end in (secret[0], secret[-1]))
+            text = re.sub(f"(?<!{before}){re.escape(secret)}(?!{after})", "***", text)
+        return text
 
     @contextlib.contextmanager
     def _talking(self, doing: str) -> Iterator[None]:
@@ -5398,12 +5503,12 @@ class FtpClient(ftplib.FTP):
         conn, self.asked = None, False
         try:
             while conn is None:
-                address, trying = self.makepasv(), self._epsv and not self._reached
+                port, trying = self.makepasv()[1], self._epsv and not self._reached
                 if self._reached:
                     self._begin(cmd)
                 try:
                     conn = self._server._connected(
-                        self.af, (*address, *self._peer[2:]), min(EPSV_PATIENCE, self.timeout) if trying else None
+                        self.af, self._peer, port, min(EPSV_PATIENCE, self.timeout) if trying else None
                     )
                 except OSError:
                     if not trying:
@@ -7373,8 +7478,9 @@ LONGEST_SECRET = 65536  # characters
 DEFAULT_PORTS = {"ftp": 21, "ftpes": 21, "ftps": 990, "sftp": 22}
 SSH, TLS, FTP = ("sftp",), ("ftpes", "ftps"), ("ftp", "ftpes", "ftps")
 SERVICE_LINK = re.compile(r"service_(host|port\w*)\Z|port(_\d+_\w+)?\Z")
-SECRETS = ("password", "key_passphrase", "database_password")
-FILE_SETTINGS = (*SECRETS, "url", "database")  # a URL may hold a password: these, too, may come from a file
+SECRETS = ("password", "key_passphrase", "proxy_password", "database_password")
+URLS = ("url", "proxy", "database")
+FILE_SETTINGS = (*SECRETS, *URLS)  # a URL may hold a password: these, too, may come from a file
 
 
 class Target(NamedTuple):
@@ -7486,6 +7592,8 @@ class Config:
     tls_close: str = setting("strict", choices=("strict", "lax"), schemes=TLS)
     encoding: str = "utf-8"
     timeout: float = setting(30.0, least=0.1)
+    proxy: str = ""
+    proxy_password: str = ""
     site: str = setting("", kind=COMMANDS, schemes=FTP)
     database: str = ""
     database_password: str = ""
@@ -7546,7 +7654,7 @@ class Config:
         for name in self.files:
             if settings.get(name):
                 raise ConfigError(f"{name}: is set twice, as {name} and as {name}_file; keep one of them")
-            if name in ("url", "database"):
+            if name in URLS:
                 setattr(self, name, self.secret(name))
         self._check()
         self._complete()
@@ -7617,6 +7725,18 @@ class Config:
     def file_password(self) -> str:
         return self.secret("password") or _parse_url(self.secret("url"))[1]
 
+    @property
+    def via(self) -> Optional[Target]:
+        """The proxy, without its password."""
+        return _parse_proxy(self.proxy)[0] if self.proxy else None
+
+    def through(self) -> str:
+        """The proxy, as messages about the file server name it."""
+        return f" through {without_password(self.proxy)}" if self.proxy else ""
+
+    def proxy_login(self) -> str:
+        return self.secret("proxy_password") or _parse_proxy(self.secret("proxy"))[1]
+
     def database_login(self) -> str:
         return self.secret("database_password") or _parse_database(self.secret("database"))[1]
 
@@ -7624,7 +7744,7 @@ class Config:
         """All settings, secrets masked: for the status page and for people."""
         known = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         masked = {name: "***" for name in SECRETS if known[name] or name in self.files}
-        return {**known, **masked, "url": without_password(self.url), "database": without_password(self.database)}
+        return {**known, **masked, **{name: without_password(known[name]) for name in URLS}}
 
     def holds_secret(self) -> bool:
         """Whether a secret stands in the settings themselves."""
@@ -7654,6 +7774,7 @@ class Config:
                 "database: is required, e.g. postgresql://user@host/name, mysql://user@host/name or "
                 "sqlite:///file for members on one host; members without a common one would each elect themselves"
             )
+        via = self.via
         dialect, scheme = DIALECTS[self.endpoint.dialect], self.target.scheme if self.url else ""
         Timing(self.heartbeat_frequency, self.liveness_check_interval, dialect.least_timeout)
         for field in dataclasses.fields(self):
@@ -7673,6 +7794,10 @@ class Config:
             ),
             (not ascii_too, f"encoding: must leave ASCII as it is, {quoted(self.encoding)} does not"),
             (self.client_key and not self.client_cert, "client_key: needs client_cert"),
+            (
+                ("proxy_password" in self.files or self.proxy_password) and not (via and via.user),
+                "proxy_password: is for a user that proxy names, http://user@host:port",
+            ),
             (
                 self.url and MoveTargets(self).lead_back(self.target.path),
                 "after, after_error: files would be moved into the polled folder again",
@@ -7833,6 +7958,7 @@ def quoted(value: object) -> str:
 
 # A login ends at the last @: in a database's URL of all, in a file server's of those before the first slash.
 FILE_URL = re.compile(r"([A-Za-z]+)://(?:([^/:]*)(?::([^/]*))?@)?([^/]*)(.*)", re.DOTALL)
+PROXY_URL = re.compile(rf"(http(?!h)|socks5)h?://(?:([^/:@]+)(?::([^/@]*))?@)?(\[[0-9a-fA-F:.]+\]|[\w.-]+):({PORT})/?")
 DATABASE_URL = re.compile(r"([a-z]+)://([^:]+)(?::(.*))?@([^/@]+)/([^?@]+)", re.DOTALL)
 HOST = re.compile(rf"(\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[\w.-]+)(?::({PORT})?)?")
 
@@ -7870,6 +7996,17 @@ def _parse_url(url: str) -> tuple[Target, str]:
             raise ConfigError(f"url: {why}")
     path = posixpath.normpath(path[3:] or ".") if re.match(r"/~(/|\Z)", path) else "/" + path.strip("/")
     return Target(scheme, user, host, port, path), password
+
+
+def _parse_proxy(url: str) -> tuple[Target, str]:
+    """Splits the proxy's URL into its target, without a path, and its password."""
+    match = PROXY_URL.fullmatch(url)
+    if not match:
+        raise ConfigError(
+            "proxy: must look like http://user@host:port or socks5://user@host:port, with %40 for @ in a password"
+        )
+    user, password = (urllib.parse.unquote(part or "") for part in match.group(2, 3))
+    return Target(match[1], user, match[4].strip("[]"), int(match[5]), ""), password
 
 
 def _parse_database(url: str) -> tuple[Endpoint, str]:
@@ -8592,6 +8729,8 @@ def weaknesses(config: Config) -> Iterator[tuple[str, str]]:
         yield "url", f"{without_password(config.url)}: ftp:// shows login, names and contents to everybody on the way"
     if scheme in ("ftpes", "ftps") and not config.tls_verify:
         yield "tls_verify", f"{without_password(config.url)}: without it anybody on the way can be this server"
+    if config.via and config.via.user and not is_loopback(config.via.host):
+        yield "proxy", f"{without_password(config.proxy)}: shows its login to everybody between here and it"
     if scheme == "sftp" and config.host_key:
         with contextlib.suppress(OSError):
             lines = Path(config.known_hosts).expanduser().read_text(encoding="utf-8", errors="surrogateescape")
@@ -9034,7 +9173,7 @@ def own_status(listener: Listener) -> dict[str, Any]:
             "age": boot_clock() - answered if answered >= 0 else None,
             "mean": stats.heartbeats.sum / max(1, sum(stats.heartbeats.counts)),
         },
-        "server": {"url": without_password(config.url), **stats.server},
+        "server": {"url": without_password(config.url) + config.through(), **stats.server},
         "work": {
             **stats.work,
             "queue": stats.queued(),
@@ -9690,7 +9829,7 @@ def command_check(configs: Sequence[Config], options: argparse.Namespace) -> int
         with contextlib.closing(open_server(config)) as server:
             listing = selector.walk(server)
         wanted = sum(selector.wants(found) for found in listing)
-        print(f"file server: {without_password(config.url)}, {len(listing)} files, {wanted} match")
+        print(f"file server: {without_password(config.url)}{config.through()}, {len(listing)} files, {wanted} match")
     print("ok")
     return 0
 

@@ -66,6 +66,8 @@ proftpd_sftp = _session("proftpd", lambda: servers.proftpd("sftp"))
 pure_ftpd_plain = _session("pure-ftpd", servers.pure_ftpd)
 pure_ftpd_explicit = _session("pure-ftpd", lambda: servers.pure_ftpd("explicit"))
 asyncssh = _session("asyncssh", servers.asyncssh)
+tinyproxy = _session("tinyproxy", servers.tinyproxy)
+microsocks = _session("microsocks", servers.microsocks)
 
 
 class Database:

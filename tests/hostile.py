@@ -685,6 +685,103 @@ def nothing(session: SftpSession, argument: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Proxies
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Gateway(Host):
+    """A proxy that leads to this host, whatever name it is asked for: `asked` has the names and ports. An action for
+    the verb ASK gets the socket, and a place that is empty before the request was read, else HOST:PORT."""
+
+    def __init__(self, scheme: str, login: str = "") -> None:
+        self.scheme, self.login = scheme, login  # USER:PASSWORD
+        self.asked: list[tuple[str, int]] = []
+        self.logins: list[str] = []
+        super().__init__()
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{self.login}{'@' if self.login else ''}127.0.0.1:{self.port}"
+
+    def session(self, sock: socket.socket) -> None:
+        sock.settimeout(MOST_SECONDS)
+        action = self.take("ASK")
+        if action is not None:
+            action(sock, "")
+            return
+        with sock.makefile("rb", buffering=0) as stream:
+            place = (self.http if self.scheme == "http" else self.socks)(sock, stream)
+        self.asked.append(place)
+        action = self.take("CONNECT")
+        if action is not None:
+            action(sock, f"{place[0]}:{place[1]}")
+            return
+        try:
+            other = socket.create_connection(("127.0.0.1", place[1]), 5)
+        except OSError:
+            sock.sendall(b"HTTP/1.0 502 no\r\n\r\n" if self.scheme == "http" else b"\5\5\0\1\0\0\0\0\0\0")
+            return
+        with self.lock:
+            self.sockets.append(other)
+        with other:
+            sock.sendall(b"HTTP/1.0 200 go\r\nVia: us\r\n\r\n" if self.scheme == "http" else b"\5\0\0\3\2us\0\1")
+            back = threading.Thread(target=self.pump, args=(other, sock), daemon=True)
+            back.start()
+            self.pump(sock, other)
+            back.join()
+
+    @staticmethod
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        source.settimeout(MOST_SECONDS)
+        with contextlib.suppress(OSError):
+            while True:
+                piece = source.recv(65536)
+                if not piece:
+                    break
+                sink.sendall(piece)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+    def http(self, sock: socket.socket, stream: Any) -> tuple[str, int]:
+        lines = iter(lambda: stream.readline().decode("latin-1").rstrip("\r\n"), "")
+        method, place, version = next(lines).split(" ")
+        fields = dict(line.split(": ", 1) for line in lines)
+        assert method == "CONNECT" and version == "HTTP/1.1" and fields["Host"] == place
+        kind, _, proof = fields.get("Proxy-Authorization", "Basic ").partition(" ")
+        self.logins.append(base64.b64decode(proof).decode())
+        if kind != "Basic" or self.logins[-1] != self.login:
+            sock.sendall(b"HTTP/1.0 407 who are you\r\nProxy-Authenticate: Basic\r\n\r\n")
+            raise Gone
+        host, _, port = place.rpartition(":")
+        return host, int(port)
+
+    def socks(self, sock: socket.socket, stream: Any) -> tuple[str, int]:
+        version, count = stream.read(2)
+        methods = stream.read(count)
+        assert version == 5 and set(methods) <= {0, 2}
+        method = 2 if self.login else 0
+        if method not in methods:
+            sock.sendall(b"\5\xff")
+            raise Gone
+        sock.sendall(bytes([5, method]))
+        if self.login:
+            assert stream.read(1) == b"\1"
+            words = [stream.read(stream.read(1)[0]).decode() for _ in range(2)]
+            self.logins.append(":".join(words))
+            sock.sendall(b"\1\0" if self.logins[-1] == self.login else b"\1\1")
+            if self.logins[-1] != self.login:
+                raise Gone
+        version, command, _, kind = stream.read(4)
+        assert (version, command) == (5, 1)
+        if kind == 3:
+            host = stream.read(stream.read(1)[0]).decode()
+        else:
+            family = {1: socket.AF_INET, 4: socket.AF_INET6}[kind]
+            host = socket.inet_ntop(family, stream.read(4 if kind == 1 else 16))
+        return host, int.from_bytes(stream.read(2), "big")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # A listener over a host
 # ---------------------------------------------------------------------------------------------------------------------
 

@@ -1628,6 +1628,9 @@ NAMES = (
     "proftpd",
     "pure-ftpd",
     "asyncssh",
+    "tinyproxy",
+    "microsocks",
+    "gpg",
 )
 
 
@@ -1656,6 +1659,9 @@ def available(name: str) -> Optional[str]:
         "proftpd": ["openssl", "ssh-keygen"],
         "pure-ftpd": ["openssl"],
         "asyncssh": ["ssh-keygen"],
+        "tinyproxy": ["tinyproxy"],
+        "microsocks": ["microsocks"],
+        "gpg": ["gpg", "gpgconf"],
     }.get(name, [])
     if name == "sqlite":
         return None
@@ -1706,8 +1712,10 @@ def version(name: str) -> str:
     ]
     if name in setup_env.UNPACKED:
         command = [f"{setup_env.unpacked(name)}/usr/sbin/{name}", "-v" if name == "proftpd" else "--help"]
-    if name == "vsftpd":
+    if name in ("vsftpd", "tinyproxy"):
         command = [command[0], "-v"]
+    if name == "microsocks":
+        command = ["dpkg-query", "-W", name]
     # vsftpd prints that to descriptor 0.
     with tempfile.TemporaryFile() as file:
         libraries = _libraries(name) if name in setup_env.UNPACKED else NOTHING
@@ -1722,6 +1730,70 @@ def require(name: str) -> None:
     reason = available(name)
     if reason:
         raise RuntimeError(f"{name}: {reason}")
+
+
+# ----------------------------------------------------------------------------- proxies
+
+
+class Way(Server):
+    """A proxy of the system that demands a login; what it was asked for is in its log."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.ids = _service_ids("nobody")
+        chown(self.dir, self.ids)
+        self.url = f"{self.scheme}://{self.user}@{HOST}:{self.port}"
+
+    def probe(self) -> None:
+        socket.create_connection((HOST, self.port), 5).close()
+
+
+class Tinyproxy(Way):
+    """tinyproxy: CONNECT of HTTP, Basic login."""
+
+    scheme = "http"
+    connect_pattern = r"CONNECT .*: CONNECT "
+
+    def command(self) -> list[str]:
+        lines = (
+            f"Port {self.port}",
+            f"Listen {HOST}",
+            f"Allow {HOST}",
+            f"BasicAuth {self.user} {self.password}",
+            "MaxClients 200",
+            f'LogFile "{self.log_file}"',
+            "LogLevel Connect",
+        )
+        (self.dir / "conf").write_text("\n".join(lines) + "\n")
+        return [*_as(self.ids), setup_env.find_program("tinyproxy") or "tinyproxy", "-d", "-c", f"{self.dir}/conf"]
+
+
+class Microsocks(Way):
+    """microsocks: SOCKS 5."""
+
+    scheme = "socks5"
+    connect_pattern = r"connected to "
+
+    def command(self) -> list[str]:
+        program = setup_env.find_program("microsocks") or "microsocks"
+        login = ["-u", self.user, "-P", self.password]
+        return [*_as(self.ids), program, "-i", HOST, "-p", str(self.port), *login]
+
+    @property
+    def log_file(self) -> Path:
+        return self.dir / "out"
+
+
+def tinyproxy() -> Tinyproxy:
+    """A running tinyproxy."""
+    require("tinyproxy")
+    return _started(Tinyproxy("tinyproxy"))
+
+
+def microsocks() -> Microsocks:
+    """A running microsocks."""
+    require("microsocks")
+    return _started(Microsocks("microsocks"))
 
 
 # ----------------------------------------------------------------------------- network faults

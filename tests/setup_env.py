@@ -138,6 +138,9 @@ DEBIAN_PACKAGES = {
     "sshd": "openssh-server",
     "ssh-keygen": "openssh-client",
     "pgbouncer": "pgbouncer",
+    "tinyproxy": "tinyproxy",
+    "microsocks": "microsocks",
+    "gpg": "gnupg",
     "openssl": "openssl",
     "setpriv": "util-linux",
     "chromium": "chromium",  # for the status page
@@ -315,7 +318,19 @@ def unpack(name: str) -> Optional[str]:
     return None if (root / "usr/sbin" / name).exists() else f"the packages have no usr/sbin/{name}"
 
 
-SERVERS = ("postgresql", "mariadb", "mysql", "vsftpd", "sshd", "pgbouncer", "chromium", *UNPACKED)
+SERVERS = (
+    "postgresql",
+    "mariadb",
+    "mysql",
+    "vsftpd",
+    "sshd",
+    "pgbouncer",
+    "tinyproxy",
+    "microsocks",
+    "gpg",
+    "chromium",
+    *UNPACKED,
+)
 
 
 def ensure_servers(names: Sequence[str] = SERVERS) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import io
@@ -17,7 +18,7 @@ from typing import Any
 import hostile
 import pytest
 from conftest import wait_for
-from hostile import FtpHost, SftpHost, reply, unused_port
+from hostile import FtpHost, Gateway, SftpHost, reply, unused_port
 from processes import MODULE, Process, environment
 
 import ftpcoord
@@ -184,11 +185,35 @@ def refusing(folder: Path) -> Provoked:
     return provoked
 
 
+def repeating_behind_proxy(folder: Path) -> Provoked:
+    """The secret is the proxy's: its answers, and those of the server behind it, repeat it."""
+    host, gateway = FtpHost(files={"a.csv": b"1"}), Gateway("http", f"me:{CANARY}")
+    proof = base64.b64encode(f"me:{CANARY}".encode())
+    gateway.on(
+        "CONNECT", lambda sock, place: sock.sendall(b"HTTP/1.1 403 no " + proof + b" for " + CANARY.encode() + b"\n\n")
+    )
+    host.on("MLSD", reply(f"550 your password is {CANARY}"))
+    own = {"password": host.password, "password_file": None}
+    proxy = {"proxy": gateway.url.replace(f":{CANARY}", ""), "proxy_password_file": folder / "hidden" / "password"}
+    provoked = Provoked(host, folder, **own, **proxy, max_attempts=9)
+
+    def again() -> None:
+        host.on("MLSD", reply(f"550 your password is {CANARY}"), times=None)
+        host.on("LIST", reply(f"550 your password is {CANARY}"), times=None)
+
+    with host, gateway:
+        provoked.run(lambda member: "a.csv" not in host.files, again)
+    assert "403 no *** for ***" in provoked.told["log"], provoked.told["log"]
+    assert "your password is ***" in provoked.told["check"] and '"proxy_password": "***"' in provoked.told["/status"]
+    return provoked
+
+
 PROVOCATIONS: dict[str, Callable[[Path], Provoked]] = {
     "repeated, from password": lambda folder: repeating_ftp(folder, "password", "text"),
     "repeated, from password_file": lambda folder: repeating_ftp(folder, "password_file", "json"),
     "repeated, from url": lambda folder: repeating_ftp(folder, "url", "text"),
     "repeated by SFTP": repeating_sftp,
+    "of a proxy": repeating_behind_proxy,
     "all wrong": refusing,
 }
 
