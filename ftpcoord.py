@@ -1468,6 +1468,7 @@ class Selector:
         self._names, self._targets = Patterns(config), MoveTargets(config)
         self._seen: dict[str, tuple[Entry, float]] = {}
         self._told: set[tuple[str, str]] = set()
+        self.unsteady = Unsteady(config, clock)
         self._base = config.target.path
 
     # -- what is there ------------------------------------------------------------------------------------------------
@@ -1574,6 +1575,7 @@ class Selector:
         back-off has not passed). `row` is the ledger's of this very version."""
         config, entry, suffix = self.config, found.entry, self.config.ready_suffix
         if row is not None and row.state == "done":
+            self.unsteady.seen_again(row)
             return "skip", "done before"
         if not self.wants(found):
             return "skip", "its name is not asked for (pattern, exclude, hidden or temporary)"
@@ -1594,7 +1596,8 @@ class Selector:
             return "skip", f"quarantined: {row.error}"
         if row is not None and row.state == "failed" and row.due is not None and row.due > now and not row.dated:
             return "wait", f"failed, tried again in {duration(row.due - now)}: {row.error}"
-        return "take", ""
+        pause = self.unsteady.pause(found.path)
+        return ("wait", f"{UNSTEADY}: handled again in {duration(pause)}") if pause > 0 else ("take", "")
 
     def wants(self, found: Found) -> bool:
         """Whether the name is asked for."""
@@ -2334,6 +2337,7 @@ class Poller:
         busy = busy | self.workers.busy
         listed = {found.path for found in look}
         self._breaker.forget(listed | busy)
+        self.selector.unsteady.keep(listed | busy)
         self.workers.alone &= listed
         self.recognizer.keep(listed)
         acting = {row.path for row in self.ledger.all() if row.action}
@@ -2428,6 +2432,7 @@ class Poller:
             free.append(work)
         for work, row in zip(free, self.ledger.claim(free)):
             if row is not None:
+                self.selector.unsteady.claimed(work)
                 items.append(Item(work, row, row.mtime))
             elif work.path in self.ledger.refused:
                 self._unstorable(work.old, self.ledger.claimed(work))
@@ -2742,11 +2747,14 @@ class Poller:
             if same is False or replaced:
                 what = "the file" if same is False else "its companion"
                 drop = row.state == "done" and same is False  # so that the new version is handled
+                if drop:
+                    self.selector.unsteady.again(row.path)
                 self._keep(row, f"a new version of {what} arrived meanwhile", drop=drop)
                 return
             for path in [marker] * there + [row.path] * bool(same):
                 self._remove(server, path, row.action)
                 self.lease.check()
+            self.selector.unsteady.over(row.path)
             self.ledger.change(row, None if row.state == "done" else row._replace(action=""))
 
     def _remove(self, server: FileServer, path: str, action: str) -> None:
@@ -3025,6 +3033,51 @@ class Breaker:
         """Files that are gone rest no more."""
         with self._lock:
             self._files = {path: rest for path, rest in self._files.items() if path in listed}
+
+
+UNSTEADY = "it is another version each time it has been handled"
+
+
+class Unsteady:
+    """Files of which each look after their handling shows another version, as where a server tells other times each
+    time. The first new version is handled at once; from the second in a row on after a pause, which doubles; from the
+    third it is said. Outlives leases."""
+
+    def __init__(self, config: Config, clock: Callable[[], float]) -> None:
+        self._first, self._clock = config.retry_delay or 1.0, clock
+        self._files: dict[str, tuple[int, float]] = {}  # how often in a row; until when it rests
+
+    def again(self, path: str) -> None:
+        """It has been handled, and is another version."""
+        times = self._files.get(path, (0, 0.0))[0] + 1
+        pause = doubled(self._first, times - 1) if times > 1 else 0.0
+        self._files[path] = times, self._clock() + pause
+        if times > 2:
+            event("not_now", logging.WARNING, path=path, retry_in=pause, error=UNSTEADY)
+
+    def claimed(self, work: Work) -> None:
+        """Of what is kept, a version within the minute that the line of the one before shows; later ones are new."""
+        old, line = work.old, times_of(work.found.entry.mtime)[0]
+        if old is not None and old.state == "done" and not old.action:
+            same = line and line == times_of(old.mtime)[0] and old.size == work.found.entry.size
+            (self.again if same else self.over)(work.path)
+
+    def seen_again(self, row: Row) -> None:
+        """What was handled is listed as it was; with a `~` nobody asked."""
+        if not row.mtime.endswith("~"):
+            self.over(row.path)
+
+    def over(self, path: str) -> None:
+        self._files.pop(path, None)
+
+    def pause(self, path: str) -> float:
+        """How long it still rests."""
+        return max(0.0, self._files.get(path, (0, 0.0))[1] - self._clock())
+
+    def keep(self, listed: set[str]) -> None:
+        """Files that are gone are forgotten."""
+        for path in self._files.keys() - listed:
+            self.over(path)
 
 
 class Yielding:

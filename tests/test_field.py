@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import datetime
+import itertools
 import posixpath
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -140,6 +142,18 @@ def with_fractions(fraction: str) -> Behaviour:
     return both(listed_by_lines, always("MDTM", act))
 
 
+def another_time_at_each_look(host: FtpHost) -> None:
+    """LIST stands still; MDTM tells another second of that minute each time."""
+    seconds = itertools.count()
+
+    def act(session: Any, argument: str) -> None:
+        when = session.host.times.get(session.name(argument), BEGAN)
+        session.say(f"213 {when:%Y%m%d%H%M}{next(seconds) % 60:02}")
+
+    listed_by_lines(host)
+    host.on("MDTM", act, None)
+
+
 def tell_of_another(session: Any, argument: str) -> None:
     """MLST takes a name for a pattern that fits nothing, and tells what is in the folder."""
     if session.name(argument) in session.host.files:
@@ -237,6 +251,36 @@ def handled_once_and_deleted(tmp_path: Path, behaviour: Behaviour) -> None:
         with Site(tmp_path, host.settings, "handler", after="delete") as site:
             wait_for(lambda: not host.files, PATIENCE, "\n".join(site.log))
             assert sorted(site.handled) == [("a", b"1", 1), ("b", b"2", 1)] and not site.all("file_kept")
+
+
+def repeated_with_growing_pauses(tmp_path: Path, behaviour: Behaviour, after: str, days: int) -> list[float]:
+    """What is another version each time it has been handled waits longer and longer, and is said; how long."""
+    handled: list[float] = []
+    with FtpHost(files={"a": b"1"}) as host:
+        of_these_days(host, days)
+        minute = host.times["a"].replace(second=0)
+        behaviour(host)
+
+        def receive(file: ftpcoord.File) -> None:
+            handled.append(time.monotonic())
+            if after == "keep":  # touched within its minute, when it has been looked at
+                host.times["a"] = minute.replace(second=len(handled))
+
+        with Site(tmp_path, host.settings, "handler", after=after, retry_delay=0.4) as site:
+            site.receive = receive  # type: ignore[method-assign]
+            said = [site.wait("not_now", number, error=ftpcoord.UNSTEADY)["retry_in"] for number in (1, 2)]
+            assert said == [0.8, 1.6] and 4 <= len(handled) <= 5 and "a" in host.files
+    return [later - earlier for earlier, later in zip(handled, handled[1:])]
+
+
+def repeated_with_growing_pauses_deleted(tmp_path: Path, behaviour: Behaviour) -> None:
+    pauses = repeated_with_growing_pauses(tmp_path, behaviour, "delete", -5)
+    assert pauses[0] < 0.4 <= pauses[1] < 0.8 <= pauses[2], pauses
+
+
+def repeated_with_growing_pauses_kept(tmp_path: Path, behaviour: Behaviour) -> None:
+    pauses = repeated_with_growing_pauses(tmp_path, behaviour, "keep", 0)
+    assert pauses[2] >= 0.4 and pauses[3] >= 0.8, pauses
 
 
 def moved_under_its_own_name(tmp_path: Path, behaviour: Behaviour) -> None:
@@ -705,6 +749,18 @@ TABLE: list[tuple[dict[str, Behaviour], str, Run]] = [
         {"attributes tell no type, long names are bare": without_types},
         "files are files, and moves work",
         files_arrive_moved,
+    ),
+]
+TABLE += [
+    (
+        {"MDTM tells another time at each look": another_time_at_each_look},
+        "what cannot be deleted is not repeated without growing pauses and a word",
+        repeated_with_growing_pauses_deleted,
+    ),
+    (
+        {"a file is touched again and again within the minute that LIST shows": listed_by_lines},
+        "what is kept is not repeated without growing pauses and a word",
+        repeated_with_growing_pauses_kept,
     ),
 ]
 CASES = [Case(name, behaviour, must, run) for lines, must, run in TABLE for name, behaviour in lines.items()]

@@ -646,3 +646,33 @@ def test_being_the_same_version_goes_both_ways(a: str, b: str) -> None:
 )
 def test_a_listed_time_is_utc_seconds(listed: str, seconds: Optional[float]) -> None:
     assert epoch_seconds(listed) == seconds
+
+
+# -- what is another version each time it has been handled ------------------------------------------------------------
+
+
+def test_pauses_of_a_file_that_is_never_the_same_double_up_to_an_hour_and_end_with_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now = [0.0]
+    selector = Selector(config(settle=0), lambda: now[0])
+    unsteady, file = selector.unsteady, found()
+    pauses = []
+    for _ in range(12):
+        unsteady.again(file.path)
+        pauses.append(unsteady.pause(file.path))
+        choice = choose(selector, [file])
+        assert (len(choice.ready), choice.waiting) == ((0, 1) if pauses[-1] else (1, 0))
+        now[0] += pauses[-1]
+        assert names(choose(selector, [file]).ready) == [file.entry.name]
+    assert pauses == [0, *(10 * 2**times for times in range(9)), 3600, 3600]
+    assert [record.getMessage() for record in caplog.records] == ["not_now"] * 10
+    for end in (lambda: unsteady.over(file.path), lambda: unsteady.keep(set()), lambda: unsteady.seen_again(row())):
+        unsteady.again(file.path)
+        assert unsteady.pause(file.path)
+        end()
+        unsteady.again(file.path)
+        assert not unsteady.pause(file.path)
+        unsteady.again(file.path)
+    unsteady.keep({file.path})
+    assert unsteady.pause(file.path)
