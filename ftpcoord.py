@@ -81,6 +81,7 @@ import ipaddress
 import itertools
 import json
 import logging
+import operator
 import os
 import posixpath
 import queue
@@ -1929,11 +1930,11 @@ class Workplace:
 
         None for the first one, which may be a link, and where there is no openat: then by its path.
         """
-        delivered = self._folder is not None and self._folder in (place, *place.parents)
-        path = cast(Path, self._folder) if delivered else place.parent  # of which private one, should it be made anew
-        if place == path:
+        if place == self._folder:
             yield None
             return
+        delivered = self._folder is not None and self._folder in place.parents
+        path = cast(Path, self._folder) if delivered else place.parent  # of which private one, should it be made anew
         handle = os.open(path, os.O_RDONLY) if OPENAT else None
         try:
             for part in place.relative_to(path).parts:
@@ -2601,7 +2602,8 @@ class Poller:
         if item.temporary is not None:
             with contextlib.suppress(OSError):  # a full disk says so once more
                 item.out.close()
-            self.workplace.discard(item.temporary)
+            if item.local == item.temporary:
+                self.workplace.discard(item.temporary)
 
     def _settle(self, item: Item, exc: Exception) -> None:
         """What becomes of a claimed file that is not done: the one place where an error gets its consequence.
@@ -3413,6 +3415,7 @@ GARBLED = "AttributeError|(Lookup|Index|Key)Error|TypeError|error |AssertionErro
 # The columns of `:changes`: what a change makes of a row, and the row that it was read from.
 NEW = ("path", "size", "mtime", "state", "attempts", "failures", "action", "error")
 OLD = ("size", "mtime", "state", "term", "attempts")
+NEW_OF, OLD_OF, NO_ROW = operator.attrgetter(*NEW), operator.attrgetter(*OLD), Row("", 0, "", "", 0, 0, 0)
 COLUMNS = ("id", *(f"new_{name}" for name in NEW), "delay", *(f"old_{name}" for name in OLD))
 
 
@@ -3680,14 +3683,13 @@ class Database(abc.ABC):
 
     def _columns(self, change: Change) -> tuple[str, ...]:
         """The values of COLUMNS."""
-        new, old = (row or Row("", 0, "", "", 0, 0, 0) for row in (change.new, change.old))
-        path, action, error = printable(change.path), new.action, new.error
+        new, path = change.new or NO_ROW, printable(change.path)
         if change.plain:
-            path, error = plain(change.path), error if error.isascii() else plain(printable(error))
-            action = action if action.isascii() else "%" + plain(action)
-        new = new._replace(path=path, action=action, error=error[:SHORT_ERROR] if change.plain > 1 else error)
+            path, error = plain(change.path), new.error if new.error.isascii() else plain(printable(new.error))
+            action = new.action if new.action.isascii() else "%" + plain(new.action)
+            new = new._replace(action=action, error=error[:SHORT_ERROR] if change.plain > 1 else error)
         delay = None if change.delay is None else min(change.delay, LONGEST_DELAY)
-        fields = (*(getattr(new, name) for name in NEW), delay, *(getattr(old, name) for name in OLD))
+        fields = (path, *NEW_OF(new)[1:], delay, *OLD_OF(change.old or NO_ROW))
         return tuple(map(self.literal, (sha256_text(change.path), *fields)))
 
     # -- running statements -------------------------------------------------------------------------------------------
@@ -6533,8 +6535,13 @@ def _status_error(path: str, kind: int, fields: _Fields) -> Error:
     return REFUSALS.get(code, FileRefused)(f"{path}: {text or 'refused'} (SFTP status {code})")
 
 
+NOTHING_YET = memoryview(b"")
+
+
 class _Download:
     """One file of a pipeline."""
+
+    __slots__ = ("asked", "end_seen", "ended", "handle", "job", "look", "name", "pieces", "problem", "written")
 
     def __init__(self, job: Job, name: bytes) -> None:
         self.job, self.name, self.handle = job, name, b""
@@ -6656,7 +6663,7 @@ class SftpPipeline:
         self._open -= 1
 
     def _take_piece(self, file: _Download, kind: int, fields: _Fields, offset: int, length: int) -> None:
-        path, size, data = file.job.path, file.job.size, memoryview(b"")
+        path, size, data = file.job.path, file.job.size, NOTHING_YET
         if kind == DATA:
             data = fields.string()
             if len(data) > length:
@@ -6675,12 +6682,13 @@ class SftpPipeline:
         elif len(data) < length:  # a server may give less: ask for the rest
             self._read(file, end, length - len(data))
             file.look = 0  # that look came before the end
-        if data:
-            file.pieces[offset] = data if offset == file.written else memoryview(bytes(data))
-        while file.written in file.pieces:
-            piece = file.pieces.pop(file.written)
-            file.job.write(piece)
-            file.written += len(piece)
+        if data and offset != file.written:
+            file.pieces[offset] = memoryview(bytes(data))
+            return
+        while data:
+            file.job.write(data)
+            file.written += len(data)
+            data = file.pieces.pop(file.written, NOTHING_YET) if file.pieces else NOTHING_YET
         if file.whole and file.job.seen is None:
             self._close(file)
         elif file.whole:
