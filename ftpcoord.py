@@ -81,7 +81,6 @@ import ipaddress
 import itertools
 import json
 import logging
-import operator
 import os
 import posixpath
 import queue
@@ -103,6 +102,7 @@ import time
 import unicodedata
 import urllib.parse
 from collections import deque
+from operator import attrgetter
 from pathlib import Path
 from types import FrameType
 from typing import (
@@ -3415,7 +3415,7 @@ GARBLED = "AttributeError|(Lookup|Index|Key)Error|TypeError|error |AssertionErro
 # The columns of `:changes`: what a change makes of a row, and the row that it was read from.
 NEW = ("path", "size", "mtime", "state", "attempts", "failures", "action", "error")
 OLD = ("size", "mtime", "state", "term", "attempts")
-NEW_OF, OLD_OF, NO_ROW = operator.attrgetter(*NEW), operator.attrgetter(*OLD), Row("", 0, "", "", 0, 0, 0)
+NEW_OF, OLD_OF, NO_ROW = attrgetter(*NEW), attrgetter(*OLD), Row("", 0, "", "", 0, 0, 0)
 COLUMNS = ("id", *(f"new_{name}" for name in NEW), "delay", *(f"old_{name}" for name in OLD))
 
 

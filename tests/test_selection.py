@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 import pytest
@@ -667,7 +667,12 @@ def test_pauses_of_a_file_that_is_never_the_same_double_up_to_an_hour_and_end_wi
         assert names(choose(selector, [file]).ready) == [file.entry.name]
     assert pauses == [0, *(10 * 2**times for times in range(9)), 3600, 3600]
     assert [record.getMessage() for record in caplog.records] == ["not_now"] * 10
-    for end in (lambda: unsteady.over(file.path), lambda: unsteady.keep(set()), lambda: unsteady.seen_again(row())):
+    ends: list[Callable[[], None]] = [
+        lambda: unsteady.over(file.path),
+        lambda: unsteady.keep(set()),
+        lambda: unsteady.seen_again(row()),
+    ]
+    for end in ends:
         unsteady.again(file.path)
         assert unsteady.pause(file.path)
         end()
