@@ -460,7 +460,7 @@ def boot_clock() -> float:
 #   - Who writes to the ledger locks the token and proves its term, and changes a row only if it is the one that was
 #     read (size, mtime, state, term, attempts): what comes late, or for another version, changes nothing.
 #   - A row of the ledger written in the future (the clock was set back) is due at once.
-UNLISTED = "not listed; "
+UNLISTED, LATER = "not listed; ", "not now since "
 LONGEST_DELAY = 36525 * SECONDS_A_DAY  # databases know no dates after the year 9999
 # The columns as PostgreSQL and SQLite take them; token_holder and health_check are those of the WSO2 Integrator.
 TABLES = {
@@ -539,18 +539,21 @@ class Marks(NamedTuple):
     gone: bool = False  # the server had no such file at the fetch: dropped when a whole listing lacks it, too
     delivered: bool = False  # this version has its name in download_dir already
     deaths: int = 0  # how often the process ended while this version was in work
+    later: str = ""  # since when its handler says "not now"
 
     @classmethod
     def split(cls, error: str) -> tuple[Marks, str]:
         """The marks that an error begins with, and its other words."""
-        pattern = rf"({UNLISTED})?(gone; )?(delivered; )?(?:its process ended (\d{{1,9}}) times; )?(.*)"
+        pattern = rf"({UNLISTED})?(gone; )?(delivered; )?(?:its process ended (\d{{1,9}}) times; )?"
+        pattern += rf"(?:{LATER}(\S{{20}}); )?(.*)"
         found = re.fullmatch(pattern, error, re.DOTALL)
         assert found is not None
-        unlisted, gone, delivered, deaths, words = found.groups()
-        return cls(bool(unlisted), bool(gone), bool(delivered), int(deaths or 0)), words
+        unlisted, gone, delivered, deaths, later, words = found.groups()
+        return cls(bool(unlisted), bool(gone), bool(delivered), int(deaths or 0), later or ""), words
 
     def __str__(self) -> str:
-        texts = (UNLISTED, "gone; ", "delivered; ", f"its process ended {self.deaths} times; ")
+        ended, later = f"its process ended {self.deaths} times; ", f"{LATER}{self.later}; "
+        texts = (UNLISTED, "gone; ", "delivered; ", ended, later)
         return "".join(text for mark, text in zip(self, texts) if mark)
 
 
@@ -1543,8 +1546,15 @@ class Selector:
 
     # -- what is to be done -------------------------------------------------------------------------------------------
 
-    def choose(self, listing: Sequence[Found], known: Callable[[str], Optional[Row]], busy: Set[str]) -> Choice:
-        """Divides a listing. `known` gives a path's row in the ledger, `busy` are the paths in work."""
+    def choose(
+        self,
+        listing: Sequence[Found],
+        known: Callable[[str], Optional[Row]],
+        busy: Set[str],
+        left: Callable[[Found, str], object] = lambda found, why: None,
+    ) -> Choice:
+        """Divides a listing. `known` gives a path's row in the ledger, `busy` are the paths in work; `left` is called
+        with each file that is wanted and not done, and why."""
         now = self.clock()
         companions = {found.path: found.entry for found in listing} if self.config.ready_suffix else {}
         seen, self._seen = self._seen, {}
@@ -1553,12 +1563,16 @@ class Selector:
         waiting = 0
         for found in listing:
             path, entry = found.path, found.entry
-            if path in busy:
-                continue
             row = known(path)
+            if path in busy:
+                if row is None or row.state not in ("done", "quarantined"):
+                    left(found, "in work")
+                continue
             known_version = row is not None and bool(same_version(row, entry))
             word, why = self.verdict(found, row if known_version else None, companions, now)
             waiting += word == "wait"
+            if word != "skip":
+                left(found, why)
             if word == "warn":
                 self._tell(logging.WARNING, *split_path(path), why)
             if word != "take":
@@ -1572,7 +1586,7 @@ class Selector:
         return Choice(self.order(ready), self.order(unsettled), waiting)
 
     def verdict(self, found: Found, row: Optional[Row], companions: Mapping[str, Entry], now: float) -> tuple[str, str]:
-        """Whether a listed file is to be taken, and why not: take, skip, warn (which is to be said) or wait (its
+        """Whether a listed file is to be taken, and why not: take, skip, warn (which is to be said), hold or wait (its
         back-off has not passed). `row` is the ledger's of this very version."""
         config, entry, suffix = self.config, found.entry, self.config.ready_suffix
         if row is not None and row.state == "done":
@@ -1583,7 +1597,7 @@ class Selector:
         if suffix:
             companion = companions.get(found.path + suffix)
             if companion is None:
-                return "skip", f"its marker {suffix} is not there"
+                return "hold", f"its marker {suffix} is not there"
             if any(x[: len(y)] < y[: len(x)] for x, y in zip(times_of(companion.mtime), times_of(entry.mtime))):
                 return "warn", f"its marker {suffix} is older than the file"  # it belongs to an earlier version
         mtime = None if config.max_age is None else epoch_seconds(entry.mtime)
@@ -2271,7 +2285,9 @@ class Poller:
         self.unreached = bool(listing.refused)
         unclear = self.recognizer.recognize(listing, busy)
         self._act_where_due(busy)
-        choice = self.selector.choose(listing, self.ledger.get, busy | unclear)
+        backlog = Backlog(self.route, self.stats.backlog)
+        choice = self.selector.choose(listing, self.ledger.get, busy | unclear, backlog.add)
+        self.stats.backlog = backlog
         ready = choice.ready
         unsettled = 0
         self.progress.tell(self.config.settle)
@@ -2580,7 +2596,7 @@ class Poller:
             if ok:
                 item.then = row if action else None
                 self._breaker.done(row.path)
-                self.stats.file("done", row.size)
+                self.stats.file("done", row)
                 seconds = time.monotonic() - item.started
                 event("file_done", term=row.term, path=row.path, size=row.size, attempt=row.attempts, seconds=seconds)
             elif row.path in self.ledger.refused:
@@ -2673,7 +2689,7 @@ class Poller:
 
     def _say(self, what: str, level: int, row: Row, pause: Optional[float]) -> None:
         if what in ("file_failed", "file_quarantined"):
-            self.stats.file(what[len("file_") :], row.size)
+            self.stats.file(what[len("file_") :], row)
         words = {"reason" if what == "file_gone" else "error": row.error}
         event(
             what,
@@ -2784,7 +2800,8 @@ def kept_error(row: Row, exc: BaseException) -> str:
     line = printable(" | ".join(part.strip() for part in str(exc).splitlines() if part.strip())) or reason(exc)
     line = shortened(line)
     begin = ": " if any(Marks.split(f"{line} ")[0]) else ""  # words that would be read as marks
-    return f"{row.marks._replace(unlisted=False, gone=isinstance(exc, FileGone))}{begin}{line}"
+    later = row.marks.later or utc_second(time.time()) if isinstance(exc, TryLater) else ""
+    return f"{row.marks._replace(unlisted=False, gone=isinstance(exc, FileGone), later=later)}{begin}{line}"
 
 
 def _local(exc: Union[OSError, UnicodeError], path: str, copy: Optional[Path]) -> Error:
@@ -2971,7 +2988,8 @@ class Breaker:
                 pause = pause if exc.seconds is None else least
                 self._in_a_row.add(path)
                 if len(self._in_a_row) >= 3 and not self._open_for:
-                    self._open_for = self._stats.not_now = printable(str(exc))
+                    self._open_for = printable(str(exc))
+                    self._stats.not_now = f"{self._open_for} (since {utc_second(time.time())})"
                     self._pause, self._tried = self._pauses.next(), set(self._in_a_row)
                     event(
                         "not_now",
@@ -3377,6 +3395,7 @@ class Pool:
 ANSWER_BYTES = 1 << 20  # of a login, or of one answer of the database; a page of a table is larger
 LEDGER_BYTES = 64 << 20
 PAGE_ROWS = 5000
+FIRST_PATHS = 20  # that people are told of many
 MOST_ITERATIONS = 1_000_000  # of SCRAM's hash: a second; servers ask for 4096
 LONGEST_REASON = 500  # characters of what a server says of an error
 SHORT_ERROR = 60  # characters that are left of an error that the ledger's column has no room for
@@ -3608,6 +3627,9 @@ class Database(abc.ABC):
           FROM file_ledger WHERE group_id = :group GROUP BY state, unlisted"""
     ACTIVITY = """
         SELECT MAX(CASE WHEN term = :term THEN $since END), MIN($since) FROM file_ledger WHERE group_id = :group"""
+    NOT_NOW = f"""
+        SELECT error, path, file_id FROM file_ledger
+         WHERE group_id = :group AND state IN ('failed', 'claimed') AND error LIKE '%{LATER}%' LIMIT {PAGE_ROWS}"""
     ERRORS = """
         SELECT file_id, path, state, attempts, error, $since FROM file_ledger WHERE group_id = :group AND error <> ''
          ORDER BY CASE WHEN state = 'quarantined' THEN 0 ELSE 1 END, updated_at DESC LIMIT 20"""
@@ -3994,6 +4016,13 @@ class Database(abc.ABC):
             }
             for file_id, path, state, attempts, error, age in self.execute(self.ERRORS, group=group)
         ]
+
+    def not_now(self, group: str) -> Optional[dict[str, Any]]:
+        """Since when handlers say "not now", of how many files, and the first of these."""
+        rows = [(Marks.split(error)[0], _true_path(*name)) for error, *name in self.execute(self.NOT_NOW, group=group)]
+        found = sorted((marks.later, printable(path)) for marks, path in rows if marks.later and not marks.unlisted)
+        paths = [path for _, path in found[:FIRST_PATHS]]
+        return {"since": found[0][0], "count": len(found), "paths": paths} if found else None
 
     def ask(self, group: str, request: str) -> None:
         """Leaves a row under a reserved id."""
@@ -8847,6 +8876,7 @@ FOR_ANY_HOST = ("/livez", "/readyz", "/metrics")  # a probe says the address of 
 HTTP_BYTES = 8192  # the longest request
 CALL_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 WORK_BOUNDS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+MOST_WAITING = 10_000  # files that wait, of which it is known since when
 SYMBOLS = {
     "active": "●",
     "standby": "○",
@@ -8872,6 +8902,28 @@ class Histogram:
             self.sum += seconds
 
 
+class Backlog:
+    """The files that a poll finds listed, wanted and not done, and since when this member has seen each of them."""
+
+    def __init__(self, route: Optional[Route] = None, before: Optional[Backlog] = None) -> None:
+        self.files = self.bytes = 0
+        self.waiting: dict[str, tuple[float, str]] = {}  # since when, and why, of MOST_WAITING paths
+        self._route, self._before, self._now = route, before.waiting if before else {}, boot_clock()
+
+    def add(self, found: Found, why: str) -> None:
+        if self._route is None or self._route(found.entry.name):
+            self.files, self.bytes = self.files + 1, self.bytes + found.entry.size
+            if found.path in self._before or len(self.waiting) < MOST_WAITING:
+                since = self._before.get(found.path, (self._now,))[0]
+                self.waiting[found.path] = (since, why or "taken next, if it is at rest")
+
+    def told(self) -> dict[str, Any]:
+        """As /status shows it: the first ones are those that have waited longest, in seconds."""
+        first = sorted((since, path, why) for path, (since, why) in list(self.waiting.items()))[:FIRST_PATHS]
+        rows = [{"path": printable(path), "age": boot_clock() - at, "why": printable(why)} for at, path, why in first]
+        return {"files": self.files, "bytes": self.bytes, "oldest": rows[0]["age"] if rows else 0.0, "first": rows}
+
+
 class Stats:
     """What this process has seen of one member, for status alone. Any thread may tell; memory is bounded.
 
@@ -8885,6 +8937,7 @@ class Stats:
         self.server.update(listed=0, waiting=0, refused=0)
         self.work: dict[str, Any] = {"done": 0, "failed": 0, "quarantined": 0, "bytes": 0, "last_done": None}
         self.takeovers: deque[dict[str, Any]] = deque(maxlen=50)  # the last one first
+        self.backlog = Backlog()
         self.not_now = ""  # why the claims of the group wait; "" if they do not
         self.file_bytes = {"done": 0, "failed": 0, "quarantined": 0}
         self.minutes: deque[list[int]] = deque(maxlen=60)  # [epoch minute, done, failed, quarantined]
@@ -8930,7 +8983,7 @@ class Stats:
         self._since, self._why = boot_clock(), "handed over"
         if name == "elected":
             self.elections[why] = self.elections.get(why, 0) + 1
-            self._holder = (self.member, term)
+            self._holder, self.backlog = (self.member, term), Backlog()
             self.own.update(active_since=time.time(), other_since=None)
         else:
             self.ends[name] += 1
@@ -8952,12 +9005,14 @@ class Stats:
         with self._lock:
             self.work["bytes"] += size
 
-    def file(self, state: str, size: int) -> None:
-        """A file of `size` bytes is done, has failed or is quarantined."""
+    def file(self, state: str, row: Row) -> None:
+        """A file is done, has failed or is quarantined."""
         now = time.time()
         with self._lock:
+            if state != "failed":
+                self.backlog.waiting.pop(row.path, None)
             self.work[state] += 1
-            self.file_bytes[state] += size
+            self.file_bytes[state] += row.size
             if not self.minutes or self.minutes[-1][0] != int(now // 60):
                 self.minutes.append([int(now // 60), 0, 0, 0])
             self.minutes[-1][1 + list(self.file_bytes).index(state)] += 1
@@ -9004,6 +9059,7 @@ def unread(config: Config, error: str = "") -> dict[str, Any]:
         "holder": None,
         "members": [],
         "paused": None,
+        "not_now": None,
         "files": {},
         "database": without_password(config.database),
         "stale_after": 0.0,
@@ -9026,6 +9082,7 @@ def group_status(database: Database, config: Config) -> dict[str, Any]:
     found["paused"] = database.pauses(group)[2]
     if config.ledger:
         found["files"], found["errors"] = database.counts(group), database.errors(group)
+        found["not_now"] = database.not_now(group)
         found["active_for"], found["last_change"] = database.activity(group, found["term"])
     return judged(found)
 
@@ -9092,6 +9149,14 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
             "problem",
             f"the group is {paused(status['paused'])}; no new file is taken",
             "`ftpcoord.py resume` ends it; until then the files wait on the server.",
+        )
+    later = status["not_now"]
+    if later:
+        more = f" and {later['count'] - len(later['paths'])} more" * (later["count"] > len(later["paths"]))
+        yield Finding(
+            "problem" if later["count"] >= 3 else "note",
+            f"the system behind the handler says not now since {later['since']}: {', '.join(later['paths'])}{more}",
+            "Mend that system: the files are tried again by themselves, and none of these tries is counted.",
         )
     for row in status["members"]:
         if row["heartbeat_age"] < -5 and row["member_id"] == active:
@@ -9242,6 +9307,7 @@ def own_status(listener: Listener) -> dict[str, Any]:
             "minutes": [list(minute) for minute in list(stats.minutes)],
         },
         "takeovers": list(stats.takeovers),
+        "backlog": stats.backlog.told() if role == "active" else None,
     }
 
 
@@ -9283,13 +9349,26 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> list[tuple[str, str, st
     """(name, kind, text, value); a value by labels stands under the label's name; None is left out."""
     own, beat, server, work = status["member"], status["heartbeat"], status["server"], status["work"]
     fresh = status["as_of"] is not None and status["as_of"] < 60 and not status["database_error"]
-    roles = [row["role"] for row in status["members"]]
+    roles, later = [row["role"] for row in status["members"]], status["not_now"]
+    backlog = status["backlog"] or {}
     return [
         (
             "paused",
             "gauge",
             "Whether an operator has paused the group; the same on every member.",
             status["paused"] is not None if fresh else None,
+        ),
+        (
+            "not_now_files",
+            "gauge",
+            "Files for which the system behind the handler said not now; the same on every member.",
+            (later["count"] if later else 0) if fresh else None,
+        ),
+        (
+            "not_now_since_timestamp_seconds",
+            "gauge",
+            "When it said so first.",
+            epoch_seconds(later["since"][:-1]) if later and fresh else None,
         ),
         ("start_time_seconds", "gauge", "When this member started, in epoch seconds.", own["started"]),
         (
@@ -9348,6 +9427,14 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> list[tuple[str, str, st
         ("fetched_bytes_total", "counter", "Bytes fetched from the file server.", work["bytes"]),
         ("handler_duration_seconds", "histogram", "What commands and handlers took.", stats.handlers),
         ("handlers_running", "gauge", "Commands and handlers that run now.", work["handlers"]),
+        ("backlog_files", "gauge", "Files listed, wanted and not done, at the last poll.", backlog.get("files")),
+        ("backlog_bytes", "gauge", "Their size.", backlog.get("bytes")),
+        (
+            "oldest_waiting_seconds",
+            "gauge",
+            "Since this member first saw the oldest of them; 0 without any.",
+            backlog.get("oldest"),
+        ),
         ("queue_files", "gauge", "Files taken up and not ended.", work["queue"]),
         ("last_success_timestamp_seconds", "gauge", "When a file was last done.", work["last_done"]),
         ("last_poll_timestamp_seconds", "gauge", "When a poll last succeeded.", server["last_poll"]),
@@ -9414,6 +9501,12 @@ def tables(status: Mapping[str, Any]) -> Iterator[tuple[str, str, Sequence[Seque
         told = {"released": "gave its lease up", "stale": f"no heartbeat for {age}"}
         members.append((row["role"], row["member_id"], told.get(row["role"], f"heartbeat {age} ago")))
     yield "Members", "Role|Member*", members
+    waiting = status.get("backlog") or {"first": []}
+    yield (
+        "Files that wait, the longest first",
+        "Since|File*",
+        [(duration(row["age"]), row["path"], row["why"]) for row in waiting["first"]],
+    )
     yield (
         "Quarantined and failed files",
         "State|File*",

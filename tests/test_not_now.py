@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any, Optional
@@ -50,10 +51,24 @@ def test_an_outage_behind_the_handler_opens_the_breaker_and_counts_for_no_file(t
         status = ftpcoord.listener_status(site.listener, ftpcoord.Survey(site.listener.config))
         assert any("system behind" in note for note in status["notes"]), status
         assert len(site.all("not_now", files=3)) == 1 and site.wait("not_now", path="/in/04")["attempt"] == 1
+        shown = status["not_now"]
+        assert shown["count"] >= 5 and shown["paths"][:5] == [f"/in/{number:02}" for number in range(5)]
+        assert abs((ftpcoord.epoch_seconds(shown["since"][:-1]) or 0) - time.time()) < PATIENCE
+        # What another process can know of it, and for how long; a retry does not make it younger.
+        seen = ftpcoord.read_status(site.listener.config)
+        assert seen["not_now"]["since"] == shown["since"] and not seen["healthy"]
+        words = f"not now since {shown['since']}: /in/00, /in/01, "
+        assert words in ftpcoord.nagios_line([seen]), ftpcoord.nagios_line([seen])
+        survey = ftpcoord.Survey(site.listener.config)
+        told = ftpcoord.metrics([(site.listener, survey)])
+        assert re.search(r"^ftpcoord_not_now_files\{.*\} ([5-9]|1\d|20)\.0$", told, re.MULTILINE)
+        since = re.search(r"^ftpcoord_not_now_since_timestamp_seconds\{.*\} (.*)$", told, re.MULTILINE)
+        assert since and abs(float(since[1]) - time.time()) < PATIENCE
         site.away = False
         site.arrive(files)
         site.wait("not_now_over")
         assert len(site.all("not_now_over")) == 1 and not ftpcoord.why_unready(site.listener)
+        wait_for(lambda: ftpcoord.read_status(site.listener.config)["not_now"] is None, PATIENCE)
         assert not site.all("file_failed") and not site.all("file_quarantined")
         assert {attempt for _, _, attempt in site.handled} <= {1, 2}
         assert all(site.state(name, "done")["failures"] == 0 for name in files)

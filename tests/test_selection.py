@@ -40,7 +40,7 @@ VERDICTS: list[tuple[dict[str, Any], Optional[Row], str, str]] = [
     ({}, None, "take", ""),
     ({}, row(), "skip", "done before"),
     ({"pattern": "*.xml"}, None, "skip", "its name is not asked for (pattern, exclude, hidden or temporary)"),
-    ({"ready_suffix": ".ok"}, None, "skip", "its marker .ok is not there"),
+    ({"ready_suffix": ".ok"}, None, "hold", "its marker .ok is not there"),
     ({"max_age": 60}, None, "skip", "older than max_age"),
     ({"max_size": 9}, None, "warn", "larger than max_size: 10 bytes"),
     ({"max_size": 10}, None, "take", ""),

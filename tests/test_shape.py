@@ -142,12 +142,13 @@ def test_the_promises_know_the_rest_by_its_interfaces_and_the_tongues_know_no_le
     later = {number: names(text) for number, text in parts.items() if number.startswith(("II.", "III."))}
     # What is left: an interface of each room, and words for people.
     known = {"Database", "open_database", "FileServer", "Habits", "Job", "new_server", "Patterns", "MoveTargets"}
-    known |= {"File", "Command", "Config", "Stats", "Pulse", "Route"}
+    known |= {"File", "Command", "Config", "Stats", "Backlog", "Pulse", "Route"}
     words = {
         "event",
         "say",
         "reason",
         "printable",
+        "utc_second",
         "shortened",
         "plain",
         "sha256_text",

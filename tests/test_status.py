@@ -22,6 +22,7 @@ import pytest
 import servers
 from conftest import Database, Files, new_folder, wait_for
 from members import Crew, Member, ftpcoord, kinds
+from memory import row
 from processes import MODULE, environment
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -565,7 +566,7 @@ def test_takeovers_seen_by_a_standby_have_their_reason() -> None:
     assert stats.takeovers[0].items() >= {"event": "other", "member": "e", "term": 6, "reason": "handed over"}.items()
     for number in range(1000):
         stats.looked(view("x", number, 0.1), 28)
-        stats.file("done", 1)
+        stats.file("done", row())
     assert len(stats.takeovers) == 50 and len(stats.minutes) <= 2 and stats.work["done"] == 1000
 
 
