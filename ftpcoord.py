@@ -1392,8 +1392,9 @@ class Look(list[Found]):
     """The files of one walk through the polled tree, and what it could not see. Folders are named by the start of the
     paths in them, with the slash."""
 
-    def __init__(self) -> None:
+    def __init__(self, goes_on: Callable[[], object] = bool) -> None:
         super().__init__()
+        self.goes_on = goes_on
         self.refused: dict[str, str] = {}  # folders that could not be listed whole, and why
         self.unread: dict[str, list[str]] = {}  # lines that nobody understands, by folder
         self.skipped: dict[str, str] = {}  # links and folders that are left out, and why
@@ -1477,15 +1478,16 @@ class Selector:
 
     # -- what is there ------------------------------------------------------------------------------------------------
 
-    def walk(self, server: FileServer) -> Look:
-        """Lists the polled folder, with its subfolders if `recursive`. Raises what listing that folder raises, and
-        FileRefused if files would be moved into it."""
-        look = Look()
+    def walk(self, server: FileServer, goes_on: Callable[[], object] = bool) -> Look:
+        """Lists the polled folder, with its subfolders if `recursive`. Raises what listing that folder raises,
+        FileRefused if files would be moved into it, and before each folder what `goes_on` raises."""
+        look = Look(goes_on)
         self._targets.check(server)
         self._visit(server, look, self._base, "", [])
         return look
 
     def _visit(self, server: FileServer, look: Look, folder: str, below: str, above: Above) -> None:
+        look.goes_on()
         entries = server.list(folder)
         prefix = "" if folder in (".", "") else posixpath.join(folder, "")
         if server.unread:
@@ -1580,7 +1582,7 @@ class Selector:
             before = seen.get(path)
             since = before[1] if before and same_version(before[0], entry) else now
             self._seen[path] = (entry, since)
-            if now - since >= self.config.min_age:
+            if known_version or now - since >= self.config.min_age:
                 settled = known_version or now - since >= self.config.settle
                 (ready if settled else unsettled).append(Work(found, row))
         return Choice(self.order(ready), self.order(unsettled), waiting)
@@ -1878,8 +1880,9 @@ class Workplace:
         self._durable: set[tuple[int, int]] = set()  # subfolders, by device and number
         self._lock = threading.Lock()
 
-    def clean(self) -> None:
-        """Removes what dead processes, and in `download_dir` earlier terms, left. Raises LocalTrouble."""
+    def clean(self, goes_on: Callable[[], object] = bool) -> None:
+        """Removes what dead processes, and in `download_dir` earlier terms, left. Raises LocalTrouble, and before each
+        folder what `goes_on` raises: copies of a later term are not ours to remove."""
         remove_dead_copies()
         if self._folder is None:
             return
@@ -1890,6 +1893,7 @@ class Workplace:
             places = [self._folder]
             while places:  # not os.walk(), which older Pythons end at a thousand levels
                 place, entries = places.pop(), []
+                goes_on()
                 with contextlib.suppress(OSError), os.scandir(place) as found:
                     entries = list(found)
                 for entry in entries:
@@ -1925,11 +1929,14 @@ class Workplace:
         with self._lock:
             while self._private is None or not self._is_held(self._private):
                 self.close()
-                self._private = Path(tempfile.mkdtemp(prefix=PRIVATE))
+                place, held = Path(tempfile.mkdtemp(prefix=PRIVATE)), None
                 with contextlib.suppress(BlockingIOError, FileNotFoundError):  # taken for a dead process's: once more
-                    self._held = open_folder(self._private) if OPENAT else None
-                    if self._held is not None:
-                        fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    held = open_folder(place) if OPENAT else None
+                    if held is not None:
+                        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    self._private, self._held, held = place, held, None
+                if held is not None:
+                    os.close(held)
             return self._private
 
     def _is_held(self, place: Path) -> bool:
@@ -2179,7 +2186,7 @@ class Poller:
         group, told = config.coordination_group, member.ledger_answers
         self.ledger = Ledger(rows, group, config.member_id, lease, boot_clock, told)
         self.recognizer = Recognizer(self.ledger, self._looking, self._goes_on)
-        self.pool = Pool(config)
+        self.pool = Pool(config, lease.check)
         self.workplace = Workplace(config, lease.term)
         self.command = Command(config) if config.exec else None
         self.unreached = False  # the server, or something that it listed, could not be had at the last poll
@@ -2225,7 +2232,9 @@ class Poller:
         while self.member.may_work(self.lease):
             try:
                 self.ledger.load()
-                self.workplace.clean()
+                self.workplace.clean(self._goes_on)
+                return
+            except LeaseLost:
                 return
             except (DatabaseDown, DatabaseRefused):
                 self.member.wait(self.lease, self.config.heartbeat_frequency)
@@ -2332,7 +2341,7 @@ class Poller:
     def _looking(self) -> Iterator[FileServer]:
         """A connection for listings and questions, which a stop cuts."""
         self._goes_on()
-        with self.pool.server() as server:
+        with self.pool.server(self._goes_on) as server:
             server.preparing = True
             try:
                 self._goes_on()  # a stop that came before that has cut nothing
@@ -2342,7 +2351,7 @@ class Poller:
 
     def _list(self) -> Look:
         with self._looking() as server:
-            return self.selector.walk(server)
+            return self.selector.walk(server, self._goes_on)
 
     def _hurry(self) -> None:
         """A listing under way is of no use any more, nor a connect; what the handlers are doing is."""
@@ -2685,7 +2694,7 @@ class Poller:
             self._unstorable(item.row, row)
             return
         self._say(what, level, row, pause)
-        item.then = row if row.action else None
+        item.then = self.ledger.get(row.path) if row.action else None  # as this term has written it
 
     def _say(self, what: str, level: int, row: Row, pause: Optional[float]) -> None:
         if what in ("file_failed", "file_quarantined"):
@@ -3231,8 +3240,8 @@ class Pool:
     hour: accounts get locked.
     """
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, allowed: Callable[[], object] = bool) -> None:
+        self._config, self._allowed = config, allowed  # asked right before each command that changes something
         self.habits = Habits()
         self.trouble: Optional[ServerDown] = None  # why there was no connection at all, the last time one was wanted
         self._changed = threading.Condition()  # over what follows
@@ -3246,9 +3255,10 @@ class Pool:
         self._unanswered = float("-inf")
 
     @contextlib.contextmanager
-    def server(self) -> Iterator[FileServer]:
-        """A connected server. One that failed is closed, not used again. Raises ServerDown, LoginRefused."""
-        server = self._take()
+    def server(self, goes_on: Callable[[], object] = bool) -> Iterator[FileServer]:
+        """A connected server. One that failed is closed, not used again. Raises ServerDown, LoginRefused, and while all
+        connections are in use what `goes_on` raises."""
+        server = self._take(goes_on)
         try:
             yield server
         except (FileGone, FileRefused, NotNow, TargetExists):
@@ -3259,13 +3269,14 @@ class Pool:
             raise
         self._put(server)
 
-    def _take(self) -> FileServer:
+    def _take(self, goes_on: Callable[[], object]) -> FileServer:
         """A connection that rests, or a new one, or the next that is given back."""
         server: Optional[FileServer] = None
         while server is None:
             with self._changed:
                 while not self._idle and not self._may_connect():
                     self._changed.wait()
+                    goes_on()
                 idle = self._idle.pop() if self._idle else None
                 self._connecting = self._connecting or idle is None
             server = self._connect() if idle is None else self._rested(*idle)
@@ -3312,7 +3323,7 @@ class Pool:
             server = new_server(self._config)
         except ConfigError as exc:  # a key or certificate file that is gone: may be back at the next try
             raise ServerDown(str(exc)) from None
-        server.habits = self.habits
+        server.habits, server.allowed = self.habits, self._allowed
         with self._changed:
             if self._aborted or self._hurry == 0:
                 raise ServerDown("the connections were cut")
@@ -3338,6 +3349,7 @@ class Pool:
         """The work is to end: a connect under way is cut, later ones get so long, and none is made after one failed."""
         with self._changed:
             self._hurry, servers = seconds, list(self._all)
+            self._changed.notify_all()
         for server in servers:
             server.hurry(seconds)
 
@@ -3513,8 +3525,9 @@ class Allowance:
         return Metered
 
     def connect(self, host: str, port: int) -> Any:
-        """A TCP connection that keeps to it."""
-        sock = socket.create_connection((host, port), self.left())
+        """A TCP connection that keeps to it. An address that does not answer leaves the other ones their share."""
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        sock = socket.create_connection((host, port), self.left() / len(addresses))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         metered = self.metered(socket.socket)(sock.family, sock.type, sock.proto, sock.detach())
@@ -4712,6 +4725,7 @@ class FileServer(abc.ABC):
         first = config.via or self
         self._dialled = first.host, first.port
         self.habits = Habits()
+        self.allowed: Callable[[], object] = bool  # raises what forbids a command that changes something
         self.unasked: Sequence[Job] = ()  # what the server had not heard of when fetch_many() lost it
         self.unread: list[str] = []  # lines of the last listing that nobody understands: MOST_UNREAD + 1 at most
         self.unanswered = float("-inf")  # when a command that changes something was sent whose reply has not come
@@ -4932,6 +4946,7 @@ class FileServer(abc.ABC):
         """Around a command and its reply; without one `unanswered` stays at the moment of a command that changes."""
         before = self.unanswered
         if changes:
+            self.allowed()
             self.unanswered = boot_clock()
         yield
         self.unanswered = before

@@ -323,3 +323,60 @@ def test_what_a_stop_finds_done_is_still_removed(tmp_path: Path) -> None:
         with Site(tmp_path, host.settings, workers=1, after="delete") as site:
             site.wait("released")
             assert len(site.all("file_done")) == 10 and not host.files
+
+
+def test_a_stop_ends_in_its_time_also_while_the_only_connection_is_busy(tmp_path: Path) -> None:
+    with FtpHost(files={"a": bytes(1000)}) as host:
+        ended = threading.Event()
+
+        def drip(session: FtpSession, argument: str) -> None:
+            session.say("150 here")
+            data = session.data()
+            while not ended.wait(0.05):
+                data.sendall(b"x")
+
+        host.on("RETR", drip, times=None)
+        with Site(tmp_path, host.settings, timeout=20, workers=1, drain_timeout=0.5) as site:
+            wait_for(lambda: host.said("RETR"), PATIENCE)
+            site.wait("polled")
+            time.sleep(0.5)  # the next poll waits for the connection
+            stopped = time.monotonic()
+            site.listener.stop()
+            assert site.listener.join(PATIENCE) and time.monotonic() - stopped < 5
+            ended.set()
+
+
+def test_a_lease_that_ends_during_the_looks_before_a_move_lets_nothing_be_moved(tmp_path: Path) -> None:
+    leases: list[ftpcoord.Lease] = []
+    with FtpHost(files={"a": b"1"}) as host:
+
+        def lose(session: FtpSession, argument: str) -> None:
+            session.on_rnfr(argument)
+            leases[-1].lose()
+
+        host.on("RNFR", lose)
+        site = Site(tmp_path, host.settings, "own", after="move:done")
+        site.listener.on_file("*")(lambda file: leases.append(file.lease))
+        with site:
+            wait_for(lambda: host.said("RNFR"), PATIENCE)
+            wait_for(lambda: len(host.said("RNFR")) > 1, PATIENCE, "the next term does it")
+            assert len(leases) == 1 and site.wait("elected", 2)
+            wait_for(lambda: "done/a" in host.files, PATIENCE)
+            first, second = (at for at, said in enumerate(host.commands) if said.startswith("RNFR"))
+            assert not [said for said in host.commands[first:second] if said.startswith("RNTO")]
+
+
+def test_a_long_walk_through_many_folders_is_progress(tmp_path: Path) -> None:
+    names = [f"sub{number:02}" for number in range(12)]
+    with FtpHost(files={f"{name}/a": b"1" for name in names}) as host:
+        host.folders.update(f"/in/{name}" for name in names)
+
+        def slow(session: FtpSession, argument: str) -> None:
+            time.sleep(0.1)
+            session.on_mlsd(argument)
+
+        host.on("MLSD", slow, times=None)
+        with Site(tmp_path, host.settings, recursive=True, stall_timeout=0.7) as site:
+            site.arrive({f"{name}/a": b"1" for name in names})
+            site.polls(1)
+            assert not site.all("handing_over") and not site.all("lost")
