@@ -2876,7 +2876,8 @@ class Recognizer:
         return self._doubts.setdefault(row.path, (now, now + (0.0 if age > 60 else 2.0)))
 
     def _keep_as(self, at: int, row: Row, mtime: str) -> None:
-        """A listed file is the version of a row: both have its time in the same form from now on."""
+        """A listed file is the version of a row: both have its exact time from now on. The file keeps the line of this
+        listing: that of a companion is compared with it."""
         if not mtime.endswith("~"):
             self.forget(row.path)
         if row.state == "claimed":  # of a term that is over; its time is that of the next claim
@@ -2884,7 +2885,9 @@ class Recognizer:
         elif mtime != row.mtime:
             delay = None if row.due is None else max(0.0, row.due - boot_clock())
             self._changes.append(Change(row, row._replace(mtime=mtime), delay))
-        self._show(at, self._listing[at].entry._replace(mtime=mtime))
+        entry = self._listing[at].entry
+        line, exact = times_of(entry.mtime)[0], mtime.partition("=")[2]
+        self._show(at, entry._replace(mtime=f"{line}={exact}" if line and exact else mtime))
 
     def _show(self, at: int, entry: Entry) -> None:
         self._listing[at] = self._listing[at]._replace(entry=entry)

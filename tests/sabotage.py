@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,9 @@ SOURCE = TESTS.parent / "ftpcoord.py"
 
 
 # -- where, and what --------------------------------------------------------------------------------------------------
+
+
+PARSING = threading.Lock()  # Python 3.11 counts the depth of all threads' trees in one place
 
 
 class Spot(NamedTuple):
@@ -45,7 +49,9 @@ class Place:
         self._lines = [0]
         for line in self.source.splitlines(keepends=True):
             self._lines.append(self._lines[-1] + len(line))
-        found = [node for path, node in _named(ast.parse(source)) if f".{path}".endswith(f".{name}")]
+        with PARSING:
+            tree = ast.parse(source)
+        found = [node for path, node in _named(tree) if f".{path}".endswith(f".{name}")]
         if len(found) != 1:
             raise LookupError(f"{len(found)} functions or attributes are named {name}")
         self.node = found[0]

@@ -682,6 +682,9 @@ class SimDatabase(Tables):
     def last_term(self, clock: float, snapshot: Tables, group: str) -> list[Any]:
         return [(max((row.term for row in snapshot.ledger.values()), default=0),)]
 
+    def pauses(self, clock: float, snapshot: Tables, group: str) -> list[Any]:
+        return [(None, None, clock)]
+
     def members(self, clock: float, snapshot: Tables, group: str) -> list[Any]:
         rows = sorted(snapshot.health.items())
         return [
@@ -757,6 +760,7 @@ VERBS = (
     "MEMBERS",
     "DONE_COUNT",
     "STANDING",
+    "PAUSES",
 )
 
 
@@ -1156,7 +1160,7 @@ class SimWorkplace:
         self.term, self.number = term, 0
         self.folder = bool(config.download_dir)
 
-    def clean(self) -> None:
+    def clean(self, goes_on: Callable[[], object] = bool) -> None:
         pass
 
     def create(self, found: Any, private: bool = False) -> tuple[Path, SimFile]:

@@ -632,3 +632,34 @@ def test_many_moves_cost_no_more_than_few() -> None:
     for first in range(2000, 18000, 2000):
         many = seconds(first)
     assert many < 10 * few + 0.1
+
+
+@pytest.mark.parametrize("minutes", [-60, 60])
+@pytest.mark.parametrize("state", ["failed", "claimed"])
+def test_a_display_that_moves_makes_no_companion_older_than_its_file(tmp_path: Path, minutes: int, state: str) -> None:
+    """The row of the file has the line of another day, the companion that of today."""
+    with FtpHost(files={"a": b"1", "a.ok": b""}, mlsd=False) as host:
+        now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
+
+        def upload(days: int) -> None:
+            for name in host.files:
+                host.times[name] = now - datetime.timedelta(days=days)
+
+        site = Site(tmp_path, host.settings, "own", ready_suffix=".ok", polling_interval=0.2)
+        attempts: list[int] = []
+
+        def once_more(file: ftpcoord.File) -> None:
+            attempts.append(file.attempt)
+            if len(attempts) == 2:  # of a version that was asked for its exact time
+                host.zone += minutes
+                if state == "claimed":
+                    file.lease.lose()
+                raise ValueError("not this one")
+
+        upload(9)
+        site.listener.on_file("*")(once_more)
+        with site:
+            site.state("a", "done")
+            upload(2)
+            wait_for(lambda: len(attempts) == 3, PATIENCE, "\n".join(site.log[-20:]))
+            assert attempts == [1, 1, 2]
