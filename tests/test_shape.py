@@ -305,6 +305,41 @@ def test_the_alert_rules_of_the_readme_name_metrics_that_exist() -> None:
             assert re.search(rf'\(\s*"{metric}",\s*"(gauge|counter)"', SOURCE), metric
 
 
+# What the documentation of Ballerina's module names of each configuration.
+BALLERINA = {
+    "ftp:ListenerConfiguration": """
+        protocol host port auth.credentials username password auth.privateKey path auth.secureSocket key cert mode
+        dataChannelProtection verifyHostname auth.preferredMethods userDirIsRoot connectTimeout socketConfig
+        ftpDataTimeout ftpSocketTimeout sftpSessionTimeout proxy type command fileTransferMode sftpCompression
+        sftpSshKnownHosts laxDataBinding csvFailSafe retryConfig count interval backOffFactor maxWaitInterval
+        circuitBreaker pollingInterval coordination memberId coordinationGroup heartbeatFrequency livenessCheckInterval
+        coordination.databaseConfig user database fileNamePattern fileAgeFilter fileDependencyConditions""",
+    "ftp:ServiceConfig": """
+        path fileNamePattern fileAgeFilter minAge maxAge ageCalculationMode fileDependencyConditions targetPattern
+        requiredFiles matchingMode requiredFileCount""",
+    "ftp:FunctionConfig": "fileNamePattern afterProcess afterError DELETE moveTo preserveSubDirs",
+    "functions of a service": """
+        onFile onFileText onFileJson onFileXml onFileCsv onError onFileDelete onFileDeleted onFileChange ftp:Caller""",
+}
+
+
+def test_each_setting_of_ballerinas_listener_has_its_place_in_the_readme() -> None:
+    text = README[README.index("### From a Ballerina") : README.index("## Recipes")]
+    parts, ours = dict.fromkeys(BALLERINA, ""), set()
+    for theirs, answer in rows(text):
+        title = theirs.strip("*`")
+        if title in parts:
+            current = title
+        else:
+            assert answer, theirs
+            parts[current] += theirs + (answer if "`command`" in answer else "")
+            ours |= set(re.findall(r"`([a-z]+_[a-z_]+)", answer))
+    for title, wanted in BALLERINA.items():
+        named = set(re.findall(r"[\w:]+(?:\.\w+)*", parts[title]))
+        assert set(wanted.split()) <= named | {name.split(".")[-1] for name in named}, title
+    assert ours - {"file_quarantined"} <= {field.name for field in dataclasses.fields(ftpcoord.Config)}
+
+
 def test_the_tests_that_are_named_exist() -> None:
     everything = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
     for name in re.findall(r"`(test_\w+)`", README + EVIDENCE):
