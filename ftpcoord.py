@@ -2703,6 +2703,7 @@ class Poller:
         event(
             what,
             level,
+            group=self.config.coordination_group,
             term=self.lease.term,
             path=row.path,
             attempt=row.attempts,
@@ -7359,12 +7360,11 @@ class Warden:
                     self._start()
 
     def _start(self) -> None:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("FTPCOORD_")}
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", WARDEN],
             bufsize=0,
             cwd="/",
-            env=environment,
+            env=environment_without_ours(),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -7405,7 +7405,7 @@ class Command:
         """Raises HandlerFailed unless it exits with 0, LocalTrouble if it does not start, LeaseLost if it was cut."""
         values = {"file": str(file.local), "name": file.name, "path": file.path}
         words = [re.sub(r"\{(file|name|path)\}", lambda m: values[m[1]], word) for word in self._words]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("FTPCOORD_") and k != "NOTIFY_SOCKET"}
+        environment = environment_without_ours()
         environment.update(
             FTPCOORD_FILE=str(file.local),
             FTPCOORD_PATH=file.path,
@@ -7528,6 +7528,11 @@ class _Tail:
         return self._kept.decode("utf-8", "replace").strip()
 
 
+def environment_without_ours() -> dict[str, str]:
+    """What other programs get: no settings, and so no secrets."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("FTPCOORD_") and k != "NOTIFY_SOCKET"}
+
+
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 
@@ -7588,6 +7593,7 @@ SSH, TLS, FTP = ("sftp",), ("ftpes", "ftps"), ("ftp", "ftpes", "ftps")
 SERVICE_LINK = re.compile(r"service_(host|port\w*)\Z|port(_\d+_\w+)?\Z")
 SECRETS = ("password", "key_passphrase", "proxy_password", "database_password")
 URLS = ("url", "proxy", "database")
+PROGRAMS = ("exec", "notify")
 FILE_SETTINGS = (*SECRETS, *URLS)  # a URL may hold a password: these, too, may come from a file
 
 
@@ -7740,6 +7746,7 @@ class Config:
     drain_timeout: float = setting(30.0, least=0.0)
     ledger: bool = True
     ledger_retention: float = setting(30.0, least=0.0)  # days
+    notify: str = ""
     http: str = setting("", kind=ADDRESS)
     log_level: str = setting("info", choices=("debug", "info", "warning", "error"))
     log_format: str = setting("text", choices=("text", "json"))
@@ -7926,17 +7933,17 @@ class Config:
             except (re.error, OverflowError, RecursionError) as exc:
                 text = quoted(getattr(self, name))
                 raise ConfigError(f"{name}: {text} is not a regular expression ({exc})") from None
-        if self.exec:
-            self.command()
+        for name in filter(self.__getattribute__, PROGRAMS):
+            self.command(name)
 
-    def command(self) -> list[str]:
-        """`exec` split into its words."""
+    def command(self, name: str = "exec") -> list[str]:
+        """`exec` or `notify` split into its words."""
         try:
-            words = shlex.split(self.exec)
+            words = shlex.split(getattr(self, name))
         except ValueError as exc:
-            raise ConfigError(f"exec: cannot be split into words ({exc})") from None
+            raise ConfigError(f"{name}: cannot be split into words ({exc})") from None
         if not words:
-            raise ConfigError("exec: is empty")
+            raise ConfigError(f"{name}: is empty")
         code = word_told_to_run(words)
         if code:
             raise ConfigError(
@@ -8276,8 +8283,13 @@ class Outbox:
 log, said = Outbox("log", 10_000), Outbox("stderr", 1000)
 
 
+listening: list[Callable[[str, Mapping[str, object]], None]] = []  # who hears of events beside the log
+
+
 def event(what: str, level: int = logging.INFO, **fields: object) -> None:
     """Logs one event, an exception `exc` with its traceback. Names of events are part of the interface."""
+    for hear in tuple(listening):
+        hear(what, fields)
     if logger.isEnabledFor(level):  # not logger.log(), which looks for the caller's line: always the next one
         exc = fields.pop("exc", None)
         more = {"fields": {k: v for k, v in fields.items() if v is not None}}
@@ -8556,9 +8568,11 @@ class Coordinator:
     def __init__(self, config: Optional[Config] = None, **settings: Any) -> None:
         self.config = config or Config(**settings)
         self._member = Member(self.config, watched=False)
+        self._herald = Herald(self.config)
 
     def start(self) -> None:
         warn_of_weaknesses(self.config)
+        self._herald.start()
         self._member.start()
 
     def stop(self) -> None:
@@ -8568,6 +8582,7 @@ class Coordinator:
         """
         self._member.stop()
         self._member.finished.wait(3 * self.config.liveness_check_interval)
+        self._herald.close()
 
     def __enter__(self) -> Coordinator:
         self.start()
@@ -8594,6 +8609,104 @@ class Coordinator:
                 if member.may_work(lease):
                     member.hand_over("the work ended before the lease")
                 member.work_ended()
+
+
+NOTIFY_SECONDS, NOTIFY_EVERY, NOTIFY_AT_END = 30.0, 60.0, 5.0
+NOTIFIED = {
+    *("file_quarantined", "file_missing", "file_late", "server_down", "server_up", "database_down", "database_up"),
+    *("lost", "not_now", "not_now_over", "group_paused", "group_resumed"),
+}
+
+
+class Herald:
+    """`notify`: a command gets what an operator wants to know as JSON on its standard input, one run at a time.
+
+    An event is told at once, and again after a minute: what comes meanwhile is counted. Who says it never waits.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._changed = threading.Condition()  # over the next three
+        self._waiting: dict[str, dict[str, Any]] = {}  # at most one of each event
+        self._not_before: dict[str, float] = {}
+        self._ending = False
+        self._process: Optional[subprocess.Popen[bytes]] = None
+        self._thread = threading.Thread(target=self._run, name="ftpcoord-notify", daemon=True)
+
+    def start(self) -> None:
+        if self._config.notify:
+            self._thread.start()
+            listening.append(self._hear)
+
+    def _hear(self, what: str, fields: Mapping[str, object]) -> None:
+        group = self._config.coordination_group
+        if what not in NOTIFIED or fields.get("group", group) != group:
+            return
+        a_handlers = what.startswith(("file_", "not_")) and not self._config.error_output
+        texts = {key: printable(str(value)) for key, value in fields.items() if key != "error" or not a_handlers}
+        path = texts.pop("path", "")
+        with self._changed:
+            told = self._waiting.setdefault(what, {"count": 0, "paths": []})
+            told.update(texts, event=what, time=utc_text(time.time()), group=group, member=self._config.member_id)
+            told["count"] += 1
+            told["paths"] = [*told["paths"], path][:FIRST_PATHS] if path else told["paths"]
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                now = boot_clock()
+                due = [what for what in self._waiting if self._ending or self._not_before.get(what, now) <= now]
+                if due:
+                    told = self._waiting.pop(due[0])
+                    self._not_before[due[0]] = now + NOTIFY_EVERY
+                elif self._ending:
+                    return
+                else:
+                    self._changed.wait(1.0 if self._waiting else None)
+                    continue
+            self._tell(told)
+
+    def _tell(self, told: Mapping[str, Any]) -> None:
+        try:
+            process = self._process = subprocess.Popen(
+                self._config.command("notify"),
+                env=environment_without_ours(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            try:
+                process.communicate(json.dumps(told, default=str).encode(), NOTIFY_SECONDS)
+            finally:
+                stop_process(process, 0.0)
+            error = f"it exited with {process.returncode}" if process.returncode else ""
+        except subprocess.TimeoutExpired:  # whose text has the arguments
+            error = f"it took longer than {NOTIFY_SECONDS:g} s"
+        except Exception as exc:
+            error = reason(exc)
+        if error:
+            about, count = told["event"], told["count"]
+            event("notify_failed", logging.WARNING, group=told["group"], about=about, count=count, error=error)
+
+    def close(self) -> None:
+        """What waits is told now, for NOTIFY_AT_END seconds at most."""
+        if self._hear not in listening:
+            return
+        listening.remove(self._hear)
+        with self._changed:
+            self._ending = True
+            self._changed.notify()
+        self._thread.join(NOTIFY_AT_END)
+        with self._changed:
+            lost = sum(told["count"] for told in self._waiting.values())
+            self._waiting.clear()
+        if self._thread.is_alive() and self._process is not None:
+            signal_group(self._process, KILL)
+            self._thread.join(1.0)
+        if lost:
+            event("notify_failed", logging.WARNING, group=self._config.coordination_group, dropped=lost)
 
 
 PAUSE_SECONDS = 5.0  # so late at most, or at the next poll, a pause and its end are seen
@@ -8635,6 +8748,7 @@ class Listener:
         self.member = Member(self.config)
         self.exit_code = 0
         self._routes: list[tuple[str, Handler]] = []
+        self._herald = Herald(self.config)
         self._once = False
         self._thread: Optional[threading.Thread] = None
         if self.config.handler:
@@ -8666,12 +8780,14 @@ class Listener:
         self._once = once
         event("starting", group=config.coordination_group, member=config.member_id, version=__version__)
         warn_of_weaknesses(config)
-        thread = threading.Thread(target=self._run, name="ftpcoord-poller", daemon=True)
+        thread = threading.Thread(target=self._take_part, name="ftpcoord-poller", daemon=True)
         try:
+            self._herald.start()
             self.member.start(pulse)
             thread.start()
         except RuntimeError as exc:
             self.stop()
+            self._herald.close()
             raise Error(f"{config.coordination_group}: this host gives no thread ({exc}); raise its limit") from None
         self._thread = thread
 
@@ -8696,6 +8812,10 @@ class Listener:
     def run(self, once: bool = False) -> int:
         """Runs until `stop`, SIGTERM or SIGINT; gives the exit code."""
         return run_listeners([self], once)
+
+    def _take_part(self) -> None:
+        with contextlib.closing(self._herald):
+            self._run()
 
     def _run(self) -> None:
         member, config, route = self.member, self.config, self._route if self._routes else None
@@ -9340,9 +9460,9 @@ def listener_status(listener: Listener, survey: Survey) -> dict[str, Any]:
     read, age = survey.get()
     error = found["database_error"] or survey.error or ("" if read is not None else "it has not answered yet")
     settings = {name: printable(str(value)) for name, value in config.public().items()}
-    if config.exec:  # its arguments may hold a token
-        words = config.command()
-        settings["exec"] = words[0] + (f" ... ({len(words) - 1} arguments)" if words[1:] else "")
+    for name in filter(settings.get, PROGRAMS):  # arguments may hold a token
+        words = config.command(name)
+        settings[name] = words[0] + (f" ... ({len(words) - 1} arguments)" if words[1:] else "")
     found.update(read or {}, as_of=None if read is None else age, database_error=error, settings=settings)
     return judged(found, age)
 
@@ -9638,14 +9758,20 @@ def page(groups: Sequence[Mapping[str, Any]], refresh: int) -> str:
 
 
 def _parts(group: Mapping[str, Any]) -> Iterator[str]:
-    """One group: what is wrong and what to do, who is active, the cards, and the lists."""
+    """One group, in the order in which somebody asks at night: is a member active, does work get done, what waits, what
+    is to be done; then the cards and the lists."""
     yield f"<h2>{shown(group['group'])}</h2>"
+    if group["active"] is not None:
+        yield f"<div class=state><b>● {shown(group['active'])} is active</b>{since(group)}</div>"
+    else:
+        why = "Who is active is not known" if group["database_error"] else "No member is active"
+        yield f"<div class='state bad'><b>▲ {why}</b></div>"
+    yield "".join(f"<p><b>{name}:</b> {shown(text)}" for name, text in _answers(group))
     for found in group["problems"]:
         what = found["problem"][:1].upper() + found["problem"][1:]
         yield f"<div class='state bad'><b>▲ {shown(what)}</b><p>{shown(found['advice'])}</div>"
-    if group["active"] is not None:
-        yield f"<div class=state><b>● {shown(group['active'])} is active</b>{since(group)}</div>"
     yield "".join(f"<p>{shown(note)}" for note in group["notes"])
+    yield "" if group["problems"] else "<p>✔ Nothing has to be done."
     yield "<dl class=cards>"
     for name, *lines in _cards(group):
         state, what, more = map(shown, lines)
@@ -9654,12 +9780,25 @@ def _parts(group: Mapping[str, Any]) -> Iterator[str]:
     if group["database_error"]:
         read = "has not been read" if group["as_of"] is None else f"showed it {duration(group['as_of'])} ago"
         yield f"<p>▲ As the database {read}:"
-    yield f"<h3>Files</h3><p>{counted(group)}"
-    for title, heads, rows in tables(group):
-        yield f"<h3>{title}</h3>" + _table(heads.split("|"), rows) if rows else f"<h3>{title}</h3><p>None."
+    yield f"<h3>Files in the ledger</h3><p>{counted(group)}"
     yield "<h3>Handled by this member: the last 60 minutes, now at the right</h3>"
     for column, state in enumerate(("done", "failed", "quarantined"), 1):
         yield from _bars(state, {minute[0]: minute[column] for minute in group["work"]["minutes"]})
+    for title, heads, rows in tables(group):
+        yield f"<h3>{title}</h3>" + _table(heads.split("|"), rows) if rows else f"<h3>{title}</h3><p>None."
+
+
+def _answers(group: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    work, backlog, polled = group["work"], group["backlog"], group["server"]["last_poll"]
+    if backlog is None:
+        yield "Work", "the page of the active member tells"
+        return
+    yield (
+        "Work",
+        f"a file was last done {ago(work['last_done'])}, polled {ago(polled)}, {work['queue']:,} files in work",
+    )
+    oldest = f"{backlog['files']:,} files, {backlog['bytes']:,} bytes, the oldest for {duration(backlog['oldest'])}"
+    yield "Waiting", oldest if backlog["files"] else "nothing"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -9991,8 +10130,9 @@ def command_check(configs: Sequence[Config], options: argparse.Namespace) -> int
         check_delivery(config, bool(config.handler))
         if config.handler:
             load_handler(config.handler, config.download_dir)
-        if config.exec and shutil.which(config.command()[0]) is None:
-            raise ConfigError(f"exec: {config.command()[0]} is not a command here")
+        for name in PROGRAMS:
+            if getattr(config, name) and shutil.which(config.command(name)[0]) is None:
+                raise ConfigError(f"{name}: {config.command(name)[0]} is not a command here")
         if config.download_dir and not Path(config.download_dir).expanduser().is_dir():
             raise ConfigError(f"download_dir: {config.download_dir} is not a folder")
         for _, database in opened([config]):

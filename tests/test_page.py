@@ -242,7 +242,7 @@ def group(**changes: Any) -> dict[str, Any]:
         },
     }
     for name, value in changes.items():
-        found[name] = {**found[name], **value} if isinstance(value, dict) and name in found else value
+        found[name] = {**found[name], **value} if isinstance(value, dict) and found.get(name) else value
     judged: dict[str, Any] = ftpcoord.judged(found)
     return judged
 
@@ -256,12 +256,21 @@ PROBLEMS: dict[str, dict[str, Any]] = {
         "members": [{"member_id": "pod-7f9c-a", "released": True, "heartbeat_age": 3.0}],
         "member": {"role": "standby"},
     },
+    "the group is paused by root@db1 since 2026-01-12T10:15:00Z, until it is resumed": {
+        "paused": {"by": "root@db1", "since": "2026-01-12T10:15:00Z", "until": None},
+    },
+    "the system behind the handler says not now since 2026-01-12T10:15:00Z: /in/a, /in/b and 2 more": {
+        "not_now": {"since": "2026-01-12T10:15:00Z", "count": 4, "paths": ["/in/a", "/in/b"]},
+    },
     "the heartbeat of pod-7f9c-a lies 10 min in the future": {
         "members": [{"member_id": "pod-7f9c-a", "released": False, "heartbeat_age": -600.0}],
     },
 }
 NOTES: dict[str, dict[str, Any]] = {
     "claims wait for the system behind the handler: away": {"member": {"not_now": "away"}},
+    "the system behind the handler says not now since 2026-01-12T10:15:00Z: /in/a": {
+        "not_now": {"since": "2026-01-12T10:15:00Z", "count": 1, "paths": ["/in/a"]},
+    },
     "there is no standby": {"members": [{"member_id": "pod-7f9c-a", "released": False, "heartbeat_age": 0.1}]},
     "7 failed and will be tried again": {"files": {"failed": 7}},
     "this member is stopping": {"member": {"role": "stopping"}},
@@ -287,8 +296,33 @@ def test_nobody_but_a_holder_of_the_lease_is_called_active_while_the_database_is
 
 HOSTILE = "</td></table><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">&amp;'\""
 ERROR = {"state": "quarantined", "attempts": 5, "age": 500.0}
+WAITING = {
+    "paused": {"by": "ops@control-1", "since": "2026-11-24T03:41:48Z", "until": "2026-11-24T05:41:48Z"},
+    "not_now": {"since": "2026-11-24T03:21:07Z", "count": 23, "paths": [f"/inbox/pay-{n:04}.xml" for n in range(20)]},
+    "backlog": {
+        "files": 1284,
+        "bytes": 83_412_733,
+        "oldest": 2345.0,
+        "first": [
+            {"path": "/inbox/salaries-2026-11.xml", "age": 2345.0, "why": "its marker .ok is not there"},
+            {"path": "/inbox/pay-0001.xml", "age": 1200.0, "why": "in work"},
+            {"path": "/inbox/archive.zip", "age": 900.0, "why": "larger than max_size: 4831838208 bytes"},
+            {"path": "/inbox/pay-0002.xml", "age": 812.0, "why": "failed, tried again in 2 min: command exited with 1"},
+            {"path": "/inbox/pay-0003.xml", "age": 4.0, "why": "taken next, if it is at rest"},
+        ],
+    },
+    "files": {"quarantined": 1},
+    "errors": [{**ERROR, "path": "/inbox/pay-0000.xml", "error": "command exited with 1: no such customer"}],
+}
 CASES = {
     "healthy": [group()],
+    "waiting": [group(**WAITING)],
+    "ten": [
+        group(group=f"listener-{n}", **WAITING)
+        if n == 3
+        else group(group=f"listener-{n}", member={"active_since": NOW - n})
+        for n in range(10)
+    ],
     "one": [group(members=[{"member_id": "pod-7f9c-a", "released": False, "heartbeat_age": 0.3}], takeovers=[])],
     "none": [
         group(
@@ -402,6 +436,13 @@ def test_the_page_is_readable_on_a_phone_and_on_a_desk_in_light_and_dark(
                 assert ftpcoord.printable(found["problem"][1:]) in text
             for row in one["members"]:
                 assert row["member_id"] in text and f"{ftpcoord.SYMBOLS[row['role']]} {row['role']}" in text
+            for row in one["backlog"]["first"]:
+                assert row["path"] in text and row["why"] in text
+            answers = [f"{one['active']} is active", "Work:", "Waiting:"]
+            answers += [found["problem"][1:] for found in one["problems"] if "is active" not in found["problem"]]
+            part = text[text.index(one["group"]) :] if one["active"] else ""
+            places = [part.find(ftpcoord.printable(answer)) for answer in answers if part]
+            assert places == sorted(places) and -1 not in places, "in the order in which it is asked"
             for row in one["errors"]:
                 assert ftpcoord.printable(row["path"]) in text and ftpcoord.printable(row["error"]) in text
         # The stylesheet was let in by its hash, and both schemes have their own colours.

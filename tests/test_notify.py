@@ -1,0 +1,256 @@
+"""`notify`: what an operator wants to know goes to a command, which can never be in the way of anything."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Database, wait_for
+from hostile import FtpHost, Site
+from members import PATIENCE, Crew, alive, ftpcoord, kinds
+from memory import config
+
+# Appends what it gets, and where it runs, as one line; `hang` and `fail` in its folder are orders.
+RECEIVER = """\
+import json, os, sys, time
+folder = sys.argv[1]
+def there(name): return os.path.exists(os.path.join(folder, name))
+told = json.load(sys.stdin)
+told["environment"] = sorted(name for name in os.environ if name.startswith(("FTPCOORD_", "NOTIFY_")))
+told["pid"] = os.getpid()
+told["began"] = time.time()
+if there("hang"):
+    if os.fork() == 0: time.sleep(600)
+    with open(os.path.join(folder, "hanging"), "a") as out: out.write(f"{os.getpid()}\\n")
+    time.sleep(600)
+told["ended"] = time.time()
+with open(os.path.join(folder, "told"), "a") as out: out.write(json.dumps(told) + "\\n")
+if there("fail"): sys.exit(3)
+"""
+
+
+class Desk:
+    """Where an operator's messages arrive."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "desk"
+        self.folder.mkdir()
+        (self.folder / "receiver.py").write_text(RECEIVER)
+        words = [sys.executable, "-I", "-S", str(self.folder / "receiver.py"), str(self.folder)]
+        self.command = " ".join(map(shlex.quote, words))
+
+    def told(self, name: str = "") -> list[dict[str, Any]]:
+        path = self.folder / "told"
+        whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+        return [one for one in map(json.loads, whole.splitlines()) if name in ("", one["event"])]
+
+    def wait(self, name: str, count: int = 1) -> dict[str, Any]:
+        wait_for(lambda: len(self.told(name)) >= count, PATIENCE, f"{name}: {self.told()}")
+        return self.told(name)[count - 1]
+
+    def order(self, name: str) -> None:
+        (self.folder / name).touch()
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """The events of a herald itself."""
+    events: list[tuple[str, dict[str, Any]]] = []
+    real = ftpcoord.event
+
+    def event(what: str, level: int = 20, **fields: Any) -> None:
+        events.append((what, fields))
+        real(what, level, **fields)
+
+    monkeypatch.setattr(ftpcoord, "event", event)
+    return events
+
+
+@contextlib.contextmanager
+def herald(desk: Desk, **settings: Any) -> Iterator[Any]:
+    made = ftpcoord.Herald(config(coordination_group="g", notify=desk.command, **settings))
+    made.start()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_a_quarantined_file_is_told_with_why_and_nothing_secret(tmp_path: Path, desk: Desk) -> None:
+    class Refusing(Site):
+        def receive(self, file: ftpcoord.File) -> None:
+            raise ValueError("card number 4111")
+
+    settings = {"notify": desk.command, "max_attempts": 1}
+    with FtpHost(files={"bad\x1b[31m.csv": b"x"}) as host:
+        with Refusing(tmp_path, host.settings, "handler", **settings) as site:
+            told = desk.wait("file_quarantined")
+            group = site.listener.config.coordination_group
+    assert told["group"] == group and told["member"] == "a" and told["count"] == 1 and told["term"] == "1"
+    assert told["paths"] == ["/in/bad%1B[31m.csv"] and told["error"] == "ValueError: card number 4111"
+    assert told["environment"] == [] and told["time"].endswith("Z")
+
+
+def test_a_handlers_words_are_told_only_with_error_output(desk: Desk) -> None:
+    with herald(desk, error_output=False):
+        ftpcoord.event("file_quarantined", 20, group="g", path="/in/a", error="card number 4111")
+        ftpcoord.event("not_now", 20, group="g", error="card number 4111", files=3)
+        ftpcoord.event("database_down", 20, group="g", error="refused")
+        assert "error" not in desk.wait("file_quarantined") and "error" not in desk.wait("not_now")
+        assert desk.wait("database_down")["error"] == "refused"
+
+
+def test_an_event_is_told_at_once_then_once_a_minute_with_its_number(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ftpcoord, "NOTIFY_EVERY", 2.0)
+    with herald(desk):
+        ftpcoord.event("file_quarantined", 20, group="g", path="/in/first")
+        first = desk.wait("file_quarantined")
+        for number in range(50):
+            ftpcoord.event("file_quarantined", 20, group="g", path=f"/in/{number}", attempt=number)
+        ftpcoord.event("server_down", 20, group="g", error="refused")
+        other = desk.wait("server_down")
+        second = desk.wait("file_quarantined", 2)
+    assert first["count"] == 1 and first["paths"] == ["/in/first"]
+    assert other["began"] < second["began"] and second["began"] - first["began"] > 1.5, "others are not held up"
+    assert second["count"] == 50 and second["attempt"] == "49"
+    assert second["paths"] == [f"/in/{number}" for number in range(20)]
+    assert len(desk.told("file_quarantined")) == 2
+
+
+def test_only_what_an_operator_wants_to_know_of_this_group_is_told(desk: Desk) -> None:
+    with herald(desk):
+        ftpcoord.event("polled", 20, group="g")
+        ftpcoord.event("file_done", 20, group="g", path="/in/a")
+        ftpcoord.event("lost", 20, group="other", term=3)
+        ftpcoord.event("lost", 10, group="g", term=4)  # whatever log_level is
+    assert [(one["event"], one["term"]) for one in desk.told()] == [("lost", "4")]
+    assert {
+        "file_quarantined",
+        "file_missing",
+        "file_late",
+        "server_down",
+        "server_up",
+        "database_down",
+        "database_up",
+        "lost",
+        "not_now",
+        "not_now_over",
+        "group_paused",
+        "group_resumed",
+    } == ftpcoord.NOTIFIED
+
+
+def test_one_command_runs_at_a_time_and_one_that_hangs_is_killed_with_its_group(
+    desk: Desk, said: list[tuple[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ftpcoord, "NOTIFY_SECONDS", 1.0)
+    desk.order("hang")
+    with herald(desk):
+        began = time.monotonic()
+        for number in range(1000):
+            ftpcoord.event("server_down", 5, group="g", number=number)
+            ftpcoord.event("lost", 5, group="g", number=number)
+        assert time.monotonic() - began < 1, "nobody waits for it"
+        wait_for((desk.folder / "hanging").exists, PATIENCE)
+        (desk.folder / "hang").unlink()
+        pid = int((desk.folder / "hanging").read_text())
+        assert alive(pid) and not desk.told()
+        desk.wait("lost")
+        assert not alive(pid) and not [one for one in os.listdir("/proc") if one.isdigit() and of_group(one, pid)]
+    failed = [fields for what, fields in said if what == "notify_failed"]
+    assert failed and failed[0]["about"] == "server_down" and "longer than 1 s" in failed[0]["error"]
+    assert sum(one["count"] for one in desk.told()) + failed[0]["count"] == 2000, (
+        "those that came meanwhile are counted"
+    )
+
+
+def of_group(pid: str, group: int) -> bool:
+    try:
+        return os.getpgid(int(pid)) == group and alive(int(pid))
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("how", ["exits with 3", "is not there"])
+def test_a_command_that_fails_is_said_in_the_log_and_not_to_itself(
+    desk: Desk, said: list[tuple[str, dict[str, Any]]], how: str
+) -> None:
+    desk.order("fail")
+    if how == "is not there":
+        desk.command = str(desk.folder / "nothing")
+    with herald(desk):
+        ftpcoord.event("lost", 20, group="g")
+        wait_for(lambda: [fields for what, fields in said if what == "notify_failed"], PATIENCE)
+        failed = [fields for what, fields in said if what == "notify_failed"]
+        assert failed[0]["about"] == "lost" and ("it exited with 3" in failed[0]["error"]) == (how == "exits with 3")
+    assert len(desk.told()) <= 1
+
+
+def test_at_the_end_what_waits_is_told_and_a_command_that_hangs_holds_it_up_for_no_longer(
+    desk: Desk, said: list[tuple[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with herald(desk) as made:
+        for number in range(5):
+            ftpcoord.event("lost", 20, group="g", number=number)
+        desk.wait("lost")
+        made.close()
+        assert sum(one["count"] for one in desk.told("lost")) == 5, "although its minute is not over"
+    monkeypatch.setattr(ftpcoord, "NOTIFY_AT_END", 1.0)
+    desk.order("hang")
+    with herald(desk) as made:
+        ftpcoord.event("lost", 20, group="g")
+        wait_for((desk.folder / "hanging").exists, PATIENCE)
+        for _ in range(7):
+            ftpcoord.event("server_up", 20, group="g")
+        began = time.monotonic()
+        made.close()
+        assert time.monotonic() - began < 3
+        pid = int((desk.folder / "hanging").read_text())
+        wait_for(lambda: not alive(pid), PATIENCE)
+    assert ("notify_failed", {"group": "g", "dropped": 7}) in said
+    assert not [thread for thread in threading.enumerate() if thread.name == "ftpcoord-notify"]
+
+
+@kinds("postgresql")
+def test_a_stop_releases_first_and_then_tells_what_waits(
+    database: Database, files: Any, tmp_path: Path, desk: Desk
+) -> None:
+    with Crew(tmp_path, database, files, notify=desk.command) as crew:
+        a = crew.start("a")
+        a.wait("elected")
+        b = crew.start("b")
+        b.wait("standby")
+        desk.order("hang")
+        crew.call("pause")
+        wait_for((desk.folder / "hanging").exists, PATIENCE)
+        began = time.time()
+        a.send(signal.SIGTERM)
+        elected = b.wait("elected")
+        assert elected.at - began < crew.heartbeat + 2, "nobody waits for the command"
+        assert a.process.wait(20) == 0
+        assert time.time() - began < 5 + 5
+        (desk.folder / "hang").unlink()
+        assert "exec" not in a.said() and not a.events("lost")
+
+
+@pytest.mark.parametrize("words", ["'", " ", "''x' "])
+def test_a_command_that_cannot_be_split_is_a_wrong_setting(words: str) -> None:
+    with pytest.raises(ftpcoord.ConfigError, match=r"^notify: "):
+        config(notify=words)
