@@ -42,7 +42,7 @@ Not guaranteed, because no program of this kind can
   - A database that loses commits (asynchronous failover, a restored backup): terms may repeat. Use synchronous
     replication.
   - A hypervisor that stops the guest's clocks during a pause. Handlers should be idempotent in (path, size, mtime).
-  - An upload that stalls longer than `settle`. Let uploaders rename, or use `ready_suffix`.
+  - An upload that stalls longer than `settle`. Let uploaders rename, or use `requires`.
   - A new version uploaded between the last look and the delete; one of equal size and equal (shown) time. Where LIST
     alone tells times these are minutes, and kept files may come again when its display moves (zone, summer time).
   - A move target that another client makes between look and rename: a round trip, or ten seconds on an FTP server
@@ -1470,7 +1470,7 @@ class Selector:
     def __init__(self, config: Config, clock: Callable[[], float]) -> None:
         self.config, self.clock = config, clock
         self.refused = 0
-        self._names, self._targets = Patterns(config), MoveTargets(config)
+        self._names, self._targets, self.companions = Patterns(config), MoveTargets(config), Companions(config)
         self._seen: dict[str, tuple[Entry, float]] = {}
         self._told: set[tuple[str, str]] = set()
         self.unsteady = Unsteady(config, clock)
@@ -1558,7 +1558,7 @@ class Selector:
         """Divides a listing. `known` gives a path's row in the ledger, `busy` are the paths in work; `left` is called
         with each file that is wanted and not done, and why."""
         now = self.clock()
-        companions = {found.path: found.entry for found in listing} if self.config.ready_suffix else {}
+        companions = self.companions.see(listing, self.wants, busy)
         seen, self._seen = self._seen, {}
         ready: list[Work] = []
         unsettled: list[Work] = []
@@ -1587,21 +1587,20 @@ class Selector:
                 (ready if settled else unsettled).append(Work(found, row))
         return Choice(self.order(ready), self.order(unsettled), waiting)
 
-    def verdict(self, found: Found, row: Optional[Row], companions: Mapping[str, Entry], now: float) -> tuple[str, str]:
+    def verdict(self, found: Found, row: Optional[Row], companions: Mapping[str, Found], now: float) -> tuple[str, str]:
         """Whether a listed file is to be taken, and why not: take, skip, warn (which is to be said), hold or wait (its
         back-off has not passed). `row` is the ledger's of this very version."""
-        config, entry, suffix = self.config, found.entry, self.config.ready_suffix
+        config, entry = self.config, found.entry
         if row is not None and row.state == "done":
             self.unsteady.seen_again(row)
             return "skip", "done before"
+        if self.companions.include(entry.name):
+            return "skip", "a companion of files"
         if not self.wants(found):
             return "skip", "its name is not asked for (pattern, exclude, hidden or temporary)"
-        if suffix:
-            companion = companions.get(found.path + suffix)
-            if companion is None:
-                return "hold", f"its marker {suffix} is not there"
-            if any(x[: len(y)] < y[: len(x)] for x, y in zip(times_of(companion.mtime), times_of(entry.mtime))):
-                return "warn", f"its marker {suffix} is older than the file"  # it belongs to an earlier version
+        word, why = self.companions.verdict(found, companions)
+        if why:
+            return word, why
         mtime = None if config.max_age is None else epoch_seconds(entry.mtime)
         if config.max_age is not None and mtime is not None and time.time() - mtime > config.max_age:
             return "skip", "older than max_age"
@@ -1618,8 +1617,7 @@ class Selector:
 
     def wants(self, found: Found) -> bool:
         """Whether the name is asked for."""
-        suffix = self.config.ready_suffix
-        return not (suffix and found.entry.name.endswith(suffix)) and self._names.want(found.relative)
+        return not self.companions.include(found.entry.name) and self._names.want(found.relative)
 
     def settled(self, works: Sequence[Work], listing: Sequence[Found]) -> list[Work]:
         """Those that a second listing, `settle` seconds later, shows unchanged."""
@@ -2182,6 +2180,7 @@ class Poller:
     ) -> None:
         self.config, self.member, self.lease = config, member, lease
         self.selector, self.route = selector, route
+        selector.companions = Companions(config)  # what was listed in an earlier lease tells nothing
         self.stats, self.progress = member.stats, member.progress
         group, told = config.coordination_group, member.ledger_answers
         self.ledger = Ledger(rows, group, config.member_id, lease, boot_clock, told)
@@ -2193,7 +2192,7 @@ class Poller:
         self.waiting = 0  # failed files whose back-off has not passed, at the last poll
         self.stuck = False  # a Python handler is still running although everything was to end
         self._more = False  # the last poll left something that the next one may take
-        self._markers: dict[str, Entry] = {}  # of files in work: the companion as it was at the claim
+        self._markers: dict[str, Beside] = {}  # of files in work: their companions as they were at the claim
         self._folder_alone = bool(config.download_dir) and route is None and self.command is None
         self.workers = Workers(config.workers, self._folder_alone, self._work, self._worked)
         self.stats.queued = self.workers.busy.__len__
@@ -2293,10 +2292,10 @@ class Poller:
         listing = again = self._list()
         self.unreached = bool(listing.refused)
         unclear = self.recognizer.recognize(listing, busy)
-        self._act_where_due(busy)
         backlog = Backlog(self.route, self.stats.backlog)
         choice = self.selector.choose(listing, self.ledger.get, busy | unclear, backlog.add)
         self.stats.backlog = backlog
+        self._act_where_due(busy)
         ready = choice.ready
         unsettled = 0
         self.progress.tell(self.config.settle)
@@ -2311,10 +2310,8 @@ class Poller:
         self.waiting = choice.waiting + wanted - len(ready)
         if self.config.max_files:
             ready = ready[: self.config.max_files]
-        if self.config.ready_suffix:
-            companions = {found.path: found.entry for found in again}
-            at_claim = {work.path: companions.get(work.path + self.config.ready_suffix) for work in ready}
-            self._markers.update((path, entry) for path, entry in at_claim.items() if entry is not None)
+        companions = self.selector.companions.among(again)
+        self._markers.update((work.path, self.selector.companions.of(work.path, companions)) for work in ready)
         self._more = bool(ready or unsettled or unclear)
         self.workers.hand_in(ready)
         seconds = time.monotonic() - started
@@ -2329,7 +2326,8 @@ class Poller:
         self._forget(listing, busy)
 
     def _act_where_due(self, busy: set[str]) -> None:
-        self.workers.hand_in(row for row in self.ledger.due_actions(busy) if self._breaker.rested(row.path))
+        if self.selector.companions.known():
+            self.workers.hand_in(row for row in self.ledger.due_actions(busy) if self._breaker.rested(row.path))
 
     def _goes_on(self) -> None:
         """Raises LeaseLost once the work is to end."""
@@ -2762,15 +2760,19 @@ class Poller:
         self.ledger.change(row, None if drop else row._replace(action=""))
 
     def _act_on(self, row: Row) -> None:
-        """Looks at the file and its companion, and removes none if one of them is newer than at the claim. The
-        companion goes first, and also when the file is gone: else it would make the next version ready too early."""
+        """Looks at the file and its companions, and removes none if one of them is newer than at the claim. Companions
+        go first, and also when the file is gone: else they would make the next version ready too early. What another
+        file still needs stays."""
+        companions = self.selector.companions
         with self.pool.server() as server:
             same = server.same(row.path, Entry(posixpath.basename(row.path), "file", row.size, row.mtime))
-            marker, at_claim = row.path + self.config.ready_suffix, self._markers.get(row.path)
-            there, replaced = False, False
-            if self.config.ready_suffix and same is not False:
-                shown = server.same(marker, at_claim) if at_claim else server.exists(marker)
-                there, replaced = bool(shown), shown is False and at_claim is not None
+            there: list[str] = []
+            replaced = False
+            beside = self._markers.get(row.path) or companions.of(row.path)
+            for _, path, at_claim in beside if same is not False else ():
+                shown = server.same(path, at_claim) if at_claim else server.exists(path)
+                replaced = replaced or (shown is False and at_claim is not None)
+                there += [path] * bool(shown)
             self.lease.check()
             if same is False or replaced:
                 what = "the file" if same is False else "its companion"
@@ -2779,10 +2781,12 @@ class Poller:
                     self.selector.unsteady.again(row.path)
                 self._keep(row, f"a new version of {what} arrived meanwhile", drop=drop)
                 return
-            for path in [marker] * there + [row.path] * bool(same):
+            free = [path for path in there if not companions.needed(path, row.path, self.ledger.get)]
+            for path in free + [row.path] * bool(same):
                 self._remove(server, path, row.action)
                 self.lease.check()
             self.selector.unsteady.over(row.path)
+            companions.gone(row.path)
             self.ledger.change(row, None if row.state == "done" else row._replace(action=""))
 
     def _remove(self, server: FileServer, path: str, action: str) -> None:
@@ -7163,6 +7167,91 @@ class Patterns:
         return ""
 
 
+# -- companions -------------------------------------------------------------------------------------------------------
+PLACE = re.compile(r"\{(name|stem)\}")
+Beside = list[tuple[str, str, Optional[Entry]]]  # of each companion: its template, its path, what a listing shows
+
+
+def companion_of(name: str, template: str) -> str:
+    """`{stem}` is the name without its last suffix."""
+    return PLACE.sub(lambda match: name if match[1] == "name" else posixpath.splitext(name)[0], template)
+
+
+def is_older(companion: Entry, entry: Entry) -> bool:
+    """Whether it belongs to an earlier version, as far as both show their times."""
+    return any(x[: len(y)] < y[: len(x)] for x, y in zip(times_of(companion.mtime), times_of(entry.mtime)))
+
+
+class Companions:
+    """What files need beside them in their folder, and which of them still need it."""
+
+    def __init__(self, config: Config) -> None:
+        self._templates, self._folded = config.companions(), config.folded
+        texts = [".*".join(map(re.escape, PLACE.split(self._folded(text))[::2])) for text in self._templates]
+        self._fits = re.compile("|".join(texts) or "(?!)", re.DOTALL).fullmatch
+        self._there: Optional[dict[str, Found]] = None  # in the last listing
+        self._needed: dict[str, dict[str, Entry]] = {}  # by companion: the listed files that need it
+        self._gone: set[str] = set()  # files that were removed; that listing may still show them
+
+    def known(self) -> bool:
+        """Whether it is known who needs what: not before the first listing."""
+        return not self._templates or self._there is not None
+
+    def include(self, name: str) -> bool:
+        """Whether a name is a companion's, whatever its file is called."""
+        return bool(self._fits(self._folded(name)))
+
+    def among(self, listing: Iterable[Found]) -> dict[str, Found]:
+        """The companions of a listing."""
+        listing = listing if self._templates else ()
+        return {self._folded(found.path): found for found in listing if self.include(found.entry.name)}
+
+    def see(self, listing: Sequence[Found], wanted: Callable[[Found], bool], busy: Set[str]) -> dict[str, Found]:
+        """Notes who needs what; `busy` are the files that were in work before the listing."""
+        needed: dict[str, dict[str, Entry]] = {}
+        there = self.among(listing)
+        self._gone &= busy
+        for found in filter(wanted, listing if self._templates else ()):
+            for _, path, _ in self.of(found.path, there):
+                needed.setdefault(self._folded(path), {})[found.path] = found.entry
+        self._needed, self._there = needed, there
+        return there
+
+    def of(self, path: str, there: Optional[Mapping[str, Found]] = None) -> Beside:
+        """The companions of a file by a listing (None: the last one), in its spelling."""
+        name, beside = posixpath.basename(path), []
+        for template in self._templates:
+            companion = path[: len(path) - len(name)] + companion_of(name, template)
+            found = ((self._there or {}) if there is None else there).get(self._folded(companion))
+            beside.append((template, found.path if found else companion, found.entry if found else None))
+        return beside
+
+    def verdict(self, found: Found, there: Mapping[str, Found]) -> tuple[str, str]:
+        """Selector.verdict's on a file that is not ready."""
+        for template, _, entry in self.of(found.path, there):
+            marker = template.removeprefix("{name}")
+            if entry is None:
+                return "hold", f"its marker {marker} is not there"
+            if is_older(entry, found.entry):
+                return "warn", f"its marker {marker} is older than the file"
+        return "", ""
+
+    def needed(self, companion: str, path: str, known: Callable[[str], Optional[Row]]) -> bool:
+        """Whether a listed file other than `path` needs it and is not done; `known` gives the ledger's rows."""
+
+        def waits(other: str, entry: Entry) -> bool:
+            row = known(other)
+            return row is None or row.state != "done" or not same_version(row, entry)
+
+        others = self._needed.get(self._folded(companion), {})
+        return any(waits(other, others[other]) for other in others.keys() - self._gone - {path})
+
+    def gone(self, path: str) -> None:
+        """A file is removed, and needs nothing any more."""
+        self._gone.add(path)
+
+
+# -- folders ----------------------------------------------------------------------------------------------------------
 Above = list[tuple[set[str], Listing]]  # of each folder on the way: the names of the folders in it, and all entries
 
 
@@ -7728,6 +7817,7 @@ class Config:
     max_age: Optional[float] = setting(None, kind=SECONDS, least=0.0)
     settle: float = setting(5.0, least=0.0)
     ready_suffix: str = ""
+    requires: str = ""
     sort: str = setting("name", choices=("name", "mtime", "size", "-name", "-mtime", "-size"))
     max_files: int = setting(0, least=0)
     workers: int = setting(4, least=1)
@@ -7923,6 +8013,10 @@ class Config:
             ),
             (self.exec and self.handler, "exec and handler: a file goes to one of them; remove the other"),
             (not self.patterns("pattern"), "pattern: matches nothing"),
+            (
+                self.ready_suffix and self.requires,
+                f"ready_suffix and requires: keep requires, and add {{name}}{self.ready_suffix} to it",
+            ),
             (self.max_size is not None and self.min_size > self.max_size, "min_size: must not be more than max_size"),
         ):
             if wrong:
@@ -7933,6 +8027,7 @@ class Config:
             except (re.error, OverflowError, RecursionError) as exc:
                 text = quoted(getattr(self, name))
                 raise ConfigError(f"{name}: {text} is not a regular expression ({exc})") from None
+        self.companions()
         for name in filter(self.__getattribute__, PROGRAMS):
             self.command(name)
 
@@ -7967,6 +8062,20 @@ class Config:
         text = str(getattr(self, name)).strip()
         parts = [text] if text.startswith(EXPRESSION) else text.split(",")
         return [part.strip() for part in parts if part.strip()]
+
+    def companions(self) -> list[str]:
+        """`requires`, or `ready_suffix`, as templates."""
+        if self.ready_suffix:
+            return ["{name}" + self.ready_suffix]
+        return [self._template("requires", text.strip()) for text in self.requires.split(",") if text.strip()]
+
+    def _template(self, name: str, text: str) -> str:
+        if len(PLACE.findall(text)) != 1 or NOT_IN_A_NAME.search(text):
+            raise ConfigError(f"{name}: must have {{name}} or {{stem}}, once, and no slash, not {quoted(text)}")
+        for own in ("a", *self.patterns("pattern")):
+            if self.folded(companion_of(own, text)) == self.folded(own):
+                raise ConfigError(f"{name}: {quoted(text)} would be the file itself")
+        return text
 
     def folded(self, name: str) -> str:
         """A name as it is compared with others: without case if `ignore_case`."""
@@ -8967,6 +9076,8 @@ def weaknesses(config: Config) -> Iterator[tuple[str, str]]:
             pinned, refused = ([key for key in keys if fingerprint(key) in pins] for keys in (known, revoked))
             if refused or (known and not pinned):
                 yield "host_key", f"accepts a key of {config.target.host} that {config.known_hosts} would refuse"
+    if config.ready_suffix:
+        yield "ready_suffix", f"write requires = {{name}}{config.ready_suffix}, which is the same"
     remote = [host for host, _ in config.endpoint.hosts if not is_loopback(host)]
     if remote and config.database_tls != "verify":
         yield "database_tls", f"{config.database_tls}: without verify anybody on the way can be {remote[0]}"
@@ -10190,7 +10301,7 @@ def command_dry_run(configs: Sequence[Config]) -> int:
         choice = selector.choose(listing, rows.get, set())
         taken = {work.path: "" for work in choice.ready}
         taken.update((work.path, f"if it is unchanged {config.settle:g} s later") for work in choice.unsettled)
-        listed = {found.path: found.entry for found in listing}
+        listed = selector.companions.among(listing)
         for found in sorted(listing):
             path, row = found.path, rows.get(found.path)
             row = row if row is not None and same_version(row, found.entry) else None

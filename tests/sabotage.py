@@ -468,15 +468,15 @@ SABOTAGES = (
     # -- companions
     Sabotage(
         "a companion of an earlier version makes the next one ready",
-        "Selector.verdict",
-        never("companion.mtime"),
+        "Companions.verdict",
+        never("is_older"),
         "an earlier version's",
         fix=COMPANIONS,
     ),
     Sabotage(
         "a companion is not looked at before the action",
         "_act_on",
-        text("shown is False and at_claim is not None", "False"),
+        text("(shown is False and at_claim is not None)", "False"),
         "newer than at the claim",
         fix=COMPANIONS,
         also=[("_act_on", text("bool(shown)", "shown is not None"))],
@@ -484,14 +484,14 @@ SABOTAGES = (
     Sabotage(
         "a companion is removed after its file",
         "_act_on",
-        text("[marker] * there + [row.path] * bool(same)", "[row.path] * bool(same) + [marker] * there"),
+        text("free + [row.path] * bool(same)", "[row.path] * bool(same) + free"),
         "before its companion",
         fix=COMPANIONS,
     ),
     Sabotage(
         "a companion is left when its file is gone",
         "_act_on",
-        text("same is not False:", "same:"),
+        text("same is not False else", "same else"),
         "is left",
         fix=[*COMPANIONS, "server_loss=0.1"],
     ),

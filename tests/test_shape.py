@@ -141,9 +141,20 @@ def test_the_promises_know_the_rest_by_its_interfaces_and_the_tongues_know_no_le
     first = "".join(text for number, text in parts.items() if number.startswith("I."))
     later = {number: names(text) for number, text in parts.items() if number.startswith(("II.", "III."))}
     # What is left: an interface of each room, and words for people.
-    known = {"Database", "open_database", "FileServer", "Habits", "Job", "new_server", "Patterns", "MoveTargets"}
+    known = {
+        "Database",
+        "open_database",
+        "FileServer",
+        "Habits",
+        "Job",
+        "new_server",
+        "Patterns",
+        "MoveTargets",
+        "Companions",
+    }
     known |= {"File", "Command", "Config", "Stats", "Backlog", "Pulse", "Route"}
     words = {
+        "Beside",
         "event",
         "say",
         "reason",
