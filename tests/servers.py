@@ -1715,7 +1715,7 @@ def version(name: str) -> str:
     if name in ("vsftpd", "tinyproxy"):
         command = [command[0], "-v"]
     if name == "microsocks":
-        command = ["dpkg-query", "-W", name]
+        command = ["dpkg-query", "-W", name] if shutil.which("dpkg-query") else ["true"]  # it does not tell
     # vsftpd prints that to descriptor 0.
     with tempfile.TemporaryFile() as file:
         libraries = _libraries(name) if name in setup_env.UNPACKED else NOTHING

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import servers
 from conftest import Files, new_folder, wait_for
-from hostile import FtpHost, FtpsHost, Gateway, SftpHost, Site, reply, unused_port
+from hostile import FtpHost, FtpsHost, Gateway, SftpHost, Site, reply, stall_after, unused_port
 
 import ftpcoord
 
@@ -337,6 +337,38 @@ def test_a_proxy_that_wants_a_login_or_another_one_says_so_and_is_asked_once(
         with pytest.raises(ftpcoord.LoginRefused, match="the proxy wants a login, or another one"):
             ftpcoord.open_server(settings(proxy=url, proxy_password=password or None))
         assert gateway.sessions == 1
+
+
+@pytest.mark.parametrize("scheme", KINDS)
+def test_the_first_pause_after_a_login_that_the_proxy_refused_is_a_minute(scheme: str, tmp_path: Path) -> None:
+    with FtpHost() as host, Gateway(scheme, "me:right") as gateway:
+        proxy = f"{scheme}://me@127.0.0.1:{gateway.port}"
+        with Site(tmp_path, host.settings, proxy=proxy, proxy_password="wrong") as site:
+            assert 59 < site.wait("server_down")["retry_in"] <= 60
+        assert gateway.sessions == 1 and not host.sessions
+
+
+@pytest.mark.parametrize("scheme", KINDS)
+def test_the_end_of_a_lease_ends_what_goes_through_the_proxy_at_once(scheme: str) -> None:
+    with behind(scheme, timeout=30) as (host, gateway, server):
+        host.on("RETR", stall_after(1))
+        raised: list[BaseException] = []
+
+        def fetch() -> None:
+            try:
+                server.fetch("/in/b", 2, got.extend)
+            except ftpcoord.ServerDown as error:
+                raised.append(error)
+
+        got = bytearray()
+        thread = threading.Thread(target=fetch, daemon=True)
+        thread.start()
+        wait_for(lambda: host.said("RETR") and len(gateway.asked) == 2)
+        began = time.monotonic()
+        server.abort()
+        thread.join(10)
+        assert raised and "aborted" in str(raised[0]) and time.monotonic() - began < 1.0
+        wait_for(lambda: gateway.open_sessions == 0, 10, "both connections to be over at the proxy")
 
 
 @pytest.mark.parametrize("scheme", KINDS)

@@ -151,10 +151,11 @@ def test_files_are_decrypted_and_what_is_not_for_us_ends_in_quarantine(
     clear.mkdir()
     (line,) = block("ini", "exec = sh -c").splitlines()
     run = line.partition(" = ")[2].replace("/srv/clear", str(clear)).replace("/etc/ftpcoord/gnupg", str(keys))
-    secret = gpg(keys, "--trust-model", "always", "--encrypt", "--recipient", "ours@files.example", text=b"paid")
+    encrypt = ("--trust-model", "always", "--encrypt", "--recipient", "ours@files.example")
+    secret, large = gpg(keys, *encrypt, text=b"paid"), gpg(keys, *encrypt, text=os.urandom(1 << 20))
     for name in ("a.csv.gpg", "-b c.csv.gpg", "$(touch x);`id`.gpg"):
         files.put(name, secret)
-    files.put("cut.csv.gpg", secret[:-20])
+    files.put("cut.csv.gpg", large[: 1 << 19])
     with Crew(tmp_path, sqlite, files, exec=run, after="delete", max_attempts=1) as crew:
         member = crew.start("a")
         assert member.wait("file_quarantined").fields["path"].endswith("/cut.csv.gpg")
