@@ -4659,6 +4659,16 @@ class Proxy:
             raise ProxyRefused(f"the proxy refuses: {line}")
 
     def _socks(self, host: bytes, port: int) -> None:
+        self._greet()
+        self._sock.sendall(b"\5\1\0%b%b" % (self._place(host), port.to_bytes(2, "big")))
+        version, error, _, kind = self._take(4)
+        if version != 5 or (not error and kind not in (1, 3, 4)):
+            raise ProxyRefused("the proxy answers no SOCKS 5")
+        if error:
+            raise ProxyRefused(f"the proxy refuses: SOCKS error {error} {''.join(SOCKS_ERRORS[error - 1 : error])}")
+        self._take((self._take(1)[0] if kind == 3 else 4 * kind) + 2)  # its own address and port
+
+    def _greet(self) -> None:
         self._sock.sendall(b"\5\2\0\2" if self.user else b"\5\1\0")  # without a login, or also with one
         method = self._take(2)
         if self.user and method == b"\5\2":
@@ -4666,15 +4676,8 @@ class Proxy:
             method = b"\5\0" if self._take(2)[1] == 0 else b"\5\xff"
         if method == b"\5\xff":
             raise ProxyLogin("the proxy wants a login, or another one")
-        if method == b"\5\0":
-            self._sock.sendall(b"\5\1\0%b%b" % (self._place(host), port.to_bytes(2, "big")))
-            version, error, _, kind = self._take(4)
-            if version == 5 and error:
-                raise ProxyRefused(f"the proxy refuses: SOCKS error {error} {''.join(SOCKS_ERRORS[error - 1 : error])}")
-            if version == 5 and kind in (1, 3, 4):
-                self._take((self._take(1)[0] if kind == 3 else 4 * kind) + 2)  # its own address and port
-                return
-        raise ProxyRefused("the proxy answers no SOCKS 5")
+        if method != b"\5\0":
+            raise ProxyRefused("the proxy answers no SOCKS 5")
 
     def _place(self, host: bytes) -> bytes:
         try:
