@@ -8751,17 +8751,17 @@ class Herald:
             listening.append(self._hear)
 
     def _hear(self, what: str, fields: Mapping[str, object]) -> None:
-        group = self._config.coordination_group
+        config, group = self._config, self._config.coordination_group
         if what not in NOTIFIED or fields.get("group", group) != group:
             return
-        a_handlers = what.startswith(("file_", "not_")) and not self._config.error_output
-        texts = {key: printable(str(value)) for key, value in fields.items() if key != "error" or not a_handlers}
-        path = texts.pop("path", "")
         with self._changed:
             told = self._waiting.setdefault(what, {"count": 0, "paths": []})
-            told.update(texts, event=what, time=utc_text(time.time()), group=group, member=self._config.member_id)
+            told.update(fields, event=what, time=utc_text(time.time()), group=group, member=config.member_id)
             told["count"] += 1
-            told["paths"] = [*told["paths"], path][:FIRST_PATHS] if path else told["paths"]
+            if "path" in told:
+                told["paths"] = [*told["paths"], printable(told.pop("path"))][:FIRST_PATHS]
+            if not config.error_output and what.startswith(("file_", "not_")):
+                told.pop("error", None)  # a handler's words
             self._changed.notify()
 
     def _run(self) -> None:
@@ -8775,11 +8775,15 @@ class Herald:
                 elif self._ending:
                     return
                 else:
-                    self._changed.wait(1.0 if self._waiting else None)
+                    self._changed.wait(1.0)
                     continue
-            self._tell(told)
+            error = self._tell(json.dumps(told).encode())
+            if error:
+                more = {"about": due[0], "count": told["count"], "error": error}
+                event("notify_failed", logging.WARNING, group=told["group"], **more)
 
-    def _tell(self, told: Mapping[str, Any]) -> None:
+    def _tell(self, told: bytes) -> str:
+        """Why it could not be told."""
         try:
             process = self._process = subprocess.Popen(
                 self._config.command("notify"),
@@ -8790,35 +8794,27 @@ class Herald:
                 start_new_session=True,
             )
             try:
-                process.communicate(json.dumps(told, default=str).encode(), NOTIFY_SECONDS)
+                process.communicate(told, NOTIFY_SECONDS)
             finally:
                 stop_process(process, 0.0)
-            error = f"it exited with {process.returncode}" if process.returncode else ""
+            return f"it exited with {process.returncode}" if process.returncode else ""
         except subprocess.TimeoutExpired:  # whose text has the arguments
-            error = f"it took longer than {NOTIFY_SECONDS:g} s"
+            return f"it took longer than {NOTIFY_SECONDS:g} s"
         except Exception as exc:
-            error = reason(exc)
-        if error:
-            about, count = told["event"], told["count"]
-            event("notify_failed", logging.WARNING, group=told["group"], about=about, count=count, error=error)
+            return reason(exc)
 
     def close(self) -> None:
         """What waits is told now, for NOTIFY_AT_END seconds at most."""
-        if self._hear not in listening:
-            return
-        listening.remove(self._hear)
-        with self._changed:
+        if self._hear in listening:
+            listening.remove(self._hear)
             self._ending = True
-            self._changed.notify()
-        self._thread.join(NOTIFY_AT_END)
-        with self._changed:
+            self._thread.join(NOTIFY_AT_END)
             lost = sum(told["count"] for told in self._waiting.values())
             self._waiting.clear()
-        if self._thread.is_alive() and self._process is not None:
-            signal_group(self._process, KILL)
-            self._thread.join(1.0)
-        if lost:
-            event("notify_failed", logging.WARNING, group=self._config.coordination_group, dropped=lost)
+            if self._thread.is_alive() and self._process:
+                signal_group(self._process, KILL)
+            if lost:
+                event("notify_failed", logging.WARNING, group=self._config.coordination_group, dropped=lost)
 
 
 PAUSE_SECONDS = 5.0  # so late at most, or at the next poll, a pause and its end are seen
@@ -9159,7 +9155,7 @@ class Backlog:
 
     def __init__(self, route: Optional[Route] = None, before: Optional[Backlog] = None) -> None:
         self.files = self.bytes = 0
-        self.waiting: dict[str, tuple[float, str]] = {}  # since when, and why, of MOST_WAITING paths
+        self.waiting: dict[str, tuple[float, str]] = {}  # since when, and why
         self._route, self._before, self._now = route, before.waiting if before else {}, boot_clock()
 
     def add(self, found: Found, why: str) -> None:
@@ -9613,7 +9609,7 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> list[tuple[str, str, st
         (
             "not_now_files",
             "gauge",
-            "Files for which the system behind the handler said not now; the same on every member.",
+            "Files for which handlers say not now; the same on every member.",
             (later["count"] if later else 0) if fresh else None,
         ),
         (
@@ -9866,24 +9862,35 @@ def page(groups: Sequence[Mapping[str, Any]], refresh: int) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<style>{STYLE}</style></head><body>"
         f"<header>ftpcoord {__version__} at {moment(time.time())} UTC; refreshes {word}</header><main>"
-        + "".join("<section>" + "".join(_parts(group)) + "</section>" for group in groups)
+        + "".join(_overview(groups) if len(groups) > 1 else ())
+        + "".join(f"<section id=g{n}>{''.join(_parts(group))}</section>" for n, group in enumerate(groups))
         + f"</main><footer>For programs: {links}</footer></body></html>\n"
     )
+
+
+def _overview(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each group."""
+    for n, group in enumerate(groups):
+        told = (
+            "; ".join(one["problem"].partition(": ")[0] for one in group["problems"]) or f"{group['active']} is active"
+        )
+        mark = "✔" if group["healthy"] else "▲"
+        yield f"<p>{mark} <a href='#g{n}'>{shown(group['group'])}</a>: {shown(told)}"
 
 
 def _parts(group: Mapping[str, Any]) -> Iterator[str]:
     """One group, in the order in which somebody asks at night: is a member active, does work get done, what waits, what
     is to be done; then the cards and the lists."""
     yield f"<h2>{shown(group['group'])}</h2>"
-    if group["active"] is not None:
-        yield f"<div class=state><b>● {shown(group['active'])} is active</b>{since(group)}</div>"
-    else:
-        why = "Who is active is not known" if group["database_error"] else "No member is active"
-        yield f"<div class='state bad'><b>▲ {why}</b></div>"
-    yield "".join(f"<p><b>{name}:</b> {shown(text)}" for name, text in _answers(group))
+    boxes = []
     for found in group["problems"]:
-        what = found["problem"][:1].upper() + found["problem"][1:]
-        yield f"<div class='state bad'><b>▲ {shown(what)}</b><p>{shown(found['advice'])}</div>"
+        what, colon, more = (found["problem"][:1].upper() + found["problem"][1:]).partition(": ")
+        boxes.append(
+            f"<div class='state bad'><b>▲ {shown(what)}{colon}</b>{shown(more)}<p>{shown(found['advice'])}</div>"
+        )
+    if group["active"] is not None:
+        boxes.insert(0, f"<div class=state><b>● {shown(group['active'])} is active</b>{since(group)}</div>")
+    yield from (*boxes[:1], *_answers(group), *boxes[1:])
     yield "".join(f"<p>{shown(note)}" for note in group["notes"])
     yield "" if group["problems"] else "<p>✔ Nothing has to be done."
     yield "<dl class=cards>"
@@ -9902,17 +9909,12 @@ def _parts(group: Mapping[str, Any]) -> Iterator[str]:
         yield f"<h3>{title}</h3>" + _table(heads.split("|"), rows) if rows else f"<h3>{title}</h3><p>None."
 
 
-def _answers(group: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _answers(group: Mapping[str, Any]) -> Iterator[str]:
     work, backlog, polled = group["work"], group["backlog"], group["server"]["last_poll"]
-    if backlog is None:
-        yield "Work", "the page of the active member tells"
-        return
-    yield (
-        "Work",
-        f"a file was last done {ago(work['last_done'])}, polled {ago(polled)}, {work['queue']:,} files in work",
-    )
-    oldest = f"{backlog['files']:,} files, {backlog['bytes']:,} bytes, the oldest for {duration(backlog['oldest'])}"
-    yield "Waiting", oldest if backlog["files"] else "nothing"
+    if backlog is not None:  # else the active member's page tells
+        yield f"<p><b>Work:</b> last file done {ago(work['last_done'])}, last poll {ago(polled)}"
+        oldest = f"{backlog['files']:,} files, {backlog['bytes']:,} bytes, the oldest for {duration(backlog['oldest'])}"
+        yield f"<p><b>Waiting:</b> {oldest if backlog['files'] else 'nothing'}"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

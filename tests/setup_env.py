@@ -144,6 +144,7 @@ DEBIAN_PACKAGES = {
     "openssl": "openssl",
     "setpriv": "util-linux",
     "chromium": "chromium",  # for the status page
+    "promtool": "prometheus",  # for metrics and alert rules
 }
 
 
@@ -329,6 +330,7 @@ SERVERS = (
     "microsocks",
     "gpg",
     "chromium",
+    "promtool",
     *UNPACKED,
 )
 

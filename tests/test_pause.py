@@ -118,6 +118,18 @@ def test_a_pause_is_shown_everywhere_and_does_not_make_a_member_unready(crew: Cr
     assert [row["member_id"] for row in crew.status()["members"]] == ["a"]
 
 
+def test_after_actions_that_are_due_go_on_while_the_group_is_paused(crew: Crew) -> None:
+    crew.files.put("1.csv", b"x")
+    assert crew.run("run", "--once").returncode == 0
+    crew.database.execute("UPDATE file_ledger SET action = 'delete'")  # as a crash before it leaves it
+    pause(crew)
+    a = crew.start("a", after="delete")
+    paused(a)
+    wait_for(lambda: crew.files.names() == [])
+    wait_for(lambda: crew.ledger() == [])
+    assert not a.events("polled")
+
+
 def test_run_once_says_that_the_group_is_paused_and_exits_with_1(crew: Crew) -> None:
     crew.files.put("1.csv", b"x")
     pause(crew)
