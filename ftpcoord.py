@@ -23,8 +23,8 @@ have the same two intervals
   2. No file is lost, none is replaced, none is visible half-written; what a handler has not finished is neither
      deleted nor moved (`after_error` acts at quarantine).
   3. Each version of a file, a size and a time as exact as the server tells it, is handled once, with its own content.
-     Again only after a failure, or if the member died or lost its lease or its database between the claim and the
-     committed `done`; then `attempt` is greater than 1.
+     Again only after a failure, or if the member died, was stopped in its midst, or lost its lease or its database
+     between the claim and the committed `done`; then `attempt` is greater than 1.
   4. An active member whose process is dead or stopped is replaced within `liveness_check_interval`, one that is
      stopped gracefully within a heartbeat and a round trip after its last handler.
   5. A standby opens no connection to the file server.
@@ -42,6 +42,8 @@ Not guaranteed, because no program of this kind can
   - A database that loses commits (asynchronous failover, a restored backup): terms may repeat. Use synchronous
     replication.
   - A hypervisor that stops the guest's clocks during a pause. Handlers should be idempotent in (path, size, mtime).
+  - A database clock that is put forward while the active member is cut off from it, for a process that starts just
+    then: members that see the step wait, it cannot have seen it.
   - An upload that stalls longer than `settle`. Let uploaders rename, or use `requires`.
   - A new version uploaded between the last look and the delete; one of equal size and equal (shown) time. Where LIST
     alone tells times these are minutes, and kept files may come again when its display moves (zone, summer time).
