@@ -999,6 +999,7 @@ class World:
             "files cut": 2,
             "files black-holed": 2,
             "files refused": 1,
+            "paused": 1,
         }
         if self.store.server is not None:
             kinds.update(
@@ -1043,6 +1044,8 @@ class World:
             ):
                 return False
             fault = Fault(kind, slot, time.monotonic())
+        if kind == "paused" and self._server_fault:
+            return False
         self.faults.append(fault)
         self.history.faults[kind] += 1
         if kind in ("SIGSTOP", "SIGKILL", "SIGTERM", "database black-holed"):
@@ -1076,6 +1079,11 @@ class World:
         elif kind == "SIGTERM":
             member.finish()
             self._await_end(member, fault, time.monotonic() + 30)
+        elif kind == "paused":
+            end = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds + 1))
+            pause = f"'pause:{end}:chaos@{len(self.faults)}', '{inbox.group}', CURRENT_TIMESTAMP"
+            self.store.execute(f"INSERT INTO health_check (task_id, group_id, last_heartbeat) VALUES ({pause})")
+            self.later(seconds + 1, over)
         else:
             self._strike_proxy(kind, slot, inbox, seconds, over)
         return True

@@ -140,7 +140,7 @@ def test_only_what_an_operator_wants_to_know_of_this_group_is_told(desk: Desk) -
         ftpcoord.event("file_done", 20, group="g", path="/in/a")
         ftpcoord.event("lost", 20, group="other", term=3)
         ftpcoord.event("lost", 10, group="g", term=4)  # whatever log_level is
-    assert [(one["event"], one["term"]) for one in desk.told()] == [("lost", 4)]
+    assert [(one["event"], one["term"], one["count"]) for one in desk.told()] == [("lost", 4, 1)]
     assert {
         "file_quarantined",
         "file_missing",
