@@ -494,6 +494,24 @@ TABLES = {
     action TEXT NOT NULL,
     PRIMARY KEY (group_id, file_id)
 """,
+    "file_audit": """
+    group_id VARCHAR(128) NOT NULL,
+    file_id CHAR(64) NOT NULL,
+    at TIMESTAMP NOT NULL,
+    path TEXT NOT NULL,
+    size BIGINT NOT NULL,
+    mtime VARCHAR(32) NOT NULL,
+    sha256 VARCHAR(64) NOT NULL,
+    outcome VARCHAR(16) NOT NULL,
+    term BIGINT NOT NULL,
+    task_id VARCHAR(128) NOT NULL,
+    attempt INTEGER NOT NULL,
+    seconds DOUBLE PRECISION,
+    error TEXT NOT NULL,
+    PRIMARY KEY (group_id, file_id, at, term, attempt, outcome),
+    UNIQUE (group_id, at, file_id, term, attempt, outcome),
+    UNIQUE (group_id, sha256, file_id, at, term, attempt, outcome)
+""",
 }
 
 
@@ -588,6 +606,15 @@ class Row(NamedTuple):
         return self.marks.unlisted if self.state in ("failed", "claimed") else self.due is not None
 
 
+class Outcome(NamedTuple):
+    """What became of an attempt, or was done to a row: with audit = on a row that stands exactly if the change does."""
+
+    what: str
+    sha256: str = ""  # of the content, where it was fetched
+    seconds: Optional[float] = None  # since the claim
+    words: str = ""
+
+
 class Change(NamedTuple):
     """One step of a row, from `old` to `new` (None: there is none), due in `delay` seconds."""
 
@@ -595,6 +622,7 @@ class Change(NamedTuple):
     new: Optional[Row]
     delay: Optional[float] = None
     plain: int = 0  # texts are stored 0 as they are, 1 in ASCII, 2 in ASCII and the error shortened
+    outcome: Optional[Outcome] = None
 
     @property
     def path(self) -> str:
@@ -1659,6 +1687,11 @@ class Selector:
 LedgerRows = Union[Rows, dict[str, Row]]  # a dict: with ledger = off, what this process alone remembers
 
 
+def lost_attempt(row: Optional[Row]) -> Optional[Outcome]:
+    """The outcome of an attempt that ended without a word."""
+    return Outcome("lost") if row is not None and row.state == "claimed" else None
+
+
 class Ledger:
     """The rows of one group during one term: read once, then kept; every write is fenced and compares the old row.
 
@@ -1724,7 +1757,7 @@ class Ledger:
 
     def claim(self, works: Sequence[Work]) -> list[Optional[Row]]:
         """Claims files; None for one that somebody changed in the meantime: it waits for the next poll."""
-        changes = [Change(work.old, self.claimed(work)) for work in works]
+        changes = [Change(work.old, self.claimed(work), outcome=lost_attempt(work.old)) for work in works]
         return [change.new if made else None for change, made in zip(changes, self.write(changes))]
 
     def claimed(self, work: Work) -> Row:
@@ -1741,9 +1774,11 @@ class Ledger:
             error=str(work.marks),
         )
 
-    def change(self, old: Row, new: Optional[Row], delay: Optional[float] = None) -> None:
+    def change(
+        self, old: Row, new: Optional[Row], delay: Optional[float] = None, outcome: Optional[Outcome] = None
+    ) -> None:
         """One step that only this term may make. Raises LedgerRefused, and LeaseLost if the row is not this term's."""
-        if not self.write([Change(old, new, delay)])[0]:
+        if not self.write([Change(old, new, delay, outcome=outcome)])[0]:
             if old.path in self.refused:
                 raise LedgerRefused(str(self.refused[old.path]))
             raise LeaseLost(self.lease.term)
@@ -1840,11 +1875,11 @@ class Ledger:
             elif not row.action and not busy(row.path) and lacks(row.path):
                 still_open = row.state in ("failed", "claimed")
                 if (still_open and row.marks.gone) or (row.dated and row.due is not None and row.due <= now):
-                    changes.append(Change(row, None))
+                    changes.append(Change(row, None, outcome=lost_attempt(row)))
                 elif not row.dated or row.due is None:
                     died = row.state == "claimed" and row.term != self.lease.term
                     dated = row.marked(unlisted=True, deaths=row.marks.deaths + died)._replace(state="failed")
-                    changes.append(Change(row, dated if still_open else row, retention))
+                    changes.append(Change(row, dated if still_open else row, retention, outcome=lost_attempt(row)))
         self.write_all(changes)
 
     def write_all(self, changes: Sequence[Change]) -> None:
@@ -2160,9 +2195,15 @@ class Item:
     started: float = dataclasses.field(default_factory=lambda: time.monotonic())
     temporary: Optional[Path] = None  # the copy in the making, removed at the end
     out: Any = None  # the same, open
+    digest: Any = None  # of what has come of it, with audit = on
+    sha256: str = ""  # of the whole content
     local: Path = Path()  # the finished copy
     ended: bool = False  # done, or what went wrong has had its consequence
     then: Optional[Task] = None  # what comes next: its after-action, or the same once more
+
+    def outcome(self, row: Row) -> Outcome:
+        """As the audit trail has it."""
+        return Outcome(row.state, self.sha256, time.monotonic() - self.started, Marks.split(row.error)[1])
 
 
 class Poller:
@@ -2489,6 +2530,7 @@ class Poller:
                         self._settle(item, problem)
                         continue
                     self.stats.fetched(job.size)
+                    item.sha256 = item.digest.hexdigest() if self.config.audit else ""
                     come.append(item)
                     if self._folder_alone:
                         begin_sync(item.out)
@@ -2506,9 +2548,12 @@ class Poller:
     def _job(self, item: Item) -> Job:
         found = item.work.found
         self.recognizer.forget(found.path)
+        item.digest = hashlib.sha256()
 
         def write(data: memoryview) -> None:
             write_all(item.out, data)
+            if self.config.audit:
+                item.digest.update(data)
             # Progress: a large file may take longer than `stall_timeout`.
             self.progress.received(len(data))
 
@@ -2569,7 +2614,7 @@ class Poller:
         if self._folder_alone:
             return
         row = item.row = item.row.marked(delivered=bool(self.config.download_dir))
-        file = File(row.path, row.size, epoch_seconds(item.mtime), row.attempts, self.lease, item.local)
+        file = File(row.path, row.size, epoch_seconds(item.mtime), row.attempts, self.lease, item.local, item.sha256)
         self.lease.check()
         with self.progress.handling(self.stats.handlers.add):
             if self.command is not None:
@@ -2599,7 +2644,8 @@ class Poller:
         finished = [item.row._replace(state="done", mtime=item.mtime, action=action, error="") for item in items]
         for item in items:
             self._discard(item)
-        made = self.ledger.write([Change(item.row, row) for item, row in zip(items, finished)])
+        steps = [Change(item.row, row, outcome=item.outcome(row)) for item, row in zip(items, finished)]
+        made = self.ledger.write(steps)
         for item, row, ok in zip(items, finished, made):
             item.ended = True
             if ok:
@@ -2645,7 +2691,8 @@ class Poller:
             if self.member.may_work(self.lease):
                 exc = HandlerFailed(f"{exc}, it says, but it is not")
             else:  # the member stops, and its command was cut: the next one need not take that for a death
-                self.ledger.change(row, row._replace(state="failed", error=kept_error(row, Error("cut by a stop"))))
+                failed = row._replace(state="failed", error=kept_error(row, Error("cut by a stop")))
+                self.ledger.change(row, failed, outcome=item.outcome(failed))
         if isinstance(exc, (LeaseLost, DatabaseDown)):
             raise exc
         self.lease.check()  # whatever failed after its end did so because it was cut
@@ -2689,7 +2736,7 @@ class Poller:
     ) -> None:
         """Keeps the consequence in the ledger, and says it."""
         try:
-            self.ledger.change(item.row, row, due)
+            self.ledger.change(item.row, row, due, None if what == "not_now" else item.outcome(row))
         except LedgerRefused:
             self._unstorable(item.row, row)
             return
@@ -2716,7 +2763,7 @@ class Poller:
         """The ledger takes a row in no form: it is quarantined or, if that is refused, left for a growing pause."""
         error = Error(f"the ledger refuses it as {new.state}: {self.ledger.refused[new.path]}")
         row = new._replace(state="quarantined", action="", error=kept_error(new, error))
-        if self.ledger.write([Change(old, row)])[0]:
+        if self.ledger.write([Change(old, row, outcome=Outcome(row.state, words=str(error)))])[0]:
             self._say("file_quarantined", logging.ERROR, row, None)
         else:
             self._stumble(new.path, error)
@@ -2789,7 +2836,8 @@ class Poller:
                 self.lease.check()
             self.selector.unsteady.over(row.path)
             companions.gone(row.path)
-            self.ledger.change(row, None if row.state == "done" else row._replace(action=""))
+            outcome = Outcome(f"{row.action.partition(':')[0]}d", words="" if same else "it was gone already")
+            self.ledger.change(row, None if row.state == "done" else row._replace(action=""), outcome=outcome)
 
     def _remove(self, server: FileServer, path: str, action: str) -> None:
         if action == "delete":
@@ -3418,6 +3466,7 @@ ANSWER_BYTES = 1 << 20  # of a login, or of one answer of the database; a page o
 LEDGER_BYTES = 64 << 20
 PAGE_ROWS = 5000
 FIRST_PATHS = 20  # that people are told of many
+TRIMMED_ROWS = 1000  # of the audit trail, in one step
 MOST_ITERATIONS = 1_000_000  # of SCRAM's hash: a second; servers ask for 4096
 LONGEST_REASON = 500  # characters of what a server says of an error
 SHORT_ERROR = 60  # characters that are left of an error that the ledger's column has no room for
@@ -3434,7 +3483,7 @@ MEANINGS: dict[str, tuple[type[Error], str]] = {
     "forbidden": (DatabaseRefused, "the user may not use this database"),
     "privilege": (
         DatabaseRefused,
-        "a privilege is missing; members need SELECT, INSERT, UPDATE and DELETE on the three tables",
+        "a privilege is missing; members need SELECT, INSERT, UPDATE and DELETE on the tables",
     ),
     "table": (DatabaseRefused, "a table is missing; see `ftpcoord.py schema {}`"),
     "column": (DatabaseRefused, "a table lacks a column; compare it with `ftpcoord.py schema {}`"),
@@ -3458,6 +3507,8 @@ NEW = ("path", "size", "mtime", "state", "attempts", "failures", "action", "erro
 OLD = ("size", "mtime", "state", "term", "attempts")
 NEW_OF, OLD_OF, NO_ROW = attrgetter(*NEW), attrgetter(*OLD), Row("", 0, "", "", 0, 0, 0)
 COLUMNS = ("id", *(f"new_{name}" for name in NEW), "delay", *(f"old_{name}" for name in OLD))
+OPTIONAL = {"file_ledger": "ledger", "file_audit": "audit"}  # tables, and the settings that need them
+AUDITED = ("outcome", "sha256", "seconds", "words", "of_size", "of_mtime", "of_attempt")  # with audit = on
 
 
 def ddl(mysql: bool) -> dict[str, str]:
@@ -3475,6 +3526,7 @@ SCHEMA = """\
 -- The tables of ftpcoord: psql -f schema.sql, mysql DATABASE < schema.sql, sqlite3 FILE < schema.sql.
 -- MySQL and MariaDB run what stands in /*!50600 ... */ and then skip the plain form; the others see comments.
 -- token_holder and health_check of the WSO2 Integrator documentation serve as they are: then only file_ledger is new.
+-- file_audit is used with audit = on alone.
 """ + "".join(f"\n/*!50600 {own} */;\n\n{plain};\n" for own, plain in zip(ddl(True).values(), ddl(False).values()))
 
 
@@ -3614,6 +3666,35 @@ class Database(abc.ABC):
         SELECT h.task_id, $age, $epoch FROM (SELECT 1 AS one) o
           LEFT JOIN health_check h ON h.group_id = :group AND h.task_id LIKE '{PAUSE}%' ORDER BY h.last_heartbeat"""
 
+    # The audit trail of those of `:changes` that have an outcome: in one transaction with the ledger's statement, ahead
+    # of it and under its conditions. What it finds it locks, so that both are made or none.
+    NOTE = """
+        INSERT INTO file_audit (group_id, file_id, at, path, size, mtime, sha256, outcome, term, task_id, attempt,
+               seconds, error)
+        SELECT :group, id, $utc, new_path, of_size, of_mtime, sha256, outcome,
+               CASE WHEN outcome = 'lost' THEN l.term ELSE mine.term END,
+               CASE WHEN outcome = 'lost' THEN l.task_id ELSE :by END, of_attempt, seconds, words
+          FROM $fence_alone, $those, file_ledger l
+         WHERE l.group_id = v.group_id AND $same AND outcome <> '' $keep"""
+    NOTE_NEW = f"""
+        $lock(:member) {NOTE[: NOTE.index("CASE")]} term, :by, of_attempt, seconds, words
+          FROM $fence_alone, (:changes) v
+         WHERE outcome <> '' AND NOT EXISTS (
+               SELECT 1 FROM file_ledger l WHERE l.group_id = :group AND l.file_id = id)"""
+    NOTE_ADOPTED = NOTE_NEW.replace("$fence_alone", "(SELECT 0 AS term) mine")
+    NOTE_TOLD = NOTE.replace("$fence_alone", "(SELECT 0 AS term) mine").replace("$same", "file_id = id AND $as_read")
+    HISTORY = f"""
+        SELECT file_id, CAST(at AS $text), path, size, mtime, sha256, outcome, term, task_id, attempt, seconds, error
+          FROM file_audit
+         WHERE group_id = :group AND at >= :at AND (
+               at > :at OR (file_id, term, attempt, outcome) > (:file_id, :term, :attempt, :outcome))
+         ORDER BY at, file_id, term, attempt, outcome LIMIT {PAGE_ROWS}"""
+    OLDEST = f"""
+        SELECT CAST(MAX(at) AS $text) FROM (
+               SELECT at FROM file_audit WHERE group_id = :group AND at < $shifted($utc, -:age)
+                ORDER BY at LIMIT {TRIMMED_ROWS}) AS oldest"""
+    TRIM = "DELETE FROM file_audit WHERE group_id = :group AND at <= :until"
+
     # The ledger. `:changes` is a table of COLUMNS.
     CLAIM = f"""
         INSERT INTO file_ledger (group_id, file_id, term, task_id, updated_at, {", ".join(NEW)})
@@ -3629,11 +3710,10 @@ class Database(abc.ABC):
     ADOPT = CLAIM.replace("$fence", "(SELECT 0 AS term) mine")
     RETRY = """
         UPDATE file_ledger SET state = 'failed', failures = 0, action = '', next_attempt_at = $utc, updated_at = $utc
-         WHERE group_id = :group AND file_id = :file_id AND state = :state AND action = :action"""
+         WHERE group_id = :group AND $as_read"""
     SKIP = """
         UPDATE file_ledger SET state = 'done', action = '', error = '', next_attempt_at = NULL, updated_at = $utc
-         WHERE group_id = :group AND file_id = :file_id AND state IN ('failed', 'quarantined') AND state = :state
-           AND action = :action AND size = :size AND mtime = :mtime AND attempts = :attempts"""
+         WHERE group_id = :group AND state IN ('failed', 'quarantined') AND $as_read"""
     IN_LEDGER = "SELECT 1 FROM file_ledger WHERE group_id = :group LIMIT 1"
     PAGE = f"""
         SELECT file_id, path, size, mtime, state, term, attempts, failures, action,
@@ -3673,6 +3753,9 @@ class Database(abc.ABC):
         "since": "$seconds(updated_at, $utc)",
         "released": "'1970-01-01 00:00:01'",
         "fence": "(SELECT term FROM token_holder t WHERE $held $share) mine",
+        "fence_alone": "(SELECT term FROM token_holder t WHERE $held $update) mine",
+        "as_read": "file_id = :file_id AND state = :state AND action = :action AND size = :size AND mtime = :mtime "
+        "AND attempts = :attempts",
         "those": "(SELECT :group AS group_id, r.* FROM (:changes) r) v",
         "same": " AND ".join(["file_id = id", *(f"l.{name} = old_{name}" for name in OLD)]),
         "set": ", ".join(f"{name} = new_{name}" for name in NEW[1:])
@@ -3685,6 +3768,8 @@ class Database(abc.ABC):
         "tell": "{0}",  # brings its value back to the client
         "lock": "",
         "share": "",
+        "update": "",
+        "keep": "",
         "text": "text",
     }
 
@@ -3694,6 +3779,7 @@ class Database(abc.ABC):
         self.connection: Any = None
         self.allowance = Allowance()
         self.where = without_password(config.database)
+        self.columns = COLUMNS + AUDITED * config.audit
         self._keep_heartbeats(6, "")
 
     # -- what each dialect does in its own way ------------------------------------------------------------------------
@@ -3703,8 +3789,8 @@ class Database(abc.ABC):
         """Logs in to one host. Raises what the driver raises, DatabaseDown if nothing can be written there."""
 
     @abc.abstractmethod
-    def _run(self, sql: str) -> list[Sequence[Any]]:
-        """Runs one statement as one transaction and gives its rows. Raises what the driver raises."""
+    def _run(self, sql: str, note: str = "") -> list[Sequence[Any]]:
+        """Runs one statement, or two, as one transaction and gives the rows of `sql`. Raises what the driver raises."""
 
     def _said(self, exc: BaseException) -> tuple[str, str]:
         """Code and text of a driver's error."""
@@ -3723,19 +3809,28 @@ class Database(abc.ABC):
         return repr(value + 0) if isinstance(value, (int, float)) else "NULL"
 
     def _table(self, changes: list[Change]) -> str:
-        row = "SELECT " + ", ".join(f"{self.TYPES.get(name, '%s')} AS {name}" for name in COLUMNS)
+        row = "SELECT " + ", ".join(f"{self.TYPES.get(name, '%s')} AS {name}" for name in self.columns)
         return " UNION ALL ".join(row % self._columns(change) for change in changes)
 
     def _columns(self, change: Change) -> tuple[str, ...]:
-        """The values of COLUMNS."""
+        """The values of COLUMNS, and of AUDITED."""
         new, path = change.new or NO_ROW, printable(change.path)
         if change.plain:
-            path, error = plain(change.path), new.error if new.error.isascii() else plain(printable(new.error))
-            action = new.action if new.action.isascii() else "%" + plain(new.action)
-            new = new._replace(action=action, error=error[:SHORT_ERROR] if change.plain > 1 else error)
+            path, action = plain(change.path), new.action if new.action.isascii() else "%" + plain(new.action)
+            new = new._replace(action=action, error=self._error_text(change, new.error))
         delay = None if change.delay is None else min(change.delay, LONGEST_DELAY)
         fields = (path, *NEW_OF(new)[1:], delay, *OLD_OF(change.old or NO_ROW))
+        if self.config.audit:
+            told, of = change.outcome or Outcome(""), change.new or change.old or NO_ROW
+            of = change.old if told.what == "lost" and change.old else of
+            fields += (*told[:3], self._error_text(change, told.words), of.size, of.mtime, of.attempts)
         return tuple(map(self.literal, (sha256_text(change.path), *fields)))
+
+    @staticmethod
+    def _error_text(change: Change, text: str) -> str:
+        """An error as that change is stored."""
+        text = plain(printable(text)) if change.plain and not text.isascii() else text
+        return text[:SHORT_ERROR] if change.plain > 1 else text
 
     # -- running statements -------------------------------------------------------------------------------------------
 
@@ -3751,8 +3846,8 @@ class Database(abc.ABC):
             with contextlib.suppress(Exception):
                 connection.close()
 
-    def execute(self, sql: str, **values: object) -> list[Sequence[Any]]:
-        """Runs one statement in time T and gives its rows; connects first if need be.
+    def execute(self, sql: str, note: str = "", **values: object) -> list[Sequence[Any]]:
+        """Runs one statement in time T and gives its rows; connects first if need be. `note` goes before it, with it.
 
         Raises DatabaseDown, DatabaseBusy or DatabaseRefused. After all but DatabaseBusy the connection is given up.
         """
@@ -3760,9 +3855,9 @@ class Database(abc.ABC):
         try:
             if not idle:
                 self._connect()
-            many = "file_ledger" in sql or sql in (self.MEMBERS, self.GROUPS)
+            many = "file_" in sql or sql in (self.MEMBERS, self.GROUPS)
             self.allowance.renew(self.timing.call_timeout, LEDGER_BYTES if many else ANSWER_BYTES)
-            return self._run(self._bind(sql, values))
+            return self._run(self._bind(sql, values), self._bind(note, values))
         except ConfigError:
             self.close()
             raise
@@ -3774,7 +3869,7 @@ class Database(abc.ABC):
         once = sql in (self.FIRST, self.TAKE, self.TAKE_ABSENT, self.CLAIM, self.CHANGE, self.FORGET)
         quick = boot_clock() - began < self.timing.call_timeout / 4
         if idle and quick and not once and isinstance(error, DatabaseDown) and self.connection is None:
-            return self.execute(sql, **values)
+            return self.execute(sql, note, **values)
         raise type(error)(f"database {self.where}: {error}")
 
     def _connect(self) -> None:
@@ -3847,10 +3942,12 @@ class Database(abc.ABC):
         if self.prepared:
             return self.timing
         missing = self._missing()
-        if not self.config.ledger:
-            missing.pop("file_ledger", None)
+        for table, setting in OPTIONAL.items():
+            if not getattr(self.config, setting):
+                missing.pop(table, None)
         if missing:
-            hint = " (or set ledger = off)" if list(missing) == ["file_ledger"] else ""
+            switch = OPTIONAL.get(", ".join(missing))
+            hint = f" (or set {switch} = off)" if switch else ""
             statements = ";\n".join(missing.values())
             raise DatabaseRefused(
                 f"database {self.where}: table {', '.join(missing)} is missing; create it{hint} with "
@@ -3997,7 +4094,13 @@ class Database(abc.ABC):
         return [sha256_text(change.path) in made for change in changes]
 
     def _write(self, fence: Fence, sql: str, changes: list[Change]) -> set[str]:
-        return {row[0] for row in self.execute(sql, changes=changes, **fence._asdict())}
+        note = self.NOTE_NEW if sql == self.CLAIM else self.NOTE
+        return {row[0] for row in self._noted(sql, note, changes, by=fence.member, **fence._asdict())}
+
+    def _noted(self, sql: str, note: str, changes: Sequence[Change], **values: Any) -> list[Sequence[Any]]:
+        """A statement of the ledger, together with what the audit trail is to have of it."""
+        told = self.config.audit and any(change.outcome for change in changes)
+        return self.execute(sql, changes=changes, **values, **({"note": note} if told else {}))
 
     def written(self, fence: Fence, changes: Sequence[Change]) -> list[bool]:
         ids = [sha256_text(change.path) for change in changes]
@@ -4070,20 +4173,47 @@ class Database(abc.ABC):
         """Records files as done that the ledger does not know."""
         for start in range(0, len(rows), BATCH_FILES):
             known = rows[start : start + BATCH_FILES]
-            changes = [Change(None, Row(row.path, row.size, row.mtime, "done", 0, 0, 0)) for row in known]
+            told, who = Outcome("adopted"), {"group": group, "member": member, "by": operator()}
+            changes = [Change(None, Row(row.path, row.size, row.mtime, "done", 0, 0, 0), outcome=told) for row in known]
             try:
-                self.execute(self.ADOPT, changes=changes, group=group, member=member)
+                self._noted(self.ADOPT, self.NOTE_ADOPTED, changes, **who)
             except RowRefused:
                 changes = [change._replace(plain=2) for change in changes]
-                self.execute(self.ADOPT, changes=changes, group=group, member=member)
+                self._noted(self.ADOPT, self.NOTE_ADOPTED, changes, **who)
 
     def retry(self, group: str, row: Row) -> None:
         """Puts a file back to be handled at the next poll, if it is still in the state that was read."""
-        self.execute(self.RETRY, group=group, file_id=sha256_text(row.path), state=row.state, action=row.action)
+        self._tell(self.RETRY, "retried", group, row)
 
-    def skip(self, group: str, row: Row) -> None:
-        """Records a failed or quarantined version as done, without an after-action, if the row is the one read."""
-        self.execute(self.SKIP, group=group, file_id=sha256_text(row.path), **row._asdict())
+    def _tell(self, sql: str, what: str, group: str, row: Row) -> None:
+        """An operator's change of a row, which is made in plain form if need be."""
+        values = {"group": group, "by": operator(), "file_id": sha256_text(row.path), **row._asdict()}
+        change = Change(row, row, outcome=Outcome(what))
+        try:
+            self._noted(sql, self.NOTE_TOLD, [change], **values)
+        except RowRefused:
+            self._noted(sql, self.NOTE_TOLD, [change._replace(plain=2)], **values)
+
+    # -- the audit trail ----------------------------------------------------------------------------------------------
+
+    def history(self, group: str, since: str = "1970-01-01") -> Iterator[dict[str, Any]]:
+        """Its rows, the oldest first; `since` is in UTC, in ISO form, with a space before the time."""
+        names = ("at", "path", "size", "mtime", "sha256", "outcome", "term", "task_id", "attempt", "seconds", "error")
+        after: dict[str, Any] = {"at": since, "file_id": "", "term": 0, "attempt": 0, "outcome": ""}
+        page: list[Sequence[Any]] = [()] * PAGE_ROWS
+        while len(page) == PAGE_ROWS:
+            page = self.execute(self.HISTORY, group=group, **after)
+            for file_id, *values in page:
+                found = dict(zip(names, values))
+                after = {"file_id": file_id, **{name: found[name] for name in after if name in found}}
+                yield {**found, "path": _true_path(str(found["path"]), str(file_id))}
+
+    def trim(self, group: str, days: float) -> bool:
+        """Removes the oldest rows that are older than that, some of them only; False if there was none."""
+        until = self.execute(self.OLDEST, group=group, age=min(days * SECONDS_A_DAY, LONGEST_DELAY))[0][0]
+        if until is not None:
+            self.execute(self.TRIM, group=group, until=until)
+        return until is not None
 
 
 def _number(value: Any) -> Optional[float]:
@@ -4118,8 +4248,8 @@ class PostgreSQL(Database):
 
     name = "postgresql"
     least_timeout = 0.25
-    FOUND_TABLES = """
-        SELECT name FROM (VALUES ('token_holder'), ('health_check'), ('file_ledger')) AS n (name)
+    FOUND_TABLES = f"""
+        SELECT name FROM (VALUES {", ".join(f"('{table}')" for table in TABLES)}) AS n (name)
          WHERE to_regclass(name) IS NOT NULL"""
     HEARTBEAT_TYPE = """
         SELECT format_type(atttypid, atttypmod) FROM pg_attribute
@@ -4127,7 +4257,7 @@ class PostgreSQL(Database):
     # CHANGE and FORGET must find their rows by the key, not read the whole ledger: without the CAST the column would be
     # compared as text, which its index does not serve; OFFSET 0 hides that all are of one group, whose size the planner
     # underestimates until the table is analyzed.
-    TYPES = {"id": "CAST(%s AS char(64))", "delay": "CAST(%s AS float8)"}
+    TYPES = {"id": "CAST(%s AS char(64))", "delay": "CAST(%s AS float8)", "seconds": "CAST(%s AS float8)"}
     WORDS = {
         **Database.WORDS,
         "utc": "(CURRENT_TIMESTAMP AT TIME ZONE 'UTC')",
@@ -4140,6 +4270,8 @@ class PostgreSQL(Database):
         "lock": "SELECT FROM token_holder WHERE group_id = :group FOR UPDATE; "
         "SELECT FROM health_check WHERE group_id = :group AND task_id = {0} FOR UPDATE;",
         "share": "FOR SHARE",
+        "update": "FOR UPDATE",
+        "keep": "FOR UPDATE OF l",
     }
     FAULTS = {
         "password": "28P01",
@@ -4204,10 +4336,10 @@ class PostgreSQL(Database):
             )
         return sock
 
-    def _run(self, sql: str) -> list[Sequence[Any]]:
+    def _run(self, sql: str, note: str = "") -> list[Sequence[Any]]:
         # SET LOCAL lasts for this message, which is one transaction: it works behind a transaction pooler, too.
         lock_timeout = int(self.timing.lock_timeout * 1000)
-        rows = self.connection.run(f"SET LOCAL lock_timeout = '{lock_timeout}ms'; {sql}")
+        rows = self.connection.run(f"SET LOCAL lock_timeout = '{lock_timeout}ms'; {note and note + ';'} {sql}")
         return [row for row in rows or () if row]  # rows that were only locked have no columns
 
     def _said(self, exc: BaseException) -> tuple[str, str]:
@@ -4221,9 +4353,9 @@ class PostgreSQL(Database):
 
     def _table(self, changes: list[Change]) -> str:
         # A VALUES list is planned in a fifth of the time that as many SELECTs take.
-        row = f"({', '.join(self.TYPES.get(name, '%s') for name in COLUMNS)})"
+        row = f"({', '.join(self.TYPES.get(name, '%s') for name in self.columns)})"
         rows = ", ".join(row % self._columns(change) for change in changes)
-        return f"SELECT * FROM (VALUES {rows}) AS r ({', '.join(COLUMNS)})"
+        return f"SELECT * FROM (VALUES {rows}) AS r ({', '.join(self.columns)})"
 
 
 class MySQL(Database):
@@ -4271,6 +4403,8 @@ class MySQL(Database):
         "seconds": "TIMESTAMPDIFF(MICROSECOND, {0}, {1}) / 1000000.0",
         "shifted": "{0} + INTERVAL 1000000 * ({1}) MICROSECOND",
         "share": "LOCK IN SHARE MODE",  # READ COMMITTED would not lock it by itself
+        "update": "FOR UPDATE",
+        "keep": "FOR UPDATE",
         "ignore": "ON DUPLICATE KEY UPDATE task_id = task_id",
         "or_update": "ON DUPLICATE KEY UPDATE",
         "won": "",
@@ -4352,7 +4486,21 @@ class MySQL(Database):
         if str(self._run("SELECT @@global.read_only")[0][0]) not in ("0", "OFF"):  # a number or, of late, a word
             raise DatabaseDown("it is read-only (a replica?)")
 
-    def _run(self, sql: str) -> list[Sequence[Any]]:
+    def _run(self, sql: str, note: str = "") -> list[Sequence[Any]]:
+        """Where a member stops in the middle the server soon ends its transaction, which locks the token."""
+        if not note:
+            return self._ask(sql)
+        try:
+            self._ask(f"SET autocommit = 0, wait_timeout = {max(1, int(self.timing.lock_timeout))}")
+            self._ask(note)
+            rows = self._ask(sql)
+            self._ask("SET autocommit = 1, wait_timeout = DEFAULT")  # commits
+            return rows
+        except BaseException:
+            self.close()
+            raise
+
+    def _ask(self, sql: str) -> list[Sequence[Any]]:
         with self.connection.cursor() as cursor:
             cursor.execute(sql)
             if cursor.description is None:
@@ -4417,9 +4565,10 @@ class SQLite(Database):
         for statement in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", *ddl(mysql=False).values()):
             self.connection.execute(statement)
 
-    def _run(self, sql: str) -> list[Sequence[Any]]:
+    def _run(self, sql: str, note: str = "") -> list[Sequence[Any]]:
         self.connection.execute("BEGIN IMMEDIATE")
         try:
+            self.connection.execute(note)
             rows = list(self.connection.execute(sql).fetchall())
         except BaseException:
             self.connection.execute("ROLLBACK")
@@ -7362,10 +7511,13 @@ class File:
 
     `path` is the path on the server, `size` in bytes, `mtime` in UTC epoch seconds or None, `attempt` counts from 1;
     `lease.valid()` tells whether effects are still allowed. `local` is the copy's path, gone after the handler.
+    `sha256` is the content's, in hex, with audit = on.
     """
 
-    def __init__(self, path: str, size: int, mtime: Optional[float], attempt: int, lease: Lease, local: Path) -> None:
-        self.path, self.size, self.mtime, self.attempt = path, size, mtime, attempt
+    def __init__(
+        self, path: str, size: int, mtime: Optional[float], attempt: int, lease: Lease, local: Path, sha256: str = ""
+    ) -> None:
+        self.path, self.size, self.mtime, self.attempt, self.sha256 = path, size, mtime, attempt, sha256
         self.lease, self.local = lease, local
         self.name = posixpath.basename(path)
 
@@ -7510,6 +7662,7 @@ class Command:
             FTPCOORD_TERM=str(file.lease.term),
             FTPCOORD_GROUP=self.config.coordination_group,
             FTPCOORD_MEMBER=self.config.member_id,
+            **({"FTPCOORD_SHA256": file.sha256} if file.sha256 else {}),
         )
         if shutil.which(words[0]) is None:
             raise LocalTrouble(f"exec: {words[0]} is not a command here")
@@ -7841,6 +7994,8 @@ class Config:
     drain_timeout: float = setting(30.0, least=0.0)
     ledger: bool = True
     ledger_retention: float = setting(30.0, least=0.0)  # days
+    audit: bool = False
+    audit_retention: float = setting(365.0, least=0.0)  # days; 0 keeps for ever
     notify: str = ""
     http: str = setting("", kind=ADDRESS)
     log_level: str = setting("info", choices=("debug", "info", "warning", "error"))
@@ -8016,6 +8171,7 @@ class Config:
                 not self.ledger and self.after == "keep",
                 "ledger: off needs after = delete or move:FOLDER, else every poll takes all again",
             ),
+            (self.audit and not self.ledger, "audit: needs ledger = on, whose changes it tells of"),
             (self.exec and self.handler, "exec and handler: a file goes to one of them; remove the other"),
             (not self.patterns("pattern"), "pattern: matches nothing"),
             (
@@ -8599,6 +8755,7 @@ class Schedule:
 # ---------------------------------------------------------------------------------------------------------------------
 
 Route = Callable[[str], Optional[Handler]]
+AUDIT_PAUSE = 60.0  # seconds until what was not to be had is tried again
 
 
 class Pulse:
@@ -8845,6 +9002,35 @@ class Hold:
         return self._found is not None
 
 
+class Auditor:
+    """What the active member does for the audit trail beside its polls, on a connection and a thread of its own."""
+
+    def __init__(self, config: Config, member: Member, lease: Lease) -> None:
+        self.config, self.member, self.lease = config, member, lease
+
+    def start(self) -> None:
+        with contextlib.suppress(RuntimeError):  # no thread is left: the next term does it
+            threading.Thread(target=self._run, name="ftpcoord-audit", daemon=True).start()
+
+    def _run(self) -> None:
+        with contextlib.closing(open_database(self.config)) as database:
+            while self.member.may_work(self.lease):
+                pause = AUDIT_PAUSE
+                try:
+                    pause = self._round(database)
+                except Exception as exc:
+                    event("audit_failed", logging.WARNING, term=self.lease.term, retry_in=pause, error=reason(exc))
+                if pause > 60:
+                    database.close()
+                self.member.wait(self.lease, pause)
+
+    def _round(self, database: Database) -> float:
+        """One step of what is due; the seconds until the next one."""
+        days = self.config.audit_retention
+        more = bool(days) and database.trim(self.config.coordination_group, days)
+        return 1.0 if more else 3600.0
+
+
 class Listener:
     """Polls one folder whenever its member is active.
 
@@ -8937,6 +9123,8 @@ class Listener:
             while True:
                 lease = member.wait_for_lease(0.2 if self._once else float("inf"))
                 if lease is not None:
+                    if config.audit:
+                        Auditor(config, member, lease).start()
                     self._work(Poller(config, member, lease, selector, route, rows, yielding, breaker, hold.look))
                 elif member.stopping or member.finished.is_set():
                     break
@@ -10338,7 +10526,11 @@ def command_schema(configs: Sequence[Config], options: argparse.Namespace) -> in
 
 
 def command_files(configs: Sequence[Config], options: argparse.Namespace) -> int:
-    """what the ledger knows"""
+    """what the ledger knows, or what the audit trail does"""
+    if options.history is not None:
+        return command_history(configs, options)
+    if options.since:
+        raise ConfigError("--since: is for --history")
     for config, database in opened(configs, ledger=True):
         for row in sorted(database.rows(config.coordination_group)):
             row = row._replace(path=printable(row.path), error=printable(row.error))
@@ -10350,6 +10542,32 @@ def command_files(configs: Sequence[Config], options: argparse.Namespace) -> int
             due = f"attempts {row.attempts}" + (f"  due: {row.action}" if row.action else "")
             what = (f"{row.state:<11}", row.path, f"{row.size} B", row.mtime, due, row.error)
             print(printable("  ".join(filter(None, what))))
+    return 0
+
+
+def command_history(configs: Sequence[Config], options: argparse.Namespace) -> int:
+    """The audit trail, the oldest first."""
+    if options.state or not all(config.audit for config in configs):
+        raise ConfigError("--state: is not for --history" if options.state else "audit: is off, so there is no history")
+    try:
+        since = datetime.datetime.fromisoformat(options.since or "1970-01-01")
+    except ValueError:
+        raise ConfigError(f"--since: {quoted(options.since)} is no date like 2026-01-31 or 2026-01-31T10:15") from None
+    if since.tzinfo is not None:
+        since = since.astimezone(datetime.timezone.utc).replace(tzinfo=None)
+    for config, database in opened(configs, ledger=True):
+        for row in database.history(config.coordination_group, since.isoformat(" ")):
+            names = (row["path"], posixpath.basename(row["path"]))
+            row["path"], row["error"] = printable(row["path"]), printable(row["error"])
+            if not any(options.history == printable(n) or fnmatch.fnmatchcase(n, options.history) for n in names):
+                continue
+            if options.json:
+                print(json.dumps({**row, "group": config.coordination_group}))
+                continue
+            took = "" if row["seconds"] is None else f"{row['seconds']:.3f} s"
+            by = f"attempt {row['attempt']}, term {row['term']}, {row['task_id']}"
+            what = (row["at"], f"{row['outcome']:<11}", row["path"], f"{row['size']} B", row["mtime"], by, took)
+            print(printable("  ".join(filter(None, (*what, row["sha256"], row["error"])))))
     return 0
 
 
@@ -10473,7 +10691,10 @@ def parse_arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     add(command_check)
     add(command_status, json="", check="one line, and exit code 1 unless all groups are healthy")
     add(command_schema, apply="").add_argument("dialect", choices=list(DIALECTS))
-    add(command_files, json="").add_argument("--state", choices=("claimed", "done", "failed", "quarantined"))
+    files = add(command_files, json="")
+    files.add_argument("--state", choices=("claimed", "done", "failed", "quarantined"))
+    files.add_argument("--history", nargs="?", const="*", metavar="GLOB", help="the audit trail")
+    files.add_argument("--since", metavar="DATE", help="in UTC, for --history")
     retry = add(command_retry, done="put done files back instead")
     retry.add_argument("glob", nargs="?", default="*", metavar="GLOB")
     add(command_skip).add_argument("glob", metavar="GLOB")

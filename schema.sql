@@ -1,6 +1,7 @@
 -- The tables of ftpcoord: psql -f schema.sql, mysql DATABASE < schema.sql, sqlite3 FILE < schema.sql.
 -- MySQL and MariaDB run what stands in /*!50600 ... */ and then skip the plain form; the others see comments.
 -- token_holder and health_check of the WSO2 Integrator documentation serve as they are: then only file_ledger is new.
+-- file_audit is used with audit = on alone.
 
 /*!50600 CREATE TABLE IF NOT EXISTS token_holder (
     group_id VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL PRIMARY KEY,
@@ -62,4 +63,42 @@ CREATE TABLE IF NOT EXISTS file_ledger (
     error TEXT NOT NULL,
     action TEXT NOT NULL,
     PRIMARY KEY (group_id, file_id)
+);
+
+/*!50600 CREATE TABLE IF NOT EXISTS file_audit (
+    group_id VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    file_id CHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    at DATETIME(6) NOT NULL,
+    path TEXT NOT NULL,
+    size BIGINT NOT NULL,
+    mtime VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    sha256 VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    outcome VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    term BIGINT NOT NULL,
+    task_id VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    attempt INTEGER NOT NULL,
+    seconds DOUBLE PRECISION,
+    error TEXT NOT NULL,
+    PRIMARY KEY (group_id, file_id, at, term, attempt, outcome),
+    UNIQUE (group_id, at, file_id, term, attempt, outcome),
+    UNIQUE (group_id, sha256, file_id, at, term, attempt, outcome)
+) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin */;
+
+CREATE TABLE IF NOT EXISTS file_audit (
+    group_id VARCHAR(128) NOT NULL,
+    file_id CHAR(64) NOT NULL,
+    at TIMESTAMP NOT NULL,
+    path TEXT NOT NULL,
+    size BIGINT NOT NULL,
+    mtime VARCHAR(32) NOT NULL,
+    sha256 VARCHAR(64) NOT NULL,
+    outcome VARCHAR(16) NOT NULL,
+    term BIGINT NOT NULL,
+    task_id VARCHAR(128) NOT NULL,
+    attempt INTEGER NOT NULL,
+    seconds DOUBLE PRECISION,
+    error TEXT NOT NULL,
+    PRIMARY KEY (group_id, file_id, at, term, attempt, outcome),
+    UNIQUE (group_id, at, file_id, term, attempt, outcome),
+    UNIQUE (group_id, sha256, file_id, at, term, attempt, outcome)
 );

@@ -859,10 +859,10 @@ def count_statements(database: Any) -> Callable[[], int]:
     count = 0
     plain = type(database)._run.__get__(database)
 
-    def counted(sql: str) -> Any:
+    def counted(*statements: str) -> Any:
         nonlocal count
         count += 1
-        return plain(sql)
+        return plain(*statements)
 
     database._run = counted
     return lambda: count
