@@ -3846,7 +3846,7 @@ class Database(abc.ABC):
             with contextlib.suppress(Exception):
                 connection.close()
 
-    def execute(self, sql: str, note: str = "", **values: object) -> list[Sequence[Any]]:
+    def execute(self, sql: str, **values: object) -> list[Sequence[Any]]:
         """Runs one statement in time T and gives its rows; connects first if need be. `note` goes before it, with it.
 
         Raises DatabaseDown, DatabaseBusy or DatabaseRefused. After all but DatabaseBusy the connection is given up.
@@ -3857,7 +3857,7 @@ class Database(abc.ABC):
                 self._connect()
             many = "file_" in sql or sql in (self.MEMBERS, self.GROUPS)
             self.allowance.renew(self.timing.call_timeout, LEDGER_BYTES if many else ANSWER_BYTES)
-            return self._run(self._bind(sql, values), self._bind(note, values))
+            return self._run(self._bind(sql, values), self._bind(str(values.get("note", "")), values))
         except ConfigError:
             self.close()
             raise
@@ -3869,7 +3869,7 @@ class Database(abc.ABC):
         once = sql in (self.FIRST, self.TAKE, self.TAKE_ABSENT, self.CLAIM, self.CHANGE, self.FORGET)
         quick = boot_clock() - began < self.timing.call_timeout / 4
         if idle and quick and not once and isinstance(error, DatabaseDown) and self.connection is None:
-            return self.execute(sql, note, **values)
+            return self.execute(sql, **values)
         raise type(error)(f"database {self.where}: {error}")
 
     def _connect(self) -> None:
@@ -4184,6 +4184,11 @@ class Database(abc.ABC):
     def retry(self, group: str, row: Row) -> None:
         """Puts a file back to be handled at the next poll, if it is still in the state that was read."""
         self._tell(self.RETRY, "retried", group, row)
+
+    def skip(self, group: str, row: Row) -> None:
+        """Records a failed or quarantined version as done, without an after-action, if the row is the one read."""
+        if row.state in ("failed", "quarantined"):
+            self._tell(self.SKIP, "skipped", group, row)
 
     def _tell(self, sql: str, what: str, group: str, row: Row) -> None:
         """An operator's change of a row, which is made in plain form if need be."""

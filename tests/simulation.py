@@ -719,12 +719,12 @@ class SimDatabase(Tables):
     ) -> list[Any]:
         """CLAIM, CHANGE and FORGET: each change whose old row stands, if the fence holds."""
         made: list[Any] = []
-        for _, new, _, plain in changes:  # a value that this database does not take, or takes in ASCII alone
+        for _, new, _, plain, _ in changes:  # a value that this database does not take, or takes in ASCII alone
             if new is not None and (NEVER in new.path or (ODD in new.path and not plain)):
                 raise ftpcoord.RowRefused(f"no such character in this database: {new.path}")
         if self.token != (member, term):
             return made
-        for old, new, delay, _ in changes:
+        for old, new, delay, *_ in changes:
             path = (new or old).path  # type: ignore[union-attr]
             file_id = ftpcoord.sha256_text(path)
             row = self.ledger.get(file_id)

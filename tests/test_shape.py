@@ -204,7 +204,15 @@ def test_every_setting_stands_in_the_readme() -> None:
 
 
 def test_the_defaults_and_bounds_of_the_readme_are_those_of_the_module() -> None:
-    words = {"": ("", None), "–": ("", None), "yes": (True,), "no": (False,), "on": (True,), "required": ("",)}
+    words = {
+        "": ("", None),
+        "–": ("", None),
+        "yes": (True,),
+        "no": (False,),
+        "on": (True,),
+        "off": (False,),
+        "required": ("",),
+    }
     defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(ftpcoord.Config)}
     for names, shown, _ in rows(section(README, "Settings")):
         each = re.findall(r"`([a-z_]+)`", names)
