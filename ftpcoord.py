@@ -607,7 +607,7 @@ class Row(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of an attempt, or was done to a row: with audit = on a row that stands exactly if the change does."""
+    """What became of an attempt: with audit = on a row of the audit trail, which stands exactly if the change does."""
 
     what: str
     sha256: str = ""  # of the content, where it was fetched
@@ -2195,14 +2195,13 @@ class Item:
     started: float = dataclasses.field(default_factory=lambda: time.monotonic())
     temporary: Optional[Path] = None  # the copy in the making, removed at the end
     out: Any = None  # the same, open
-    digest: Any = None  # of what has come of it, with audit = on
-    sha256: str = ""  # of the whole content
+    digest: Any = None
+    sha256: str = ""
     local: Path = Path()  # the finished copy
     ended: bool = False  # done, or what went wrong has had its consequence
     then: Optional[Task] = None  # what comes next: its after-action, or the same once more
 
     def outcome(self, row: Row) -> Outcome:
-        """As the audit trail has it."""
         return Outcome(row.state, self.sha256, time.monotonic() - self.started, Marks.split(row.error)[1])
 
 
@@ -2614,7 +2613,8 @@ class Poller:
         if self._folder_alone:
             return
         row = item.row = item.row.marked(delivered=bool(self.config.download_dir))
-        file = File(row.path, row.size, epoch_seconds(item.mtime), row.attempts, self.lease, item.local, item.sha256)
+        file = File(row.path, row.size, epoch_seconds(item.mtime), row.attempts, self.lease, item.local)
+        file.sha256 = item.sha256
         self.lease.check()
         with self.progress.handling(self.stats.handlers.add):
             if self.command is not None:
@@ -3466,7 +3466,7 @@ ANSWER_BYTES = 1 << 20  # of a login, or of one answer of the database; a page o
 LEDGER_BYTES = 64 << 20
 PAGE_ROWS = 5000
 FIRST_PATHS = 20  # that people are told of many
-TRIMMED_ROWS = 1000  # of the audit trail, in one step
+TRIMMED_ROWS, TRIM_SECONDS = 1000, 60.0  # of the audit trail, in one step, and from one to the next
 MOST_ITERATIONS = 1_000_000  # of SCRAM's hash: a second; servers ask for 4096
 LONGEST_REASON = 500  # characters of what a server says of an error
 SHORT_ERROR = 60  # characters that are left of an error that the ledger's column has no room for
@@ -3508,6 +3508,7 @@ OLD = ("size", "mtime", "state", "term", "attempts")
 NEW_OF, OLD_OF, NO_ROW = attrgetter(*NEW), attrgetter(*OLD), Row("", 0, "", "", 0, 0, 0)
 COLUMNS = ("id", *(f"new_{name}" for name in NEW), "delay", *(f"old_{name}" for name in OLD))
 OPTIONAL = {"file_ledger": "ledger", "file_audit": "audit"}  # tables, and the settings that need them
+TRAIL = ("path", "size", "mtime", "sha256", "outcome", "term", "task_id", "attempt", "seconds", "error")
 AUDITED = ("outcome", "sha256", "seconds", "words", "of_size", "of_mtime", "of_attempt")  # with audit = on
 
 
@@ -3526,7 +3527,7 @@ SCHEMA = """\
 -- The tables of ftpcoord: psql -f schema.sql, mysql DATABASE < schema.sql, sqlite3 FILE < schema.sql.
 -- MySQL and MariaDB run what stands in /*!50600 ... */ and then skip the plain form; the others see comments.
 -- token_holder and health_check of the WSO2 Integrator documentation serve as they are: then only file_ledger is new.
--- file_audit is used with audit = on alone.
+-- file_audit is for audit = on.
 """ + "".join(f"\n/*!50600 {own} */;\n\n{plain};\n" for own, plain in zip(ddl(True).values(), ddl(False).values()))
 
 
@@ -3666,14 +3667,13 @@ class Database(abc.ABC):
         SELECT h.task_id, $age, $epoch FROM (SELECT 1 AS one) o
           LEFT JOIN health_check h ON h.group_id = :group AND h.task_id LIKE '{PAUSE}%' ORDER BY h.last_heartbeat"""
 
-    # The audit trail of those of `:changes` that have an outcome: in one transaction with the ledger's statement, ahead
-    # of it and under its conditions. What it finds it locks, so that both are made or none.
-    NOTE = """
-        INSERT INTO file_audit (group_id, file_id, at, path, size, mtime, sha256, outcome, term, task_id, attempt,
-               seconds, error)
+    # The outcomes of `:changes`: in one transaction with the ledger's statement, ahead of it and under its conditions.
+    # What it finds it locks: both are made, or none.
+    NOTE = f"""
+        INSERT INTO file_audit (group_id, file_id, at, {", ".join(TRAIL)})
         SELECT :group, id, $utc, new_path, of_size, of_mtime, sha256, outcome,
-               CASE WHEN outcome = 'lost' THEN l.term ELSE mine.term END,
-               CASE WHEN outcome = 'lost' THEN l.task_id ELSE :by END, of_attempt, seconds, words
+               CASE outcome WHEN 'lost' THEN l.term ELSE mine.term END,
+               CASE outcome WHEN 'lost' THEN l.task_id ELSE :by END, of_attempt, seconds, words
           FROM $fence_alone, $those, file_ledger l
          WHERE l.group_id = v.group_id AND $same AND outcome <> '' $keep"""
     NOTE_NEW = f"""
@@ -3684,16 +3684,14 @@ class Database(abc.ABC):
     NOTE_ADOPTED = NOTE_NEW.replace("$fence_alone", "(SELECT 0 AS term) mine")
     NOTE_TOLD = NOTE.replace("$fence_alone", "(SELECT 0 AS term) mine").replace("$same", "file_id = id AND $as_read")
     HISTORY = f"""
-        SELECT file_id, CAST(at AS $text), path, size, mtime, sha256, outcome, term, task_id, attempt, seconds, error
-          FROM file_audit
+        SELECT file_id, CAST(at AS $text), {", ".join(TRAIL)} FROM file_audit
          WHERE group_id = :group AND at >= :at AND (
                at > :at OR (file_id, term, attempt, outcome) > (:file_id, :term, :attempt, :outcome))
          ORDER BY at, file_id, term, attempt, outcome LIMIT {PAGE_ROWS}"""
-    OLDEST = f"""
-        SELECT CAST(MAX(at) AS $text) FROM (
+    TRIM = f"""
+        DELETE FROM file_audit WHERE group_id = :group AND at <= (SELECT MAX(at) FROM (
                SELECT at FROM file_audit WHERE group_id = :group AND at < $shifted($utc, -:age)
-                ORDER BY at LIMIT {TRIMMED_ROWS}) AS oldest"""
-    TRIM = "DELETE FROM file_audit WHERE group_id = :group AND at <= :until"
+                ORDER BY at LIMIT {TRIMMED_ROWS}) AS oldest)"""
 
     # The ledger. `:changes` is a table of COLUMNS.
     CLAIM = f"""
@@ -3828,7 +3826,6 @@ class Database(abc.ABC):
 
     @staticmethod
     def _error_text(change: Change, text: str) -> str:
-        """An error as that change is stored."""
         text = plain(printable(text)) if change.plain and not text.isascii() else text
         return text[:SHORT_ERROR] if change.plain > 1 else text
 
@@ -3847,7 +3844,7 @@ class Database(abc.ABC):
                 connection.close()
 
     def execute(self, sql: str, **values: object) -> list[Sequence[Any]]:
-        """Runs one statement in time T and gives its rows; connects first if need be. `note` goes before it, with it.
+        """Runs one statement in time T and gives its rows; connects first if need be. With it goes `note`.
 
         Raises DatabaseDown, DatabaseBusy or DatabaseRefused. After all but DatabaseBusy the connection is given up.
         """
@@ -4098,7 +4095,7 @@ class Database(abc.ABC):
         return {row[0] for row in self._noted(sql, note, changes, by=fence.member, **fence._asdict())}
 
     def _noted(self, sql: str, note: str, changes: Sequence[Change], **values: Any) -> list[Sequence[Any]]:
-        """A statement of the ledger, together with what the audit trail is to have of it."""
+        """With the audit trail's part, if it has one."""
         told = self.config.audit and any(change.outcome for change in changes)
         return self.execute(sql, changes=changes, **values, **({"note": note} if told else {}))
 
@@ -4191,7 +4188,6 @@ class Database(abc.ABC):
             self._tell(self.SKIP, "skipped", group, row)
 
     def _tell(self, sql: str, what: str, group: str, row: Row) -> None:
-        """An operator's change of a row, which is made in plain form if need be."""
         values = {"group": group, "by": operator(), "file_id": sha256_text(row.path), **row._asdict()}
         change = Change(row, row, outcome=Outcome(what))
         try:
@@ -4199,26 +4195,20 @@ class Database(abc.ABC):
         except RowRefused:
             self._noted(sql, self.NOTE_TOLD, [change._replace(plain=2)], **values)
 
-    # -- the audit trail ----------------------------------------------------------------------------------------------
-
     def history(self, group: str, since: str = "1970-01-01") -> Iterator[dict[str, Any]]:
-        """Its rows, the oldest first; `since` is in UTC, in ISO form, with a space before the time."""
-        names = ("at", "path", "size", "mtime", "sha256", "outcome", "term", "task_id", "attempt", "seconds", "error")
+        """The audit trail, the oldest row first."""
         after: dict[str, Any] = {"at": since, "file_id": "", "term": 0, "attempt": 0, "outcome": ""}
         page: list[Sequence[Any]] = [()] * PAGE_ROWS
         while len(page) == PAGE_ROWS:
             page = self.execute(self.HISTORY, group=group, **after)
             for file_id, *values in page:
-                found = dict(zip(names, values))
-                after = {"file_id": file_id, **{name: found[name] for name in after if name in found}}
+                found = dict(zip(("at", *TRAIL), values))
+                after = {name: found.get(name, file_id) for name in after}
                 yield {**found, "path": _true_path(str(found["path"]), str(file_id))}
 
-    def trim(self, group: str, days: float) -> bool:
-        """Removes the oldest rows that are older than that, some of them only; False if there was none."""
-        until = self.execute(self.OLDEST, group=group, age=min(days * SECONDS_A_DAY, LONGEST_DELAY))[0][0]
-        if until is not None:
-            self.execute(self.TRIM, group=group, until=until)
-        return until is not None
+    def trim(self, group: str, days: float) -> None:
+        """Removes some of the rows of the audit trail that are older."""
+        self.execute(self.TRIM, group=group, age=min(days * SECONDS_A_DAY, LONGEST_DELAY))
 
 
 def _number(value: Any) -> Optional[float]:
@@ -7519,10 +7509,10 @@ class File:
     `sha256` is the content's, in hex, with audit = on.
     """
 
-    def __init__(
-        self, path: str, size: int, mtime: Optional[float], attempt: int, lease: Lease, local: Path, sha256: str = ""
-    ) -> None:
-        self.path, self.size, self.mtime, self.attempt, self.sha256 = path, size, mtime, attempt, sha256
+    sha256 = ""
+
+    def __init__(self, path: str, size: int, mtime: Optional[float], attempt: int, lease: Lease, local: Path) -> None:
+        self.path, self.size, self.mtime, self.attempt = path, size, mtime, attempt
         self.lease, self.local = lease, local
         self.name = posixpath.basename(path)
 
@@ -8760,7 +8750,6 @@ class Schedule:
 # ---------------------------------------------------------------------------------------------------------------------
 
 Route = Callable[[str], Optional[Handler]]
-AUDIT_PAUSE = 60.0  # seconds until what was not to be had is tried again
 
 
 class Pulse:
@@ -9007,33 +8996,15 @@ class Hold:
         return self._found is not None
 
 
-class Auditor:
-    """What the active member does for the audit trail beside its polls, on a connection and a thread of its own."""
-
-    def __init__(self, config: Config, member: Member, lease: Lease) -> None:
-        self.config, self.member, self.lease = config, member, lease
-
-    def start(self) -> None:
-        with contextlib.suppress(RuntimeError):  # no thread is left: the next term does it
-            threading.Thread(target=self._run, name="ftpcoord-audit", daemon=True).start()
-
-    def _run(self) -> None:
-        with contextlib.closing(open_database(self.config)) as database:
-            while self.member.may_work(self.lease):
-                pause = AUDIT_PAUSE
-                try:
-                    pause = self._round(database)
-                except Exception as exc:
-                    event("audit_failed", logging.WARNING, term=self.lease.term, retry_in=pause, error=reason(exc))
-                if pause > 60:
-                    database.close()
-                self.member.wait(self.lease, pause)
-
-    def _round(self, database: Database) -> float:
-        """One step of what is due; the seconds until the next one."""
-        days = self.config.audit_retention
-        more = bool(days) and database.trim(self.config.coordination_group, days)
-        return 1.0 if more else 3600.0
+def trim_audit(config: Config, member: Member, lease: Lease) -> None:
+    """Removes old rows of the audit trail as long as the lease lasts."""
+    while member.may_work(lease):
+        try:
+            with contextlib.closing(open_database(config)) as database:
+                database.trim(config.coordination_group, config.audit_retention)
+        except Exception as exc:
+            event("audit_failed", logging.WARNING, term=lease.term, error=reason(exc))
+        member.wait(lease, TRIM_SECONDS)
 
 
 class Listener:
@@ -9128,8 +9099,10 @@ class Listener:
             while True:
                 lease = member.wait_for_lease(0.2 if self._once else float("inf"))
                 if lease is not None:
-                    if config.audit:
-                        Auditor(config, member, lease).start()
+                    if config.audit and config.audit_retention:
+                        with contextlib.suppress(RuntimeError):
+                            arguments = (config, member, lease)
+                            threading.Thread(target=trim_audit, args=arguments, daemon=True).start()
                     self._work(Poller(config, member, lease, selector, route, rows, yielding, breaker, hold.look))
                 elif member.stopping or member.finished.is_set():
                     break
@@ -10531,11 +10504,9 @@ def command_schema(configs: Sequence[Config], options: argparse.Namespace) -> in
 
 
 def command_files(configs: Sequence[Config], options: argparse.Namespace) -> int:
-    """what the ledger knows, or what the audit trail does"""
-    if options.history is not None:
+    """what the ledger or the audit trail knows"""
+    if options.history or options.since:
         return command_history(configs, options)
-    if options.since:
-        raise ConfigError("--since: is for --history")
     for config, database in opened(configs, ledger=True):
         for row in sorted(database.rows(config.coordination_group)):
             row = row._replace(path=printable(row.path), error=printable(row.error))
@@ -10551,28 +10522,18 @@ def command_files(configs: Sequence[Config], options: argparse.Namespace) -> int
 
 
 def command_history(configs: Sequence[Config], options: argparse.Namespace) -> int:
-    """The audit trail, the oldest first."""
-    if options.state or not all(config.audit for config in configs):
-        raise ConfigError("--state: is not for --history" if options.state else "audit: is off, so there is no history")
-    try:
-        since = datetime.datetime.fromisoformat(options.since or "1970-01-01")
-    except ValueError:
-        raise ConfigError(f"--since: {quoted(options.since)} is no date like 2026-01-31 or 2026-01-31T10:15") from None
-    if since.tzinfo is not None:
-        since = since.astimezone(datetime.timezone.utc).replace(tzinfo=None)
-    for config, database in opened(configs, ledger=True):
-        for row in database.history(config.coordination_group, since.isoformat(" ")):
+    glob, since = options.history or "*", options.since or "1970-01-01"
+    if not re.fullmatch(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?)?", since, re.ASCII):
+        raise ConfigError(f"--since: {quoted(since)} is no date like 2026-01-31 or 2026-01-31T10:15")
+    if not all(config.audit for config in configs):
+        raise ConfigError("audit: is off, so there is no history")
+    for config, database in opened(configs):
+        for row in database.history(config.coordination_group, since.replace("T", " ")):
             names = (row["path"], posixpath.basename(row["path"]))
-            row["path"], row["error"] = printable(row["path"]), printable(row["error"])
-            if not any(options.history == printable(n) or fnmatch.fnmatchcase(n, options.history) for n in names):
-                continue
-            if options.json:
-                print(json.dumps({**row, "group": config.coordination_group}))
-                continue
-            took = "" if row["seconds"] is None else f"{row['seconds']:.3f} s"
-            by = f"attempt {row['attempt']}, term {row['term']}, {row['task_id']}"
-            what = (row["at"], f"{row['outcome']:<11}", row["path"], f"{row['size']} B", row["mtime"], by, took)
-            print(printable("  ".join(filter(None, (*what, row["sha256"], row["error"])))))
+            if glob in map(printable, names) or any(fnmatch.fnmatchcase(name, glob) for name in names):
+                row.update(path=printable(row["path"]), error=printable(row["error"]), group=config.coordination_group)
+                texts = [f"{name}={value}" for name, value in row.items() if value not in ("", None)]
+                print(json.dumps(row) if options.json else printable("  ".join(texts)))
     return 0
 
 
@@ -10697,9 +10658,10 @@ def parse_arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     add(command_status, json="", check="one line, and exit code 1 unless all groups are healthy")
     add(command_schema, apply="").add_argument("dialect", choices=list(DIALECTS))
     files = add(command_files, json="")
-    files.add_argument("--state", choices=("claimed", "done", "failed", "quarantined"))
-    files.add_argument("--history", nargs="?", const="*", metavar="GLOB", help="the audit trail")
-    files.add_argument("--since", metavar="DATE", help="in UTC, for --history")
+    one_of = files.add_mutually_exclusive_group()
+    one_of.add_argument("--state", choices=("claimed", "done", "failed", "quarantined"))
+    one_of.add_argument("--history", nargs="?", const="*", metavar="GLOB", help="the audit trail")
+    files.add_argument("--since", metavar="DATE", help="in UTC, of the history")
     retry = add(command_retry, done="put done files back instead")
     retry.add_argument("glob", nargs="?", default="*", metavar="GLOB")
     add(command_skip).add_argument("glob", metavar="GLOB")

@@ -1,7 +1,7 @@
 -- The tables of ftpcoord: psql -f schema.sql, mysql DATABASE < schema.sql, sqlite3 FILE < schema.sql.
 -- MySQL and MariaDB run what stands in /*!50600 ... */ and then skip the plain form; the others see comments.
 -- token_holder and health_check of the WSO2 Integrator documentation serve as they are: then only file_ledger is new.
--- file_audit is used with audit = on alone.
+-- file_audit is for audit = on.
 
 /*!50600 CREATE TABLE IF NOT EXISTS token_holder (
     group_id VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL PRIMARY KEY,
