@@ -9334,7 +9334,7 @@ class Backlog:
                 self.waiting[found.path] = (since, why or "taken next, if it is at rest")
 
     def told(self) -> dict[str, Any]:
-        """As /status shows it: the first ones are those that have waited longest, in seconds."""
+        """As /status shows it; ages in seconds."""
         first = sorted((since, path, why) for path, (since, why) in list(self.waiting.items()))[:FIRST_PATHS]
         rows = [{"path": printable(path), "age": boot_clock() - at, "why": printable(why)} for at, path, why in first]
         return {"files": self.files, "bytes": self.bytes, "oldest": rows[0]["age"] if rows else 0.0, "first": rows}
@@ -9564,7 +9564,7 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             "problem",
             f"the group is {paused(status['paused'])}; no new file is taken",
-            "`ftpcoord.py resume` ends it; until then the files wait on the server.",
+            "`ftpcoord.py resume` ends it.",
         )
     later = status["not_now"]
     if later:
@@ -9572,7 +9572,7 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             "problem" if later["count"] >= 3 else "note",
             f"the system behind the handler says not now since {later['since']}: {', '.join(later['paths'])}{more}",
-            "Mend that system: the files are tried again by themselves, and none of these tries is counted.",
+            "Mend that system: the files are tried again by themselves, uncounted.",
         )
     for row in status["members"]:
         if row["heartbeat_age"] < -5 and row["member_id"] == active:
@@ -9771,13 +9771,13 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> list[tuple[str, str, st
         (
             "paused",
             "gauge",
-            "Whether an operator has paused the group; the same on every member.",
+            "Whether an operator has paused the group.",
             status["paused"] is not None if fresh else None,
         ),
         (
             "not_now_files",
             "gauge",
-            "Files for which handlers say not now; the same on every member.",
+            "Files for which handlers say not now.",
             (later["count"] if later else 0) if fresh else None,
         ),
         (
@@ -9848,7 +9848,7 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> list[tuple[str, str, st
         (
             "oldest_waiting_seconds",
             "gauge",
-            "Since this member first saw the oldest of them; 0 without any.",
+            "Since this member first saw the oldest of them.",
             backlog.get("oldest"),
         ),
         ("queue_files", "gauge", "Files taken up and not ended.", work["queue"]),
@@ -10047,8 +10047,7 @@ def _overview(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _parts(group: Mapping[str, Any]) -> Iterator[str]:
-    """One group, in the order in which somebody asks at night: is a member active, does work get done, what waits, what
-    is to be done; then the cards and the lists."""
+    """One group, in the order in which somebody asks at night: who is active, what is done, what waits, what to do."""
     yield f"<h2>{shown(group['group'])}</h2>"
     boxes = []
     for found in group["problems"]:

@@ -250,6 +250,24 @@ def test_a_stop_releases_first_and_then_tells_what_waits(
         assert "exec" not in a.said() and not a.events("lost")
 
 
+def test_its_arguments_may_hold_a_token_and_are_shown_nowhere(
+    tmp_path: Path, desk: Desk, said: list[tuple[str, dict[str, Any]]]
+) -> None:
+    with FtpHost(files={}) as host:
+        with Site(tmp_path, host.settings, notify=f"{sys.executable} -c 'raise SystemExit(4)' s3cr3t-token") as site:
+            ftpcoord.event("lost", 20, group=site.listener.config.coordination_group, term=9)
+            wait_for(lambda: [fields for what, fields in said if what == "notify_failed"], PATIENCE)
+            status = ftpcoord.listener_status(site.listener, ftpcoord.Survey(site.listener.config))
+            assert status["settings"]["notify"] == f"{sys.executable} ... (3 arguments)"
+            assert "s3cr3t" not in json.dumps(status) + ftpcoord.page([status], 0) + "\n".join(site.log)
+    assert "s3cr3t" not in repr(said)
+
+
+def test_check_tells_of_a_command_that_is_not_there(crew: Crew) -> None:
+    done = crew.call("check", notify="/nowhere/pager --now")
+    assert done.returncode == 2 and done.stderr.startswith("ftpcoord: notify: /nowhere/pager is not a command here")
+
+
 @pytest.mark.parametrize("words", ["'", " ", "''x' "])
 def test_a_command_that_cannot_be_split_is_a_wrong_setting(words: str) -> None:
     with pytest.raises(ftpcoord.ConfigError, match=r"^notify: "):
