@@ -339,6 +339,22 @@ def test_a_proxy_that_wants_a_login_or_another_one_says_so_and_is_asked_once(
         assert gateway.sessions == 1
 
 
+def test_a_login_that_was_not_offered_is_not_given() -> None:
+    heard: list[bytes] = []
+
+    def demand(sock: Any, _: str) -> None:
+        heard.append(sock.recv(4096))
+        sock.sendall(b"\5\2")
+        heard.append(sock.recv(4096))
+
+    with Gateway("socks5") as gateway:
+        gateway.on("ASK", demand)
+        with pytest.raises(ftpcoord.ServerDown, match="answers no SOCKS 5"):
+            ftpcoord.open_server(settings(proxy=gateway.url, password="files"))
+        wait_for(lambda: len(heard) == 2)
+    assert heard == [b"\5\1\0", b""]
+
+
 @pytest.mark.parametrize("scheme", KINDS)
 def test_the_first_pause_after_a_login_that_the_proxy_refused_is_a_minute(scheme: str, tmp_path: Path) -> None:
     with FtpHost() as host, Gateway(scheme, "me:right") as gateway:
