@@ -64,6 +64,7 @@ import atexit
 import base64
 import binascii
 import bisect
+import codecs
 import configparser
 import contextlib
 import csv
@@ -1641,6 +1642,8 @@ class Selector:
         if row is not None and row.state == "quarantined":
             return "skip", f"quarantined: {row.error}"
         if row is not None and row.state == "failed" and row.due is not None and row.due > now and not row.dated:
+            if found.path in self.companions.renewed:
+                return "take", ""
             return "wait", f"failed, tried again in {duration(row.due - now)}: {row.error}"
         pause = self.unsteady.pause(found.path)
         return ("wait", f"{UNSTEADY}: handled again in {duration(pause)}") if pause > 0 else ("take", "")
@@ -2195,8 +2198,8 @@ class Item:
     started: float = dataclasses.field(default_factory=lambda: time.monotonic())
     temporary: Optional[Path] = None  # the copy in the making, removed at the end
     out: Any = None  # the same, open
-    digest: Any = None
-    sha256: str = ""
+    seal: Any = None  # what tells whether the content is the one that was sent
+    sha256: str = ""  # of the whole content, with checksum or audit
     local: Path = Path()  # the finished copy
     ended: bool = False  # done, or what went wrong has had its consequence
     then: Optional[Task] = None  # what comes next: its after-action, or the same once more
@@ -2402,7 +2405,7 @@ class Poller:
             return
         busy = busy | self.workers.busy
         listed = {found.path for found in look}
-        self._breaker.forget(listed | busy)
+        self._breaker.forget((listed | busy) - self.selector.companions.renewed)
         self.selector.unsteady.keep(listed | busy)
         self.workers.alone &= listed
         self.recognizer.keep(listed)
@@ -2523,13 +2526,15 @@ class Poller:
             with self.pool.server() as server:
                 self.lease.check()
                 server.unasked = ()
+                read_seals(server, [item.seal for item in waiting.values()], jobs)
                 for job, problem in server.fetch_many(jobs):
                     item = waiting.pop(job.path)
+                    if problem is None:
+                        item.sha256, problem = item.seal.sha256(), self.selector.companions.judged(item.seal)
                     if problem is not None:
                         self._settle(item, problem)
                         continue
                     self.stats.fetched(job.size)
-                    item.sha256 = item.digest.hexdigest() if self.config.audit else ""
                     come.append(item)
                     if self._folder_alone:
                         begin_sync(item.out)
@@ -2547,12 +2552,11 @@ class Poller:
     def _job(self, item: Item) -> Job:
         found = item.work.found
         self.recognizer.forget(found.path)
-        item.digest = hashlib.sha256()
+        item.seal = self.selector.companions.seal(found, self._markers.get(found.path))
 
         def write(data: memoryview) -> None:
             write_all(item.out, data)
-            if self.config.audit:
-                item.digest.update(data)
+            item.seal.update(data)
             # Progress: a large file may take longer than `stall_timeout`.
             self.progress.received(len(data))
 
@@ -7335,11 +7339,13 @@ class Companions:
     """What files need beside them in their folder, and which of them still need it."""
 
     def __init__(self, config: Config) -> None:
-        self._templates, self._folded = config.companions(), config.folded
+        self._config, self._templates, self._folded = config, config.companions(), config.folded
         texts = [".*".join(map(re.escape, PLACE.split(self._folded(text))[::2])) for text in self._templates]
         self._fits = re.compile("|".join(texts) or "(?!)", re.DOTALL).fullmatch
         self._there: Optional[dict[str, Found]] = None  # in the last listing
         self._needed: dict[str, dict[str, Entry]] = {}  # by companion: the listed files that need it
+        self._wrong: dict[str, Seal] = {}  # of files that are not what their companion says
+        self.renewed: set[str] = set()  # those of them whose companion is another one by now
         self._gone: set[str] = set()  # files that were removed; that listing may still show them
 
     def known(self) -> bool:
@@ -7364,6 +7370,7 @@ class Companions:
             for _, path, _ in self.of(found.path, there):
                 needed.setdefault(self._folded(path), {})[found.path] = found.entry
         self._needed, self._there = needed, there
+        self.renewed = {path for path, seal in list(self._wrong.items()) if seal.is_replaced(self.of(path))}
         return there
 
     def of(self, path: str, there: Optional[Mapping[str, Found]] = None) -> Beside:
@@ -7381,9 +7388,21 @@ class Companions:
             marker = template.removeprefix("{name}")
             if entry is None:
                 return "hold", f"its marker {marker} is not there"
-            if is_older(entry, found.entry):
+            if template != self._config.checksum and is_older(entry, found.entry):
                 return "warn", f"its marker {marker} is older than the file"
         return "", ""
+
+    def seal(self, found: Found, beside: Optional[Beside]) -> Seal:
+        """For one fetch of a file, with its companions as they were at the claim."""
+        self._wrong.pop(found.path, None)
+        return Seal(self._config, found, beside or self.of(found.path))
+
+    def judged(self, seal: Seal) -> Optional[Error]:
+        """What is wrong with a file that has come whole, if anything."""
+        problem = seal.problem()
+        if problem is not None:
+            self._wrong[seal.found.path] = seal
+        return problem
 
     def needed(self, companion: str, path: str, known: Callable[[str], Optional[Row]]) -> bool:
         """Whether a listed file other than `path` needs it and is not done; `known` gives the ledger's rows."""
@@ -7398,6 +7417,98 @@ class Companions:
     def gone(self, path: str) -> None:
         """A file is removed, and needs nothing any more."""
         self._gone.add(path)
+
+
+# -- checksums --------------------------------------------------------------------------------------------------------
+ALGORITHMS = ("md5", "sha1", "sha256", "sha512")
+MOST_OF_CHECKSUM = 64 * 1024  # bytes of a companion with digests
+DIGEST = re.compile(  # bare, BSD's form, or sha256sum's and md5sum's
+    r"(?:(\w+) \((.+)\) = )?([0-9A-Fa-f]+)(?:[ \t]*|(?: [ *]|[ \t]+)(.+))", re.DOTALL
+)
+
+
+def digests_in(lines: Sequence[str], algorithm: str, is_name: Callable[[str], bool]) -> set[str]:
+    """What the lines of a checksum file say of a name: beside it or a path that ends with it, or alone in the file."""
+    found = set()
+    for kind, tagged, digest, name in (match.groups() for match in map(DIGEST.fullmatch, lines) if match):
+        name = tagged or name
+        if (kind or algorithm).lower() == algorithm and (
+            is_name(posixpath.basename(name)) if name else len(lines) == 1
+        ):
+            found.add(digest.lower())
+    return found
+
+
+class Seal:
+    """Tells whether a content that is fetched is the one that was sent: by its digest, and the one in its companion."""
+
+    def __init__(self, config: Config, found: Found, beside: Beside) -> None:
+        self.found, self._config = found, config
+        self._algorithm = config.checksum.rpartition(".")[2].lower()
+        self.path, self.entry = self._own(beside)
+        self.text = bytearray()  # of the companion
+        self.trouble: Optional[Error] = None  # why it could not be read
+        self._digests = {"sha256": hashlib.sha256()} if config.checksum or config.audit else {}
+        if self._algorithm not in ("", *self._digests):
+            self._digests[self._algorithm] = hashlib.new(self._algorithm, usedforsecurity=False)
+
+    def _own(self, beside: Beside) -> tuple[str, Optional[Entry]]:
+        return next(
+            ((path, entry) for template, path, entry in beside if template == self._config.checksum), ("", None)
+        )
+
+    def is_replaced(self, beside: Beside) -> bool:
+        """Whether there is another companion now."""
+        now = self._own(beside)[1]
+        return now is not None and (self.entry is None or not same_version(self.entry, now))
+
+    def update(self, data: memoryview) -> None:
+        for digest in self._digests.values():
+            digest.update(data)
+
+    def sha256(self) -> str:
+        """Of what has come, "" if nobody asks for it."""
+        return self._digests["sha256"].hexdigest() if self._digests else ""
+
+    def problem(self) -> Optional[Error]:
+        """A companion that is older may be replaced soon: "not now"; else it is the file's failure."""
+        if not self._algorithm:
+            return None
+        if self.entry is None or isinstance(self.trouble, FileGone):
+            return NotNow(f"{self.path} is not there any more")
+        why = self._why()
+        if self.trouble is not None or not why:
+            return self.trouble
+        kind = NotNow if is_older(self.entry, self.found.entry) else Error
+        return kind(f"{self.path}, which tells its {self._algorithm}, {why}")
+
+    def _why(self) -> str:
+        if self.entry is not None and self.entry.size > MOST_OF_CHECKSUM:
+            return f"is larger than {MOST_OF_CHECKSUM >> 10} KiB"
+        raw = re.split(rb"[\r\n]+", bytes(self.text).removeprefix(codecs.BOM_UTF8))
+        lines = [decode_name(line, self._config.encoding) for line in raw if line.strip()]
+        name, digest = self._config.folded(self.found.entry.name), self._digests[self._algorithm].hexdigest()
+        told = digests_in(lines, self._algorithm, lambda other: self._config.folded(other) == name)
+        if len(told) != 1:
+            return "has several for it" if told else "has none for it" if lines else "is empty"
+        if len(min(told)) != len(digest):
+            return f"has {len(min(told))} digits and not {len(digest)}"
+        return "" if told == {digest} else "is for another content"
+
+
+def read_seals(server: FileServer, seals: Sequence[Seal], jobs: Sequence[Job]) -> None:
+    """Reads the companions with the digests, before `jobs` are asked for."""
+    wanted = [
+        (Job(seal.path, seal.entry.size, seal.text.extend), seal)
+        for seal in seals
+        if seal.entry is not None and seal.entry.size <= MOST_OF_CHECKSUM
+    ]
+    try:
+        for job, problem in server.fetch_many([job for job, _ in wanted]) if wanted else ():
+            next(seal for other, seal in wanted if other is job).trouble = problem
+    except ServerDown:
+        server.unasked = jobs
+        raise
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------
@@ -7506,7 +7617,7 @@ class File:
 
     `path` is the path on the server, `size` in bytes, `mtime` in UTC epoch seconds or None, `attempt` counts from 1;
     `lease.valid()` tells whether effects are still allowed. `local` is the copy's path, gone after the handler.
-    `sha256` is the content's, in hex, with audit = on.
+    `sha256` is the content's, in hex, with `checksum` or `audit`.
     """
 
     sha256 = ""
@@ -7971,6 +8082,7 @@ class Config:
     settle: float = setting(5.0, least=0.0)
     ready_suffix: str = ""
     requires: str = ""
+    checksum: str = ""
     sort: str = setting("name", choices=("name", "mtime", "size", "-name", "-mtime", "-size"))
     max_files: int = setting(0, least=0)
     workers: int = setting(4, least=1)
@@ -8220,10 +8332,17 @@ class Config:
         return [part.strip() for part in parts if part.strip()]
 
     def companions(self) -> list[str]:
-        """`requires`, or `ready_suffix`, as templates."""
-        if self.ready_suffix:
-            return ["{name}" + self.ready_suffix]
-        return [self._template("requires", text.strip()) for text in self.requires.split(",") if text.strip()]
+        """The templates of `requires`, or `ready_suffix`, and of `checksum`."""
+        texts = [text.strip() for text in self.requires.split(",") if text.strip() not in ("", self.checksum)]
+        found = [self._template("requires", text) for text in texts] + ["{name}" + self.ready_suffix] * bool(
+            self.ready_suffix
+        )
+        if self.checksum:
+            if self.checksum.rpartition(".")[2].lower() not in ALGORITHMS:
+                ends = ", ".join(f".{name}" for name in ALGORITHMS)
+                raise ConfigError(f"checksum: must end in one of {ends}, which tells how, not {quoted(self.checksum)}")
+            found.append(self._template("checksum", self.checksum))
+        return found
 
     def _template(self, name: str, text: str) -> str:
         if len(PLACE.findall(text)) != 1 or NOT_IN_A_NAME.search(text):

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import logging
 import re
 import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
+import hostile
 import pytest
 from conftest import FILE_SERVERS, Files, new_folder, wait_for
-from hostile import PATIENCE, FtpHost, Site, reply
+from hostile import PATIENCE, FtpHost, SftpHost, Site, reply
 from hypothesis import given
 from hypothesis import strategies as st
-from memory import choose, config, found, names, row
+from memory import NOON, choose, config, found, names, row
 
 import ftpcoord
-from ftpcoord import Companions, ConfigError, Selector
+from ftpcoord import Beside, Companions, ConfigError, Entry, Error, NotNow, Seal, Selector
 
 EARLY, LATE = "2026-01-12T10:00", "2026-01-12T14:00"
 TEMPLATES = {
@@ -313,3 +315,289 @@ def test_companions_are_waited_for_and_end_with_their_file(real: Files, tmp_path
         real.put("a.xml.ok")
         site.arrive({"a.csv": b"a.csv", "a.xml": b"a.xml"})
         wait_for(lambda: real.names() == [name for name in left if name[0] != "a"], PATIENCE, "\n".join(site.log[-20:]))
+
+
+@pytest.mark.parametrize("after", ["delete", "move:done"])
+def test_a_file_is_delivered_when_its_digest_fits(real: Files, tmp_path: Path, after: str) -> None:
+    content = {name: name.encode() * 50_000 for name in ("a", "b", "c")}
+    for name, data in content.items():
+        real.put(name, data)
+        real.put(f"{name}.sha256", line(data if name != "b" else b"another", name))
+    with Site(tmp_path, real.settings, checksum="{name}.sha256", after=after, retry_delay=0.3, max_attempts=9) as site:
+        site.arrive({name: content[name] for name in "ac"})
+        wait_for(lambda: [name for name in real.names() if name != "done"] == ["b", "b.sha256"], PATIENCE)
+        site.wait("file_failed")
+        real.put("b.sha256", line(content["b"], "b", "%s *%s\r\n\r\n"), time.time() + 60)
+        site.arrive(content)
+        wait_for(lambda: [name for name in real.names() if name != "done"] == [], PATIENCE)
+
+
+# -- checksums --------------------------------------------------------------------------------------------------------
+
+
+def line(content: bytes, name: str = "a", form: str = "%s  %s\n", algorithm: str = "sha256") -> bytes:
+    return (form % (hashlib.new(algorithm, content).hexdigest(), name)).encode()
+
+
+def verdict(text: bytes, content: bytes = b"content", checksum: str = "{name}.sha256", **more: Any) -> Optional[Error]:
+    """What a seal says of a file `a` with this content and this text in its companion."""
+    size = more.pop("size", len(text))
+    beside: Beside = [(checksum, "/in/c", Entry("c", "file", size, more.pop("mtime", LATE)))]
+    seal = Seal(config(checksum=checksum, **more), found("a"), beside)
+    for piece in (content[:3], content[3:]):
+        seal.update(memoryview(piece))
+    seal.text.extend(text)
+    return seal.problem()
+
+
+GOOD = hashlib.sha256(b"content").hexdigest()
+BAD = "0" * 64
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        f"{GOOD.upper()}\n",
+        f"\r\n{GOOD} \r\n",
+        f"\ufeff{GOOD}\n",
+        f"{GOOD}  a\n",
+        f"{GOOD} *a\n",
+        f"{GOOD} a\n",
+        f"{GOOD}\ta",
+        f"{GOOD}  ./a\n",
+        f"{GOOD}  /home/me/out/a\n",
+        f"{BAD}  b\n{GOOD}  a\n{BAD} *a.csv\n{BAD}   a\n{BAD}  a \n",
+        f"# made by nobody\n{GOOD}  a\n",
+        f"SHA256 (a) = {GOOD}\n",
+        f"SHA256 (b) = {BAD}\nMD5 (a) = {'0' * 32}\nSHA256 (a) = {GOOD}\n",
+        f"{GOOD}  a\n{GOOD}  x/a\n",
+    ],
+)
+def test_a_digest_is_found_in_each_usual_form(text: str) -> None:
+    assert verdict(text.encode()) is None
+    assert "another content" in str(verdict(text.encode(), b"contend"))
+
+
+@pytest.mark.parametrize("algorithm", ["md5", "sha1", "sha256", "sha512"])
+def test_the_suffix_tells_the_algorithm(algorithm: str) -> None:
+    digest = hashlib.new(algorithm, b"content").hexdigest()
+    for text in (f"{digest}  a".encode(), f"{algorithm.upper()} (a) = {digest}\n".encode()):
+        assert verdict(text, checksum=f"{{name}}.{algorithm}") is None
+        assert verdict(text, checksum=f"{{stem}}.{algorithm.upper()}") is None
+        assert verdict(text, b"other", checksum=f"{{name}}.{algorithm}") is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "is empty"),
+        (" \r\n\n", "is empty"),
+        (GOOD[:-1], "has 63 digits and not 64"),
+        (f"{GOOD[:32]}  a", "has 32 digits and not 64"),
+        (f"{GOOD}  b\n", "has none for it"),
+        (f"{GOOD}\n{GOOD}\n", "has none for it"),
+        (f"MD5 (a) = {GOOD}\n", "has none for it"),
+        ("<html>not found</html>", "has none for it"),
+        (f"{GOOD}  a\n{BAD}  x/a\n", "has several for it"),
+        (BAD, "is for another content"),
+    ],
+)
+def test_what_is_wrong_with_a_companion_is_said_and_counts_unless_it_is_older(text: str, why: str) -> None:
+    said = str(verdict(text.encode()))
+    assert said == f"/in/c, which tells its sha256, {why}"
+    assert not isinstance(verdict(text.encode()), NotNow)
+    assert not isinstance(verdict(text.encode(), mtime=NOON), NotNow)
+    older = verdict(text.encode(), mtime=EARLY)
+    assert isinstance(older, NotNow) and str(older) == said
+    assert BAD not in said and GOOD not in said
+
+
+def test_a_companion_of_more_than_64_kib_is_not_read() -> None:
+    assert "larger than 64 KiB" in str(verdict(b"", size=64 * 1024 + 1))
+    assert verdict(GOOD.encode(), size=64 * 1024) is None
+
+
+def test_names_in_a_companion_are_in_the_servers_encoding_and_may_differ_in_case() -> None:
+    raw = "ä".encode("latin-1")
+    beside: Beside = [("{name}.md5", "/in/c", Entry("c", "file", 1, NOON))]
+    for encoding, name, settings, fits in (
+        ("latin-1", "ä", {}, True),
+        ("utf-8", "\udce4", {}, True),
+        ("latin-1", "Ä", {"ignore_case": True}, True),
+        ("latin-1", "Ä", {}, False),
+    ):
+        seal = Seal(config(checksum="{name}.md5", encoding=encoding, **settings), found(name), beside)
+        seal.text.extend(hashlib.md5(b"").hexdigest().encode() + b"  " + raw + b"\n")
+        assert (seal.problem() is None) == fits
+
+
+HEX = st.text("0123456789abcdefABCDEF", min_size=1, max_size=70)
+NAMES = st.text("ab.* ()=-/\\é", min_size=1, max_size=5).filter(str.strip)
+
+
+@given(st.lists(st.tuples(HEX, NAMES), min_size=1, max_size=4), st.sampled_from(["%s  %s", "%s *%s"]), st.data())
+def test_a_written_list_tells_the_digests_that_were_written_for_a_name(
+    written: list[tuple[str, str]], form: str, data: st.DataObject
+) -> None:
+    """Against a slow, obvious model."""
+    name = data.draw(st.sampled_from([name for _, name in written]))
+    lines = [form % each for each in written]
+    expected = {digest.lower() for digest, other in written if other.split("/")[-1] == name}
+    assert ftpcoord.digests_in(lines, "sha256", lambda other: other == name) == expected
+
+
+@pytest.mark.parametrize("text", ["{name}.sum", "{name}", "{name}.crc32", "{name}sha256", "x.sha256", "{name}/.md5"])
+def test_a_checksum_without_an_algorithm_is_a_wrong_setting(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^checksum: "):
+        config(checksum=text)
+
+
+def test_a_checksum_is_required_without_the_rule_of_age() -> None:
+    wanted = {"checksum": "{name}.md5"}
+    assert ready("a", **wanted) == ready("a.md5", **wanted) == []
+    assert ready("a", found("a.md5", mtime=EARLY), **wanted) == ["a"]
+    wanted["requires"] = "{name}.ok, {name}.md5"
+    assert config(**wanted).companions() == ["{name}.ok", "{name}.md5"]
+    assert ready("a", "a.ok", found("a.md5", mtime=EARLY), **wanted) == ["a"]
+    assert ready("a", found("a.ok", mtime=EARLY), "a.md5", **wanted) == []
+    assert config(ready_suffix=".ok", checksum="{name}.md5").companions() == ["{name}.ok", "{name}.md5"]
+
+
+@pytest.mark.parametrize("delivery", ["folder", "handler"])
+def test_nothing_is_handed_over_on_a_mismatch_and_a_new_companion_makes_it_due_at_once(
+    tmp_path: Path, delivery: str
+) -> None:
+    with FtpHost({"a": b"content", "a.sha256": BAD.encode(), "b": b"b", "b.sha256": line(b"b", "b")}) as host:
+        settings: dict[str, Any] = {"checksum": "{name}.sha256", "after": "delete", "retry_delay": 3000}
+        with Site(tmp_path, host.settings, delivery, **settings) as site:
+            failed = site.wait("file_failed")
+            assert failed["error"] == "/in/a.sha256, which tells its sha256, is for another content"
+            site.arrive({"b": b"b"})
+            site.polls(3)
+            assert site.state("a", "failed")["failures"] == 1 and len(host.said("RETR")) == 4
+            host.put("a.sha256", GOOD.encode(), 60)
+            site.arrive({"a": b"content", "b": b"b"})
+            wait_for(lambda: not host.files, PATIENCE, "\n".join(site.log[-20:]))
+
+
+def test_a_new_companion_makes_a_file_due_for_one_try() -> None:
+    """What goes wrong with that, such as the connection, waits its time again."""
+    selector = Selector(config(checksum="{name}.md5"), lambda: 0.0)
+    failed, beside = row("a", "failed", due=3000.0), selector.companions.of
+    listing = [found("a"), found("a.md5")]
+
+    def waits(*files: Any) -> bool:
+        return choose(selector, files, failed).waiting == 1
+
+    assert waits(*listing)
+    seal = selector.companions.seal(found("a"), beside("/in/a"))
+    assert seal.problem() is not None and selector.companions.judged(seal) is not None
+    assert waits(*listing)
+    listing[1] = found("a.md5", mtime=LATE)
+    assert not waits(*listing) and not waits(*listing), "until it is tried"
+    selector.companions.seal(found("a"), beside("/in/a"))
+    assert waits(*listing)
+
+
+def test_a_companion_of_more_than_64_kib_is_not_even_asked_for(tmp_path: Path) -> None:
+    with FtpHost({"a": b"content", "a.sha256": GOOD.encode() + b"\n" * 65_536}) as host:
+        with Site(tmp_path, host.settings, checksum="{name}.sha256", max_attempts=1) as site:
+            assert "larger than 64 KiB" in site.wait("file_quarantined")["error"]
+            assert not [command for command in host.said("RETR") if "sha256" in command]
+
+
+@pytest.mark.parametrize("kind", ["sftp", "mdtm", "list"])
+def test_a_checksum_is_verified_whatever_tells_of_the_files(tmp_path: Path, kind: str) -> None:
+    files = {"a": b"content", "a.md5": hashlib.md5(b"content").hexdigest().encode(), "b": b"b", "b.md5": b"0" * 32}
+    with SftpHost(files) if kind == "sftp" else FtpHost(files, mlsd=False) as host:
+        for verb in ("MDTM", "SIZE") if kind == "list" else ():
+            host.on(verb, reply("502 no"), times=None)
+        with Site(tmp_path, host.settings, checksum="{name}.md5", after="delete", retry_delay=3000) as site:
+            site.wait("file_failed", path="/in/b")
+            wait_for(lambda: set(host.files) == {"b", "b.md5"}, PATIENCE, "\n".join(site.log[-20:]))
+            host.put("b.md5", hashlib.md5(b"b").hexdigest().encode(), 2 * 86400)  # LIST shows the day
+            site.arrive({"a": b"content", "b": b"b"})
+
+
+def test_a_mismatch_with_an_older_companion_is_not_counted(tmp_path: Path) -> None:
+    with FtpHost({"a": b"content", "a.sha256": BAD.encode()}) as host:
+        host.put("a", b"content", 60)
+        settings: dict[str, Any] = {"checksum": "{name}.sha256", "max_attempts": 1, "retry_delay": 0.05}
+        with Site(tmp_path, host.settings, **settings) as site:
+            site.wait("not_now")
+            assert site.state("a", "failed")["failures"] == 0 and not site.delivered()
+            host.put("a.sha256", GOOD.encode(), 60)
+            site.arrive({"a": b"content"})
+
+
+def test_a_match_counts_at_any_age_and_a_mismatch_ends_in_quarantine(tmp_path: Path) -> None:
+    with FtpHost({"a": b"content", "a.sha256": GOOD.encode(), "b": b"b", "b.sha256": BAD.encode()}) as host:
+        host.put("a", b"content", 60)
+        with Site(tmp_path, host.settings, checksum="{name}.sha256", max_attempts=2, retry_delay=0) as site:
+            site.wait("file_quarantined", path="/in/b")
+            site.arrive({"a": b"content"})
+
+
+@pytest.mark.parametrize("becomes", ["longer", "gone"])
+def test_a_companion_that_changes_before_its_fetch_is_no_failure_of_its_file(tmp_path: Path, becomes: str) -> None:
+    with FtpHost({"a": b"content", "a.sha256": GOOD[:10].encode()}) as host:
+
+        def changed(session: Any, argument: str) -> None:
+            host.files.pop("a.sha256")
+            if becomes == "longer":
+                host.put("a.sha256", GOOD.encode())
+            session.on_retr(argument)
+
+        host.on("RETR", changed)
+        with Site(tmp_path, host.settings, checksum="{name}.sha256", max_attempts=1) as site:
+            row = wait_for(lambda: site.row("a"), PATIENCE)
+            if becomes == "gone":
+                row = site.state("a", "failed")
+                site.polls()
+                assert row["failures"] == 0 and "is not there any more" in row["error"] and not site.delivered()
+                host.put("a.sha256", GOOD.encode())
+            site.arrive({"a": b"content"})
+            assert not site.all("file_failed") and not site.all("file_quarantined")
+
+
+def test_a_connection_that_ends_while_companions_are_read_costs_no_attempt(tmp_path: Path) -> None:
+    files = {f"{number}": f"{number}".encode() for number in range(6)}
+    sums = {f"{name}.sha256": line(data, name) for name, data in files.items()}
+    with FtpHost({**files, **sums}) as host:
+        host.on("RETR", hostile.leave)
+        with Site(tmp_path, host.settings, checksum="{name}.sha256", max_attempts=1, workers=1) as site:
+            site.arrive(files)
+            site.wait("file_done", 6)
+            assert {event["attempt"] for event in site.all("file_done")} == {1} and not site.all("file_failed")
+
+
+def test_several_files_may_share_a_list_of_digests(tmp_path: Path) -> None:
+    files = {"a.csv": b"1", "a.xml": b"2"}
+    sums = b"".join(line(data, name) for name, data in files.items())
+    with FtpHost({**files, "a.sha512": b"", "a.sha256": sums}) as host:
+        settings: dict[str, Any] = {"checksum": "{stem}.sha256", "exclude": "*.sha512", "after": "delete", "workers": 1}
+        with Site(tmp_path, host.settings, **settings) as site:
+            site.arrive(files)
+            wait_for(lambda: set(host.files) == {"a.sha512"}, PATIENCE, "\n".join(site.log[-20:]))
+
+
+def test_a_command_and_a_handler_are_told_the_digest(tmp_path: Path) -> None:
+    out = tmp_path / "told"
+    with FtpHost({"a": b"content", "a.md5": hashlib.md5(b"content").hexdigest().encode()}) as host:
+        command = f"sh -c 'echo $FTPCOORD_SHA256 > {out}'"
+        with Site(tmp_path, host.settings, "command", exec=command, checksum="{name}.md5") as site:
+            site.wait("file_done")
+    assert out.read_text().strip() == GOOD
+    digests = []
+
+    class Told(Site):
+        def receive(self, file: ftpcoord.File) -> None:
+            digests.append(file.sha256)
+
+    with FtpHost({"a": b"content", "b.md5": b"", "a.md5": hashlib.md5(b"content").hexdigest().encode()}) as host:
+        for checksum in ("{name}.md5", None):
+            (tmp_path / f"{checksum}").mkdir()
+            with Told(tmp_path / f"{checksum}", host.settings, "handler", checksum=checksum, pattern="a") as site:
+                site.wait("file_done")
+    assert digests == [GOOD, ""]

@@ -155,6 +155,7 @@ def test_the_promises_know_the_rest_by_its_interfaces_and_the_tongues_know_no_le
     known |= {"File", "Command", "Config", "Stats", "Backlog", "Pulse", "Route"}
     words = {
         "Beside",
+        "read_seals",
         "event",
         "say",
         "reason",
