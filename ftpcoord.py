@@ -1490,6 +1490,7 @@ class Choice(NamedTuple):
     ready: list[Work]
     unsettled: list[Work]  # perhaps still being written
     waiting: int  # failed files whose back-off has not passed
+    young: int = 0  # files not yet of min_age
 
 
 class Selector:
@@ -1593,7 +1594,7 @@ class Selector:
         seen, self._seen = self._seen, {}
         ready: list[Work] = []
         unsettled: list[Work] = []
-        waiting = 0
+        waiting = young = 0
         for found in listing:
             path, entry = found.path, found.entry
             row = known(path)
@@ -1613,10 +1614,12 @@ class Selector:
             before = seen.get(path)
             since = before[1] if before and same_version(before[0], entry) else now
             self._seen[path] = (entry, since)
-            if known_version or now - since >= self.config.min_age:
+            if not known_version and now - since < self.config.min_age:
+                young += 1
+            else:
                 settled = known_version or now - since >= self.config.settle
                 (ready if settled else unsettled).append(Work(found, row))
-        return Choice(self.order(ready), self.order(unsettled), waiting)
+        return Choice(self.order(ready), self.order(unsettled), waiting, young)
 
     def verdict(self, found: Found, row: Optional[Row], companions: Mapping[str, Found], now: float) -> tuple[str, str]:
         """Whether a listed file is to be taken, and why not: take, skip, warn (which is to be said), hold or wait (its
@@ -2237,6 +2240,8 @@ class Poller:
         self.waiting = 0  # failed files whose back-off has not passed, at the last poll
         self.stuck = False  # a Python handler is still running although everything was to end
         self._more = False  # the last poll left something that the next one may take
+        self._goes_round = False  # ... or that comes by itself: a scheduled round of polls goes on
+        self.rounds = Rounds(config)
         self._markers: dict[str, Beside] = {}  # of files in work: their companions as they were at the claim
         self._folder_alone = bool(config.download_dir) and route is None and self.command is None
         self.workers = Workers(config.workers, self._folder_alone, self._work, self._worked)
@@ -2252,8 +2257,10 @@ class Poller:
         self.member.on_lost.append(self._cut)
         self.member.on_hand_over.append(self._hurry)
         try:
-            self._load()
+            if not self._load(once):
+                return True
             while self.member.may_work(self.lease):
+                self.rounds.poll_begins()
                 trouble = self._poll_once()
                 pause = self.config.polling_interval if trouble is None else trouble
                 if once and (trouble is None or self.unreached):
@@ -2261,8 +2268,10 @@ class Poller:
                     if trouble is not None or not self._more:
                         return trouble is not None or self.member.may_work(self.lease)
                     pause = 0.0
-                self.progress.tell(pause)
-                self.member.wait(self.lease, pause)
+                for seconds in self.rounds.pauses(pause, trouble is None and not self._goes_round):
+                    self.progress.tell(seconds)
+                    if not self.member.wait(self.lease, seconds):
+                        break
             return False
         finally:
             self._stop_workers()
@@ -2272,19 +2281,24 @@ class Poller:
             self.pool.close()
             self.workplace.close()
 
-    def _load(self) -> None:
+    def _load(self, once: bool = False) -> bool:
+        """False: with `once`, where this host is not ready for the work."""
         while self.member.may_work(self.lease):
             try:
                 self.ledger.load()
                 self.workplace.clean(self._goes_on)
-                return
+                break
             except LeaseLost:
-                return
+                break
             except (DatabaseDown, DatabaseRefused):
                 self.member.wait(self.lease, self.config.heartbeat_frequency)
             except LocalTrouble as exc:
                 event("local_trouble", logging.ERROR, term=self.lease.term, error=str(exc))
-                self.member.wait(self.lease, self.failed(exc, self._server_trouble.next()))
+                pause = self.failed(exc, self._server_trouble.next())
+                if once:
+                    return False
+                self.member.wait(self.lease, pause)
+        return True
 
     def _poll_once(self) -> Optional[float]:
         """One poll; the seconds to wait because of trouble or a pause, or None."""
@@ -2358,6 +2372,8 @@ class Poller:
         companions = self.selector.companions.among(again)
         self._markers.update((work.path, self.selector.companions.of(work.path, companions)) for work in ready)
         self._more = bool(ready or unsettled or unclear)
+        comes = busy or choice.young or self.waiting or any(row.action for row in self.ledger.all())
+        self._goes_round = bool(self._more or comes)
         self.workers.hand_in(ready)
         seconds = time.monotonic() - started
         self.stats.polled(len(listing), seconds, self.waiting, self.selector.refused)
@@ -2644,7 +2660,7 @@ class Poller:
 
     def _done(self, items: Sequence[Item]) -> None:
         """Step 7. Only what is recorded as done is deleted or moved."""
-        action = "" if self.config.after == "keep" else self.config.after
+        action = self.config.action(self.config.after)
         finished = [item.row._replace(state="done", mtime=item.mtime, action=action, error="") for item in items]
         for item in items:
             self._discard(item)
@@ -2728,7 +2744,7 @@ class Poller:
         """One more failure of the file."""
         failed = failed._replace(failures=failed.failures + 1)
         if failed.failures >= self.config.max_attempts and self.config.ledger:
-            action = "" if self.config.after_error == "keep" else self.config.after_error
+            action = self.config.action(self.config.after_error)
             quarantined = failed._replace(state="quarantined", action=action)
             self._note(item, quarantined, "file_quarantined", logging.ERROR)
         else:
@@ -2784,7 +2800,7 @@ class Poller:
 
         Whoever may write to the ledger must not reach other files of the server by it, nor do else with these.
         """
-        wanted = row.action in (self.config.after, self.config.after_error)
+        wanted = self.config.may_act(row.action)
         if not wanted or not self.selector.below(row.path):
             why = "its path is not below url" if wanted else f"{row.action} is neither after nor after_error"
             self._keep(row, f"the action in the ledger is dropped: {why}", logging.WARNING)
@@ -7526,8 +7542,34 @@ def repeats(folders: set[str], entries: Listing, above: Above) -> bool:
     return len(folders) > 1 and len(alike) > 1
 
 
+DATE = re.compile(r"\{date:([^%{}/\r\n]*(?:%[Yymdj][^%{}/\r\n]*)+)\}")
+DATE_DIGITS = {
+    "Y": "[0-9]{4}",
+    "y": "[0-9]{2}",
+    "m": "0[1-9]|1[0-2]",
+    "d": "0[1-9]|[12][0-9]|3[01]",
+    "j": "[0-2][0-9]{2}|3[0-5][0-9]|36[0-6]",
+}
+
+
+def dated(target: str, digits: Callable[[str], str]) -> str:
+    """A move target with each `{date:...}` filled in: `digits` gives those of a letter of DATE_DIGITS."""
+    return DATE.sub(lambda date: re.sub("%(.)", lambda letter: digits(letter[1]), date[1]), target)
+
+
+def as_in(path: str, target: str) -> str:
+    """A move target with the dates that it has in a path, if that is it but for case; else as it is."""
+    if not DATE.search(target):
+        return target
+    pattern = re.escape(dated(target, "\0{}".format))
+    for letter, digits in DATE_DIGITS.items():  # wherever a letter stands it stands for the same
+        pattern = pattern.replace(f"\0{letter}", f"(?P<{letter}>{digits})", 1).replace(f"\0{letter}", f"(?P={letter})")
+    match = re.fullmatch(pattern, path, re.IGNORECASE)
+    return dated(target, match.__getitem__) if match else target
+
+
 class MoveTargets:
-    """The folders that `move:` names: wherever they are in the polled tree, they are not polled.
+    """The folders that `move:` names, of any date: wherever they are in the polled tree, they are not polled.
 
     Compared in normal form from the root; without case where the server answers to a spelling that it does not list.
     """
@@ -7544,7 +7586,8 @@ class MoveTargets:
 
     def lead_back(self, base: str) -> bool:
         """Whether files would be moved into the polled folder (with `recursive`: from some folder of it)."""
-        return normal_path(base) in self._from(base)
+        base = normal_path(base)
+        return any(as_in(base, place) == base for place in self._from(base))
 
     def _from(self, base: str) -> set[str]:
         """Where files of the polled folder go, and from folders below it those that go up beyond it or to it."""
@@ -7559,9 +7602,11 @@ class MoveTargets:
         if self._bases or not (self._absolute or self._relative):
             return
         bases = {normal_path(self._base), server.absolute(self._base)}
-        self._absolute |= set(map(server.absolute, self._absolute))
+        self._absolute |= {self._resolved(server, place) for place in self._absolute}
         places = {place for base in bases for place in self._from(base)}
         for place, base in itertools.product(set(places), bases):
+            place = as_in(base, place)
+            places.add(place)
             head, tail = place[: len(base)], place[len(base) :]
             if _differ_in_case(head, base) and tail[:1] in ("", "/") and self._is_unlisted(server, head):
                 places.add(base + tail)
@@ -7569,13 +7614,19 @@ class MoveTargets:
             raise FileRefused(f"{self._base}: after or after_error would move files into it again; nothing is claimed")
         self._bases, self._places = bases, places
 
+    @staticmethod
+    def _resolved(server: FileServer, place: str) -> str:
+        """A date's folder need not be there yet: what stands before it is resolved."""
+        head = posixpath.dirname(place.partition("{date:")[0]) if "{date:" in place else place
+        return normal_path(f"{server.absolute(head)}/{place[len(head) :]}")
+
     def include(self, server: FileServer, look: Look, relative: str) -> bool:
         """Whether a folder of the tree is one of them, perhaps in another spelling that the server knows it by."""
         parts = relative.split("/")
         for base in self._bases:
             path = posixpath.join(base, relative)
             targets = {posixpath.join(base, *parts[: -len(tail)], *tail) for _, tail in self._relative} | self._places
-            for target in targets:
+            for target in (as_in(path, target) for target in targets):
                 if target == path:
                     return True
                 if _differ_in_case(target, path) and target.startswith(base):
@@ -8017,7 +8068,10 @@ IDENTIFIER = Kind(
     f"1 to 128 printable ASCII characters without spaces, and not begin with {' or '.join(RESERVED)}",
     matching(rf"(?!{'|'.join(RESERVED)})[!-~]{{1,128}}"),
 )
-ACTION = Kind("keep, delete or move:FOLDER (`.` is no folder)", matching(r"keep|delete|move:(?!\./?\Z)[^\r\n]+"))
+ACTION = Kind(
+    "keep, delete or move:FOLDER (`.` is no folder; a date of %Y %y %m %d %j is one like {date:%Y-%m-%d})",
+    matching(rf"keep|delete|move:(?!\./?\Z)(?:{DATE.pattern}|(?!\{{date)[^\r\n])+"),
+)
 FINGERPRINT = Kind("a fingerprint as ssh-keygen -lf prints it, SHA256:...", matching("SHA256:.*"))
 FUNCTION = Kind("module:function", matching(r"[\w.]+:[\w.]+"))
 ADDRESS = Kind("host:port, e.g. 127.0.0.1:8080", matching(f".*:{PORT}"))
@@ -8071,6 +8125,8 @@ class Config:
     heartbeat_frequency: float = setting(1.0, least=0.01)
     liveness_check_interval: float = setting(30.0, least=0.1)
     polling_interval: float = setting(60.0, least=0.01)
+    schedule: str = ""
+    timezone: str = ""
     pattern: str = "*"
     exclude: str = ""
     recursive: bool = False
@@ -8112,6 +8168,7 @@ class Config:
         fields = {field.name: field for field in dataclasses.fields(Config)}
         self.files: dict[str, str] = {}  # NAME -> path, from NAME_file
         self.source = ""  # the file with these settings, if it holds a secret
+        self.minutes: Optional[Schedule] = None  # `schedule`
         self._spelling = ""  # of the URL, where the group follows from it and the database has not been asked
         for name, field in fields.items():
             setattr(self, name, field.default)
@@ -8282,6 +8339,10 @@ class Config:
             (self.exec and self.handler, "exec and handler: a file goes to one of them; remove the other"),
             (not self.patterns("pattern"), "pattern: matches nothing"),
             (
+                "{date:" in self.url + self.pattern + self.exclude,
+                "url, pattern, exclude: {date:...} is for after and after_error; poll the folder above, recursive",
+            ),
+            (
                 self.ready_suffix and self.requires,
                 f"ready_suffix and requires: keep requires, and add {{name}}{self.ready_suffix} to it",
             ),
@@ -8298,6 +8359,33 @@ class Config:
         self.companions()
         for name in filter(self.__getattribute__, PROGRAMS):
             self.command(name)
+        if self.timezone or "{date:" in self.after + self.after_error:
+            self.zone()
+        if self.schedule:
+            try:
+                self.minutes = Schedule(self.schedule, self.zone())
+            except ValueError as exc:
+                raise ConfigError(f"schedule: {exc}") from None
+            if self.minutes.next(time.time()) is None:
+                raise ConfigError(f"schedule: {quoted(self.schedule)} never comes")
+
+    def zone(self) -> datetime.tzinfo:
+        """`timezone`. Raises ConfigError."""
+        if not self.timezone:
+            raise ConfigError("timezone: schedule, expect and {date:...} need one, like Europe/Zurich")
+        return time_zone(self.timezone)
+
+    def action(self, template: str) -> str:
+        """What `after` or `after_error` means for a file that ends now; "" for keep."""
+        if not DATE.search(template):
+            return "" if template == "keep" else template
+        today = datetime.datetime.fromtimestamp(time.time(), self.zone())
+        return dated(template, lambda letter: today.strftime(f"%{letter}"))
+
+    def may_act(self, action: str) -> bool:
+        """Whether `after` or `after_error` can mean this."""
+        meant = [as_in(action, template) for template in (self.after, self.after_error)]
+        return action in meant and not DATE.search(action)
 
     def command(self, name: str = "exec") -> list[str]:
         """`exec` or `notify` split into its words."""
@@ -8862,6 +8950,33 @@ class Schedule:
     def _exists(self, local: datetime.datetime) -> bool:
         moment = local.replace(tzinfo=self._zone).timestamp()
         return datetime.datetime.fromtimestamp(moment, self._zone).replace(tzinfo=None) == local
+
+
+class Rounds:
+    """The pauses between polls: `polling_interval` and, once a round has ended, until `schedule` starts the next one.
+
+    By the clock on the wall, also when it is set: it is looked at each minute.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._minutes, self._since = config.minutes, 0.0
+
+    def poll_begins(self) -> None:
+        """A minute that comes from now on, even during the poll, starts another round."""
+        self._since = time.time()
+
+    def pauses(self, seconds: float, ended: bool) -> Iterator[float]:
+        """What is waited until the next poll: `seconds` if the round has not ended."""
+        if self._minutes is None or not ended:
+            yield seconds
+            return
+        while True:
+            now = time.time()
+            self._since = min(self._since, now)
+            wait = (self._minutes.next(self._since) or float("inf")) - now
+            if wait <= 0:
+                return
+            yield min(60.0, wait)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -9599,6 +9714,7 @@ def unread(config: Config, error: str = "") -> dict[str, Any]:
         "database": without_password(config.database),
         "stale_after": 0.0,
         "errors": [],
+        "next_round": config.minutes and config.minutes.next(time.time()),
         "database_error": error,
     }
 
@@ -9708,6 +9824,8 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
         )
     if active is not None and all(row["role"] != "standby" for row in status["members"]):
         yield Finding("note", "there is no standby: nobody takes over if the active member dies")
+    if status.get("next_round"):
+        yield Finding("note", f"the schedule starts a round of polls at {moment(status['next_round'])} UTC")
     if files.get("failed"):
         yield Finding("note", f"{files['failed']} failed and will be tried again")
 
@@ -9860,7 +9978,8 @@ def listener_status(listener: Listener, survey: Survey) -> dict[str, Any]:
     for name in filter(settings.get, PROGRAMS):  # arguments may hold a token
         words = config.command(name)
         settings[name] = words[0] + (f" ... ({len(words) - 1} arguments)" if words[1:] else "")
-    found.update(read or {}, as_of=None if read is None else age, database_error=error, settings=settings)
+    own = {"next_round": found["next_round"], "database_error": error, "settings": settings}
+    found.update(read or {}, as_of=None if read is None else age, **own)
     return judged(found, age)
 
 

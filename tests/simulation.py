@@ -715,7 +715,14 @@ class SimDatabase(Tables):
         return [(i, *r[1:8]) for i, r in rows]
 
     def change(
-        self, clock: float, snapshot: Tables, group: str, member: str, term: int, changes: Sequence[ftpcoord.Change]
+        self,
+        clock: float,
+        snapshot: Tables,
+        group: str,
+        member: str,
+        term: int,
+        changes: Sequence[ftpcoord.Change],
+        by: str = "",  # whom the audit trail would name
     ) -> list[Any]:
         """CLAIM, CHANGE and FORGET: each change whose old row stands, if the fence holds."""
         made: list[Any] = []
@@ -1224,6 +1231,7 @@ class World:
         self.first_until = 0.0  # when the last first claim is carried out
         self.tokens_vanish = draw("tokens", (True, False))
         self.suffix = draw("suffix", ("", OK))
+        self.schedule = fixed.get("schedule", "")
         members = draw("members", (2, 3, 3, 4))
         self.ids = [f"m{number}" for number in range(members)]
         if draw("duplicates", (True, False, False)) and not self.loses_commits:
@@ -1257,6 +1265,8 @@ class World:
             "heartbeat_frequency": heartbeat,
             "liveness_check_interval": self.timing.liveness,
             "polling_interval": heartbeat * rng.choice((1, 3)),
+            "schedule": self.schedule,
+            "timezone": "UTC",
             "settle": heartbeat * rng.choice((0, 0.3)),
             "recursive": True,
             "ready_suffix": self.suffix,
@@ -2014,7 +2024,7 @@ class World:
             raise Violation(f"seed {self.seed}, {self.now:.3f} s: no active member in calm")
         if self.files_wanted:
             # What may have been replaced within the minute that its line shows is asked for again, ever more rarely.
-            bound = 40 * timing.heartbeat + timing.liveness + 240 * self.files.lines
+            bound = 40 * timing.heartbeat + timing.liveness + 240 * self.files.lines + 60 * bool(self.schedule)
             took = self.until(lambda: not self.unfinished(), bound, f"files are left over: {self.unfinished()}")
             self.measure("files handled after calm, in L", took / timing.liveness)
         for process in self.processes:

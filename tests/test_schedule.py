@@ -1,23 +1,30 @@
-"""When files are polled: cron fields, time zones, summer time."""
+"""When files are polled: cron fields, time zones, summer time, rounds; and the dates in move targets."""
 
 from __future__ import annotations
 
 import datetime
 import functools
+import itertools
 import os
 import subprocess
 import sys
+import time
+import types
 import zoneinfo
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import pytest
+import simulation
+from conftest import Database, Files, wait_for
 from croniter import croniter
+from hostile import FtpHost, Site, reply
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from members import PATIENCE, Crew, Member, never, stores
 
 import ftpcoord
-from ftpcoord import ConfigError, Schedule, cron_field, time_zone
+from ftpcoord import Config, ConfigError, Rounds, Schedule, as_in, cron_field, time_zone
 
 ROOT = Path(__file__).resolve().parent.parent
 UTC = zoneinfo.ZoneInfo("UTC")
@@ -223,7 +230,7 @@ def lines(steps_of_all_days: bool = True) -> st.SearchStrategy[str]:
 
 
 @given(lines(steps_of_all_days=False), st.integers(1_500_000_000, 2_500_000_000))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_in_utc_another_implementation_finds_the_same_minutes(line: str, start: int) -> None:
     """With steps of `*` in the days implementations differ: there the model below speaks."""
     schedule, other = Schedule(line, UTC), croniter(line, start, max_years_between_matches=8)
@@ -259,7 +266,7 @@ def covers(line: str, wall: datetime.datetime) -> bool:
 
 def walked(line: str, zone: datetime.tzinfo, start: int, end: int) -> list[int]:
     """The model: a clock on a wall that is looked at every minute."""
-    found, one = [], datetime.timedelta(minutes=1)
+    found, one, lines = [], datetime.timedelta(minutes=1), line.split(";")
     before = datetime.datetime.fromtimestamp(start - 60, zone)
     for moment in range(start, end, 60):
         now = datetime.datetime.fromtimestamp(moment, zone)
@@ -267,9 +274,11 @@ def walked(line: str, zone: datetime.tzinfo, start: int, end: int) -> list[int]:
         while jumped < now.replace(tzinfo=None, fold=0):  # the minutes that the wall never showed
             shown.append(jumped)
             jumped += one
-        first = not now.fold or line.split()[1].startswith("*")
-        if any(covers(line, wall) for wall in shown) or (first and covers(line, now)):
-            found.append(moment)
+        for line in lines:
+            first = not now.fold or line.split()[1].startswith("*")
+            if any(covers(line, wall) for wall in shown) or (first and covers(line, now)):
+                found.append(moment)
+                break
         before = now
     return found
 
@@ -291,7 +300,7 @@ CHANGES = {
     st.sampled_from(["* * *", "*/2 * *", "* * sun", "1-7 * sun", "*/3 * 0,6", "* 3-11 *", "25-31 * *"]),
     st.integers(-6, 6),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_the_next_minute_is_the_one_that_a_clock_on_the_wall_comes_to(
     change: tuple[str, str], times: str, days: str, hours: int
 ) -> None:
@@ -330,3 +339,432 @@ except ftpcoord.ConfigError as exc:
     environ = {**os.environ, "PYTHONTZPATH": "", "PYTHONPATH": str(ROOT)}
     ran = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
     assert ran.stdout == "timezone: this system has no database of time zones; pip install tzdata\n"
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+FAR = "0 0 29 2 *"  # a schedule whose next minute is, nearly always, more than a test away
+
+
+def config(**changes: Any) -> Config:
+    return Config(url="sftp://me@files.example/inbox", database="postgresql://app@db.example/app", **changes)
+
+
+@pytest.mark.parametrize(
+    ("error", "changes"),
+    [
+        ("timezone: schedule, expect and {date:...} need one, like Europe/Zurich", {"schedule": "* * * * *"}),
+        ("timezone: schedule, expect and {date:...} need one", {"after": "move:done/{date:%Y}"}),
+        ("timezone: schedule, expect and {date:...} need one", {"after_error": "move:bad/{date:%j}"}),
+        ("timezone: the IANA database has no 'Mars/Olympus'", {"timezone": "Mars/Olympus"}),
+        ("schedule: '60' is no minute", {"schedule": "60 * * * *", "timezone": "UTC"}),
+        ("schedule: has not the five fields", {"schedule": "@hourly", "timezone": "UTC"}),
+        ("schedule: '0 0 30 feb *' never comes", {"schedule": "0 0 30 feb *", "timezone": "UTC"}),
+        ("after: must be keep, delete or move:FOLDER", {"after": "move:{date:%H}", "timezone": "UTC"}),
+        ("after: must be", {"after": "move:{date}", "timezone": "UTC"}),
+        ("after: must be", {"after": "move:{date:}", "timezone": "UTC"}),
+        ("after: must be", {"after": "move:{date:today}", "timezone": "UTC"}),
+        ("after: must be", {"after": "move:{date:%Y/..}", "timezone": "UTC"}),
+        ("after: must be", {"after": "move:{date:%Y", "timezone": "UTC"}),
+        ("after: must be", {"after": "move:a/{date:%Y%%}", "timezone": "UTC"}),
+        ("after: must be", {"after": "move:a/{date:%Y}{date:%s}", "timezone": "UTC"}),
+        ("after_error: must be", {"after_error": "move:{date:%Y-%M}", "timezone": "UTC"}),
+        ("url, pattern, exclude: {date:...} is for after and after_error", {"pattern": "{date:%Y}/*.csv"}),
+        ("url, pattern, exclude: {date:...} is for after and after_error", {"exclude": "{date:%Y}/*.csv"}),
+        ("url, pattern, exclude: {date:...} is for after and after_error", {"url": "sftp://me@h/in/{date:%25Y}/"}),
+    ],
+)
+def test_a_wrong_setting_is_named_before_anything_is_connected(error: str, changes: dict[str, str]) -> None:
+    settings = {"url": "sftp://me@files.example/inbox", "database": "postgresql://app@db.example/app", **changes}
+    with pytest.raises(ConfigError) as caught:
+        Config(**settings)
+    name, _, told = error.partition(": ")
+    assert str(caught.value).startswith(f"{name}: ") and told in str(caught.value)
+    environ = {f"FTPCOORD_{setting.upper()}": value for setting, value in settings.items()}
+    with pytest.raises(ConfigError, match=f"^FTPCOORD_{name.upper()}: " if name.isidentifier() else f"^{name}: "):
+        Config.from_env(environ)
+
+
+def test_what_is_not_set_needs_no_zone_and_literal_percent_signs_and_braces_are_names() -> None:
+    assert config().minutes is None
+    assert config(after="move:50%/{a}").action("move:50%/{a}") == "move:50%/{a}"
+    patterns = ftpcoord.Patterns(config(pattern="20*/*.csv", recursive=True))  # instead of dates in url or pattern
+    assert patterns.want("20260101/a.csv") and not patterns.want("a.csv") and not patterns.leave_out("20260101")
+
+
+# -- rounds -----------------------------------------------------------------------------------------------------------
+
+
+class Wall:
+    """A clock on the wall, which can be set, instead of the module `time`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+        self.now = epoch(text)
+        monkeypatch.setattr(ftpcoord, "time", types.SimpleNamespace(time=lambda: self.now))
+
+
+def test_within_a_round_polling_interval_counts_and_without_a_schedule_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall = Wall(monkeypatch, "2026-03-02 10:00")
+    for rounds, ended in ((Rounds(config(schedule="0 * * * *", timezone="UTC")), False), (Rounds(config()), True)):
+        rounds.poll_begins()
+        wall.now += 7200
+        assert list(rounds.pauses(9.5, ended)) == [9.5]
+
+
+def test_after_a_round_the_next_scheduled_minute_is_waited_for_and_looked_for_each_minute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wall = Wall(monkeypatch, "2026-03-02 10:00:12")
+    rounds = Rounds(config(schedule="5 10 * * *", timezone="UTC"))
+    rounds.poll_begins()
+    wall.now += 3
+    waited = []
+    for seconds in rounds.pauses(9.5, True):
+        waited.append(seconds)
+        wall.now += seconds
+    assert waited == [60, 60, 60, 60, 45] and wall.now == epoch("2026-03-02 10:05")
+
+
+def test_a_minute_that_passes_during_a_poll_starts_the_next_round_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall = Wall(monkeypatch, "2026-03-02 10:04:59")
+    rounds = Rounds(config(schedule="5 10 * * *", timezone="UTC"))
+    rounds.poll_begins()
+    wall.now += 7200
+    assert list(rounds.pauses(60.0, True)) == []
+    rounds.poll_begins()
+    assert next(rounds.pauses(60.0, True)) == 60.0
+
+
+def test_a_clock_that_is_set_forward_or_back_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall = Wall(monkeypatch, "2026-03-02 10:00")
+    rounds = Rounds(config(schedule="0 12 * * *", timezone="UTC"))
+    rounds.poll_begins()
+    pauses = rounds.pauses(60.0, True)
+    assert next(pauses) == 60
+    wall.now = epoch("2026-03-02 12:00:01")
+    assert list(pauses) == []
+    rounds.poll_begins()
+    pauses = rounds.pauses(60.0, True)
+    assert next(pauses) == 60
+    wall.now = epoch("2026-03-02 11:59:50")  # tomorrow's noon was next, and today's comes again
+    assert next(pauses) == pytest.approx(10)
+    wall.now += 10
+    assert list(pauses) == []
+    rounds.poll_begins()
+    wall.now = epoch("1999-01-01 00:00")
+    pauses = rounds.pauses(60.0, True)
+    next(pauses)
+    wall.now = epoch("1999-01-01 12:00")
+    assert list(pauses) == []
+
+
+@given(
+    st.sampled_from(["* * * * *", "*/7 * * * *", "30 1,2 * * *", "*/20 2 * * *; 59 0-3 * * sun"]),
+    st.lists(st.tuples(st.booleans(), st.integers(1, 2000)), min_size=1, max_size=12),
+)
+@settings(max_examples=50, deadline=None)
+def test_no_scheduled_minute_is_without_a_poll_that_begins_after_it(line: str, polls: list[tuple[bool, int]]) -> None:
+    """The model walks all minutes: each is followed by the begin of a poll within what polls and their pauses take."""
+    with pytest.MonkeyPatch.context() as patch:
+        wall = Wall(patch, "2026-10-25 00:17:31")
+        start = wall.now
+        rounds = Rounds(config(schedule=line, timezone=ZURICH))
+        begins, late = [], 0.0
+        for ended, took in polls:
+            begins.append(wall.now)
+            rounds.poll_begins()
+            wall.now += took
+            due = wall.now
+            for seconds in rounds.pauses(60.0, ended):
+                assert 0 < seconds <= 60
+                wall.now += seconds
+            late = max(late, took + 60.0)
+            assert wall.now - due <= 60 or ended
+        begins.append(wall.now)
+        minutes = walked(line, zoneinfo.ZoneInfo(ZURICH), int(start // 60 * 60 + 60), int(wall.now) + 1)
+        for minute in minutes:
+            assert any(minute <= begin <= minute + late for begin in begins), (minute, begins)
+        for (ended, _), begin, after in zip(polls, begins, begins[1:]):
+            if ended:  # and a round begins at no other time
+                assert any(begin < minute <= after for minute in minutes)
+
+
+def test_a_member_polls_until_nothing_waits_and_then_not_before_the_next_round(tmp_path: Path) -> None:
+    """Files left by max_files, too young ones, and one that fails twice."""
+
+    class Flaky(Site):
+        def receive(self, file: ftpcoord.File) -> None:
+            if file.name == "b" and file.attempt < 3:
+                raise RuntimeError
+            super().receive(file)
+
+    changes: dict[str, Any] = {"max_files": 1, "min_age": 0.3, "stall_timeout": 0.5, "polling_interval": 0.2}
+    with FtpHost(files=dict.fromkeys("abcd", b"x")) as host:
+        with Flaky(tmp_path, host.settings, "handler", schedule=FAR, timezone="UTC", **changes) as site:
+            listener, polls = site.listener, list[float]()
+
+            def ended() -> bool:
+                polls.append(len(site.all("polled")))
+                return len(polls) > 70 and polls[-1] == polls[-70]  # for more than a second
+
+            wait_for(lambda: sorted(site.delivered()) == list("abcd"), PATIENCE)
+            wait_for(ended, PATIENCE)
+            host.put("late", b"x", 7)
+            never(lambda: len(site.all("polled")) > polls[-1], 1.0, "a poll after the end of the round")
+            assert not site.all("lost") and not site.all("handing_over"), "waiting is no hang"
+            assert ftpcoord.why_unready(listener) == "" and ftpcoord.why_stuck(listener) == ""
+            began = time.monotonic()
+        assert time.monotonic() - began < 3, "a stop does not wait for the next round"
+    assert "late" not in site.delivered()
+
+
+def test_a_scheduled_minute_starts_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Schedule, "next", lambda self, after: (after // 0.7 + 1) * 0.7)  # very short minutes
+    changes: dict[str, Any] = {"schedule": "* * * * *", "timezone": "UTC", "polling_interval": 0.05}
+    with FtpHost() as host, Site(tmp_path, host.settings, **changes) as site:
+        began = time.monotonic()
+        site.polls(4)
+        assert time.monotonic() - began > 2 * 0.7
+        for number in range(3):
+            host.put(f"{number}", b"x", number)
+            wait_for(functools.partial(lambda name: name in site.delivered(), f"{number}"), PATIENCE)
+
+
+def test_a_minute_that_comes_at_the_end_of_a_poll_starts_another_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minute = [float("inf")]
+    poll = ftpcoord.Poller.poll
+
+    def polled(self: ftpcoord.Poller) -> None:
+        poll(self)
+        minute[0] = min(minute[0], time.time())  # once, after all was listed
+
+    monkeypatch.setattr(Schedule, "next", lambda self, after: minute[0] if minute[0] > after else after + 3600)
+    monkeypatch.setattr(ftpcoord.Poller, "poll", polled)
+    with FtpHost() as host, Site(tmp_path, host.settings, schedule=FAR, timezone="UTC") as site:
+        site.wait("polled", 2)
+        never(lambda: len(site.all("polled")) > 2, 0.7, "a third poll")
+
+
+def test_a_file_that_is_in_work_keeps_the_round_going_as_it_may_fail(tmp_path: Path) -> None:
+    class Slow(Site):
+        def receive(self, file: ftpcoord.File) -> None:
+            if file.attempt == 1:
+                time.sleep(0.6)
+                raise RuntimeError
+            super().receive(file)
+
+    with FtpHost(files={"a": b"x"}) as host:
+        with Slow(tmp_path, host.settings, "handler", schedule=FAR, timezone="UTC") as site:
+            wait_for(lambda: "a" in site.delivered(), PATIENCE)
+
+
+def test_a_failed_poll_is_repeated_within_the_round(tmp_path: Path) -> None:
+    with FtpHost(files={"a": b"x"}) as host:
+        host.on("MLSD", reply("451 not now"), 2)
+        host.on("LIST", reply("451 not now"), 2)
+        with Site(tmp_path, host.settings, schedule=FAR, timezone="UTC") as site:
+            wait_for(lambda: "a" in site.delivered(), PATIENCE)
+            assert site.all("server_down")
+
+
+def test_a_file_that_goes_on_growing_and_one_that_is_told_not_now_keep_the_round_going(tmp_path: Path) -> None:
+    class Late(Site):
+        def receive(self, file: ftpcoord.File) -> None:
+            if file.attempt < 4:
+                raise ftpcoord.TryLater
+            super().receive(file)
+
+    with FtpHost(files={"grows": b"x"}) as host:
+        with Late(tmp_path, host.settings, "handler", schedule=FAR, timezone="UTC", settle=0.2) as site:
+            for size in range(2, 6):
+                polls = len(site.all("polled"))
+                wait_for(functools.partial(lambda polls: len(site.all("polled")) > polls, polls), PATIENCE)
+                host.put("grows", b"x" * size)
+            wait_for(lambda: site.delivered() == {"grows": b"xxxxx"}, PATIENCE)
+
+
+def test_an_after_action_that_fails_is_tried_again_within_the_round(tmp_path: Path) -> None:
+    with FtpHost(files={"a": b"x"}) as host:
+        host.on("DELE", reply("450 busy"), 1)
+        changes = {"schedule": FAR, "timezone": "UTC", "after": "delete"}
+        with Site(tmp_path, host.settings, **changes) as site:
+            wait_for(lambda: not host.files, PATIENCE, "the file to be deleted")
+            assert site.delivered() == {"a": b"x"}
+
+
+def test_a_missing_companion_does_not_prolong_the_round(tmp_path: Path) -> None:
+    with FtpHost(files={"a": b"x"}) as host:
+        with Site(tmp_path, host.settings, schedule=FAR, timezone="UTC", ready_suffix=".ok") as site:
+            site.wait("polled")
+            never(lambda: len(site.all("polled")) > 1, 1.0, "another poll")
+
+
+def round_ends(member: Member) -> None:
+    """Waits until a member has polled and found nothing left to do."""
+    idle = [0, 0.0]
+
+    def ended() -> bool:
+        if idle[0] != member.polls():
+            idle[:] = member.polls(), time.monotonic()
+        return time.monotonic() - idle[1] > 1.5  # more than three times its polling_interval
+
+    wait_for(ended, PATIENCE)
+
+
+def test_a_newly_elected_member_starts_a_round_at_once(crew: Crew) -> None:
+    crew.settings.update(schedule=FAR, timezone="UTC")
+    crew.files.put("first.txt", b"x")
+    crew.start("a")
+    crew.handled("first.txt")
+    crew.start("b").wait("standby")
+    round_ends(crew.active())
+    crew.files.put("killed.txt", b"x")
+    crew.active().process.kill()
+    crew.handled("first.txt", "killed.txt")
+    crew.start("c").wait("standby")
+    round_ends(crew.active())
+    crew.files.put("stepped-down.txt", b"x")
+    assert crew.run("step-down").returncode == 0
+    crew.handled("first.txt", "killed.txt", "stepped-down.txt")
+
+
+def test_takeovers_between_scheduled_minutes_lose_no_round() -> None:
+    """Worlds with a round each minute: what was uploaded is handled although members come and go between."""
+    totals = simulation.run_worlds(5_000, 1, files=True, schedule="* * * * *", intervals=(1, 8))
+    assert totals.elections > totals.worlds > 3
+
+
+def test_run_once_ignores_the_schedule(crew: Crew) -> None:
+    for number in range(3):
+        crew.files.put(f"{number}.txt", b"x")
+    done = crew.run("run", "--once", schedule=FAR, timezone="UTC", max_files=1)
+    assert done.returncode == 0, done.stdout
+    crew.handled("0.txt", "1.txt", "2.txt")
+
+
+def test_run_once_without_its_folder_ends_with_1_and_says_why(crew: Crew) -> None:
+    crew.files.put("a.txt", b"x")
+    done = crew.run("run", "--once", download_dir=str(crew.folder / "missing"), exec=None)
+    assert done.returncode == 1 and str(crew.folder / "missing") in done.stdout + done.stderr
+    assert crew.files.names() == ["a.txt"] and not crew.ledger()
+
+
+def test_status_the_terminal_and_the_page_tell_the_next_round(crew: Crew) -> None:
+    crew.settings.update(schedule="30 4 * * *", timezone=ZURICH)
+    expected = Schedule("30 4 * * *", time_zone(ZURICH)).next(time.time())
+    status = crew.status()
+    assert status["next_round"] == expected
+    told = f"the schedule starts a round of polls at {ftpcoord.moment(status['next_round'])} UTC"
+    assert told in status["notes"] and told in crew.run("status").stdout
+    listener = ftpcoord.Listener(**{**crew.settings, "member_id": "a", "exec": "true"})
+    shown = ftpcoord.listener_status(listener, ftpcoord.Survey(listener.config))
+    assert shown["next_round"] == expected and told in ftpcoord.page([shown], 0)
+    assert crew.run("status", "--json", schedule=None).stdout.count('"next_round": null') == 1
+
+
+# -- dates in move targets --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("after", "zone", "moment", "expected"),
+    [
+        ("move:done/{date:%Y%m%d}", "UTC", "2026-03-01 00:00", "move:done/20260301"),
+        ("move:done/{date:%Y%m%d}", "America/New_York", "2026-03-01 00:00", "move:done/20260228"),
+        ("move:{date:%y}/w{date:%j_%d}x/{date:%m}", "Pacific/Auckland", "2025-12-31 12:00", "move:26/w001_01x/01"),
+        ("move:/a/{date:%d.%m.%Y}", "UTC", "2024-02-29 12:00", "move:/a/29.02.2024"),
+        ("move:done", "", "2026-03-01 00:00", "move:done"),
+        ("delete", "", "2026-03-01 00:00", "delete"),
+        ("keep", "", "2026-03-01 00:00", ""),
+    ],
+)
+def test_a_date_is_of_the_moment_in_which_the_file_ends_in_the_zone(
+    monkeypatch: pytest.MonkeyPatch, after: str, zone: str, moment: str, expected: str
+) -> None:
+    settings = config(after=after, timezone=zone)
+    Wall(monkeypatch, moment)
+    assert settings.action(settings.after) == expected
+    assert not expected or settings.may_act(expected)
+
+
+TEMPLATES = [
+    "done/{date:%Y%m%d}",
+    "{date:%Y}/{date:%m}/{date:%d}",
+    "/x.{date:%y-%j}",
+    "{date:%m}{date:%m%d}+",
+    "a{date:%Y}",
+]
+
+
+@given(st.sampled_from(TEMPLATES), st.sampled_from(TEMPLATES), st.dates(datetime.date(1971, 1, 1)), st.data())
+@settings(max_examples=100, deadline=None)
+def test_the_ledger_may_ask_for_what_a_target_can_expand_to_and_for_nothing_else(
+    template: str, other: str, day: datetime.date, data: st.DataObject
+) -> None:
+    expansion = ftpcoord.dated(template, lambda letter: day.strftime(f"%{letter}"))
+    settings = config(after=f"move:{template}", after_error="delete", timezone="UTC")
+    assert settings.may_act(f"move:{expansion}") and settings.may_act("delete")
+    assert as_in(expansion, template) == expansion and as_in(expansion.upper(), template).upper() == expansion.upper()
+    place = data.draw(st.integers(0, len(expansion)))
+    odd = data.draw(st.text("0123456789/.x\u0663", max_size=2))
+    changed = expansion[:place] + odd + expansion[place + data.draw(st.integers(0, 2)) :]
+    year = range(1, 10_000) if "%Y" in template else range(2000, 2100)
+    days = {f"{one:04}" for one in year} if template == "a{date:%Y}" else None
+    if days is not None:
+        assert settings.may_act(f"move:{changed}") == (changed[:1] == "a" and changed[1:] in {*days, "0000"})
+    elif settings.may_act(f"move:{changed}"):
+        digits = [letter for letter in changed if letter.isdecimal()]
+        assert len(changed) == len(expansion) and all(letter in "0123456789" for letter in digits)
+        assert [a if not a.isdecimal() else "0" for a in changed] == [
+            a if not a.isdecimal() else "0" for a in expansion
+        ]
+    if other != template:
+        wrong = ftpcoord.dated(other, lambda letter: day.strftime(f"%{letter}"))
+        assert not settings.may_act(f"move:{wrong}")
+    assert not settings.may_act(f"move:{template}") and not settings.may_act("keep")
+
+
+@stores("vsftpd", "sshd")
+def test_a_file_goes_to_the_folder_of_its_day_which_is_kept_in_its_row_and_none_is_listed(
+    file_server: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The move is refused on the first day, and done on the second one, into the folder of the first."""
+    today = ["2026-03-01"]
+
+    def action(self: Config, template: str) -> str:
+        day = datetime.date.fromisoformat(today[0])
+        return "" if template == "keep" else ftpcoord.dated(template, lambda letter: day.strftime(f"%{letter}"))
+
+    monkeypatch.setattr(Config, "action", action)
+    obstacle = file_server.put("done", b"in the way of the folder")
+    old = Path(os.fsdecode(file_server.root), "x", "done", "1999", "19991231")
+    for folder in reversed([old, *itertools.takewhile(lambda up: up != file_server.root, old.parents)]):
+        folder.mkdir()
+        folder.chmod(0o777)
+    file_server.put("x/done/1999/19991231/old.txt", b"old")
+    file_server.put("a.txt", b"a")
+    changes: dict[str, Any] = {
+        "after": "move:done/{date:%Y}/{date:%Y%m%d}",
+        "timezone": "UTC",
+        "recursive": True,
+        "pattern": "*.txt",
+    }
+    with Site(tmp_path, file_server.settings, **changes) as site:
+        site.wait("file_failed")
+        rows = Database("sqlite", "sqlite:///" + str(tmp_path / "coordination.db"))
+        query = "SELECT state, action FROM file_ledger"
+        assert rows.execute(query) == [("done", "move:done/2026/20260301")]
+        today[0] = "2026-03-02"
+        file_server.put("b.txt", b"b")
+        file_server.put("x/c.txt", b"c")
+        obstacle.unlink()
+        root = Path(os.fsdecode(file_server.root))
+        moved = {"done/2026/20260301/a.txt", "done/2026/20260302/b.txt", "x/done/2026/20260302/c.txt"}
+
+        def there() -> set[str]:
+            return {str(path.relative_to(root)) for path in root.rglob("*.txt")}
+
+        wait_for(lambda: there() == {*moved, "x/done/1999/19991231/old.txt"}, PATIENCE)
+        site.polls()
+        assert site.delivered() == {"a.txt": b"a", "b.txt": b"b", "x/c.txt": b"c"}

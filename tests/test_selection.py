@@ -219,11 +219,27 @@ def tree(*paths: str) -> Folders:
         ({"after": "move:/done"}, ["done/a", "x/done/a"], []),
         ({"after": "move:done", "url": "ftp://me@h//in//"}, ["a"], ["done/a"]),
         ({"after": "move:done", "url": "ftp://me@h/x/../in"}, ["a"], ["done/a"]),
+        (
+            {"after": "move:{date:%Y%m%d}"},
+            ["a", "x/a", "2026/a", "20261301/a", "20260100/a", "202601011/a"],
+            ["20260115/a", "x/19991231/a", "20000229/x/20000229/a"],
+        ),
+        (
+            {"after": "move:old/{date:%Y}/{date:%m}", "after_error": "move:bad"},
+            ["old/a", "old/2026/a", "old/2026/13/a", "old/x/05/a", "2026/05/a"],
+            ["old/2026/05/a", "x/old/1999/12/a", "x/bad/a"],
+        ),
+        ({"after": "move:{date:%Y}/{date:%Y-%m}"}, ["2026/2025-01/a"], ["2026/2026-01/a"]),
+        ({"after": "move:../d{date:%y.%j}"}, ["x/a", "d26.367/a", "d26x001/a"], ["d26.001/a", "x/d99.366/a"]),
+        ({"after": "move:/in/x{date:%d}"}, ["y/x01/a", "x32/a"], ["x01/a"]),
+        ({"after": "move:/{date:%Y}/done"}, ["2026/done/a"], []),
+        ({"after": "move:/in/2026/{date:%m}", "url": "ftp://me@h/x/../in"}, ["2026/a"], ["2026/12/a"]),
     ],
 )
 def test_what_files_are_moved_to_is_not_polled_wherever_it_is(
     targets: dict[str, str], polled: list[str], left: list[str]
 ) -> None:
+    targets = {**targets, "timezone": "UTC"}
     server = tree(*("/in/" + path for path in polled + left))
     base = config(**targets).target.path
     server.folders.update(
@@ -240,6 +256,17 @@ def test_a_target_is_compared_with_the_login_folder_resolved(target: str) -> Non
     assert walk(server, url="ftp://me@h/~/in", recursive=True, after="move:" + target) == ["a"]
 
 
+def test_what_stands_before_a_date_is_resolved_though_the_folder_of_the_day_is_not_there_yet() -> None:
+    class Linked(Folders):
+        """/archive is a link to the polled folder; what is not there cannot be resolved."""
+
+        def absolute(self, path: str) -> str:
+            return path if "{date:" in path else path.replace("/archive", "/in")
+
+    server = Linked(**tree("/in/a", "/in/old/d2026/01/a").folders)
+    assert walk(server, recursive=True, timezone="UTC", after="move:/archive/old/d{date:%Y}/{date:%m}") == ["a"]
+
+
 @pytest.mark.parametrize("target", ["done", "/in/done", "/IN/done", "arch/done"])
 def test_a_target_is_compared_without_case_where_the_server_has_none(target: str) -> None:
     server = tree("/in/a", "/in/DONE/a", "/in/ARCH/Done/a", "/in/done2/a")
@@ -247,6 +274,14 @@ def test_a_target_is_compared_without_case_where_the_server_has_none(target: str
     left = {"ARCH/Done/a"} if target.startswith("/") else set()
     kept = {"a", "done2/a"} | (left or ({"DONE/a"} if "arch" in target else set()))
     assert set(walk(server, recursive=True, after="move:" + target)) == kept
+
+
+def test_a_target_with_a_date_is_compared_without_case_where_the_server_has_none() -> None:
+    server = tree("/in/a", "/in/Old/D2026/a")
+    after = "move:old/d{date:%Y}"
+    assert walk(server, recursive=True, timezone="UTC", after=after) == ["a", "Old/D2026/a"]
+    server.caseless = True
+    assert walk(server, recursive=True, timezone="UTC", after=after) == ["a"]
 
 
 @pytest.mark.parametrize("target", ["done", "/in/done", "/IN/done"])
@@ -268,11 +303,16 @@ def test_a_folder_that_differs_from_a_target_in_case_is_polled_where_case_counts
         {"after": "move:..", "recursive": True},
         {"after": "move:../../in", "recursive": True},
         {"after": "move:../in", "url": "ftp://me@h/~/in"},
+        {"after": "move:/{date:%Y}", "url": "ftp://me@h/2019"},
+        {"after": "move:../{date:%Y%m%d}", "url": "ftp://me@h/in/20190102"},
+        {"after": "move:../../{date:%Y}/{date:%m}", "url": "ftp://me@h/2019/12"},
+        {"after": "move:{date:%Y}/.."},
+        {"after": "move:../{date:%Y}/", "url": "ftp://me@h/~/2019", "recursive": True},
     ],
 )
 def test_a_target_that_is_the_polled_folder_is_a_wrong_setting(settings: dict[str, Any]) -> None:
-    with pytest.raises(ftpcoord.ConfigError, match="after"):
-        config(**settings)
+    with pytest.raises(ftpcoord.ConfigError, match=r"^after"):
+        config(**settings, timezone="UTC")
 
 
 def test_a_target_that_turns_out_to_be_the_polled_folder_is_said_and_nothing_is_polled() -> None:
@@ -281,6 +321,12 @@ def test_a_target_that_turns_out_to_be_the_polled_folder_is_said_and_nothing_is_
         server.caseless = True
         with pytest.raises(FileRefused, match="after"):
             walk(server, url=url, after="move:" + target)
+    dated = Folders(**{"/2026": [a_file("a")], "2026": [a_file("a")], "/": [a_folder("2026")]})
+    for url, target in (("ftp://me@h/~/2026", "/home/me/{date:%Y}"), ("ftp://me@h/d2026", "/D{date:%Y}")):
+        dated.caseless = True
+        dated.folders["/d2026"], dated.folders["/"] = dated.folders["/2026"], [a_folder("d2026")]
+        with pytest.raises(FileRefused, match="after"):
+            walk(dated, url=url, after="move:" + target, timezone="UTC")
     server.caseless = False
     assert walk(server, after="move:/IN") == ["a"]
     server.folders["/"].append(a_folder("IN"))
@@ -502,9 +548,9 @@ def test_files_older_than_max_age_are_left() -> None:
 def test_files_younger_than_min_age_are_left_by_the_members_own_clock() -> None:
     clock = Clock()
     selector = Selector(config(min_age=60), clock)
-    assert choose(selector, [found()]) == Choice([], [], 0)
+    assert choose(selector, [found()]) == Choice([], [], 0, young=1)
     clock.now += 59
-    assert choose(selector, [found()]).ready == []
+    assert choose(selector, [found()]) == Choice([], [], 0, young=1)
     clock.now += 1
     assert names(choose(selector, [found()]).ready) == ["a.csv"]
 
