@@ -4112,12 +4112,13 @@ class Database(abc.ABC):
 
     def _write(self, fence: Fence, sql: str, changes: list[Change]) -> set[str]:
         note = self.NOTE_NEW if sql == self.CLAIM else self.NOTE
-        return {row[0] for row in self._noted(sql, note, changes, by=fence.member, **fence._asdict())}
+        return {row[0] for row in self._noted(sql, note, changes, **fence._asdict())}
 
     def _noted(self, sql: str, note: str, changes: Sequence[Change], **values: Any) -> list[Sequence[Any]]:
         """With the audit trail's part, if it has one."""
+        by = values.pop("by", values.get("member"))
         told = self.config.audit and any(change.outcome for change in changes)
-        return self.execute(sql, changes=changes, **values, **({"note": note} if told else {}))
+        return self.execute(sql, changes=changes, **values, **({"note": note, "by": by} if told else {}))
 
     def written(self, fence: Fence, changes: Sequence[Change]) -> list[bool]:
         ids = [sha256_text(change.path) for change in changes]

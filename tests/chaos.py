@@ -218,6 +218,9 @@ class Violation:
         return f"{self.kind}: {self.text}"
 
 
+ENDS = ("done", "quarantined")
+
+
 # ----------------------------------------------------------------------------- the checks
 
 
@@ -916,6 +919,7 @@ class World:
             "exec_timeout": 20,
             "log_format": "json",
             "yield_after": 3,
+            "audit": "on",
             **more,
         }
         lines = ["[DEFAULT]", *(f"{name} = {value}" for name, value in common.items())]
@@ -1252,6 +1256,18 @@ class World:
                     return True
         return False
 
+    def _compare_with_the_trail(self) -> None:
+        """Each file that was done or quarantined has its row in the audit trail, and only one."""
+        trail = self.store.execute("SELECT group_id, path, outcome, term, attempt FROM file_audit")
+        told = Counter(tuple(row) for row in trail if row[2] in ENDS)
+        ends = Counter(
+            (change.group, change.path, change.state, change.term, change.attempts)
+            for change in self.history.changes
+            if change.what == "file" and change.state in ENDS and change.old_state != change.state
+        )
+        for end in (ends - told) + (told - ends):
+            self.trouble("audit trail", f"{end}: {ends[end]} in the ledger, {told[end]} in the trail")
+
     def collect(self) -> None:
         """Fills the history with what there is by now."""
         history = self.history
@@ -1270,6 +1286,7 @@ class World:
                 runs[key].outcome = "" if what == "beat" else what
         history.runs = list(runs.values())
         history.changes = self.store.changes(self.offset)
+        self._compare_with_the_trail()
 
         def instance_at(slot: str, at: float) -> Optional[str]:
             lives = [life.instance for life in self.members[slot].lives if life.began <= at]
