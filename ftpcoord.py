@@ -1750,8 +1750,8 @@ class Ledger:
         return {row.path: row if row.due is None else row._replace(due=self._clock() + row.due) for row in rows}
 
     def ask(self, question: Callable[[], bool]) -> bool:
-        """Something else, on the same connection."""
-        with self._asking():
+        """Something else, on the same connection: its answer proves nothing of the ledger's own table."""
+        with self._asking(proves=False):
             return question()
 
     def get(self, path: str) -> Optional[Row]:
@@ -1829,9 +1829,9 @@ class Ledger:
                 unknown = True
 
     @contextlib.contextmanager
-    def _asking(self, quiet: bool = False) -> Iterator[None]:
+    def _asking(self, quiet: bool = False, proves: bool = True) -> Iterator[None]:
         """One caller at a time, under the lease. What stands in the way is told, but no first quick failure if `quiet`:
-        that is tried again at once."""
+        that is tried again at once. Whether an answer `proves` that nothing does any more."""
         with self._lock:
             self.lease.check()  # only now: a database that hangs keeps one caller after the other waiting
             began = boot_clock()
@@ -1844,7 +1844,7 @@ class Ledger:
                     self._told = f"the ledger cannot be used: {exc}"
                     self._tell(self._told)
                 raise
-            if self._told:
+            if self._told and proves:
                 self._told = ""
                 self._tell("")
 
