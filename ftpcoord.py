@@ -104,7 +104,7 @@ import threading
 import time
 import unicodedata
 import urllib.parse
-from collections import deque
+from collections import Counter, deque
 from operator import attrgetter
 from pathlib import Path
 from types import FrameType
@@ -1867,8 +1867,10 @@ class Ledger:
         retention: float,
         lacks: Callable[[str], bool] = lambda path: True,
         busy: Callable[[str], bool] = lambda path: False,
+        blocking: bool = False,
     ) -> None:
-        """Dates the rows of files that are no longer listed, and drops them `retention` seconds later.
+        """Dates the rows of files that are no longer listed, and drops them `retention` seconds later
+        (`blocking`: done ones).
 
         `lacks` tells whether the listing proves that a path is not there. What the server called gone, too, is dropped
         at once. A dated open row becomes one of this term, so that of a void claim the death is noted now.
@@ -1880,7 +1882,8 @@ class Ledger:
                     changes.append(Change(row, row.marked(unlisted=False)))
             elif not row.action and not busy(row.path) and lacks(row.path):
                 still_open = row.state in ("failed", "claimed")
-                if (still_open and row.marks.gone) or (row.dated and row.due is not None and row.due <= now):
+                over = (still_open and row.marks.gone) or (row.dated and row.due is not None and row.due <= now)
+                if over and (row.state == "done" or not blocking):
                     changes.append(Change(row, None, outcome=lost_attempt(row)))
                 elif not row.dated or row.due is None:
                     died = row.state == "claimed" and row.term != self.lease.term
@@ -2244,7 +2247,9 @@ class Poller:
         self.rounds = Rounds(config)
         self._markers: dict[str, Beside] = {}  # of files in work: their companions as they were at the claim
         self._folder_alone = bool(config.download_dir) and route is None and self.command is None
-        self.workers = Workers(config.workers, self._folder_alone, self._work, self._worked)
+        self.order = self.stats.order = Order(config)
+        self._ended: dict[str, Row] = {}
+        self.workers = Workers(config.workers, self._folder_alone, self._work, self._worked, self.ledger.get)
         self.stats.queued = self.workers.busy.__len__
         self._server_trouble = Backoff(1.0, min(60.0, max(1.0, config.polling_interval)))
         self._yielding, self._breaker, self._pause = yielding, breaker, paused
@@ -2347,7 +2352,8 @@ class Poller:
         self.workers.start()
         self.ledger.refresh()
         self.pool.habits.spare_listing = True
-        busy = self.workers.busy.copy()  # the listing may show these as they were before
+        self._ended = {row.path: row for row in self.ledger.all() if row.action and row.state == "done"}
+        busy = self.workers.hold(self.order.lines_up)  # the listing may show these as they were before
         listing = again = self._list()
         self.unreached = bool(listing.refused)
         unclear = self.recognizer.recognize(listing, busy)
@@ -2363,14 +2369,16 @@ class Poller:
             settled = self.selector.settled(choice.unsettled, again)
             unsettled = len(choice.unsettled) - len(settled)
             ready = self.selector.order(ready + settled)
-        if self.route is not None:
-            ready = [work for work in ready if self.route(work.found.entry.name) is not None]
+        ready = [work for work in ready if self._wants(work.found)]
+        if self.order.lines_up:
+            ready = self._in_turn([*again, *listing], ready)
         wanted, ready = len(ready), self._breaker.admit(ready, self.workers.busy.__contains__)
         self.waiting = choice.waiting + wanted - len(ready)
         if self.config.max_files:
             ready = ready[: self.config.max_files]
         companions = self.selector.companions.among(again)
-        self._markers.update((work.path, self.selector.companions.of(work.path, companions)) for work in ready)
+        works = (*ready, *self.workers.behind.values())
+        self._markers.update((work.path, self.selector.companions.of(work.path, companions)) for work in works)
         self._more = bool(ready or unsettled or unclear)
         comes = busy or choice.young or self.waiting or any(row.action for row in self.ledger.all())
         self._goes_round = bool(self._more or comes)
@@ -2389,6 +2397,13 @@ class Poller:
     def _act_where_due(self, busy: set[str]) -> None:
         if self.selector.companions.known():
             self.workers.hand_in(row for row in self.ledger.due_actions(busy) if self._breaker.rested(row.path))
+
+    def _in_turn(self, listing: Sequence[Found], ready: Sequence[Work]) -> list[Work]:
+        rows = {**self._ended, **{row.path: row for row in self.ledger.all()}}
+        return self.workers.line_up(self.order, filter(self._wants, listing), rows, ready, self._breaker.rested)
+
+    def _wants(self, found: Found) -> bool:
+        return self.selector.wants(found) and (self.route is None or self.route(found.entry.name) is not None)
 
     def _goes_on(self) -> None:
         """Raises LeaseLost once the work is to end."""
@@ -2428,7 +2443,7 @@ class Poller:
         acting = {row.path for row in self.ledger.all() if row.action}
         self._markers = {path: self._markers[path] for path in self._markers.keys() & (listed | busy | acting)}
         retention = self.config.ledger_retention * SECONDS_A_DAY
-        self.ledger.forget_unlisted(listed, retention, look.lacks, busy.__contains__)
+        self.ledger.forget_unlisted(listed, retention, look.lacks, busy.__contains__, self.order.lines_up)
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
@@ -2670,6 +2685,7 @@ class Poller:
             item.ended = True
             if ok:
                 item.then = row if action else None
+                self._ended[row.path] = row
                 self._breaker.done(row.path)
                 self.stats.file("done", row)
                 seconds = time.monotonic() - item.started
@@ -3211,6 +3227,10 @@ class Yielding:
         self._failed, self._needed = 0, min(self._most, 2 * self._needed)
 
 
+def is_done(row: Optional[Row], shown: Shown) -> bool:
+    return row is not None and row.state == "done" and bool(same_version(row, shown))
+
+
 class Workers:
     """The threads that do what is in their queue: after-actions first, for nobody is to find for long what is done.
 
@@ -3219,10 +3239,17 @@ class Workers:
     """
 
     def __init__(
-        self, number: int, together: bool, work: Callable[[list[Task]], Sequence[Task]], worked: Callable[[], None]
+        self,
+        number: int,
+        together: bool,
+        work: Callable[[list[Task]], Sequence[Task]],
+        worked: Callable[[], None],
+        known: Callable[[str], Optional[Row]],
     ) -> None:
         self._number, self._together, self._work, self._worked = number, together, work, worked
-        self._changed = threading.Condition()  # over the next three
+        self._known = known
+        self._changed = threading.Condition()  # over the next four
+        self.behind: dict[str, Work] = {}  # what is handed in when the file of that path is done
         self.queue: deque[Task] = deque()
         self.busy: set[str] = set()
         self._ending = False
@@ -3231,19 +3258,37 @@ class Workers:
         self._threads: list[threading.Thread] = []
 
     def hand_in(self, tasks: Iterable[Task], instead: Iterable[Task] = ()) -> None:
-        """Those whose path is not busy, `instead` of some that no longer are."""
+        """Those whose path is not busy, `instead` of some that no longer are, and what was behind these."""
         with self._changed:
             self.busy.difference_update(task.path for task in instead)
-            for task in tasks:
+            ended = [task for task in instead if isinstance(task, Work) and task.path in self.behind]
+            for task in (
+                *tasks,
+                *(self.behind.pop(task.path) for task in ended if is_done(self._known(task.path), task.found.entry)),
+            ):
                 if task.path not in self.busy:
                     self.busy.add(task.path)
                     (self.queue.appendleft if isinstance(task, Row) else self.queue.append)(task)
             self._changed.notify_all()
 
+    def hold(self, lines: bool) -> set[str]:
+        """The busy paths. Where they are in lines no others are until the next `line_up`."""
+        with self._changed:
+            if lines:
+                self.put_off((Row,))
+            return self.busy.copy()
+
+    def line_up(self, order: Order, *known: Any) -> list[Work]:
+        """What is to be handed in, and what behind it, by the busy paths as they are."""
+        with self._changed:
+            first, self.behind = order.line_up(self.busy, *known)
+            return first
+
     def put_off(self, kept: tuple[type, ...] = ()) -> None:
         """Leaves what waits, but these kinds, to the next poll: the file server cannot be reached, or the work ends."""
         with self._changed:
             self.busy.difference_update(task.path for task in self.queue if not isinstance(task, kept))
+            self.behind = {}
             self.queue = deque(task for task in self.queue if isinstance(task, kept))
 
     def _take(self) -> list[Task]:
@@ -7569,6 +7614,81 @@ def as_in(path: str, target: str) -> str:
     return dated(target, match.__getitem__) if match else target
 
 
+class Order:
+    """`order`: the files of a key one at a time, in the order of `sort`. The one in work, or the first that may not be
+    taken up now, blocks those behind it. Rows that are not done count, whether their files are listed or not."""
+
+    def __init__(self, config: Config) -> None:
+        self._config, self.lines_up = config, config.order != "none"
+        self.pattern = re.compile(config.order.partition(EXPRESSION)[2], re.IGNORECASE * config.ignore_case)
+        self._since: dict[str, Optional[float]] = {}
+        self.before: dict[str, str] = {}  # by blocked path what blocks it
+        self.blocked: Optional[list[dict[str, Any]]] = [] if self.lines_up else None  # the same for status
+
+    def key(self, path: str) -> Optional[str]:
+        """Names that do not match share one."""
+        found = self.pattern.fullmatch(posixpath.basename(path))
+        return found and self._config.folded(found[1] or "")
+
+    def line_up(
+        self,
+        busy: Set[str],
+        listed: Iterable[Found],
+        rows: Mapping[str, Row],
+        ready: Sequence[Work] = (),
+        rested: Callable[[str], bool] = bool,
+    ) -> tuple[list[Work], dict[str, Work]]:
+        """What may be taken up now, at most one of a key, and by path what may when that is done."""
+        shown: dict[str, Shown] = {path: row for path, row in rows.items() if row.state != "done"}
+        there = {path: entry for path, _, entry in listed}
+        shown.update((path, entry) for path, entry in there.items() if not is_done(rows.get(path), entry))
+
+        def rank(path: str) -> tuple[str, str]:
+            line, exact = times_of(shown[path].mtime)
+            return (line or exact) if self._config.sort == "mtime" else "", path
+
+        def state(path: str) -> str:
+            row = rows.get(path)
+            known = row.state if row and same_version(row, shown.get(path, row)) else "waits"
+            return "in work" if path in busy else known + ", not listed" * bool(row and row.dated)
+
+        works, room = {work.path: work for work in ready}, self._config.max_files or len(ready)
+        last = {self.key(path): path for path in busy if path in shown or path not in rows}
+        # (a newer version of one may be listed, which is not done when that is)
+        at_work = {path for path in busy & shown.keys() if path in rows and same_version(rows[path], shown[path])}
+        first, behind, held, self.before = [], {}, set(), {}
+        for path in sorted(shown.keys() - at_work, key=rank):
+            key = self.key(path)
+            if key in last:
+                self.before[path] = last[key]
+            if key in held:
+                continue
+            goes = path in works and room > 0
+            if goes and key not in last:
+                first.append(works[path])
+            if goes and rested(path):
+                if key in last:
+                    behind[last[key]] = works[path]
+                room -= 1
+            else:
+                held.add(key)
+            last[key] = path
+        counts, now = Counter(self.before.values()), time.time()
+        self._since = {path: self._since.get(path, now) for path in counts}
+        self.blocked = [
+            {"path": printable(path), "state": state(path), "since": self._since[path], "files": count}
+            for path, count in counts.items()
+        ]
+        return first, behind
+
+    def of_ledger(self, rows: Iterable[Row], errors: Iterable[Mapping[str, Any]]) -> Order:
+        """What the ledger alone tells; since when, of what is among its last errors."""
+        known = {row.path: row for row in rows if self.lines_up}
+        self._since = {**dict.fromkeys(known), **{error["path"]: time.time() - error["age"] for error in errors}}
+        self.line_up(set(), (), known)
+        return self
+
+
 class MoveTargets:
     """The folders that `move:` names, of any date: wherever they are in the polled tree, they are not polled.
 
@@ -8073,6 +8193,7 @@ ACTION = Kind(
     "keep, delete or move:FOLDER (`.` is no folder; a date of %Y %y %m %d %j is one like {date:%Y-%m-%d})",
     matching(rf"keep|delete|move:(?!\./?\Z)(?:{DATE.pattern}|(?!\{{date)[^\r\n])+"),
 )
+ORDER = Kind("none, strict, or re: and a regular expression", matching(r"none|strict|re:[^\r\n]+"))
 FINGERPRINT = Kind("a fingerprint as ssh-keygen -lf prints it, SHA256:...", matching("SHA256:.*"))
 FUNCTION = Kind("module:function", matching(r"[\w.]+:[\w.]+"))
 ADDRESS = Kind("host:port, e.g. 127.0.0.1:8080", matching(f".*:{PORT}"))
@@ -8141,6 +8262,7 @@ class Config:
     requires: str = ""
     checksum: str = ""
     sort: str = setting("name", choices=("name", "mtime", "size", "-name", "-mtime", "-size"))
+    order: str = setting("none", kind=ORDER)
     max_files: int = setting(0, least=0)
     workers: int = setting(4, least=1)
     exec: str = ""
@@ -8351,13 +8473,14 @@ class Config:
         ):
             if wrong:
                 raise ConfigError(sentence)
-        for name in ("pattern", "exclude"):
+        for name in ("pattern", "exclude", "order"):
             try:
                 matcher(self.patterns(name))
             except (re.error, OverflowError, RecursionError) as exc:
                 text = quoted(getattr(self, name))
                 raise ConfigError(f"{name}: {text} is not a regular expression ({exc})") from None
         self.companions()
+        self._check_order()
         for name in filter(self.__getattribute__, PROGRAMS):
             self.command(name)
         if self.timezone or "{date:" in self.after + self.after_error:
@@ -8387,6 +8510,16 @@ class Config:
         """Whether `after` or `after_error` can mean this."""
         meant = [as_in(action, template) for template in (self.after, self.after_error)]
         return action in meant and not DATE.search(action)
+
+    def _check_order(self) -> None:
+        """Nothing may pass over a file that others wait for."""
+        kept = self.ledger and self.after_error == "keep" and self.max_age is None and not self.min_size
+        if self.order != "none" and not (kept and self.sort in ("name", "mtime")):
+            raise ConfigError(
+                "order: needs ledger = on, after_error = keep, sort = name or mtime; no max_age, min_size"
+            )
+        if self.order.startswith(EXPRESSION) and not Order(self).pattern.groups:
+            raise ConfigError(f"order: {quoted(self.order)} has no group, the key")
 
     def command(self, name: str = "exec") -> list[str]:
         """`exec` or `notify` split into its words."""
@@ -9355,7 +9488,7 @@ class Listener:
         member = self.member
         try:
             if poller.run(self._once):
-                self.exit_code = 1 if poller.waiting or poller.unreached else 0
+                self.exit_code = 1 if poller.waiting or poller.unreached or poller.order.blocked else 0
                 member.stop()
         except LeaseLost:
             pass
@@ -9589,6 +9722,7 @@ class Stats:
         self.work: dict[str, Any] = {"done": 0, "failed": 0, "quarantined": 0, "bytes": 0, "last_done": None}
         self.takeovers: deque[dict[str, Any]] = deque(maxlen=50)  # the last one first
         self.backlog = Backlog()
+        self.order: Optional[Order] = None  # of the last lease
         self.not_now = ""  # why the claims of the group wait; "" if they do not
         self.file_bytes = {"done": 0, "failed": 0, "quarantined": 0}
         self.minutes: deque[list[int]] = deque(maxlen=60)  # [epoch minute, done, failed, quarantined]
@@ -9716,6 +9850,7 @@ def unread(config: Config, error: str = "") -> dict[str, Any]:
         "stale_after": 0.0,
         "errors": [],
         "next_round": config.minutes and config.minutes.next(time.time()),
+        "blocked": None if config.order == "none" else [],
         "database_error": error,
     }
 
@@ -9736,6 +9871,8 @@ def group_status(database: Database, config: Config) -> dict[str, Any]:
         found["files"], found["errors"] = database.counts(group), database.errors(group)
         found["not_now"] = database.not_now(group)
         found["active_for"], found["last_change"] = database.activity(group, found["term"])
+    if config.order != "none":
+        found["blocked"] = Order(config).of_ledger(database.rows(group, only_open=True), found["errors"]).blocked
     return judged(found)
 
 
@@ -9744,6 +9881,7 @@ def judged(status: Mapping[str, Any], elapsed: float = 0.0) -> dict[str, Any]:
     found, own = dict(status, members=[], active=None), status.get("member", {})
     if own.get("role") == "active":  # it knows better than what was read a while ago
         found.update(active=own["member_id"], holder=own["member_id"], term=own.get("term", status["term"]))
+        found["blocked"] = own.get("blocked")
     down = status.get("heartbeat", {"error": status["database_error"]})["error"]
     for row in status["members"]:
         age = row["heartbeat_age"] + elapsed
@@ -9823,6 +9961,13 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
             f"{files['quarantined']} {'file is' if files['quarantined'] == 1 else 'files are'} quarantined",
             "`ftpcoord.py files --state quarantined` tells why; `ftpcoord.py retry GLOB` has them tried again.",
         )
+    for one in status.get("blocked") or ():
+        if one["state"].startswith("quarantined") or "not listed" in one["state"]:
+            yield Finding(
+                "problem",
+                f"{one['path']} blocks {one['files']} files: {one['state']}",
+                "`ftpcoord.py retry GLOB` has it tried again, `skip GLOB` lets the others go on.",
+            )
     if active is not None and all(row["role"] != "standby" for row in status["members"]):
         yield Finding("note", "there is no standby: nobody takes over if the active member dies")
     if status.get("next_round"):
@@ -9946,6 +10091,7 @@ def own_status(listener: Listener) -> dict[str, Any]:
             "lease_remaining": max(0.0, lease.remaining()) if lease is not None else None,
             "stuck": why_stuck(listener),
             "not_now": stats.not_now if role == "active" else "",
+            "blocked": stats.order.blocked if role == "active" and stats.order else None,
         },
         "heartbeat": {
             "up": not error and answered >= 0,
@@ -10006,6 +10152,7 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> list[tuple[str, str, st
     fresh = status["as_of"] is not None and status["as_of"] < 60 and not status["database_error"]
     roles, later = [row["role"] for row in status["members"]], status["not_now"]
     backlog = status["backlog"] or {}
+    blocked = None if own["blocked"] is None else sum(one["files"] for one in own["blocked"])
     return [
         (
             "paused",
@@ -10066,6 +10213,13 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> list[tuple[str, str, st
         ),
         ("listing_files", "gauge", "Files in the last listing.", server["listed"]),
         ("retry_waiting_files", "gauge", "Failed files whose time has not come, at the last poll.", server["waiting"]),
+        ("blocked_files", "gauge", "Files that wait for one before them (order).", blocked),
+        (
+            "blocked_since_timestamp_seconds",
+            "gauge",
+            "Since when the first of them wait.",
+            min((one["since"] for one in own["blocked"] or ()), default=None),
+        ),
         (
             "refused_names_total",
             "counter",
@@ -10170,6 +10324,9 @@ def tables(status: Mapping[str, Any]) -> Iterator[tuple[str, str, Sequence[Seque
             for row in status["errors"]
         ],
     )
+    if status.get("blocked") is not None:
+        blocked = [(one["state"], one["path"], f"{one['files']} behind it" + _for(one)) for one in status["blocked"]]
+        yield "Blocked (order)", "State|By*", blocked
     yield (
         "Changes of the active member, as this one saw them",
         "UTC|Change*",
@@ -10181,6 +10338,10 @@ def tables(status: Mapping[str, Any]) -> Iterator[tuple[str, str, Sequence[Seque
         "Name|Value*",
         [(name, value) for name, value in sorted(status.get("settings", {}).items()) if value != usual[name]],
     )
+
+
+def _for(blocked: Mapping[str, Any]) -> str:
+    return "" if blocked["since"] is None else f", for {duration(time.time() - blocked['since'])}"
 
 
 def _told(change: Mapping[str, Any]) -> str:
@@ -10712,11 +10873,16 @@ def command_dry_run(configs: Sequence[Config]) -> int:
         choice = selector.choose(listing, rows.get, set())
         taken = {work.path: "" for work in choice.ready}
         taken.update((work.path, f"if it is unchanged {config.settle:g} s later") for work in choice.unsettled)
+        order, works = Order(config), [*choice.ready, *choice.unsettled]
+        if order.lines_up:
+            first, behind = order.line_up(set(), filter(selector.wants, listing), rows, works)
+            taken = {work.path: taken[work.path] for work in (*first, *behind.values())}
         listed = selector.companions.among(listing)
         for found in sorted(listing):
             path, row = found.path, rows.get(found.path)
             row = row if row is not None and same_version(row, found.entry) else None
             why = selector.verdict(found, row, listed, 0.0)[1] or "just seen for the first time (min_age)"
+            why = f"blocked by {order.before[path]} (order)" if path in order.before else why
             word, why = ("take", taken[path]) if path in taken else ("skip", why)
             print(f"{word}  {printable(path)}  {found.entry.size} B  {found.entry.mtime}  {printable(why)}".rstrip())
         for path, why in sorted(listing.skipped.items()):
@@ -10746,14 +10912,20 @@ def command_files(configs: Sequence[Config], options: argparse.Namespace) -> int
     if options.history or options.since:
         return command_history(configs, options)
     for config, database in opened(configs, ledger=True):
-        for row in sorted(database.rows(config.coordination_group)):
+        rows = sorted(database.rows(config.coordination_group))
+        order = Order(config).of_ledger(rows, database.errors(config.coordination_group))
+        since = {one["path"]: _for(one) for one in order.blocked or ()}
+        for row in rows:
+            before = printable(order.before.get(row.path, ""))
             row = row._replace(path=printable(row.path), error=printable(row.error))
             if options.state not in (None, row.state):
                 continue
             if options.json:
-                print(json.dumps({**row._asdict(), "group": config.coordination_group}))
+                blocked = {"blocked_by": before} if config.order != "none" else {}
+                print(json.dumps({**row._asdict(), **blocked, "group": config.coordination_group}))
                 continue
             due = f"attempts {row.attempts}" + (f"  due: {row.action}" if row.action else "")
+            due += f"  blocked by {before}{since.get(before, '')}" * bool(before)
             what = (f"{row.state:<11}", row.path, f"{row.size} B", row.mtime, due, row.error)
             print(printable("  ".join(filter(None, what))))
     return 0

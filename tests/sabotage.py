@@ -171,8 +171,9 @@ class Sabotage(NamedTuple):
 
 
 TWO = "two valid leases"
-FILES = ("files=True", "suffix=''")
-COMPANIONS = ("files=True", "suffix='.ok'")
+FILES = ("files=True", "suffix=''", "order='none'")
+COMPANIONS = ("files=True", "suffix='.ok'", "order='none'")
+ORDERED = ("files=True", "suffix=''", "order='strict'", "handler_failures=0.3")
 SABOTAGES = (
     # -- the lease
     Sabotage(
@@ -494,6 +495,28 @@ SABOTAGES = (
         text("same is not False else", "same else"),
         "is left",
         fix=[*COMPANIONS, "server_loss=0.1"],
+    ),
+    # -- order
+    Sabotage(
+        "the next one goes although the one before it failed",
+        "Workers.hand_in",
+        text("is_done(self._known(task.path), task.found.entry)", "True"),
+        "is handled before",
+        fix=ORDERED,
+    ),
+    Sabotage(
+        "one that may not be taken up is passed over",
+        "Order.line_up",
+        text("held.add(key)", "continue"),
+        "is handled before",
+        fix=ORDERED,
+    ),
+    Sabotage(
+        "one in work blocks nobody",
+        "Order.line_up",
+        text("for path in busy if", "for path in () if"),
+        "of its key is in work|is handled before",
+        fix=ORDERED,
     ),
     # -- SQL, which the simulation's database does not read
     Sabotage(

@@ -25,6 +25,8 @@ After every step of a process:
                 paths can be kept in ASCII alone, or not at all
   companions    with `ready_suffix` no version is handled whose companion shows that it is an earlier one's; none is
                 removed that is newer than at the claim, or whose file is not done, or after its file; none is left
+  order         with `order` no file is handled while another of its key is in work, nor before one that the last poll
+                listed or the ledger knew and that sorts before it is done or skipped; nothing is blocked for ever
   late effects  a delete or move on its way arrives after a shutdown, and not after a reset of its (real) connection
   the log       nobody waits for a line, however long the stream blocks; what is written keeps its order; debug and
                 info are dropped first, and all that was dropped is told
@@ -77,6 +79,7 @@ RELEASED_STAMP = 1.0  # 1970-01-01 00:00:01
 YEARS = 3 * 365.25 * 86400.0  # the step of a clock that began without its battery
 GROUP = "group"
 ODD, NEVER = "\N{EURO SIGN}", "\N{SNOWMAN}"  # the ledger takes the one in ASCII alone, the other in no form
+KEYED = "re:(f)[0-3]"  # two keys
 OK = ".ok"  # the end of a companion's name
 LOG_ROOM = 6  # lines that may wait
 NAMES = [*(f"/in/f{number}" for number in range(8)), "/in/sub/a", "/in/sub/b", f"/in/{ODD}", f"/in/{NEVER}"]
@@ -440,6 +443,10 @@ class Process:
         self.program: Any = None  # the Listener or the Coordinator
         self.member_of: Any = None  # and its Member
         self.stopping = False
+        self.walk: dict[str, Version] = {}  # what it is being shown
+        self.walk_began = (math.inf, 0)  # the first walk of a poll: when, and how many versions there were
+        self.seen: dict[str, Version] = {}  # by the last poll, and when that had begun and chosen
+        self.polled = (math.inf, math.inf)
         self.at_work = 0  # handlers, or a script's own work, that are running
         self.lost_at = self.resumed_at = -math.inf
         self.cut: str = ""  # what becomes of its messages to the database: "", "lost", "replies", "late"
@@ -1003,9 +1010,13 @@ class SimConnection(ftpcoord.FileServer):
         here = [version for path, version in self.server.files.items() if path.rpartition("/")[0] == folder]
         entries = [self.server.entry(version) for version in here]
         below = [ftpcoord.Entry("sub", "dir", 0, "")] if folder == "/in" else []
+        if folder == "/in":
+            self.process.walk = {}
+            self.process.walk_began = min(self.process.walk_began, (WORLD.now, len(self.server.history)))
         self._answer()
         if WORLD.rng.random() < self.server.refusals:
             raise ftpcoord.FileRefused(f"{folder}: 450 not now")
+        self.process.walk.update((version.path, version) for version in here)
         return entries + below
 
     def same(self, path: str, seen: ftpcoord.Entry) -> Optional[bool]:
@@ -1232,6 +1243,11 @@ class World:
         self.tokens_vanish = draw("tokens", (True, False))
         self.suffix = draw("suffix", ("", OK))
         self.schedule = fixed.get("schedule", "")
+        by_itself = random.Random(f"order {seed}").choice(("none", "none", "strict", KEYED))  # the other draws stay
+        self.order = fixed.get("order", by_itself)
+        self.handling: list[tuple[str, Any, Process]] = []
+        self.claimed_at: dict[str, float] = {}
+        self.written_at: dict[str, float] = {}
         members = draw("members", (2, 3, 3, 4))
         self.ids = [f"m{number}" for number in range(members)]
         if draw("duplicates", (True, False, False)) and not self.loses_commits:
@@ -1271,7 +1287,8 @@ class World:
             "recursive": True,
             "ready_suffix": self.suffix,
             "after": rng.choice(("keep", "delete", "move:done")),
-            "after_error": rng.choice(("keep", "move:bad")),
+            "after_error": rng.choice(("keep", "move:bad" if self.order == "none" else "keep")),
+            "order": self.order,
             "max_attempts": 3,
             "retry_delay": heartbeat,
             "workers": rng.choice((1, 2)),
@@ -1729,6 +1746,18 @@ class World:
             elif self.suffix:
                 self._misuse(path)
 
+    def _skip(self) -> None:
+        """An operator skips what blocks others and will not be done by itself."""
+        database = self.database
+        for file_id, row in list(database.ledger.items()):
+            gone = row.state == "failed" and row.marks.unlisted and row.path not in self.files.files
+            if row.state == "quarantined" or gone:
+                self.trace(None, f"{row.path} is skipped")
+                database.ledger[file_id] = row._replace(state="done", action="", error="", due=None)
+                database.updated[file_id] = database.clock()
+                database.done.update(self.files.meant(row))
+        self.push(self.now + 5 * self.timing.heartbeat, self._skip)
+
     def _misuse(self, path: str) -> None:
         """What nobody should do: a companion is replaced or removed, or its file is removed."""
         what, end = self.rng.choice(((self.files.upload, OK), (self.files.vanish, OK), (self.files.vanish, "")))
@@ -1816,7 +1845,7 @@ class World:
             if process.at_work:
                 self.violate(f"{process.name} stands again while work of an earlier lease is running")
         elif name in ("lost", "released"):
-            process.lost_at = self.now
+            process.lost_at, process.polled = self.now, (math.inf, math.inf)
 
     def handle(self, file: Any) -> None:
         """The Python handler."""
@@ -1831,6 +1860,8 @@ class World:
             self.violate(f"{process.name} handles {file.path} with another version's content")
         if not process.valid() or not file.lease.valid():
             self.violate(f"{process.name}: a handler starts without a valid lease: {file.path}")
+        if self.order != "none" and not self.commits_lost and not self._beside_another(process):
+            self._check_order(process, file.path)
         runs = self.files.runs.setdefault(version, [])
         if self.suffix and not runs and not self._complete_once(version):
             self.violate(f"{process.name} handles {file.path}, whose companion is not there or an earlier version's")
@@ -1855,12 +1886,40 @@ class World:
         self.trace(process, f"handles {file.path} {size}, attempt {file.attempt}")
         timing = self.timing
         process.at_work += 1
-        block(timing.stale_after * rng.random() if rng.random() < 0.03 and not self.calm else 0.1 * timing.heartbeat)
+        at_work = (file.path, file.lease, process)
+        self.handling.append(at_work)
+        try:
+            block(
+                timing.stale_after * rng.random() if rng.random() < 0.03 and not self.calm else 0.1 * timing.heartbeat
+            )
+        finally:
+            self.handling.remove(at_work)
         process.at_work -= 1
         if rng.random() < self.handler_failures:
             run.outcome = "failed"
             raise ValueError("as the seed wants it")
         run.outcome = "ok"
+
+    def _key(self, path: str) -> bool:
+        return self.order == KEYED and path in NAMES[:4]
+
+    def _check_order(self, process: Process, path: str) -> None:
+        """Nothing of its key is in work, and none that was known to sort before it when it was claimed is not done."""
+        key, done = self._key(path), self.database.done
+        for other, lease, owner in self.handling:
+            if self._key(other) == key and lasts(lease, owner):
+                self.violate(f"{process.name} handles {path} while {other} of its key is in work")
+        began, chosen = process.polled
+        if self.claimed_at.get(path, -math.inf) < chosen:
+            return
+        for other, version in process.seen.items():
+            over = version in done or (self.files.lines and any(one.path == other for one in done))
+            if self._key(other) == key and other < path and self.files.files.get(other) is version and not over:
+                self.violate(f"{process.name}: {path} is handled before {other}, which is not done")
+        for row in self.database.ledger.values():
+            known = row.state in ("failed", "quarantined") and self.written_at.get(row.path, math.inf) < began
+            if self._key(row.path) == key and row.path < path and known:
+                self.violate(f"{process.name}: {path} is handled before {row.path}, which is {row.state}")
 
     def _beside_another(self, process: Process) -> bool:
         """Whether the other one of two leases that no one can prevent works on the same files."""
@@ -1930,6 +1989,9 @@ class World:
 
     def changed(self, path: str, old: Optional[ftpcoord.Row], new: Optional[ftpcoord.Row]) -> None:
         """A row was written: what was looked at has been dealt with."""
+        self.written_at[path] = self.now
+        if new is not None and new.state == "claimed":
+            self.claimed_at[path] = self.now
         files, companion = self.files, self.files.files.get(path + OK)
         files.looked.pop(path, None)
         files.looked.pop(path + OK, None)
@@ -1950,6 +2012,8 @@ class World:
         for member in self.ids:
             self.push(self.now + self.rng.random() * 2 * self.timing.heartbeat, self._restart, member)
         self.push(self.gap, self.fault)
+        if self.order != "none":
+            self.push(self.gap, self._skip)
         try:
             self.run_until(self.length)
             self.heal()
@@ -2103,6 +2167,11 @@ def noted_event(what: str, level: int = logging.INFO, **fields: object) -> None:
     """The real one; and the program's own record of exceptions that it did not expect is looked at here."""
     exc, process = fields.get("exc"), WORLD.task.process
     WORLD.trace(process, f"logs {what} {fields}")
+    if what == "polled":
+        began, versions = process.walk_began
+        shown = process.walk.items()
+        process.seen = {path: one for path, one in shown if one.content < versions and not path.endswith(OK)}
+        process.polled, process.walk_began = (began, WORLD.now), (math.inf, 0)
     if level >= logging.ERROR and isinstance(exc, BaseException) and not isinstance(exc, Killed):
         WORLD.violate(f"{what}: {type(exc).__name__} {fields}")
         if WORLD.tracing:

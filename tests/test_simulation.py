@@ -119,6 +119,7 @@ def quiet_world(**fixed: Any) -> Iterator[World]:
         "files": False,
         "whole": False,
         "suffix": "",
+        "order": "none",
     }
     with simulation.installed():
         world = World(1, **{**nothing, **fixed})
