@@ -251,7 +251,7 @@ SABOTAGES = (
     Sabotage(
         "terms begin anew when the token row was deleted",
         "Election._first",
-        drop("min(ages)"),
+        text("bool(last or traces)", "False"),
         "the token got term|was elected with term",
         fix=["files=False", "tokens=True"],
     ),
@@ -480,7 +480,7 @@ SABOTAGES = (
         text("(shown is False and at_claim is not None)", "False"),
         "newer than at the claim",
         fix=COMPANIONS,
-        also=[("_act_on", text("bool(shown)", "shown is not None"))],
+        also=[("_act_on", text("bool(shown)", "(shown is not None)"))],
     ),
     Sabotage(
         "a companion is removed after its file",
