@@ -2242,6 +2242,7 @@ class Poller:
         self.unreached = False  # the server, or something that it listed, could not be had at the last poll
         self.waiting = 0  # failed files whose back-off has not passed, at the last poll
         self.stuck = False  # a Python handler is still running although everything was to end
+        self.listed: Sequence[str] = ()  # at the last poll
         self._more = False  # the last poll left something that the next one may take
         self._goes_round = False  # ... or that comes by itself: a scheduled round of polls goes on
         self.rounds = Rounds(config)
@@ -2356,6 +2357,7 @@ class Poller:
         busy = self.workers.hold(self.order.lines_up)  # the listing may show these as they were before
         listing = again = self._list()
         self.unreached = bool(listing.refused)
+        self.listed = [found.path for found in listing]
         unclear = self.recognizer.recognize(listing, busy)
         backlog = Backlog(self.route, self.stats.backlog)
         choice = self.selector.choose(listing, self.ledger.get, busy | unclear, backlog.add)
@@ -3753,6 +3755,24 @@ class Database(abc.ABC):
          WHERE group_id = :group AND at >= :at AND (
                at > :at OR (file_id, term, attempt, outcome) > (:file_id, :term, :attempt, :outcome))
          ORDER BY at, file_id, term, attempt, outcome LIMIT {PAGE_ROWS}"""
+    AUDITED_SINCE = """
+        SELECT $epoch, $seconds(began, $utc)
+          FROM (SELECT MIN(at) AS began FROM file_audit WHERE group_id = :group) f"""
+    CAME = """
+        SELECT $epoch, $seconds(at, $utc), file_id, path, term FROM file_audit a
+         WHERE group_id = :group AND at >= :since AND outcome IN ('done', 'skipped') AND path LIKE :like
+           AND NOT EXISTS (
+               SELECT 1 FROM file_audit b
+                WHERE b.group_id = a.group_id AND b.file_id = a.file_id AND b.size = a.size AND b.mtime = a.mtime
+                  AND b.outcome IN ('done', 'skipped') AND b.at < a.at)"""
+    ALARMS = """
+        SELECT $epoch, $seconds(at, $utc), task_id, error FROM file_audit
+         WHERE group_id = :group AND file_id = :file_id AND at >= :since AND outcome = 'missing'"""
+    ALARM = f"""
+        INSERT INTO file_audit (group_id, file_id, at, {", ".join(TRAIL)})
+        SELECT :group, :file_id, :by, :path, 0, '', '', 'missing', 0, :member, 0, NULL, :error FROM $fence
+         WHERE NOT EXISTS (
+               SELECT 1 FROM file_audit WHERE group_id = :group AND file_id = :file_id AND at = :by AND term = 0)"""
     TRIM = f"""
         DELETE FROM file_audit WHERE group_id = :group AND at <= (SELECT MAX(at) FROM (
                SELECT at FROM file_audit WHERE group_id = :group AND at < $shifted($utc, -:age)
@@ -4272,9 +4292,38 @@ class Database(abc.ABC):
                 after = {name: found.get(name, file_id) for name in after}
                 yield {**found, "path": _true_path(str(found["path"]), str(file_id))}
 
+    def audited_since(self, group: str) -> tuple[float, Optional[float]]:
+        """The time, and that of the group's first row in the audit trail, in epoch seconds by the database's clock."""
+        now, age = self.execute(self.AUDITED_SINCE, group=group)[0]
+        return float(now), None if age is None else float(now) - float(age)
+
+    def came(self, group: str, since: float, glob: str) -> list[tuple[float, str, int]]:
+        """When which versions were done or skipped for the first time, and at which term: of paths that may fit."""
+        like = re.sub("[^A-Za-z0-9./-]+", "%", f"*{glob}")
+        rows = self.execute(self.CAME, group=group, since=_database_time(since), like=like)
+        return [(float(now) - float(age), _true_path(path, file_id), term) for now, age, file_id, path, term in rows]
+
+    def alarms(self, group: str, since: float, file_id: str) -> dict[float, tuple[str, str]]:
+        """The deadlines of an expectation that have their alarm: who raised it, and with which words."""
+        rows = self.execute(self.ALARMS, group=group, since=_database_time(since), file_id=file_id)
+        return {float(round(float(now) - float(age))): (member, error) for now, age, member, error in rows}
+
+    def alarm(self, fence: Fence, file_id: str, path: str, by: float, error: str) -> bool:
+        """Whether that deadline's alarm is this member's."""
+        values = {"file_id": file_id, "by": _database_time(by), "path": printable(path), "error": error}
+        try:
+            self.execute(self.ALARM, **fence._asdict(), **values)
+        except RowRefused:
+            self.execute(self.ALARM, **fence._asdict(), **{**values, "path": plain(path), "error": plain(error)})
+        return self.alarms(fence.group, by, file_id).get(by, ("",))[0] == fence.member
+
     def trim(self, group: str, days: float) -> None:
         """Removes some of the rows of the audit trail that are older."""
         self.execute(self.TRIM, group=group, age=min(days * SECONDS_A_DAY, LONGEST_DELAY))
+
+
+def _database_time(seconds: float) -> str:
+    return utc_text(seconds)[:19].replace("T", " ")
 
 
 def _number(value: Any) -> Optional[float]:
@@ -8282,6 +8331,7 @@ class Config:
     ledger_retention: float = setting(30.0, least=0.0)  # days
     audit: bool = False
     audit_retention: float = setting(365.0, least=0.0)  # days; 0 keeps for ever
+    expect: str = ""
     notify: str = ""
     http: str = setting("", kind=ADDRESS)
     log_level: str = setting("info", choices=("debug", "info", "warning", "error"))
@@ -8458,6 +8508,8 @@ class Config:
                 not self.ledger and self.after == "keep",
                 "ledger: off needs after = delete or move:FOLDER, else every poll takes all again",
             ),
+            (self.expect and not self.audit, "expect: needs audit = on, which tells what was done"),
+            (self.expect and 0 < self.audit_retention < 8, "audit_retention: expect needs 8 days at least, or 0"),
             (self.audit and not self.ledger, "audit: needs ledger = on, whose changes it tells of"),
             (self.exec and self.handler, "exec and handler: a file goes to one of them; remove the other"),
             (not self.patterns("pattern"), "pattern: matches nothing"),
@@ -8473,6 +8525,11 @@ class Config:
         ):
             if wrong:
                 raise ConfigError(sentence)
+        if self.expect:
+            try:
+                expectations(self.expect, self.zone())
+            except ValueError as exc:
+                raise ConfigError(f"expect: {exc}") from None
         for name in ("pattern", "exclude", "order"):
             try:
                 matcher(self.patterns(name))
@@ -9113,6 +9170,164 @@ class Rounds:
             yield min(60.0, wait)
 
 
+DAY_NAMES = "(?:sun|mon|tue|wed|thu|fri|sat)"
+EXPECTED = re.compile(r"(\S.*?)(?:\s+from\s+(\d{1,2}:\d\d))?\s+by\s+(\d{1,2}:\d\d)(?:\s+(\S+))?", re.ASCII)
+EXPECT_SECONDS = 8 * SECONDS_A_DAY  # so far back deadlines are judged: a week, and a day for an outage
+
+
+class Window(NamedTuple):
+    """When a file is to come, in epoch seconds: later than `start`, not later than `end`, its deadline."""
+
+    start: float
+    end: float
+
+
+class Came(NamedTuple):
+    """A version that was done or skipped for the first time."""
+
+    at: float
+    path: str
+    term: int
+
+
+class Expectation:
+    """One part of `expect`. Raises ValueError with what is wrong."""
+
+    def __init__(self, text: str, zone: datetime.tzinfo) -> None:
+        found = EXPECTED.fullmatch(text)
+        if not found:
+            raise ValueError(f"{quoted(text)} is not GLOB [from HH:MM] by HH:MM [days]")
+        self.text, (self.glob, start, end, days) = text, found.groups()
+        self.fits = matcher([f"*/{self.glob.lstrip('/')}" if "/" in self.glob else self.glob])
+        self._start, self._end = (
+            Schedule(f"{clock[-2:]} {clock[:-3]} * * {on}", zone) if clock else None
+            for clock, on in ((start, "*"), (end, days or "*"))
+        )
+
+    def next(self, after: float) -> float:
+        """The first deadline later than that."""
+        return cast(float, cast(Schedule, self._end).next(after))
+
+    def windows(self, after: float, until: float) -> list[Window]:
+        """Those that end later than `after`, up to the first one that ends later than `until`."""
+        ends = [self.next(after - EXPECT_SECONDS)]
+        while ends[-1] <= until:
+            ends.append(self.next(ends[-1]))
+        pairs = zip([after - EXPECT_SECONDS, *ends], ends)
+        return [Window(self._begin(end) if self._start else before, end) for before, end in pairs if end > after]
+
+    def _begin(self, end: float) -> float:
+        begin, later = end, end - 2 * SECONDS_A_DAY
+        while later < end:
+            begin, later = later, cast(float, cast(Schedule, self._start).next(later))
+        return begin
+
+    def judge(
+        self, windows: Sequence[Window], came: Iterable[Came], alarms: Collection[float], now: float
+    ) -> tuple[list[float], dict[float, Came]]:
+        """The deadlines whose file is missing, and those whose file came late.
+
+        A version counts once: for its window if that has a beginning of its own, else for the oldest alarm, else for
+        its window. A deadline that is among `alarms` was not met.
+        """
+        missing: list[float] = []
+        late: dict[float, Came] = {}
+        met: set[float] = set(alarms)
+        known = [(one.at, 0, one) for one in came if self.fits(one.path)]
+        for at, _, one in sorted(known + [(window.end, 1, None) for window in windows if window.end <= now]):
+            if one is None:
+                missing += [at] * (at in alarms or at not in met)
+                continue
+            own = next((w.end for w in windows if w.start < at <= w.end and w.end not in met), None)
+            if missing and (own is None or not self._start):
+                late[missing.pop(0)] = one
+            elif own is not None:
+                met.add(own)
+        return missing, late
+
+
+def expectations(text: str, zone: datetime.tzinfo) -> list[Expectation]:
+    """`expect`: a part of days alone continues the one before. Raises ValueError."""
+    parts: list[str] = []
+    for part in map(str.strip, filter(str.strip, text.split(","))):
+        if parts and re.fullmatch(f"{DAY_NAMES}(-{DAY_NAMES})?", part, re.IGNORECASE):
+            parts[-1] += f",{part}"
+        else:
+            parts.append(part)
+    return [Expectation(part, zone) for part in parts]
+
+
+class Judgement(NamedTuple):
+    """Of one expectation, by the database's clock."""
+
+    of: Expectation
+    now: float
+    missing: list[float]
+    late: dict[float, Came]
+    alarms: dict[float, tuple[str, str]]  # who raised it, and with which words
+
+
+def judgements(config: Config, database: Database) -> Iterator[Judgement]:
+    """What the audit trail says of each expectation. Before its first row nothing is expected."""
+    group, kept = config.coordination_group, config.audit_retention * SECONDS_A_DAY or float("inf")
+    now, began = database.audited_since(group)
+    for one in expectations(config.expect, config.zone()) if began is not None else ():
+        windows = one.windows(max(now - EXPECT_SECONDS, began or 0), now)
+        windows = [window for window in windows if window.start >= now - kept]  # others' rows may be removed by now
+        since = min((window.start for window in windows), default=now)
+        alarms = database.alarms(group, since, sha256_text(one.text))
+        missing, late = one.judge(windows, map(Came._make, database.came(group, since, one.glob)), alarms, now)
+        yield Judgement(one, now, missing, late, alarms)
+
+
+class Judge:
+    """Raises the alarms of `expect` while the lease lasts, on a thread of its own: polls may be far apart."""
+
+    def __init__(self, config: Config, member: Member, poller: Poller) -> None:
+        self.config, self.member, self.poller, self.lease = config, member, poller, poller.lease
+        self._seen: set[tuple[str, float]] = set()  # deadlines whose file came late
+        self._looked = False
+
+    def run(self) -> None:
+        while self.member.may_work(self.lease):
+            pause = 60.0
+            try:
+                with contextlib.closing(open_database(self.config)) as database:
+                    pause = min(self._judged(database, one) for one in judgements(self.config, database))
+                self._looked = True
+            except ValueError:  # the trail has no row yet
+                pause = self._often
+            except Exception as exc:
+                event("audit_failed", logging.WARNING, term=self.lease.term, error=reason(exc))
+            self.member.wait(self.lease, pause)
+
+    @property
+    def _often(self) -> float:
+        return min(60.0, 10 * self.config.polling_interval)
+
+    def _judged(self, database: Database, found: Judgement) -> float:
+        """Says what is new; the seconds until the next look."""
+        one, term, config = found.of, self.lease.term, self.config
+        for by in found.missing:
+            words = "" if by in found.alarms else self._undone(one)
+            fence = Fence(config.coordination_group, config.member_id, term)
+            if by not in found.alarms and database.alarm(fence, sha256_text(one.text), one.glob, by, words):
+                event("file_missing", logging.ERROR, term=term, path=one.glob, by=utc_second(by), error=words or None)
+        for by, came in found.late.items():
+            if (one.text, by) not in self._seen and (self._looked or came.term == term):
+                event("file_late", logging.WARNING, term=term, path=came.path, by=utc_second(by), seconds=came.at - by)
+            self._seen.add((one.text, by))
+        pause = one.next(found.now) - found.now + 0.1
+        return min(pause, self._often) if found.missing else min(pause, 3600.0)
+
+    def _undone(self, one: Expectation) -> str:
+        """What came and is not done."""
+        rows = {row.path: row.state for row in self.poller.ledger.all()}
+        states = {**dict.fromkeys(self.poller.listed, "listed"), **rows}
+        came = [f"{path} ({state})" for path, state in sorted(states.items()) if one.fits(path) and state != "done"]
+        return printable(f"came, but is not done: {', '.join(came[:FIRST_PATHS])}") if came else ""
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # III.4 Listeners and coordinators: what a process takes part in
 # ---------------------------------------------------------------------------------------------------------------------
@@ -9467,11 +9682,9 @@ class Listener:
             while True:
                 lease = member.wait_for_lease(0.2 if self._once else float("inf"))
                 if lease is not None:
-                    if config.audit and config.audit_retention:
-                        with contextlib.suppress(RuntimeError):
-                            arguments = (config, member, lease)
-                            threading.Thread(target=trim_audit, args=arguments, daemon=True).start()
-                    self._work(Poller(config, member, lease, selector, route, rows, yielding, breaker, hold.look))
+                    poller = Poller(config, member, lease, selector, route, rows, yielding, breaker, hold.look)
+                    self._beside(poller)
+                    self._work(poller)
                 elif member.stopping or member.finished.is_set():
                     break
                 elif self._other_is_active():
@@ -9483,6 +9696,15 @@ class Listener:
             database.close()
         member.finished.wait(4 * member.timing.call_timeout + KILL_AFTER)
         event("stopped", group=config.coordination_group, member=config.member_id)
+
+    def _beside(self, poller: Poller) -> None:
+        """What the audit trail needs as long as the lease lasts."""
+        config, member = self.config, self.member
+        trim, judge = functools.partial(trim_audit, config, member, poller.lease), Judge(config, member, poller).run
+        for wanted, work in ((config.audit and config.audit_retention, trim), (config.expect, judge)):
+            with contextlib.suppress(RuntimeError):
+                if wanted:
+                    threading.Thread(target=work, daemon=True).start()
 
     def _work(self, poller: Poller) -> None:
         member = self.member
@@ -9845,6 +10067,7 @@ def unread(config: Config, error: str = "") -> dict[str, Any]:
         "members": [],
         "paused": None,
         "not_now": None,
+        "missing": [],
         "files": {},
         "database": without_password(config.database),
         "stale_after": 0.0,
@@ -9873,6 +10096,12 @@ def group_status(database: Database, config: Config) -> dict[str, Any]:
         found["active_for"], found["last_change"] = database.activity(group, found["term"])
     if config.order != "none":
         found["blocked"] = Order(config).of_ledger(database.rows(group, only_open=True), found["errors"]).blocked
+    if config.expect:
+        found["missing"] = [
+            {"glob": one.of.glob, "by": utc_second(by), "error": one.alarms.get(by, ("", ""))[1]}
+            for one in judgements(config, database)
+            for by in one.missing
+        ]
     return judged(found)
 
 
@@ -9955,6 +10184,12 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
                 f"the heartbeat of {active} lies {duration(-row['heartbeat_age'])} in the future",
                 "The database's clock was set back. A dead member is noticed all the same; correct the clock.",
             )
+    for one in status["missing"]:
+        yield Finding(
+            "problem",
+            f"no {one['glob']} was done by {one['by']}" + (f": it {one['error']}" if one["error"] else ""),
+            "If it did not come, ask who sends it; the next one that is done ends this.",
+        )
     if files.get("quarantined"):
         yield Finding(
             "problem",
@@ -10247,6 +10482,12 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> list[tuple[str, str, st
         ("queue_files", "gauge", "Files taken up and not ended.", work["queue"]),
         ("last_success_timestamp_seconds", "gauge", "When a file was last done.", work["last_done"]),
         ("last_poll_timestamp_seconds", "gauge", "When a poll last succeeded.", server["last_poll"]),
+        (
+            "missing_files",
+            "gauge",
+            "Expected files that are overdue; the same on every member.",
+            len(status["missing"]) if fresh else None,
+        ),
         (
             "ledger_files",
             "gauge",

@@ -1,0 +1,323 @@
+"""Files that are expected by a time of day: what was missing is said once, by whoever is active then."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import time
+import zoneinfo
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import pytest
+from conftest import Database, Files, wait_for
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from members import PATIENCE, Crew, never
+from test_dialects import Tables, row
+
+import ftpcoord
+from ftpcoord import Came, Change, ConfigError, Expectation, Fence, Outcome
+
+UTC = datetime.timezone.utc
+ZURICH = zoneinfo.ZoneInfo("Europe/Zurich")
+HOUR, DAY = 3600.0, 86400.0
+
+
+def at(text: str, zone: datetime.tzinfo = UTC) -> float:
+    return datetime.datetime.fromisoformat(text).replace(tzinfo=zone).timestamp()
+
+
+def came(*texts: str) -> list[Came]:
+    return [Came(at(text), "/in/a.csv", 1) for text in texts]
+
+
+def judged(
+    text: str, seen: Sequence[Came], now: str, alarms: Sequence[str] = (), after: str = "2026-01-01"
+) -> tuple[list[str], dict[str, str]]:
+    """Missing deadlines and those with a late file, as minutes."""
+    one = Expectation(text, UTC)
+    windows = one.windows(at(after), at(now))
+    missing, late = one.judge(windows, seen, {at(alarm) for alarm in alarms}, at(now))
+    short = "%d %H:%M"
+
+    def minute(seconds: float) -> str:
+        return datetime.datetime.fromtimestamp(seconds, UTC).strftime(short)
+
+    return [minute(end) for end in missing], {minute(end): minute(one.at) for end, one in late.items()}
+
+
+# -- what is expected -------------------------------------------------------------------------------------------------
+
+
+def test_days_alone_continue_the_expectation_before() -> None:
+    parts = ftpcoord.expectations("a*.csv by 10:00 mon,wed , b.txt from 07:30 by 8:00, c by 23:59 mon-thu,sat", UTC)
+    assert [one.text for one in parts] == [
+        "a*.csv by 10:00 mon,wed",
+        "b.txt from 07:30 by 8:00",
+        "c by 23:59 mon-thu,sat",
+    ]
+    monday = at("2026-01-12T11:00")
+    assert parts[0].next(monday) == at("2026-01-14T10:00")
+    assert parts[1].windows(monday, monday)[0] == (at("2026-01-13T07:30"), at("2026-01-13T08:00"))
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("a.csv", "expect: 'a.csv' is not GLOB"),
+        ("a.csv by 25:00", "expect: .*25"),
+        ("a.csv by 10:61", "expect: .*61"),
+        ("a.csv by 10:00 someday", "expect: .*someday"),
+        ("a.csv from 9 by 10:00 x y", "expect: .* is not GLOB"),
+        ("mon", "expect: 'mon' is not GLOB"),
+    ],
+)
+def test_what_is_no_expectation_is_said(text: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        config(expect=text)
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"audit": "off"}, "expect: needs audit = on"),
+        ({"timezone": ""}, "timezone: "),
+        ({"audit_retention": 7}, "audit_retention: expect needs 8 days"),
+    ],
+)
+def test_what_an_expectation_needs_is_said(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        config(**changes)
+    config(audit_retention=0)
+    config(audit_retention=8)
+
+
+def config(**changes: Any) -> ftpcoord.Config:
+    values = {
+        "url": "ftp://u@h/in",
+        "database": "sqlite:///x",
+        "audit": "on",
+        "timezone": "UTC",
+        "expect": "a by 10:00",
+    }
+    return ftpcoord.Config(**{**values, **changes})
+
+
+def test_a_glob_is_for_the_name_or_with_a_slash_for_the_end_of_the_path() -> None:
+    assert Expectation("a*.csv by 10:00", UTC).fits("/in/deep/a1.csv")
+    assert Expectation("deep/a*.csv by 10:00", UTC).fits("/in/deep/a1.csv")
+    assert not Expectation("deep/a*.csv by 10:00", UTC).fits("/in/a1.csv")
+
+
+# -- what is missing --------------------------------------------------------------------------------------------------
+
+
+def test_without_a_beginning_the_window_begins_at_the_deadline_before() -> None:
+    assert judged("a.csv by 10:00", came("2026-01-12T10:01"), "2026-01-13T12:00", after="2026-01-12T12:00") == ([], {})
+    assert judged("a.csv by 10:00", came("2026-01-12T09:59"), "2026-01-13T12:00", after="2026-01-12T12:00") == (
+        ["13 10:00"],
+        {},
+    )
+
+
+def test_with_a_beginning_what_came_before_does_not_count() -> None:
+    text = "a.csv from 08:00 by 10:00"
+    assert judged(text, came("2026-01-13T07:59"), "2026-01-13T12:00", after="2026-01-12T12:00") == (["13 10:00"], {})
+    assert judged(text, came("2026-01-13T08:01"), "2026-01-13T12:00", after="2026-01-12T12:00") == ([], {})
+    night = "a.csv from 22:00 by 02:00"
+    assert judged(night, came("2026-01-12T23:00"), "2026-01-13T12:00", after="2026-01-12T12:00") == ([], {})
+
+
+def test_one_that_ended_an_alarm_does_not_count_again() -> None:
+    late = came("2026-01-13T11:00")
+    assert judged("a.csv by 10:00", late, "2026-01-13T12:00", after="2026-01-12T12:00") == (
+        [],
+        {"13 10:00": "13 11:00"},
+    )
+    assert judged("a.csv by 10:00", late, "2026-01-14T12:00", after="2026-01-12T12:00")[0] == ["14 10:00"]
+    both = came("2026-01-13T11:00", "2026-01-14T09:00")
+    assert judged("a.csv by 10:00", both, "2026-01-14T12:00", after="2026-01-12T12:00")[0] == []
+
+
+def test_one_that_came_in_a_window_of_its_own_ends_no_older_alarm() -> None:
+    text, seen = "a.csv from 08:00 by 10:00", came("2026-01-14T09:00")
+    assert judged(text, seen, "2026-01-14T12:00", after="2026-01-12T12:00") == (["13 10:00"], {})
+    seen = came("2026-01-14T09:00", "2026-01-14T09:30")
+    assert judged(text, seen, "2026-01-14T12:00", after="2026-01-12T12:00") == ([], {"13 10:00": "14 09:30"})
+
+
+def test_a_deadline_that_has_its_alarm_was_not_met_whatever_is_known_now() -> None:
+    seen = came("2026-01-13T09:00")
+    assert judged("a.csv by 10:00", seen, "2026-01-13T12:00", ["2026-01-13T10:00"], "2026-01-12T12:00")[0] == [
+        "13 10:00"
+    ]
+
+
+def test_only_on_its_days() -> None:
+    assert judged("a.csv by 10:00 mon-fri", [], "2026-01-12T09:00", after="2026-01-09T12:00") == ([], {})
+    assert judged("a.csv by 10:00 mon-fri", [], "2026-01-12T10:00", after="2026-01-09T12:00") == (["12 10:00"], {})
+
+
+def test_deadlines_are_local_times_in_summer_and_winter() -> None:
+    one = Expectation("a.csv by 10:00", ZURICH)
+    ends = [w.end for w in one.windows(at("2026-03-27T12:00"), at("2026-03-30T12:00"))]
+    assert ends[:3] == [at(f"2026-03-{day}T10:00", ZURICH) for day in (28, 29, 30)]
+    assert [b - a for a, b in zip(ends, ends[1:])][:2] == [23 * HOUR, 24 * HOUR]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sets(st.integers(1, 24 * 6 - 1), max_size=12), st.integers(0, 23), st.one_of(st.none(), st.integers(0, 23)))
+def test_a_version_counts_once_and_every_deadline_is_met_missing_or_late(
+    hours: set[int], by: int, start: Optional[int]
+) -> None:
+    """Beside a slow and obvious model, hour by hour."""
+    zero = at("2026-01-12T00:00")
+    seen = [Came(zero + hour * HOUR + 60, "/in/a.csv", 1) for hour in sorted(hours)]
+    text = "a.csv " + (f"from {start:02}:00 " if start is not None else "") + f"by {by:02}:00"
+    one = Expectation(text, UTC)
+    windows = one.windows(zero, zero + 6 * DAY)
+    missing, late = one.judge(windows, seen, (), zero + 6 * DAY)
+    left, model_late = list(seen), {}
+    model_open: list[float] = []
+    met: set[float] = set()
+    for minute in range(6 * 24 * 60 + 1):
+        now = zero + minute * 60
+        if left and left[0].at == now:
+            event = left.pop(0)
+            mine = [w.end for w in windows if w.start < now <= w.end and w.end not in met]
+            if start is not None and mine:
+                met.add(mine[0])
+            elif model_open:
+                model_late[model_open.pop(0)] = event
+            elif mine:
+                met.add(mine[0])
+        model_open += [w.end for w in windows if w.end == now and now not in met]
+    assert (missing, late) == (model_open, model_late)
+
+
+# -- on each database -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(database: Database) -> Iterator[ftpcoord.Database]:
+    with contextlib.closing(Tables(database)) as tables:
+        tables.apply()
+        found = tables.open(audit=True)
+        assert found.first("g", "a", 1) == 1
+        yield found
+
+
+def test_the_trail_tells_what_came_and_keeps_each_alarm_once(store: ftpcoord.Database) -> None:
+    now, began = store.audited_since("g")
+    assert abs(now - time.time()) < 30 and began is None
+    fence = Fence("g", "a", 1)
+    for path in ("/in/a-ä.csv", "/in/b.csv"):
+        claim = row(path)
+        store.write(fence, [Change(None, claim)])
+        store.write(fence, [Change(claim, row(path, state="done"), outcome=Outcome("done"))])
+    store.write(fence, [Change(row("/in/b.csv", state="done"), row("/in/b.csv"))])
+    store.write(fence, [Change(row("/in/b.csv"), row("/in/b.csv", state="done"), outcome=Outcome("done"))])
+    store.adopt("g", "a", [row("/in/a-adopted.csv")])
+    seen = store.came("g", now - 100, "*.csv")
+    assert sorted(path for _, path, _ in seen) == ["/in/a-ä.csv", "/in/b.csv"], "the first time alone"
+    assert all(now - 1 < moment < now + 30 and term == 1 for moment, _, term in seen)
+    assert [path for _, path, _ in store.came("g", now - 100, "a-*.csv")] == ["/in/a-ä.csv"]
+    assert store.came("g", now + 1000, "*") == [] == store.came("other", 0, "*")
+    began = store.audited_since("g")[1]
+    assert began is not None and now - 1 < began < now + 30
+    by = at("2026-01-12T10:00")
+    assert store.alarm(fence, "f" * 64, "a*ä.csv", by, "came, but is not done: /in/ä (failed)")
+    assert store.alarm(fence, "f" * 64, "a*ä.csv", by, "again")
+    assert not store.alarm(Fence("g", "b", 1), "e" * 64, "x", by, ""), "whoever holds the token says it"
+    assert not store.alarm(Fence("g", "a", 2), "e" * 64, "x", by, "")
+    assert store.alarms("g", by, "f" * 64) == {by: ("a", "came, but is not done: /in/ä (failed)")}
+    assert store.alarms("g", by + 1, "f" * 64) == store.alarms("g", by, "e" * 64) == {}
+    assert [one["outcome"] for one in store.history("g", "2026-01-01")].count("missing") == 1
+
+
+# -- members ----------------------------------------------------------------------------------------------------------
+
+
+def minute(seconds: float) -> str:
+    return time.strftime("%H:%M", time.gmtime(seconds))
+
+
+def passed(crew: Crew) -> str:
+    """A deadline of some minutes ago; the trail has a row from the day before."""
+    crew.settings.update(audit="on", timezone="UTC")
+    assert crew.call("adopt").returncode == 0
+    crew.files.put("old.txt", b"1")
+    assert crew.call("adopt").returncode == 0
+    long_ago = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(time.time() - 1.5 * DAY))
+    crew.database.execute(f"UPDATE file_audit SET at = '{long_ago}'")
+    return minute(time.time() - 120)
+
+
+def alarms(crew: Crew) -> int:
+    ((count,),) = crew.database.execute("SELECT COUNT(*) FROM file_audit WHERE outcome = 'missing'")
+    return int(count)
+
+
+def test_what_did_not_come_is_said_once_over_restarts_and_takeovers_and_again_when_it_comes(
+    database: Database, files: Files, tmp_path: Path
+) -> None:
+    with Crew(tmp_path, database, files) as crew:
+        by = passed(crew)
+        crew.settings["expect"] = f"a*.csv by {by}"
+        first = crew.start("a")
+        said = first.wait("file_missing")
+        assert said.level == "error" and said.fields["path"] == "a*.csv" and by in said.fields["by"]
+        wait_for(lambda: alarms(crew) == 2, PATIENCE, "yesterday's and today's")
+        status = crew.status()
+        assert [one["glob"] for one in status["missing"]] == ["a*.csv"] * 2 and not status["healthy"]
+        done = crew.run("status", "--check")
+        assert done.returncode == 1 and "no a*.csv was done by" in done.stdout
+        first.kill()
+        second = crew.start("b")
+        second.wait("polled")
+        never(lambda: second.events("file_missing"), 2.0, "said again")
+        assert alarms(crew) == 2
+        for name in ("a1.csv", "a2.csv"):
+            files.put(name, b"1")
+        wait_for(lambda: len(second.events("file_late")) == 2, PATIENCE)
+        assert crew.status()["missing"] == []
+        assert second.stop() == 0
+        third = crew.start("c")
+        third.wait("polled")
+        never(lambda: third.events("file_late") or third.events("file_missing"), 2.0, "said again")
+
+
+def test_what_came_in_time_is_not_missed_and_what_came_but_failed_is_said_so(crew: Crew, files: Files) -> None:
+    by = passed(crew)
+    crew.fail()
+    files.put("a.csv", b"1")
+    files.put("b.csv", b"1")
+    one = crew.start("a", max_attempts=1)
+    wait_for(lambda: list(crew.states().values()).count("quarantined") == 2, PATIENCE)
+    assert one.stop() == 0
+    earlier = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(time.time() - 600))
+    crew.database.execute(f"UPDATE file_audit SET outcome = 'done', at = '{earlier}' WHERE path LIKE '%b.csv'")
+    now = f"from {minute(time.time() - 1200)} by {by}"
+    two = crew.start("b", expect=f"a.csv {now}, b.csv {now}")
+    assert "came, but is not done: " in two.wait("file_missing", path="a.csv").fields["error"]
+    assert "a.csv (quarantined)" in two.events("file_missing")[0].fields["error"]
+    assert not two.events("file_missing", path="b.csv")
+
+
+def test_a_deadline_is_judged_while_a_poll_is_far_away_and_none_before_the_first_row(crew: Crew) -> None:
+    crew.settings.update(audit="on", timezone="UTC", expect=f"a.csv by {minute(time.time() - 120)}")
+    member = crew.start("a")
+    member.wait("polled")
+    crew.files.put("other.txt", b"1")
+    member.wait("file_done")
+    never(lambda: member.events("file_missing"), 5.0, "nothing was expected yet")
+    assert crew.status()["missing"] == []
+
+
+def test_metrics_count_what_is_missing(crew: Crew) -> None:
+    crew.settings["expect"] = f"a*.csv by {passed(crew)}"
+    done = crew.call("status", "--json")
+    assert len(json.loads(done.stdout)["missing"]) == 2, "told before anybody is active"
