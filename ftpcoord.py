@@ -9232,7 +9232,7 @@ class Expectation:
         """
         missing: list[float] = []
         late: dict[float, Came] = {}
-        met: set[float] = set(alarms)
+        met: set[float] = set()
         known = [(one.at, 0, one) for one in came if self.fits(one.path)]
         for at, _, one in sorted(known + [(window.end, 1, None) for window in windows if window.end <= now]):
             if one is None:
