@@ -2242,7 +2242,7 @@ class Poller:
         self.unreached = False  # the server, or something that it listed, could not be had at the last poll
         self.waiting = 0  # failed files whose back-off has not passed, at the last poll
         self.stuck = False  # a Python handler is still running although everything was to end
-        self.listed: Sequence[str] = ()  # at the last poll
+        self.listed: Optional[Sequence[str]] = None  # at the last poll
         self._more = False  # the last poll left something that the next one may take
         self._goes_round = False  # ... or that comes by itself: a scheduled round of polls goes on
         self.rounds = Rounds(config)
@@ -9289,6 +9289,7 @@ class Judge:
         self._looked = False
 
     def run(self) -> None:
+        self.member.wait(self.lease, 30.0, lambda: self.poller.listed is not None)  # what came and is not done is known
         while self.member.may_work(self.lease):
             pause = 60.0
             try:
@@ -9323,7 +9324,7 @@ class Judge:
     def _undone(self, one: Expectation) -> str:
         """What came and is not done."""
         rows = {row.path: row.state for row in self.poller.ledger.all()}
-        states = {**dict.fromkeys(self.poller.listed, "listed"), **rows}
+        states = {**dict.fromkeys(self.poller.listed or (), "listed"), **rows}
         came = [f"{path} ({state})" for path, state in sorted(states.items()) if one.fits(path) and state != "done"]
         return printable(f"came, but is not done: {', '.join(came[:FIRST_PATHS])}") if came else ""
 
