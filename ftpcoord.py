@@ -1419,6 +1419,11 @@ class Found(NamedTuple):
     entry: Entry
 
 
+def start_of_paths(folder: str) -> str:
+    """How the paths of what is in a folder begin."""
+    return "" if folder in (".", "") else posixpath.join(folder, "")
+
+
 class Look(list[Found]):
     """The files of one walk through the polled tree, and what it could not see. Folders are named by the start of the
     paths in them, with the slash."""
@@ -1429,7 +1434,9 @@ class Look(list[Found]):
         self.refused: dict[str, str] = {}  # folders that could not be listed whole, and why
         self.unread: dict[str, list[str]] = {}  # lines that nobody understands, by folder
         self.skipped: dict[str, str] = {}  # links and folders that are left out, and why
-        self.folders: set[str] = set()  # what was listed as a folder, below the polled one
+        self.lost: dict[str, str] = {}  # the polled ones of these
+        self.base = ""  # the polled folder under way
+        self.folders: set[str] = set()  # what was listed as a folder, below it
         self._size = 0
 
     def add(self, found: Found) -> None:
@@ -1506,22 +1513,31 @@ class Selector:
         self._seen: dict[str, tuple[Entry, float]] = {}
         self._told: set[tuple[str, str]] = set()
         self.unsteady = Unsteady(config, clock)
-        self._base = config.target.path
+        self._bases = config.polled()
 
     # -- what is there ------------------------------------------------------------------------------------------------
 
     def walk(self, server: FileServer, goes_on: Callable[[], object] = bool) -> Look:
-        """Lists the polled folder, with its subfolders if `recursive`. Raises what listing that folder raises,
-        FileRefused if files would be moved into it, and before each folder what `goes_on` raises."""
+        """Lists the polled folders, with subfolders if `recursive`. Raises the last error if none can be listed,
+        FileRefused if files would be moved into one, and before each folder what `goes_on` raises."""
         look = Look(goes_on)
-        self._targets.check(server)
-        self._visit(server, look, self._base, "", [])
+        unresolved = self._targets.check(server)
+        for look.base in self._bases:
+            look.folders = set()
+            try:
+                if look.base in unresolved:
+                    raise unresolved[look.base]
+                self._visit(server, look, look.base, "", [])
+            except (FileGone, FileRefused) as exc:  # each for itself
+                look.lost[look.base] = look.refused[start_of_paths(look.base)] = str(exc)
+                if len(look.lost) == len(self._bases):
+                    raise
         return look
 
     def _visit(self, server: FileServer, look: Look, folder: str, below: str, above: Above) -> None:
         look.goes_on()
         entries = server.list(folder)
-        prefix = "" if folder in (".", "") else posixpath.join(folder, "")
+        prefix = start_of_paths(folder)
         if server.unread:
             look.unread[prefix] = server.unread
             self._refuse(folder, server.unread[0][:200], "a line of the listing that is not understood")
@@ -1533,7 +1549,7 @@ class Selector:
             return
         look.folders.update(below + name for name in folders)
         if len(look.folders) > MAX_FOLDERS:
-            raise ServerDown(f"more than {MAX_FOLDERS} folders below {self._base}: poll fewer")
+            raise ServerDown(f"more than {MAX_FOLDERS} folders below {look.base}: poll fewer")
         for entry in entries:
             path, relative = prefix + entry.name, below + entry.name
             if not is_plain_name(entry.name) or len(path) > LONGEST_PATH:
@@ -1574,9 +1590,9 @@ class Selector:
             event("file_refused", level, folder=folder, name=repr(name), reason=why)
 
     def below(self, path: str) -> bool:
-        """Whether a path is one of a file below the polled folder."""
-        prefix = "" if self._base in (".", "") else posixpath.join(self._base, "")
-        return path.startswith(prefix) and all(map(is_plain_name, path[len(prefix) :].split("/")))
+        """Whether a path is one of a file below a polled folder."""
+        starts = filter(path.startswith, map(start_of_paths, self._bases))
+        return any(all(map(is_plain_name, path.removeprefix(start).split("/"))) for start in starts)
 
     # -- what is to be done -------------------------------------------------------------------------------------------
 
@@ -2032,12 +2048,12 @@ class Workplace:
     def _is_private(self, path: Path) -> bool:
         return self._private is not None and self._private in path.parents
 
-    def name(self, temporary: Path, found: Found) -> Path:
+    def name(self, temporary: Path, found: Found, again: bool = True) -> Path:
         """Gives a finished copy its name, which is durable only after `sync`; a private one keeps its own."""
         if self._folder is None:
             return temporary
         with self._inside(temporary.parent) as folder:
-            return give_name(temporary, temporary.with_name(found.entry.name), folder)
+            return give_name(temporary, temporary.with_name(found.entry.name), folder, again)
 
     def sync(self, place: Path) -> None:
         """Makes the names in a folder durable."""
@@ -2096,17 +2112,17 @@ def publish(temporary: Path, target: Path) -> Path:
     return named
 
 
-def give_name(temporary: Path, target: Path, folder: Optional[int] = None) -> Path:
+def give_name(temporary: Path, target: Path, folder: Optional[int] = None, again: bool = True) -> Path:
     """Gives a finished file its name, replacing nothing; gives the name it got.
 
-    What is there already with the same content counts as this very file; another one makes the name a numbered one.
+    What is there with the same content counts as this file (`again`); another one makes the name a numbered one.
     """
     for number in itertools.count():
         wanted = target if number == 0 else target.with_name(numbered(target.name, number))
         try:
             _rename_without_replacing(_at(temporary, folder), _at(wanted, folder), folder)
         except FileExistsError:
-            if not _same_content(_at(temporary, folder), _at(wanted, folder), folder):
+            if not again or not _same_content(_at(temporary, folder), _at(wanted, folder), folder):
                 continue
             os.unlink(_at(temporary, folder), dir_fd=folder)
         return wanted
@@ -2386,7 +2402,7 @@ class Poller:
         self._goes_round = bool(self._more or comes)
         self.workers.hand_in(ready)
         seconds = time.monotonic() - started
-        self.stats.polled(len(listing), seconds, self.waiting, self.selector.refused)
+        self.stats.polled(len(listing), seconds, self.waiting, self.selector.refused, listing.lost)
         self.progress.tell()
         event("polled", term=self.lease.term, listed=len(listing), new=len(ready), waiting=self.waiting)
         while self.workers.queue and self.member.may_work(self.lease):
@@ -2632,7 +2648,8 @@ class Poller:
                 item.out.close()
                 self.lease.check()
                 if not item.work.delivered:
-                    item.local = self.workplace.name(item.local, item.work.found)
+                    again = bool(item.work.old) or not self.config.folders
+                    item.local = self.workplace.name(item.local, item.work.found, again)
         durable: set[Path] = set()
         for item in items:
             if not item.ended:
@@ -2820,7 +2837,7 @@ class Poller:
         """
         wanted = self.config.may_act(row.action)
         if not wanted or not self.selector.below(row.path):
-            why = "its path is not below url" if wanted else f"{row.action} is neither after nor after_error"
+            why = "its path is not below url or folders" if wanted else f"{row.action} is neither after nor after_error"
             self._keep(row, f"the action in the ledger is dropped: {why}", logging.WARNING)
             return
         try:
@@ -7745,19 +7762,19 @@ class MoveTargets:
     """
 
     def __init__(self, config: Config) -> None:
-        self._base, self._recursive = config.target.path, config.recursive
+        self._folders, self._recursive = config.polled(), config.recursive
         names = {normal_path(a[len("move:") :]) for a in (config.after, config.after_error) if a.startswith("move:")}
         self._absolute = {name for name in names if name.startswith("/")}
         split = [name.split("/") for name in names - self._absolute]
         self._relative = [(parts.count(".."), [part for part in parts if part != ".."]) for parts in split]  # up, down
-        self._bases: set[str] = set()  # the polled folder as it is set, and as the server resolves it
+        self._bases: dict[str, set[str]] = {}  # each polled folder as it is set, and as the server resolves it
         self._places: set[str] = set()  # where files go, but for the tails of relative names below their own folder
         self._answers: dict[str, bool] = {}  # whether the server answers to a spelling
 
-    def lead_back(self, base: str) -> bool:
-        """Whether files would be moved into the polled folder (with `recursive`: from some folder of it)."""
-        base = normal_path(base)
-        return any(as_in(base, place) == base for place in self._from(base))
+    def lead_back(self) -> bool:
+        """Whether files would be moved into a polled folder (with `recursive`: from some folder of one)."""
+        bases = list(map(normal_path, self._folders))
+        return any(as_in(base, place) == base for base in bases for other in bases for place in self._from(other))
 
     def _from(self, base: str) -> set[str]:
         """Where files of the polled folder go, and from folders below it those that go up beyond it or to it."""
@@ -7767,11 +7784,22 @@ class MoveTargets:
             for up in range(0 if self._recursive else ups, ups + 1)
         }
 
-    def check(self, server: FileServer) -> None:
-        """Raises FileRefused if files would be moved into the polled folder."""
-        if self._bases or not (self._absolute or self._relative):
-            return
-        bases = {normal_path(self._base), server.absolute(self._base)}
+    def check(self, server: FileServer) -> dict[str, Error]:
+        """Raises FileRefused if files would be moved into a polled folder, or one would be polled twice. Gives the
+        folders that cannot be resolved, and so must not be polled, and why."""
+        found: dict[str, set[str]] = {}
+        unresolved: dict[str, Error] = {}
+        if len(self._bases) == len(self._folders) or not (self._absolute or self._relative or self._folders[1:]):
+            return unresolved
+        for folder in self._folders:
+            try:
+                found[folder] = {normal_path(folder), server.absolute(folder)}
+            except (FileGone, FileRefused) as exc:
+                unresolved[folder] = exc
+        for one, other in itertools.permutations(found, 2):
+            if any(self._contains(server, a, b) for a in found[one] for b in found[other]):
+                raise FileRefused(f"{other}: would be polled twice, in {one}, too; nothing is claimed")
+        bases = {base for spellings in found.values() for base in spellings}
         self._absolute |= {self._resolved(server, place) for place in self._absolute}
         places = {place for base in bases for place in self._from(base)}
         for place, base in itertools.product(set(places), bases):
@@ -7781,8 +7809,15 @@ class MoveTargets:
             if _differ_in_case(head, base) and tail[:1] in ("", "/") and self._is_unlisted(server, head):
                 places.add(base + tail)
         if bases & places:
-            raise FileRefused(f"{self._base}: after or after_error would move files into it again; nothing is claimed")
-        self._bases, self._places = bases, places
+            of = ", ".join(self._folders)
+            raise FileRefused(f"{of}: after or after_error would move files into it again; nothing is claimed")
+        self._bases, self._places = found, places
+        return unresolved
+
+    def _contains(self, server: FileServer, folder: str, other: str) -> bool:
+        if contains(folder.casefold(), other.casefold(), self._recursive):
+            return contains(folder, other, self._recursive) or self._is_unlisted(server, other[: len(folder)])
+        return False
 
     @staticmethod
     def _resolved(server: FileServer, place: str) -> str:
@@ -7793,7 +7828,7 @@ class MoveTargets:
     def include(self, server: FileServer, look: Look, relative: str) -> bool:
         """Whether a folder of the tree is one of them, perhaps in another spelling that the server knows it by."""
         parts = relative.split("/")
-        for base in self._bases:
+        for base in self._bases.get(look.base, {normal_path(look.base)}):
             path = posixpath.join(base, relative)
             targets = {posixpath.join(base, *parts[: -len(tail)], *tail) for _, tail in self._relative} | self._places
             for target in (as_in(path, target) for target in targets):
@@ -7820,6 +7855,12 @@ class MoveTargets:
             except FileRefused:
                 return True  # rather a folder less than one that is polled without end
         return self._answers[path]
+
+
+def contains(folder: str, other: str, recursive: bool) -> bool:
+    """Whether a folder is polled with another one: it is that one or, with `recursive`, above it."""
+    place, above = (posixpath.join(normal_path(path), "") for path in (other, folder))
+    return place == above or (recursive and place.startswith(above))
 
 
 def _differ_in_case(a: str, b: str) -> bool:
@@ -8272,6 +8313,7 @@ class Config:
     """
 
     url: str = ""
+    folders: str = ""
     password: str = ""
     key: str = setting("", schemes=SSH)
     key_passphrase: str = setting("", schemes=SSH)
@@ -8419,6 +8461,14 @@ class Config:
         """The file server, without its password."""
         return _parse_url(self.url)[0]
 
+    def where(self) -> str:
+        """The file server and what is polled there, for people."""
+        return f"{without_password(self.url)}{f' ({printable(self.folders)})' * bool(self.folders)}{self.through()}"
+
+    def polled(self) -> list[str]:
+        """The folders that are polled; see Target for their form."""
+        return list(map(_folder, self.patterns("folders"))) or [self.target.path]
+
     @property
     def endpoint(self) -> Endpoint:
         """The database, without its password."""
@@ -8485,6 +8535,7 @@ class Config:
             if given and scheme and schemes and scheme not in schemes:
                 wanted = " and ".join(f"{one}://" for one in schemes)
                 raise ConfigError(f"{name}: is for {wanted} only, but url is {scheme}://")
+        self._check_folders()
         try:
             ascii_too = "/a.Z".encode(self.encoding) == b"/a.Z"
         except (LookupError, UnicodeError):  # `undefined` is one that encodes nothing
@@ -8501,8 +8552,8 @@ class Config:
                 "proxy_password: is for a user that proxy names, http://user@host:port",
             ),
             (
-                self.url and MoveTargets(self).lead_back(self.target.path),
-                "after, after_error: files would be moved into the polled folder again",
+                self.url and MoveTargets(self).lead_back(),
+                "after, after_error: files would be moved into a polled folder again",
             ),
             (
                 not self.ledger and self.after == "keep",
@@ -8577,6 +8628,19 @@ class Config:
             )
         if self.order.startswith(EXPRESSION) and not Order(self).pattern.groups:
             raise ConfigError(f"order: {quoted(self.order)} has no group, the key")
+
+    def _check_folders(self) -> None:
+        """What is wrong with `folders`."""
+        if self.folders and (not self.url or self.target.path != "/"):
+            raise ConfigError("folders: need a url, and one without a path")
+        if self.folders and not self.coordination_group:
+            raise ConfigError("coordination_group: is required with folders")
+        for part in (self.patterns("folders") or [" "]) * bool(self.folders):
+            if not re.match(r"/|~(/|\Z)", part) or re.search(r"[\0-\x1f\x7f]", _folder(part)):
+                raise ConfigError(f"folders: {quoted(part)} must begin with / or, below the login folder, with ~/")
+        for one, other in itertools.permutations(self.polled() if self.folders else [], 2):
+            if contains(one, other, self.recursive):
+                raise ConfigError(f"folders: {quoted(other)} would be polled twice, in {quoted(one)}, too")
 
     def command(self, name: str = "exec") -> list[str]:
         """`exec` or `notify` split into its words."""
@@ -8751,6 +8815,13 @@ def _host(name: str, text: str, port: int) -> tuple[str, int]:
     return match[1].strip("[]").lower(), int(match[2] or 0) or port
 
 
+def _folder(text: str) -> str:
+    """A folder as URL or `folders` spell it, in the form of Target's path."""
+    path = urllib.parse.unquote(text, errors="surrogateescape")
+    below = re.match(r"/?~(?:/|\Z)", path)
+    return posixpath.normpath(path[below.end() :] or ".") if below else "/" + path.strip("/")
+
+
 def _parse_url(url: str) -> tuple[Target, str]:
     """Splits the file server's URL (RFC 3986; `/~/` as curl reads it) into its target and its password."""
     match = FILE_URL.fullmatch(url)
@@ -8760,7 +8831,7 @@ def _parse_url(url: str) -> tuple[Target, str]:
     host, port = _host("url", match[4], DEFAULT_PORTS[scheme])
     user, password = (urllib.parse.unquote(match[part] or "") for part in (2, 3))
     user = user or ("" if scheme == "sftp" else "anonymous")
-    path = urllib.parse.unquote(match[5], errors="surrogateescape")
+    path = _folder(match[5])
     for wrong, why in (
         (re.search(r"[\0-\x1f\x7f\\?#]", url), "has a backslash, ?, # or control character; write %5C, %3F, %23"),
         (
@@ -8772,7 +8843,6 @@ def _parse_url(url: str) -> tuple[Target, str]:
     ):
         if wrong:
             raise ConfigError(f"url: {why}")
-    path = posixpath.normpath(path[3:] or ".") if re.match(r"/~(/|\Z)", path) else "/" + path.strip("/")
     return Target(scheme, user, host, port, path), password
 
 
@@ -9592,7 +9662,7 @@ def trim_audit(config: Config, member: Member, lease: Lease) -> None:
 
 
 class Listener:
-    """Polls one folder whenever its member is active.
+    """Polls folders of a file server whenever its member is active.
 
     Settings as in Config. Raises ConfigError; `run` also DatabaseRefused if the database cannot be used at start.
     """
@@ -9941,7 +10011,7 @@ class Stats:
         self.member = member
         self.own: dict[str, Any] = {"started": time.time(), "active_since": None, "other_since": None}
         self.server: dict[str, Any] = {"up": None, "error": "", "last_poll": None}  # up: a standby does not know
-        self.server.update(listed=0, waiting=0, refused=0)
+        self.server.update(listed=0, waiting=0, refused=0, lost={})
         self.work: dict[str, Any] = {"done": 0, "failed": 0, "quarantined": 0, "bytes": 0, "last_done": None}
         self.takeovers: deque[dict[str, Any]] = deque(maxlen=50)  # the last one first
         self.backlog = Backlog()
@@ -9996,7 +10066,7 @@ class Stats:
         else:
             self.ends[name] += 1
             self.own["active_since"] = None
-            self.server.update(up=None, error="")
+            self.server.update(up=None, error="", lost={})
 
     def _changed(self, name: str, member: str, term: int, why: str) -> None:
         """`seconds`: the group had been without an active member, or this one had been active."""
@@ -10005,8 +10075,11 @@ class Stats:
 
     # -- the work -----------------------------------------------------------------------------------------------------
 
-    def polled(self, listed: int, seconds: float, waiting: int, refused: int) -> None:
-        self.server.update(listed=listed, waiting=waiting, refused=refused, last_poll=time.time())
+    def polled(self, listed: int, seconds: float, waiting: int, refused: int, lost: Mapping[str, str]) -> None:
+        lost = {printable(folder): printable(why) for folder, why in lost.items()}
+        for folder in lost.keys() - self.server["lost"].keys():
+            event("file_refused", logging.WARNING, folder=folder, reason=lost[folder])
+        self.server.update(listed=listed, waiting=waiting, refused=refused, last_poll=time.time(), lost=lost)
         self.polls.add(seconds)
 
     def fetched(self, size: int) -> None:
@@ -10161,6 +10234,12 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
             f"the file server cannot be used: {server['error']}",
             "It is tried again for ever; the files wait there. `ftpcoord.py check` tells more.",
             f"file server down: {server['error']}",
+        )
+    for folder, why in server.get("lost", {}).items():
+        yield Finding(
+            "problem",
+            f"{folder} cannot be polled: {why}",
+            "See to its path and its rights; the other folders are polled.",
         )
     if own.get("not_now"):
         yield Finding("passing", f"claims wait for the system behind the handler: {own['not_now']}")
@@ -10335,7 +10414,7 @@ def own_status(listener: Listener) -> dict[str, Any]:
             "age": boot_clock() - answered if answered >= 0 else None,
             "mean": stats.heartbeats.sum / max(1, sum(stats.heartbeats.counts)),
         },
-        "server": {"url": without_password(config.url) + config.through(), **stats.server},
+        "server": {"url": config.where(), **stats.server},
         "work": {
             **stats.work,
             "queue": stats.queued(),
@@ -11066,7 +11145,9 @@ def command_check(configs: Sequence[Config], options: argparse.Namespace) -> int
         with contextlib.closing(open_server(config)) as server:
             listing = selector.walk(server)
         wanted = sum(selector.wants(found) for found in listing)
-        print(f"file server: {without_password(config.url)}{config.through()}, {len(listing)} files, {wanted} match")
+        print(f"file server: {config.where()}, {len(listing)} files, {wanted} match")
+        if listing.lost:
+            raise FileRefused("; ".join(listing.lost.values()))
     print("ok")
     return 0
 
@@ -11127,7 +11208,7 @@ def command_dry_run(configs: Sequence[Config]) -> int:
             why = f"blocked by {order.before[path]} (order)" if path in order.before else why
             word, why = ("take", taken[path]) if path in taken else ("skip", why)
             print(f"{word}  {printable(path)}  {found.entry.size} B  {found.entry.mtime}  {printable(why)}".rstrip())
-        for path, why in sorted(listing.skipped.items()):
+        for path, why in sorted({**listing.skipped, **listing.lost}.items()):
             print(printable(f"skip  {printable(path)}  {why}"))
         limit = f", at most {config.max_files} in a poll" if 0 < config.max_files < len(taken) else ""
         print(f"{len(taken)} of {len(listing)} files would be handled{limit}; nothing was changed")
