@@ -1186,7 +1186,7 @@ class SimWorkplace:
         path = Path(f"{WORLD.numbers}")
         return path, SimFile(path)
 
-    def name(self, temporary: Path, found: Any) -> Path:
+    def name(self, temporary: Path, found: Any, *_: object) -> Path:
         return temporary
 
     def discard(self, temporary: Path) -> None:
