@@ -85,6 +85,8 @@ CASES: list[tuple[dict[str, str], set[str]]] = [
     ({OLDEST: "0+60x120"}, {"FtpcoordWaiting"}),
     ({POLLED: "60x120", OLDEST: "0+60x120", PAUSED: "1x120"}, set()),
     ({'ftpcoord_not_now_files{group="g",member="b"}': "5x120"}, {"FtpcoordNotNow"}),
+    ({'ftpcoord_missing_files{group="g",member="a"}': "2x120"}, {"FtpcoordMissing"}),
+    ({'ftpcoord_blocked_since_timestamp_seconds{group="g",member="a"}': "60x120"}, {"FtpcoordBlocked"}),
     ({'ftpcoord_files_total{group="g",member="a",result="quarantined"}': "0+1x120"}, {"FtpcoordQuarantine"}),
 ]
 
