@@ -273,6 +273,7 @@ def test_check_and_dry_run_show_each_folder(
     with two_folders(a_x=b"1", a_y=b"1", b_y=b"2") as host:
         if missing:
             host.folders.remove("/in/a")
+        monkeypatch.delenv("FTPCOORD_REQUIRE_ALL", raising=False)  # the run's own
         for name, value in environ(host, tmp_path, "/in/a,/in/b").items():
             monkeypatch.setenv(name, value)
         assert ftpcoord.main(["--config", "env", "check"]) == missing

@@ -80,7 +80,7 @@ def test_a_cut_connection_to_the_database_that_is_short_changes_nothing(
             crew.handled(*names)
             wait_for(lambda: not files.names(), PATIENCE)
             assert crew.names("begin") == names
-            assert [event.fields["term"] for member in members for event in member.events("elected")] == ["1"]
+            assert sum(len(member.events("elected")) for member in members) == 1
             assert not active.events("lost")
 
 

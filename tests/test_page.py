@@ -234,6 +234,7 @@ def group(**changes: Any) -> dict[str, Any]:
                 "seconds": 3999.0,
             },
         ],
+        "missing": [],
         "settings": {
             "database": "postgresql://app@db.example/app",
             "exec": "/usr/bin/import ... (2 arguments)",

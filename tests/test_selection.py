@@ -352,8 +352,9 @@ def test_hidden_and_temporary_folders_are_entered_only_where_a_pattern_names_the
     assert "hidden" in look.skipped["/in/.Trash"]
 
 
-def test_links_are_left_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
+def test_links_are_left_and_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ftpcoord.logger, "propagate", True)  # a command of another test may have begun to log
+    caplog.set_level("INFO", "ftpcoord")
     server = Folders(**{"/in": [a_file("a"), Entry("l", "link", 0, NOON)]})
     selector = Selector(config(), time.monotonic)
     for _ in range(3):

@@ -270,7 +270,7 @@ def look_at_sections(member: Member, one: int, two: int) -> None:
     assert Answer(one, "/active").text == "g0: active\ng1: active\ng3: active\n"
     assert Answer(one, "/active?group=g2").code == 404
     assert {found for name, found in samples(Answer(one, "/metrics").text).items() if name[0] == "ftpcoord_term"} == {1}
-    assert Answer(one, "/").text.count("<section>") == 3
+    assert Answer(one, "/").text.count("<section") == 3
     assert member.stop() == 0
 
 
