@@ -2369,7 +2369,8 @@ class Poller:
         self.workers.start()
         self.ledger.refresh()
         self.pool.habits.spare_listing = True
-        self._ended = {row.path: row for row in self.ledger.all() if row.action and row.state == "done"}
+        if self.order.lines_up:
+            self._ended = {row.path: row for row in self.ledger.all() if row.action and row.state == "done"}
         busy = self.workers.hold(self.order.lines_up)  # the listing may show these as they were before
         listing = again = self._list()
         self.unreached = bool(listing.refused)
@@ -2550,7 +2551,7 @@ class Poller:
             free.append(work)
         for work, row in zip(free, self.ledger.claim(free)):
             if row is not None:
-                self.selector.unsteady.claimed(work)
+                self.selector.unsteady.claimed(work, self.lease.term)
                 items.append(Item(work, row, row.mtime))
             elif work.path in self.ledger.refused:
                 self._unstorable(work.old, self.ledger.claimed(work))
@@ -2882,7 +2883,7 @@ class Poller:
                 what = "the file" if same is False else "its companion"
                 drop = row.state == "done" and same is False  # so that the new version is handled
                 if drop:
-                    self.selector.unsteady.again(row.path)
+                    self.selector.unsteady.again(row.path, self.lease.term)
                 self._keep(row, f"a new version of {what} arrived meanwhile", drop=drop)
                 return
             free = [path for path in there if not companions.needed(path, row.path, self.ledger.get)]
@@ -3186,23 +3187,27 @@ class Unsteady:
     third it is said. Outlives leases."""
 
     def __init__(self, config: Config, clock: Callable[[], float]) -> None:
-        self._first, self._clock = config.retry_delay or 1.0, clock
+        self._config, self._clock = config, clock
         self._files: dict[str, tuple[int, float]] = {}  # how often in a row; until when it rests
 
-    def again(self, path: str) -> None:
+    def again(self, path: str, term: int) -> None:
         """It has been handled, and is another version."""
         times = self._files.get(path, (0, 0.0))[0] + 1
-        pause = doubled(self._first, times - 1) if times > 1 else 0.0
+        pause = doubled(self._config.retry_delay or 1.0, times - 1) if times > 1 else 0.0
         self._files[path] = times, self._clock() + pause
         if times > 2:
-            event("not_now", logging.WARNING, path=path, retry_in=pause, error=UNSTEADY)
+            about = {"group": self._config.coordination_group, "term": term, "path": path}
+            event("not_now", logging.WARNING, **about, retry_in=pause, error=UNSTEADY)
 
-    def claimed(self, work: Work) -> None:
+    def claimed(self, work: Work, term: int) -> None:
         """Of what is kept, a version within the minute that the line of the one before shows; later ones are new."""
         old, line = work.old, times_of(work.found.entry.mtime)[0]
         if old is not None and old.state == "done" and not old.action:
             same = line and line == times_of(old.mtime)[0] and old.size == work.found.entry.size
-            (self.again if same else self.over)(work.path)
+            if same:
+                self.again(work.path, term)
+            else:
+                self.over(work.path)
 
     def seen_again(self, row: Row) -> None:
         """What was handled is listed as it was; with a `~` nobody asked."""
@@ -8565,8 +8570,9 @@ class Config:
             (self.exec and self.handler, "exec and handler: a file goes to one of them; remove the other"),
             (not self.patterns("pattern"), "pattern: matches nothing"),
             (
-                "{date:" in self.url + self.pattern + self.exclude,
-                "url, pattern, exclude: {date:...} is for after and after_error; poll the folder above, recursive",
+                "{date:" in self.url + self.folders + self.pattern + self.exclude,
+                "url, folders, pattern, exclude: {date:...} is for after and after_error; "
+                "poll the folder above, recursive",
             ),
             (
                 self.ready_suffix and self.requires,
@@ -9364,10 +9370,9 @@ class Judge:
             pause = 60.0
             try:
                 with contextlib.closing(open_database(self.config)) as database:
-                    pause = min(self._judged(database, one) for one in judgements(self.config, database))
-                self._looked = True
-            except ValueError:  # the trail has no row yet
-                pause = self._often
+                    pauses = [self._judged(database, one) for one in judgements(self.config, database)]
+                self._looked = self._looked or bool(pauses)
+                pause = min(pauses, default=self._often)  # none: the trail has no row yet
             except Exception as exc:
                 event("audit_failed", logging.WARNING, term=self.lease.term, error=reason(exc))
             self.member.wait(self.lease, pause)
@@ -9378,15 +9383,17 @@ class Judge:
 
     def _judged(self, database: Database, found: Judgement) -> float:
         """Says what is new; the seconds until the next look."""
-        one, term, config = found.of, self.lease.term, self.config
+        one, config = found.of, self.config
+        about = {"group": config.coordination_group, "term": self.lease.term}
         for by in found.missing:
             words = "" if by in found.alarms else self._undone(one)
-            fence = Fence(config.coordination_group, config.member_id, term)
+            fence = Fence(config.coordination_group, config.member_id, self.lease.term)
             if by not in found.alarms and database.alarm(fence, sha256_text(one.text), one.glob, by, words):
-                event("file_missing", logging.ERROR, term=term, path=one.glob, by=utc_second(by), error=words or None)
+                event("file_missing", logging.ERROR, **about, path=one.glob, by=utc_second(by), error=words or None)
         for by, came in found.late.items():
-            if (one.text, by) not in self._seen and (self._looked or came.term == term):
-                event("file_late", logging.WARNING, term=term, path=came.path, by=utc_second(by), seconds=came.at - by)
+            if (one.text, by) not in self._seen and (self._looked or came.term == self.lease.term):
+                late = came.at - by
+                event("file_late", logging.WARNING, **about, path=came.path, by=utc_second(by), seconds=late)
             self._seen.add((one.text, by))
         pause = one.next(found.now) - found.now + 0.1
         return min(pause, self._often) if found.missing else min(pause, 3600.0)
@@ -9773,9 +9780,11 @@ class Listener:
         config, member = self.config, self.member
         trim, judge = functools.partial(trim_audit, config, member, poller.lease), Judge(config, member, poller).run
         for wanted, work in ((config.audit and config.audit_retention, trim), (config.expect, judge)):
-            with contextlib.suppress(RuntimeError):
+            try:
                 if wanted:
-                    threading.Thread(target=work, daemon=True).start()
+                    threading.Thread(target=work, name="ftpcoord-audit", daemon=True).start()
+            except RuntimeError as exc:
+                event("audit_failed", logging.ERROR, term=poller.lease.term, error=f"this host gives no thread ({exc})")
 
     def _work(self, poller: Poller) -> None:
         member = self.member
@@ -9791,7 +9800,9 @@ class Listener:
             member.wait(poller.lease, poller.failed(Error(f"the poll failed: {reason(exc)}"), 1.0))
         finally:
             if poller.stuck:
-                event("stopped", logging.ERROR, reason="a Python handler is still running; the lease is not released")
+                event(
+                    "stopped", logging.ERROR, reason="its work (a Python handler, the ledger) does not end; no release"
+                )
                 self.exit_code = 1
                 member.stop(release=False)
             member.work_ended()
@@ -11188,8 +11199,11 @@ def command_dry_run(configs: Sequence[Config]) -> int:
     start_logging("warning", configs[0].log_format, sys.stderr)
     for config in configs:
         there = config.ledger and (config.endpoint.dialect != "sqlite" or Path(config.endpoint.name).exists())
-        groups = opened([config] if there else [])
-        rows = {row.path: row for _, database in groups for row in database.rows(config.coordination_group)}
+        rows: dict[str, Row] = {}
+        for _, database in opened([config] if there else []):
+            rows = {row.path: row for row in database.rows(config.coordination_group)}
+            if wish := database.pauses(config.coordination_group)[2]:
+                print(f"the group is {paused(wish)}")
         selector = Selector(config, lambda: 0.0)  # rows are due in seconds from now
         with contextlib.closing(open_server(config)) as server:
             listing = selector.walk(server)

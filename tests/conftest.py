@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Database", "Files", "need", "new_database", "new_folder", "wait_for"]
 
+LONGEST = ("test_chaos_", "test_sabotage", "test_simulation", "test_interleavings")  # begin first, beside all others
+
 S = TypeVar("S", bound=servers.Server)
 _numbers = itertools.count(1)
 
@@ -37,6 +39,10 @@ def need(name: str) -> None:
         pytest.fail(f"{name}: {reason}", pytrace=False)
     if reason:
         pytest.skip(f"{name}: {reason}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.path.name.startswith(LONGEST))
 
 
 def _session(name: str, make: Callable[[], S]) -> Callable[..., Iterator[S]]:

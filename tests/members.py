@@ -106,6 +106,10 @@ class Member(Process):
         event: Event = wait_for(first, timeout, f"{self} to say {name} {fields or ''}: {self.said()}")
         return event
 
+    def term(self) -> int:
+        """What it won last. The first term of members that start together need not be 1."""
+        return int(self.wait("elected") and self.events("elected")[-1].fields["term"])
+
     def polls(self) -> int:
         """How many polls it has completed."""
         return len([event for event in self.events("polled") if "listed" in event.fields])

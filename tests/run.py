@@ -68,6 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         "4",
         "--dist",
         "loadfile",
+        "--no-loadscope-reorder",  # conftest.py has the order
         f"--color={'yes' if sys.stdout.isatty() else 'no'}",
     ]
     summary: list[str] = []

@@ -630,17 +630,7 @@ class SimDatabase(Tables):
         return self._won(clock, member, old_term + 1)
 
     def take_absent(
-        self,
-        clock: float,
-        snapshot: Tables,
-        group: str,
-        member: str,
-        holder: str,
-        old_term: int,
-        stamp: Optional[str],
-        stale_after: float,
-        aged: int,
-        own: int,
+        self, clock: float, snapshot: Tables, group: str, member: str, holder: str, old_term: int, own: int, **_: object
     ) -> list[Any]:
         if self.token != (holder, old_term) or not (own or holder not in self._read(snapshot).health):
             return []

@@ -204,17 +204,23 @@ def test_a_shared_companion_goes_with_the_last_of_its_files_also_within_one_poll
             wait_for(lambda: not host.files, PATIENCE, "\n".join(site.log[-20:]))
 
 
+def left_with_a_due_action(tmp_path: Path, host: FtpHost, settings: dict[str, Any]) -> Site:
+    """A member that ended between its file's `done` and the file's removal."""
+    host.on("DELE", reply("450 busy"), times=None)
+    with Site(tmp_path, host.settings, "handler", **settings) as site:
+        site.wait("file_failed")
+    with contextlib.closing(sqlite3.connect(tmp_path / "coordination.db")) as database, database:
+        assert database.execute("UPDATE file_ledger SET next_attempt_at = NULL").rowcount == 1
+    return site
+
+
 def test_an_after_action_that_is_due_at_a_takeover_leaves_what_another_file_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is acted on before the first listing has told who needs what, however long a look at it takes."""
     settings = {"requires": "{stem}.sum", "after": "delete", "max_attempts": 1000}
     with FtpHost({"a.csv": b"1", "a.sum": b""}) as host:
-        host.on("DELE", reply("450 busy"), times=None)
-        with Site(tmp_path, host.settings, "handler", **settings) as site:
-            site.wait("file_failed")
-        with contextlib.closing(sqlite3.connect(tmp_path / "coordination.db")) as database, database:
-            assert database.execute("UPDATE file_ledger SET next_attempt_at = NULL").rowcount == 1
+        left_with_a_due_action(tmp_path, host, settings)
         host.put("a.xml", b"2")
         host.behave()
         choose = Selector.choose
@@ -242,11 +248,7 @@ def test_while_a_group_is_paused_nobody_acts_before_it_is_known_who_needs_what(
 ) -> None:
     settings = {"requires": "{stem}.sum", "after": "delete", "max_attempts": 1000}
     with FtpHost({"a.csv": b"1", "a.sum": b""}) as host:
-        host.on("DELE", reply("450 busy"), times=None)
-        with Site(tmp_path, host.settings, "handler", **settings) as site:
-            site.wait("file_failed")
-        with contextlib.closing(sqlite3.connect(tmp_path / "coordination.db")) as database, database:
-            assert database.execute("UPDATE file_ledger SET next_attempt_at = NULL").rowcount == 1
+        site = left_with_a_due_action(tmp_path, host, settings)
         host.behave()
         ftpcoord.command_pause([site.listener.config], argparse.Namespace(seconds=None))
         sessions, act, looks = host.sessions, ftpcoord.Poller._act_where_due, []

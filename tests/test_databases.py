@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import pytest
 import servers
@@ -248,6 +249,31 @@ def test_a_dead_host_is_passed_over(tables: Tables) -> None:
     tables.apply()
     store = tables.open(database=with_hosts(tables.database.url, f"127.0.0.1:{free_port()}", ""))
     assert store.first("g", "a", 1) == 1
+
+
+@SQL_SERVERS
+def test_an_address_of_a_name_that_does_not_answer_leaves_the_next_one_its_time(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables.apply()
+    port, resolve = int(tables.database.url.rpartition(":")[2].partition("/")[0]), socket.getaddrinfo
+
+    def resolved(host: str, *arguments: Any, **more: Any) -> list[Any]:
+        hosts = ("127.0.0.2", "127.0.0.1") if host == "two.example" else (host,)
+        return [found for one in hosts for found in resolve(one, *arguments, **more)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    with ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.bind(("127.0.0.2", port))
+        full.listen(0)
+        for _ in range(4):  # whoever comes after these hears nothing
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.2", port))
+        url = with_hosts(tables.database.url, f"two.example:{port}")
+        store = tables.open(database=url, database_tls="disable")
+        assert store.first("g", "a", 1) == 1
 
 
 @SQL_SERVERS

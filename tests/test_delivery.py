@@ -380,3 +380,22 @@ def test_a_long_walk_through_many_folders_is_progress(tmp_path: Path) -> None:
             site.arrive({f"{name}/a": b"1" for name in names})
             site.polls(1)
             assert not site.all("handing_over") and not site.all("lost")
+
+
+def test_a_file_whose_holders_died_is_acted_on_in_the_poll_that_puts_it_in_quarantine(tmp_path: Path) -> None:
+    with FtpHost(files={"a": b"1"}) as host:
+        site = Site(tmp_path, host.settings, "handler", max_attempts=1, after_error="delete", polling_interval=60)
+        with contextlib.closing(ftpcoord.open_database(site.listener.config)) as database:
+            database.prepare()
+            with contextlib.closing(ftpcoord.open_server(site.listener.config)) as server:
+                (entry,) = server.list("/in")
+            found = ftpcoord.Row("/in/a", entry.size, entry.mtime, "done", 0, 0, 0)
+            database.adopt(site.listener.config.coordination_group, "dead", [found])
+        with contextlib.closing(sqlite3.connect(tmp_path / "coordination.db")) as connection, connection:
+            claimed = "state = 'claimed', term = 99, attempts = 2, error = 'its process ended 2 times; '"
+            assert connection.execute(f"UPDATE file_ledger SET {claimed}").rowcount == 1
+        with site:
+            site.wait("file_quarantined")
+            wait_for(lambda: not host.files, PATIENCE, "\n".join(site.log))
+            wait_for(lambda: not site.state("a", "quarantined")["action"], PATIENCE, "its row knows of it")
+            assert not site.handled

@@ -63,8 +63,8 @@ def test_each_of_200_files_is_handled_exactly_once_by_three_processes(
                 assert not member.events("elected") and not member.events("polled")
         assert [member.stop() for member in crew.standbys()] == [0, 0]
         assert active.stop() == 0
-        assert [event.fields["term"] for event in active.events("file_done")] == ["1"] * COUNT
-        active.wait("released", term=1)
+        assert [event.fields["term"] for event in active.events("file_done")] == [str(active.term())] * COUNT
+        active.wait("released", term=active.term())
 
 
 @kinds("postgresql")

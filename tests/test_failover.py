@@ -94,10 +94,10 @@ def test_when_the_primary_dies_under_load_the_group_goes_on_with_the_promoted_re
     with inbox(files) as folder, Crew(tmp_path, writable(primary), folder, after="delete") as crew:
         crew.settings["database"] = both(primary, replica)
         members = [crew.start(name) for name in "abc"]
-        crew.active()
+        active = crew.active()
         uploads = Uploads(folder)
         wait_for(lambda: len(crew.runs()) >= 20, 30)
-        assert crew.status()["term"] == 1
+        assert crew.status()["term"] == active.term() and len(active.events("elected")) == 1
 
         died = time.time()
         primary.kill()

@@ -111,6 +111,7 @@ def test_a_pause_is_shown_everywhere_and_does_not_make_a_member_unready(crew: Cr
     assert words in crew.run("status").stdout
     checked = crew.run("status", "--check")
     assert checked.returncode == 1 and words in checked.stdout
+    assert words in crew.run("run", "--dry-run").stdout
     wait_for(lambda: json.loads(got(0))["paused"] == found)
     assert words in got(3) and 'ftpcoord_paused{group="crew",member="a"} 1.0' in got(1)
     paused(a)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import stat
@@ -131,6 +132,45 @@ def test_copies_in_the_making_carry_the_term_and_those_of_other_terms_are_remove
     assert sorted(path for path in (tmp_path / "x").iterdir()) == sorted(
         [left[1], left[2], tmp_path / "x" / "a.part", tmp_path / "x" / "a.csv"]
     )
+
+
+def test_who_has_lost_its_lease_removes_no_copies_which_may_be_its_successors(tmp_path: Path) -> None:
+    successors = part_of(Workplace(config(download_dir=str(tmp_path)), 4), found("x/a.csv"))
+    looks: list[int] = []
+
+    def goes_on() -> None:
+        looks.append(1)
+        if len(looks) > 1:
+            raise ftpcoord.LeaseLost(3)
+
+    with pytest.raises(ftpcoord.LeaseLost):
+        Workplace(config(download_dir=str(tmp_path)), 3).clean(goes_on)
+    assert successors.exists()
+
+
+def test_a_private_folder_that_somebody_else_has_locked_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process takes it for a dead one's, between its making and its lock."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    flock, taken = fcntl.flock, []
+
+    def once_taken(handle: int, how: int) -> None:
+        taken.append(handle)
+        if len(taken) == 1:
+            raise BlockingIOError
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", once_taken)
+    place = Workplace(config(exec="true {file}"), 1)
+    path = part_of(place, found())
+    assert len(taken) == 2 and path.exists()
+    handle = os.open(path.parent.parent, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(handle)
+    place.close()
 
 
 def test_a_download_folder_that_is_missing_is_this_hosts_trouble(tmp_path: Path) -> None:

@@ -369,9 +369,16 @@ def config(**changes: Any) -> Config:
         ("after: must be", {"after": "move:a/{date:%Y%%}", "timezone": "UTC"}),
         ("after: must be", {"after": "move:a/{date:%Y}{date:%s}", "timezone": "UTC"}),
         ("after_error: must be", {"after_error": "move:{date:%Y-%M}", "timezone": "UTC"}),
-        ("url, pattern, exclude: {date:...} is for after and after_error", {"pattern": "{date:%Y}/*.csv"}),
-        ("url, pattern, exclude: {date:...} is for after and after_error", {"exclude": "{date:%Y}/*.csv"}),
-        ("url, pattern, exclude: {date:...} is for after and after_error", {"url": "sftp://me@h/in/{date:%25Y}/"}),
+        ("url, folders, pattern, exclude: {date:...} is for after and after_error", {"pattern": "{date:%Y}/*.csv"}),
+        ("url, folders, pattern, exclude: {date:...} is for after and after_error", {"exclude": "{date:%Y}/*.csv"}),
+        (
+            "url, folders, pattern, exclude: {date:...} is for after and after_error",
+            {"url": "sftp://me@h", "folders": "/in/{date:%Y}", "coordination_group": "g"},
+        ),
+        (
+            "url, folders, pattern, exclude: {date:...} is for after and after_error",
+            {"url": "sftp://me@h/in/{date:%25Y}/"},
+        ),
     ],
 )
 def test_a_wrong_setting_is_named_before_anything_is_connected(error: str, changes: dict[str, str]) -> None:

@@ -265,6 +265,21 @@ def test_every_event_stands_in_the_readme() -> None:
     assert said <= words, "every event has its place in the README"
 
 
+def test_what_notify_tells_is_said_of_a_group_so_that_no_other_listener_of_the_process_tells_it() -> None:
+    calls = [node for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.Call) and node.args]
+    said = {
+        (call.args[0].value, call.lineno): [word.arg or ast.unparse(word.value) for word in call.keywords]
+        for call in calls
+        if ast.unparse(call.func) == "event" and isinstance(call.args[0], ast.Constant)
+    }
+    assert len(said) > 30
+    for (name, line), words in said.items():
+        if name in ftpcoord.NOTIFIED:
+            assert {"group", "about"} & set(words), f"{name}, line {line}"
+    for found in re.findall(r"\babout = (\{.*?\})", SOURCE):
+        assert '"group": ' in found, found
+
+
 def test_the_readme_has_exactly_two_set_up_commands() -> None:
     assert re.findall(r"python3 tests/\w+\.py", README[: README.index("## Use it")]) == [
         "python3 tests/demo.py",
