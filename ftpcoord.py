@@ -687,13 +687,6 @@ class Rows(Protocol):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-#
-#                 look: held by another              renew: not held, or the deadline passed
-#               +------------------------+         +-----------------------------------------+
-#               v                        |         v                                         |
-#           STANDBY --- take or first succeeds: lease until sent + S - m ---> ACTIVE --------+
-#               ^                                                               |
-#               +------- release (after the work has stopped) ------------------+
 class ClockWatch:
     """Whether the database's clock went on as the member's own did.
 
@@ -720,6 +713,15 @@ class ClockWatch:
         if largest_step > self.tolerance or gap > self.longest_gap:
             self._trusted_from = received + self.distrust
         return received >= self._trusted_from
+
+
+#
+#                 look: held by another              renew: not held, or the deadline passed
+#               +------------------------+         +-----------------------------------------+
+#               v                        |         v                                         |
+#           STANDBY --- take or first succeeds: lease until sent + S - m ---> ACTIVE --------+
+#               ^                                                               |
+#               +------- release (after the work has stopped) ------------------+
 
 
 class Election:
@@ -942,16 +944,6 @@ class Election:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-#
-#   state        what comes                                      what is done, and the next state
-#   standing by  a lease, and nobody wants an end                the work takes it: working
-#                stop                                            release, out of the group: stopped
-#   working      stop, hand over                                 no new work: winding up
-#                the lease ends, or no progress                  cut: winding up
-#   winding up   the work has ended                              standing by; first release, if it is handed over
-#                it hangs longer than drain_timeout              lost: winding up, and the others wait no more
-#
-# Other threads only ask. The heartbeat's thread does all that touches the election, the guard's thread cuts.
 class Backoff:
     """Growing delays: `first` seconds, then twice as much each time, at most `most`; `reset` begins anew."""
 
@@ -964,6 +956,18 @@ class Backoff:
 
     def reset(self) -> None:
         self.failures = 0
+
+
+#
+#   state        what comes                                      what is done, and the next state
+#   standing by  a lease, and nobody wants an end                the work takes it: working
+#                stop                                            release, out of the group: stopped
+#   working      stop, hand over                                 no new work: winding up
+#                the lease ends, or no progress                  cut: winding up
+#   winding up   the work has ended                              standing by; first release, if it is handed over
+#                it hangs longer than drain_timeout              lost: winding up, and the others wait no more
+#
+# Other threads only ask. The heartbeat's thread does all that touches the election, the guard's thread cuts.
 
 
 class State(enum.Enum):
@@ -1698,6 +1702,14 @@ class Selector:
 # I.7 Ledger: what was done with each version of each file
 # ---------------------------------------------------------------------------------------------------------------------
 
+LedgerRows = Union[Rows, dict[str, Row]]  # a dict: with ledger = off, what this process alone remembers
+
+
+def lost_attempt(row: Optional[Row]) -> Optional[Outcome]:
+    """The outcome of an attempt that ended without a word."""
+    return Outcome("lost") if row is not None and row.state == "claimed" else None
+
+
 #
 #     (none) --claim--> claimed --handler succeeded--> done [action due] --action succeeded--> (none)
 #                          |  ^                          '--- after = keep: stays while the file is listed
@@ -1706,12 +1718,6 @@ class Selector:
 #                        failed --max_attempts--> quarantined [action due]
 #
 # A claim of another term is void. One of this term that is not in work had an unknown outcome: it is void, too.
-LedgerRows = Union[Rows, dict[str, Row]]  # a dict: with ledger = off, what this process alone remembers
-
-
-def lost_attempt(row: Optional[Row]) -> Optional[Outcome]:
-    """The outcome of an attempt that ended without a word."""
-    return Outcome("lost") if row is not None and row.state == "claimed" else None
 
 
 class Ledger:
