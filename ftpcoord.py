@@ -8145,7 +8145,7 @@ class _Tail:
         if self._patient and said.full():  # a stream that is slow may take its time, once
             self._patient = said.flush()
         text = f"exec {self._name}: {line.decode('utf-8', 'surrogateescape').expandtabs()}"
-        said.put(functools.partial(print, printable(text), file=sys.stderr, flush=True))
+        said.put(functools.partial(print_line, printable(text)))
 
     def text(self) -> str:
         self._thread.join(1.0)  # who has left the process group may hold the stream open for ever
@@ -9043,9 +9043,14 @@ def event(what: str, level: int = logging.INFO, **fields: object) -> None:
         log.put(functools.partial(logger.handle, record), level)
 
 
+def print_line(text: str) -> None:
+    """To standard error, its end in the same write: the log may go there, too, by another thread."""
+    print(f"{text}\n", end="", file=sys.stderr, flush=True)
+
+
 def say(text: str) -> None:
     """A last word on standard error."""
-    if not said.put(functools.partial(print, text, file=sys.stderr, flush=True), logging.ERROR):
+    if not said.put(functools.partial(print_line, text), logging.ERROR):
         said.flush()
 
 

@@ -819,7 +819,7 @@ class Member:
         self._read += len(data)
         for line in data.decode(errors="replace").splitlines():
             if "traceback" in line.lower() or not line.startswith("{"):
-                if "this file is no good" not in line:
+                if not line.endswith(": this file is no good"):
                     self.world.trouble("bad output", f"{self.life.instance}: {line[:2000]}")
                 continue
             said = json.loads(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -111,6 +112,28 @@ def test_a_command_gets_its_names_by_environment_and_none_of_the_settings(
     }
     assert environment["KEPT"] == "yes"
     assert "Tr0ub4dor" not in out.read_text()
+
+
+class Writes(io.StringIO):
+    """Standard error that remembers what came in one write: between two of them another thread's may lie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.all.append(text)
+        return super().write(text)
+
+
+def test_what_a_command_says_shares_no_line_with_the_log(
+    tmp_path: Path, file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes = Writes()
+    monkeypatch.setattr(sys, "stderr", writes)
+    command(script(tmp_path, "print('one\\ntwo'); import sys; print('three', file=sys.stderr)")).run(file)
+    wait_for(lambda: len(writes.getvalue().splitlines()) == 3, 10, "its words")
+    assert all(text.endswith("\n") for text in writes.all if text), writes.all
 
 
 def test_a_command_gets_no_time_where_the_listing_tells_none(tmp_path: Path) -> None:
