@@ -14,6 +14,7 @@ if two elections had the same term.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -78,6 +79,26 @@ class Run(NamedTuple):
     content: str
     environment: dict[str, str]
     arguments: list[str]
+
+
+@functools.lru_cache(maxsize=20_000)
+def noted_run(line: str) -> Run:
+    """A line of the record."""
+    noted = json.loads(line)
+    words = {key: value for key, value in noted.items() if key.startswith("FTPCOORD_")}
+    return Run(
+        noted["what"],
+        noted["at"],
+        noted["pid"],
+        words["FTPCOORD_NAME"],
+        words["FTPCOORD_MEMBER"],
+        int(words["FTPCOORD_TERM"]),
+        int(words["FTPCOORD_ATTEMPT"]),
+        noted.get("length", -1),
+        noted.get("content", ""),
+        words,
+        noted["arguments"],
+    )
 
 
 class Member(Process):
@@ -262,27 +283,9 @@ class Crew:
     def runs(self, what: str = "end", name: str = "") -> list[Run]:
         """What the command has recorded: the ends, or the begins, of its runs."""
         record = self.folder / "record"
-        found = []
         whole = record.read_text().rpartition("\n")[0] if record.exists() else ""  # the last line may be half-written
-        for line in whole.splitlines():
-            noted = json.loads(line)
-            words = {key: value for key, value in noted.items() if key.startswith("FTPCOORD_")}
-            run = Run(
-                noted["what"],
-                noted["at"],
-                noted["pid"],
-                words["FTPCOORD_NAME"],
-                words["FTPCOORD_MEMBER"],
-                int(words["FTPCOORD_TERM"]),
-                int(words["FTPCOORD_ATTEMPT"]),
-                noted.get("length", -1),
-                noted.get("content", ""),
-                words,
-                noted["arguments"],
-            )
-            if run.what == what and name in ("", run.name):
-                found.append(run)
-        return found
+        found = [noted_run(line) for line in whole.splitlines()]
+        return [run for run in found if run.what == what and name in ("", run.name)]
 
     def names(self, what: str = "end") -> list[str]:
         """The names of the files handled, in order of the alphabet; one that was handled twice is there twice."""

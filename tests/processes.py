@@ -6,6 +6,7 @@ Standard library alone: the demo needs this on a bare machine.  FTPCOORD_MODULE 
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import os
 import re
@@ -39,6 +40,7 @@ class Event(NamedTuple):
     fields: dict[str, str]
 
 
+@functools.lru_cache(maxsize=20_000)
 def parse(line: str) -> Event:
     """A line of the log in its text form: `time level event key=value ...`."""
     moment, level, name, rest = (line + " ").split(" ", 3)
@@ -56,7 +58,8 @@ class Process:
         self.name = name
         number = len(list(folder.glob("*.out")))
         self.out, self.err = folder / f"{number}-{name}.out", folder / f"{number}-{name}.err"
-        self._read = 0
+        self._lines: list[str] = []
+        self._read = self._told = 0  # bytes, and lines
         with open(self.out, "wb") as out, open(self.err, "wb") as err:
             self.process = subprocess.Popen(
                 command,
@@ -80,17 +83,18 @@ class Process:
 
     def lines(self) -> list[str]:
         """The whole lines of its log so far."""
-        text = self.out.read_text(errors="replace")
-        return text[: text.rfind("\n") + 1].splitlines()
-
-    def news(self) -> list[str]:
-        """Those since the last call."""
         with open(self.out, "rb") as file:
             file.seek(self._read)
             data = file.read()
-        data = data[: data.rfind(b"\n") + 1]
-        self._read += len(data)
-        return data.decode(errors="replace").splitlines()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read += len(whole)
+        self._lines += whole.decode(errors="replace").splitlines()
+        return list(self._lines)
+
+    def news(self) -> list[str]:
+        """Those since the last call."""
+        known, self._told = self._told, len(self.lines())
+        return self._lines[known:]
 
     def said(self) -> str:
         """The end of all its output, for messages."""

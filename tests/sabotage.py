@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import concurrent.futures
+import functools
 import os
 import re
 import subprocess
@@ -33,6 +34,11 @@ SOURCE = TESTS.parent / "ftpcoord.py"
 PARSING = threading.Lock()  # Python 3.11 counts the depth of all threads' trees in one place
 
 
+@functools.lru_cache(maxsize=2)
+def parsed(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
 class Spot(NamedTuple):
     """What is replaced: bytes of the source, and by what."""
 
@@ -50,7 +56,7 @@ class Place:
         for line in self.source.splitlines(keepends=True):
             self._lines.append(self._lines[-1] + len(line))
         with PARSING:
-            tree = ast.parse(source)
+            tree = parsed(source)
         found = [node for path, node in _named(tree) if f".{path}".endswith(f".{name}")]
         if len(found) != 1:
             raise LookupError(f"{len(found)} functions or attributes are named {name}")
@@ -573,7 +579,7 @@ SABOTAGES = (
         "SQLite: a takeover does not look at the term",
         "Database.TAKE",
         text("$seen", "t.group_id = :group AND t.task_id = :holder"),
-        "test_dialects.py::test_a_takeover_needs_holder_and_term_to_be_as_seen[own-sqlite-stale]",
+        "test_dialects.py::test_a_takeover_needs_holder_and_term_to_be_as_seen[own-sqlite]",
     ),
     Sabotage(
         "SQLite: a takeover does not look at the stamp again",
@@ -670,8 +676,8 @@ def run_all(words: Sequence[str] = (), workers: int = 2) -> list[Result]:
     wrong = []
     for sabotage in chosen:
         try:
-            ast.parse(changed(sabotage, source))
-        except (LookupError, SyntaxError) as exc:
+            changed(sabotage, source)
+        except LookupError as exc:
             wrong.append(f"{exc}\n")
     if wrong:
         raise LookupError("".join(wrong))

@@ -592,14 +592,15 @@ def close_all() -> None:
 
 def wait_for(condition: Callable[[], Any], timeout: float = 10, message: str = "") -> Any:
     """The condition's first true value; AssertionError if there is none within `timeout` seconds."""
-    deadline = time.monotonic() + timeout
+    began = time.monotonic()
     while True:
         found = condition()
         if found:
             return found
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > timeout:
             raise AssertionError(f"waited {timeout:g} s in vain for {message or condition}")
-        time.sleep(0.01)
+        time.sleep(min(0.04, 0.01 + waited / 40))
 
 
 def _started(server: Self) -> Self:

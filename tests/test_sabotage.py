@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 
 import pytest
@@ -78,7 +77,7 @@ def test_a_sabotage_that_finds_no_place_or_several_is_an_error(where: str, edit:
 def test_each_sabotage_has_its_place_in_the_source() -> None:
     source = sabotage.SOURCE.read_text(encoding="utf-8")
     for each in sabotage.SABOTAGES:
-        ast.parse(sabotage.changed(each, source))
+        sabotage.changed(each, source)
 
 
 def test_the_source_itself_passes_what_the_sabotages_fail() -> None:
