@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import shutil
 import sqlite3
@@ -21,13 +22,16 @@ import pytest
 import servers
 from servers import wait_for
 
+import ftpcoord
+
 if TYPE_CHECKING:
     from members import Crew
 
-__all__ = ["Database", "Files", "need", "new_database", "new_folder", "wait_for"]
+__all__ = ["Database", "Files", "Logged", "need", "new_database", "new_folder", "wait_for"]
 
 LONGEST = ("test_chaos_", "test_sabotage", "test_simulation", "test_interleavings")  # begin first, beside all others
 
+Logged = Callable[[], "list[logging.LogRecord]"]
 S = TypeVar("S", bound=servers.Server)
 _numbers = itertools.count(1)
 
@@ -236,6 +240,31 @@ def crew(sqlite: Database, files: Files, tmp_path: Path) -> Iterator[Crew]:
 
     with Crew(tmp_path, sqlite, files) as crew:
         yield crew
+
+
+@pytest.fixture(autouse=True)
+def logger() -> logging.Logger:
+    """The product's, as it is in a new process, whatever a command that another test ran has made of it."""
+    ftpcoord.logger.handlers[:] = [
+        handler for handler in ftpcoord.logger.handlers if not isinstance(handler, ftpcoord.LineHandler)
+    ]
+    ftpcoord.logger.propagate = True
+    ftpcoord.logger.setLevel(logging.NOTSET)
+    return ftpcoord.logger
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture, logger: logging.Logger) -> Logged:
+    """What the product has said since the test began, all of it."""
+    ftpcoord.log.flush(30)
+    caplog.clear()
+    caplog.set_level(logging.INFO, logger.name)
+
+    def records() -> list[logging.LogRecord]:
+        assert ftpcoord.log.flush(30)
+        return [record for record in caplog.records if record.name == logger.name]
+
+    return records
 
 
 @pytest.fixture

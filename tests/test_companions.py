@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import logging
 import re
 import sqlite3
 import time
@@ -15,7 +14,7 @@ from typing import Any, Optional
 
 import hostile
 import pytest
-from conftest import FILE_SERVERS, Files, new_folder, wait_for
+from conftest import FILE_SERVERS, Files, Logged, new_folder, wait_for
 from hostile import PATIENCE, FtpHost, SftpHost, Site, reply
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,17 +112,16 @@ def test_a_template_that_would_be_the_file_in_another_case_is_a_wrong_setting() 
     assert config(requires="{stem}.CSV", pattern="*.csv").companions() == ["{stem}.CSV"]
 
 
-def test_the_older_form_is_the_same_is_said_once_and_not_both(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_older_form_is_the_same_is_said_once_and_not_both(logged: Logged) -> None:
     old, new = config(ready_suffix=".ok"), config(requires="{name}.ok")
     assert old.companions() == new.companions() == ["{name}.ok"]
     with pytest.raises(ConfigError, match=r"^ready_suffix and requires: .*\{name\}\.ok"):
         config(ready_suffix=".ok", requires="{name}.sum")
-    caplog.set_level(logging.WARNING)
     ftpcoord._warned.clear()
     for _ in range(2):
         ftpcoord.warn_of_weaknesses(old)
         ftpcoord.warn_of_weaknesses(new)
-    said = [record.fields["reason"] for record in caplog.records if record.fields["setting"] == "ready_suffix"]  # type: ignore[attr-defined]
+    said = [record.fields["reason"] for record in logged() if record.fields["setting"] == "ready_suffix"]  # type: ignore[attr-defined]
     assert len(said) == 1 and "requires = {name}.ok" in said[0]
 
 

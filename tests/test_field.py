@@ -258,7 +258,7 @@ def repeated_with_growing_pauses(tmp_path: Path, behaviour: Behaviour, after: st
     handled: list[float] = []
     with FtpHost(files={"a": b"1"}) as host:
         of_these_days(host, days)
-        minute = host.times["a"].replace(second=0)
+        minute = host.times["a"] = host.times["a"].replace(second=0)
         behaviour(host)
 
         def receive(file: ftpcoord.File) -> None:

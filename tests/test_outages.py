@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import subprocess
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import servers
 import setup_env
-from conftest import Database, Files, new_folder, wait_for
+from conftest import Database, Files, Logged, new_folder, wait_for
 from members import LOAD, PATIENCE, Crew, alive, ftpcoord, kinds, never, through
 from servers import Proxy
 
@@ -250,15 +249,8 @@ class Clock:
         monkeypatch.setattr(ftpcoord, "boot_clock", lambda: self.now)
 
 
-@pytest.fixture
-def logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(ftpcoord.logger, "propagate", True)
-    caplog.set_level(logging.INFO, "ftpcoord")
-    return caplog
-
-
-def said(logged: pytest.LogCaptureFixture, name: str) -> int:
-    return sum(record.getMessage() == name for record in logged.records)
+def said(logged: Logged, name: str) -> int:
+    return sum(record.getMessage() == name for record in logged())
 
 
 class Absent:
@@ -291,7 +283,7 @@ class Absent:
 
 
 def test_an_unreachable_database_is_said_at_once_and_then_once_a_minute(
-    logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    logged: Logged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, database = Clock(monkeypatch), Absent()
     config = ftpcoord.Config(database="sqlite:///unused", coordination_group="g", member_id="m")
@@ -317,7 +309,7 @@ def test_an_unreachable_database_is_said_at_once_and_then_once_a_minute(
 
 
 def test_a_file_server_in_trouble_is_said_at_once_and_then_once_a_minute(
-    logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    logged: Logged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)
     config = ftpcoord.Config(

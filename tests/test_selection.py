@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 import pytest
+from conftest import Logged
 from hypothesis import given
 from hypothesis import strategies as st
 from memory import NOON, Clock, choose, config, found, names, row
@@ -119,13 +120,13 @@ def walk(server: Folders, **settings: Any) -> list[str]:
     return [each.relative for each in Selector(config(**settings), time.monotonic).walk(server)]  # type: ignore[arg-type]
 
 
-def test_a_walk_refuses_odd_names_and_counts_them(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_walk_refuses_odd_names_and_counts_them(logged: Logged) -> None:
     server = Folders(**{"/in": [a_file("../x"), a_file("ok"), a_file("a\nb"), a_folder(".."), a_file("../x")]})
     selector = Selector(config(recursive=True), time.monotonic)
     assert [each.path for each in selector.walk(server)] == ["/in/ok"]  # type: ignore[arg-type]
     assert selector.refused == 4
     assert server.listed == ["/in"]
-    assert [record.getMessage() for record in caplog.records] == ["file_refused"] * 3, "each name is told once"
+    assert [record.getMessage() for record in logged()] == ["file_refused"] * 3, "each name is told once"
 
 
 def test_a_walk_without_recursive_stays_in_the_folder_and_takes_files_alone() -> None:
@@ -352,17 +353,13 @@ def test_hidden_and_temporary_folders_are_entered_only_where_a_pattern_names_the
     assert "hidden" in look.skipped["/in/.Trash"]
 
 
-def test_links_are_left_and_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ftpcoord.logger, "propagate", True)  # a command of another test may have begun to log
-    caplog.set_level("INFO", "ftpcoord")
+def test_links_are_left_and_said_once(logged: Logged) -> None:
     server = Folders(**{"/in": [a_file("a"), Entry("l", "link", 0, NOON)]})
     selector = Selector(config(), time.monotonic)
     for _ in range(3):
         look = selector.walk(server)  # type: ignore[arg-type]
         assert [found.relative for found in look] == ["a"] and "link" in look.skipped["/in/l"]
-    assert ftpcoord.log.flush()
-    said = [record for record in caplog.records if getattr(record, "fields", {}).get("name") == "'l'"]  # not others'
-    assert len(said) == 1 and selector.refused == 0
+    assert [record.getMessage() for record in logged()] == ["file_refused"] and selector.refused == 0
 
 
 @pytest.mark.parametrize("files", [["a", "b"], []])
@@ -701,7 +698,7 @@ def test_a_listed_time_is_utc_seconds(listed: str, seconds: Optional[float]) -> 
 
 
 def test_pauses_of_a_file_that_is_never_the_same_double_up_to_an_hour_and_end_with_it(
-    caplog: pytest.LogCaptureFixture,
+    logged: Logged,
 ) -> None:
     now = [0.0]
     selector = Selector(config(settle=0), lambda: now[0])
@@ -715,7 +712,7 @@ def test_pauses_of_a_file_that_is_never_the_same_double_up_to_an_hour_and_end_wi
         now[0] += pauses[-1]
         assert names(choose(selector, [file]).ready) == [file.entry.name]
     assert pauses == [0, *(10 * 2**times for times in range(9)), 3600, 3600]
-    assert [record.getMessage() for record in caplog.records] == ["not_now"] * 10
+    assert [record.getMessage() for record in logged()] == ["not_now"] * 10
     ends: list[Callable[[], None]] = [
         lambda: unsteady.over(file.path),
         lambda: unsteady.keep(set()),
