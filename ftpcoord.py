@@ -2633,7 +2633,9 @@ class Poller:
         paths = waiting.keys() if server is None else {job.path for job in server.unasked}
         lost = isinstance(exc, ServerDown) and (server is None or len(jobs) > 1)
         unasked = [item for path, item in waiting.items() if lost and path in paths]
-        self.ledger.write([Change(item.row, item.work.old) for item in unasked])
+        olds = [item.work.old for item in unasked]  # a void claim was told and counted: it is not claimed any more
+        olds = [old and old._replace(state=old.state.replace("claimed", "failed")) for old in olds]
+        self.ledger.write([Change(item.row, old) for item, old in zip(unasked, olds)])
         for item in unasked:
             item.ended = True
             if server is not None:

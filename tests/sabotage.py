@@ -180,6 +180,7 @@ TWO = "two valid leases"
 FILES = ("files=True", "suffix=''", "order='none'")
 COMPANIONS = ("files=True", "suffix='.ok'", "order='none'")
 ORDERED = ("files=True", "suffix=''", "order='strict'", "handler_failures=0.3")
+AUDITED = (*FILES, "audit='on'")
 SABOTAGES = (
     # -- the lease
     Sabotage(
@@ -523,6 +524,65 @@ SABOTAGES = (
         text("for path in busy if", "for path in () if"),
         "of its key is in work|is handled before",
         fix=ORDERED,
+    ),
+    # -- the audit trail
+    Sabotage(
+        "what a dead member had in work is not told",
+        "Ledger.claim",
+        text("outcome=lost_attempt(work.old)", "outcome=None"),
+        "claimed -> claimed is told as nothing",
+        fix=AUDITED,
+    ),
+    Sabotage(
+        "a lost attempt whose file is gone is not told",
+        "Ledger.forget_unlisted",
+        text("retention, outcome=lost_attempt(row))", "retention)"),
+        "claimed -> failed is told as nothing",
+        fix=AUDITED,
+        seed=28,
+    ),
+    Sabotage(
+        "a file becomes done without its row in the trail",
+        "_done",
+        text(", outcome=item.outcome(row))", ")"),
+        "claimed -> done is told as nothing",
+        fix=AUDITED,
+    ),
+    Sabotage(
+        "a failure has no row in the trail",
+        "Poller._note",
+        text("None if what == 'not_now' else item.outcome(row)".replace("'", '"'), "None"),
+        "claimed -> (failed|quarantined) is told as nothing",
+        fix=[*AUDITED, "handler_failures=0.3"],
+    ),
+    Sabotage(
+        "of what is written together the first one alone has its row in the trail",
+        "Database._noted",
+        text("any(change.outcome for change in changes)", "changes[0].outcome"),
+        "is told as nothing",
+        fix=AUDITED,
+        seed=28,
+    ),
+    Sabotage(
+        "a move is told before it is made",
+        "_act_on",
+        before("free = ", "self.ledger.change(row, row._replace(error='x'), None, Outcome('moved'))"),
+        "done -> done is told as moved",
+        fix=AUDITED,
+    ),
+    Sabotage(
+        "the trail's row is written before the ledger's",
+        "Database._noted",
+        before("return self.execute", "told = told and self.execute(note, changes=changes, by=by, **values)"),
+        "AssertionError",
+        fix=AUDITED,
+    ),
+    Sabotage(
+        "an operator's skip has no row in the trail",
+        "Database._tell",
+        text("outcome=Outcome(what)", "outcome=None"),
+        "the trail does not tell",
+        fix=[*ORDERED, "audit='on'"],
     ),
     # -- SQL, which the simulation's database does not read
     Sabotage(

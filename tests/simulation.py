@@ -27,6 +27,9 @@ After every step of a process:
                 removed that is newer than at the claim, or whose file is not done, or after its file; none is left
   order         with `order` no file is handled while another of its key is in work, nor before one that the last poll
                 listed or the ledger knew and that sorts before it is done or skipped; nothing is blocked for ever
+  the trail     with `audit` each step of a row that ends an attempt has its row in the audit trail, no other one has,
+                also a skip; at the end no attempt has two, none that a handler was started for is without, and done
+                are those alone whose handler succeeded
   late effects  a delete or move on its way arrives after a shutdown, and not after a reset of its (real) connection
   the log       nobody waits for a line, however long the stream blocks; what is written keeps its order; debug and
                 info are dropped first, and all that was dropped is told
@@ -533,12 +536,28 @@ class Tables:
         self.health: dict[str, Optional[float]] = {}  # None: NULL, in a foreign column that allows it
         self.ledger: dict[str, ftpcoord.Row] = {}
         self.updated: dict[str, float] = {}  # updated_at of the ledger's rows
+        self.noted = 0  # how many rows the audit trail has
 
     def copy(self) -> Tables:
         other = Tables()
         other.token, other.health, other.ledger = self.token, dict(self.health), dict(self.ledger)
-        other.updated = dict(self.updated)
+        other.updated, other.noted = dict(self.updated), self.noted
         return other
+
+
+class Attempt(NamedTuple):
+    """A claim, as the audit trail names it. One version's numbers may come again for the next one."""
+
+    path: str
+    term: int
+    number: int
+
+
+class Noted(NamedTuple):
+    """A row of the audit trail."""
+
+    of: Attempt
+    outcome: str
 
 
 class SimDatabase(Tables):
@@ -560,6 +579,8 @@ class SimDatabase(Tables):
         self.done: set[Version] = set()  # what was ever committed as done ...
         self.quarantined: set[Version] = set()  # ... or as quarantined
         self.dated: set[tuple[str, int, Optional[float]]] = set()  # path, size and exact time of what rows stood for
+        self.trail: list[Noted] = []
+        self.claims: collections.Counter[Attempt] = collections.Counter()
         self.highest_term = 0
         self.won_at = 0.0
         self.winners: dict[int, Any] = {}
@@ -719,7 +740,8 @@ class SimDatabase(Tables):
         member: str,
         term: int,
         changes: Sequence[ftpcoord.Change],
-        by: str = "",  # whom the audit trail would name
+        note: str = "",  # the audit trail's statement
+        by: str = "",
     ) -> list[Any]:
         """CLAIM, CHANGE and FORGET: each change whose old row stands, if the fence holds."""
         made: list[Any] = []
@@ -728,13 +750,16 @@ class SimDatabase(Tables):
                 raise ftpcoord.RowRefused(f"no such character in this database: {new.path}")
         if self.token != (member, term):
             return made
-        for old, new, delay, *_ in changes:
+        for old, new, delay, _, outcome in changes:
             path = (new or old).path  # type: ignore[union-attr]
             file_id = ftpcoord.sha256_text(path)
             row = self.ledger.get(file_id)
             if (row and row[1:6]) != (old and old[1:6]):
                 continue
             made.append((file_id,))
+            if WORLD.audit == "on":
+                WORLD.check_outcome(term, row, new, outcome.what if outcome and note else "")
+                self._note(path, row, new, outcome if note else None, term)
             WORLD.changed(path, old, new)
             if new is None:
                 del self.ledger[file_id]
@@ -747,6 +772,40 @@ class SimDatabase(Tables):
             elif new.state == "quarantined":
                 self.quarantined.update(WORLD.files.meant(new))
         return made
+
+    def _note(
+        self,
+        path: str,
+        row: Optional[ftpcoord.Row],
+        new: Optional[ftpcoord.Row],
+        outcome: Optional[ftpcoord.Outcome],
+        term: int,
+    ) -> None:
+        if new is not None and new.state == "claimed":
+            self.claims[Attempt(path, term, new.attempts)] += 1
+        if outcome is not None:
+            of = row if outcome.what == "lost" or new is None else new
+            assert of is not None
+            self.trail.append(
+                Noted(Attempt(path, of.term if outcome.what == "lost" else term, of.attempts), outcome.what)
+            )
+            self.noted = len(self.trail)
+
+    def skip(
+        self, clock: float, snapshot: Tables, group: str, file_id: str, note: str = "", **values: Any
+    ) -> list[Any]:
+        """SKIP: what did not become done is recorded as done, if the row is the one that was read."""
+        row, read = self.ledger.get(file_id), ("state", "action", "size", "mtime", "attempts")
+        if row is None or any(getattr(row, name) != values[name] for name in read):
+            return []
+        if WORLD.audit == "on":
+            if not note:
+                WORLD.violate(f"{row.path} is skipped, and the trail does not tell")
+            self._note(row.path, row, row, values["changes"][0].outcome if note else None, 0)
+        self.ledger[file_id] = row._replace(state="done", action="", error="", due=None)
+        self.updated[file_id] = clock
+        self.done.update(WORLD.files.meant(row))
+        return []
 
 
 VERBS = (
@@ -765,6 +824,7 @@ VERBS = (
     "DONE_COUNT",
     "STANDING",
     "PAUSES",
+    "SKIP",
 )
 
 
@@ -853,10 +913,11 @@ class Command:
 class Run:
     """One start of the handler."""
 
-    __slots__ = ("attempt", "began", "lease", "outcome", "process", "term", "uploads")
+    __slots__ = ("attempt", "began", "claim", "lease", "outcome", "process", "term", "uploads")
 
-    def __init__(self, process: Process, lease: Any, attempt: int) -> None:
+    def __init__(self, process: Process, lease: Any, path: str, attempt: int) -> None:
         self.process, self.lease, self.term, self.attempt = process, lease, lease.term, attempt
+        self.claim = Attempt(path, lease.term, attempt)
         self.began, self.uploads = WORLD.now, len(WORLD.files.history)
         self.outcome = ""  # "ok" or "failed"
 
@@ -1235,6 +1296,7 @@ class World:
         self.schedule = fixed.get("schedule", "")
         by_itself = random.Random(f"order {seed}").choice(("none", "none", "strict", KEYED))  # the other draws stay
         self.order = fixed.get("order", by_itself)
+        self.audit = fixed.get("audit", random.Random(f"audit {seed}").choice(("on", "on", "off")))
         self.handling: list[tuple[str, Any, Process]] = []
         self.claimed_at: dict[str, float] = {}
         self.written_at: dict[str, float] = {}
@@ -1251,6 +1313,7 @@ class World:
         self.sockets: list[socket.socket] = []
         self.disk: dict[Path, bytes] = {}
         self.processes: list[Process] = []
+        self.operators: list[Process] = []
         self.started = 0
         self.calm = False
         self.steps: list[tuple[float, float]] = []  # when the database's clock was set forward, and by how much
@@ -1279,6 +1342,8 @@ class World:
             "after": rng.choice(("keep", "delete", "move:done")),
             "after_error": rng.choice(("keep", "move:bad" if self.order == "none" else "keep")),
             "order": self.order,
+            "audit": self.audit,
+            "audit_retention": 0,
             "max_attempts": 3,
             "retry_delay": heartbeat,
             "workers": rng.choice((1, 2)),
@@ -1698,7 +1763,8 @@ class World:
         self.trace(None, f"commits are lost: {self.database.token} -> {backup.token}")
         database = self.database
         database.token, database.health, database.ledger = backup.token, backup.health, backup.ledger
-        database.updated = backup.updated
+        database.updated, database.noted = backup.updated, backup.noted
+        del database.trail[backup.noted :]
         database.done = done
         database.epoch += 1
         database.highest_term = backup.token[1] if backup.token else 0
@@ -1738,15 +1804,18 @@ class World:
 
     def _skip(self) -> None:
         """An operator skips what blocks others and will not be done by itself."""
-        database = self.database
-        for file_id, row in list(database.ledger.items()):
-            gone = row.state == "failed" and row.marks.unlisted and row.path not in self.files.files
-            if row.state == "quarantined" or gone:
-                self.trace(None, f"{row.path} is skipped")
-                database.ledger[file_id] = row._replace(state="done", action="", error="", due=None)
-                database.updated[file_id] = database.clock()
-                database.done.update(self.files.meant(row))
+        process = Process(self, 0, "operator")
+        self.operators.append(process)
+        self.spawn(process, self._skips)
         self.push(self.now + 5 * self.timing.heartbeat, self._skip)
+
+    def _skips(self) -> None:
+        store = open_database(ftpcoord.Config(**self.config))
+        with contextlib.suppress(ftpcoord.DatabaseDown):
+            for row in list(store.rows(GROUP, only_open=True)):
+                gone = row.state == "failed" and row.marks.unlisted and row.path not in self.files.files
+                if row.state == "quarantined" or gone:
+                    store.skip(GROUP, row)
 
     def _misuse(self, path: str) -> None:
         """What nobody should do: a companion is replaced or removed, or its file is removed."""
@@ -1871,7 +1940,7 @@ class World:
             for run in runs:
                 if not self._over(run):
                     self.violate(f"{process.name} handles {file.path} again, which {run.process.name} has or had")
-        run = Run(process, file.lease, file.attempt)
+        run = Run(process, file.lease, file.path, file.attempt)
         runs.append(run)
         self.trace(process, f"handles {file.path} {size}, attempt {file.attempt}")
         timing = self.timing
@@ -1977,6 +2046,54 @@ class World:
         ):
             self.violate(f"{process.name} removes {companion.path}, which is newer than at the claim")
 
+    # -- the audit trail ----------------------------------------------------------------------------------------------
+
+    def check_outcome(self, term: int, row: Optional[ftpcoord.Row], new: Optional[ftpcoord.Row], told: str) -> None:
+        """What the trail is told of one step of a row."""
+        was, now = row.state if row else "", new.state if new else ""
+        if now == "quarantined" != was:
+            right = told == now
+        elif was != "claimed":  # an action that was not taken, or only for a part, is none
+            done = row.action if row and not (new and new.action) else ""
+            right = not told or (told in ("deleted", "moved") and told[:4] == done[:4])
+        elif row is None or self._put_back(term, row, new, told):
+            right = True
+        elif new is None or now == "claimed" or new.marks.unlisted:
+            right = told == "lost"
+        elif now == "done" or new.failures > row.failures:
+            right = told == now
+        else:  # the host's failure is told, "not now" is not
+            right = told in ("", "failed")
+        if not right:
+            self.violate(f"{(row or new).path}: {was} -> {now or 'gone'} is told as {told or 'nothing'}")  # type: ignore
+
+    def _put_back(self, term: int, row: ftpcoord.Row, new: Optional[ftpcoord.Row], told: str) -> bool:
+        """Whether what the server was not asked for is as if never claimed: what there was before may come again."""
+        same = new is not None and new.attempts == row.attempts and ftpcoord.same_version(row, new)
+        return not told and row.term == term and (new is None or (new.state in ("failed", "done") and not same))
+
+    def check_trail(self) -> None:
+        """At the end: each attempt has its end there, once."""
+        database, told = self.database, collections.Counter(self.database.trail)
+        ended: collections.Counter[Attempt] = collections.Counter()
+        for (attempt, outcome), number in told.items():
+            if outcome in ("done", "failed", "quarantined", "lost"):
+                ended[attempt] += number
+        for attempt, number in ended.items():
+            if number > database.claims[attempt]:
+                self.violate(f"{attempt} ended {number} times, and was begun {database.claims[attempt]} times")
+        for row in database.ledger.values():
+            if row.state == "claimed":
+                ended[Attempt(row.path, row.term, row.attempts)] += 1
+        runs = [run for those in self.files.runs.values() for run in those]
+        for attempt, number in collections.Counter(run.claim for run in runs).items():
+            if number > ended[attempt]:
+                self.violate(f"{number} handlers were started for {attempt}, and the trail knows {ended[attempt]}")
+        succeeded = collections.Counter(run.claim for run in runs if run.outcome == "ok")
+        for (attempt, outcome), number in told.items():
+            if outcome == "done" and number > succeeded[attempt]:
+                self.violate(f"{attempt} is told as done {number} times, and was so {succeeded[attempt]} times")
+
     def changed(self, path: str, old: Optional[ftpcoord.Row], new: Optional[ftpcoord.Row]) -> None:
         """A row was written: what was looked at has been dealt with."""
         self.written_at[path] = self.now
@@ -2017,6 +2134,12 @@ class World:
         self.calm = True
         for process in list(self.processes):
             self.kill(process, "the end")
+        for process in self.operators:
+            process.dead = True
+            for task in list(process.tasks):
+                if task.greenlet:
+                    self.task = task
+                    task.greenlet.throw(Killed)
         for sock in self.sockets:
             sock.close()
 
@@ -2081,6 +2204,8 @@ class World:
             bound = 40 * timing.heartbeat + timing.liveness + 240 * self.files.lines + 60 * bool(self.schedule)
             took = self.until(lambda: not self.unfinished(), bound, f"files are left over: {self.unfinished()}")
             self.measure("files handled after calm, in L", took / timing.liveness)
+            if self.audit == "on" and not self.commits_lost and not self.exposed:
+                self.check_trail()
         for process in self.processes:
             waiting = process.outbox_waits.qsize()
             if waiting or process.dropped + process.written + waiting < process.lines:

@@ -10,7 +10,7 @@ import random
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Optional, cast
 
@@ -31,6 +31,7 @@ from ftpcoord import (
     Lease,
     Ledger,
     MemberRow,
+    Outcome,
     Renewal,
     Row,
     Timing,
@@ -160,6 +161,37 @@ def test_a_member_started_after_a_forward_step_cannot_know_and_the_overlap_is_bo
     assert overlap(starts_after_the_step=True, looks_wait=20) < 5
 
 
+def test_a_claim_that_is_void_is_told_as_lost_once_also_if_the_next_one_comes_to_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The server goes away after the next member's claims: one file was being fetched, the other had no connection."""
+    fixed = {"files": True, "lines": False, "refusals": 0.0, "handler_failures": 0.0, "latency": 0.01}
+    with quiet_world(intervals=(1, 8), members=1, audit="on", **fixed) as world:
+        world.config["workers"] = 2
+        world.start("a")
+        world.run_until(20)
+        for number, path in enumerate(("/in/f", "/in/g")):
+            version = simulation.Version(path, number, 1000, int(EPOCH + world.now))
+            world.files.files[path] = world.files.history[number] = version
+
+        def goes_away(path: str, old: Optional[Row], new: Optional[Row]) -> None:
+            if path == "/in/g" and old is not None:
+                world.server_loss = 1.0
+
+        world.files.slow = 30.0
+        monkeypatch.setattr(world, "changed", goes_away)
+        world.until(lambda: [row.state for row in world.database.ledger.values()] == ["claimed"] * 2, 20, "claims")
+        world.kill(world.processes[0], "dies", again=0.0)
+        world.until(lambda: world.server_loss > 0, 20, "claims")
+        world.run_until(world.now + 3)
+        monkeypatch.undo()
+        world.server_loss = 0.0
+        world.run_until(world.now + 30)
+        for each, told in (("/in/f", ["lost", "failed", "done", "moved"]), ("/in/g", ["lost", "done", "moved"])):
+            assert [noted.outcome for noted in world.database.trail if noted.of.path == each] == told
+        assert world.violation is None
+
+
 # -- files whose lines show minutes --------------------------------------------------------------------------------
 
 
@@ -277,8 +309,8 @@ def test_the_simulated_database_does_what_the_real_ones_do(database: Database, s
         if seed == 2:
             tables.apply_wso2()
         tables.apply()
-        world = World(1)
-        twin = Twin(tables.open(), kind)
+        world = World(1, audit="on")
+        twin = Twin(tables.open(audit=True), kind)
         connection = stack.enter_context(contextlib.closing(database.connect()))
         world.database = twin.sim
         views: dict[str, View] = {}
@@ -289,6 +321,7 @@ def test_the_simulated_database_does_what_the_real_ones_do(database: Database, s
             twin.set_clock(clock)
             random_step(rng, twin, views, won)
             same_tables(connection, twin)
+        assert {noted.outcome for noted in twin.sim.trail} > {"done", "quarantined", "lost", "skipped"}
         assert twin.compared > 300
         assert twin.sim.highest_term > 5
 
@@ -296,7 +329,9 @@ def test_the_simulated_database_does_what_the_real_ones_do(database: Database, s
 def random_step(rng: random.Random, twin: Twin, views: dict[str, View], won: dict[str, int]) -> None:
     store, member = twin.store, rng.choice("abc")
     term = won.get(member, 1) - (rng.random() < 0.1)
-    step = rng.choice(("look", "look", "take", "take", "renew", "renew", "release", "leave", "sweep", "write", "write"))
+    step = rng.choice(
+        ("look", "look", "take", "take", "renew", "renew", "release", "leave", "sweep", "write", "write", "skip")
+    )
     if step == "look":
         views[member] = store.look(GROUP, member)
         if views[member].holder is None:
@@ -317,6 +352,8 @@ def random_step(rng: random.Random, twin: Twin, views: dict[str, View], won: dic
             member, term = twin.sim.token
         changes = [change_of(rng, twin, path, term) for path in rng.sample(("/x", "/y", "/z"), 2)]
         store.write(Fence(GROUP, member, term), changes)
+    elif step == "skip" and twin.sim.ledger:
+        store.skip(GROUP, rng.choice(list(twin.sim.ledger.values())))
 
 
 def change_of(rng: random.Random, twin: Twin, path: str, term: int) -> Change:
@@ -325,11 +362,12 @@ def change_of(rng: random.Random, twin: Twin, path: str, term: int) -> Change:
     if old is not None and rng.random() < 0.2:
         old = None if rng.random() < 0.3 else old._replace(attempts=old.attempts + 1)
     if old is not None and rng.random() < 0.2:
-        return Change(old, None)
+        return Change(old, None, outcome=rng.choice((None, Outcome("moved"), Outcome("lost"))))
     state = rng.choice(("claimed", "done", "failed", "quarantined"))
     attempts, action = old.attempts + 1 if old else 1, rng.choice(("", "delete"))
     new = Row(path, 7, "2026-01-12", state, term, attempts, rng.randrange(3), action)
-    return Change(old, new, rng.choice((None, 5.0)))
+    told = None if rng.random() < 0.3 else Outcome("lost" if old and old.state == "claimed" and term % 2 else state)
+    return Change(old, new, rng.choice((None, 5.0)), outcome=told)
 
 
 def same_tables(connection: Any, twin: Twin) -> None:
@@ -345,6 +383,8 @@ def same_tables(connection: Any, twin: Twin) -> None:
     assert stamps == [(member, pytest.approx(stamp, abs=1e-3)) for member, stamp in sorted(twin.sim.health.items())]
     own = [(i, r.state, r.term, r.attempts, r.failures, r.action) for i, r in twin.sim.ledger.items()]
     assert rows("SELECT file_id, state, term, attempts, failures, action FROM file_ledger") == sorted(own)
+    trail = sorted((*noted.of, noted.outcome) for noted in twin.sim.trail)
+    assert rows("SELECT path, term, attempt, outcome FROM file_audit") == trail
 
 
 # -- what the simulation has found ------------------------------------------------------------------------------------
@@ -504,6 +544,28 @@ def test_a_row_that_is_another_one_than_remembered_is_read_anew_at_the_next_poll
     ledger.refresh()
     again = Work(new.found, ledger.get("/x"))
     assert ledger.claim([again]) != [None]
+
+
+def test_an_end_too_many_or_too_few_in_the_trail_is_found() -> None:
+    def violation(doctor: Callable[[list[simulation.Noted]], object]) -> str:
+        world = simulation.run_world(5, files=True, audit="on", loses_commits=False, handler_failures=0.3)
+        world.check_trail()
+        assert world.violation is None
+        doctor(world.database.trail)
+        world.check_trail()
+        return str(world.violation)
+
+    def done(trail: list[simulation.Noted]) -> simulation.Noted:
+        return next(noted for noted in trail if noted.outcome == "done")
+
+    def other(trail: list[simulation.Noted]) -> simulation.Noted:
+        failed = next(noted for noted in trail if noted.outcome == "failed")
+        trail.remove(failed)
+        return failed._replace(outcome="done")
+
+    assert "ended 2 times, and was begun 1 times" in violation(lambda trail: trail.append(done(trail)))
+    assert "and the trail knows 0" in violation(lambda trail: trail.remove(done(trail)))
+    assert "and was so 0 times" in violation(lambda trail: trail.append(other(trail)))
 
 
 def test_the_digest_of_a_world_does_not_depend_on_what_ran_before() -> None:
