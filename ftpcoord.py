@@ -3796,13 +3796,14 @@ class Database(abc.ABC):
                 WHERE b.group_id = a.group_id AND b.file_id = a.file_id AND b.size = a.size AND b.mtime = a.mtime
                   AND b.outcome IN ('done', 'skipped') AND b.at < a.at)"""
     ALARMS = """
-        SELECT $epoch, $seconds(at, $utc), task_id, error FROM file_audit
-         WHERE group_id = :group AND file_id = :file_id AND at >= :since AND outcome = 'missing'"""
+        SELECT $epoch, $seconds(at, $utc), outcome, task_id, error FROM file_audit
+         WHERE group_id = :group AND file_id = :file_id AND at >= :since"""
     ALARM = f"""
         INSERT INTO file_audit (group_id, file_id, at, {", ".join(TRAIL)})
-        SELECT :group, :file_id, :by, :path, 0, '', '', 'missing', 0, :member, 0, NULL, :error FROM $fence
+        SELECT :group, :file_id, :by, :path, 0, '', '', :outcome, 0, :member, 0, :seconds, :error FROM $fence
          WHERE NOT EXISTS (
-               SELECT 1 FROM file_audit WHERE group_id = :group AND file_id = :file_id AND at = :by AND term = 0)"""
+               SELECT 1 FROM file_audit
+                WHERE group_id = :group AND file_id = :file_id AND at = :by AND outcome = :outcome)"""
     TRIM = f"""
         DELETE FROM file_audit WHERE group_id = :group AND at <= (SELECT MAX(at) FROM (
                SELECT at FROM file_audit WHERE group_id = :group AND at < $shifted($utc, -:age)
@@ -4329,23 +4330,33 @@ class Database(abc.ABC):
 
     def came(self, group: str, since: float, glob: str) -> list[tuple[float, str, int]]:
         """When which versions were done or skipped for the first time, and at which term: of paths that may fit."""
-        like = re.sub("[^A-Za-z0-9./-]+", "%", f"*{glob}")
+        like = re.sub("[^A-Za-z0-9./-]+", "%", f"*{glob.partition('[')[0]}*")
         rows = self.execute(self.CAME, group=group, since=_database_time(since), like=like)
         return [(float(now) - float(age), _true_path(path, file_id), term) for now, age, file_id, path, term in rows]
 
-    def alarms(self, group: str, since: float, file_id: str) -> dict[float, tuple[str, str]]:
-        """The deadlines of an expectation that have their alarm: who raised it, and with which words."""
+    def alarms(self, group: str, since: float, file_id: str) -> dict[tuple[str, float], tuple[str, str]]:
+        """Of an expectation: what was said of which deadline, "missing" or "late", by whom, and with which words."""
         rows = self.execute(self.ALARMS, group=group, since=_database_time(since), file_id=file_id)
-        return {float(round(float(now) - float(age))): (member, error) for now, age, member, error in rows}
+        return {(what, float(round(float(now) - float(age)))): (by, error) for now, age, what, by, error in rows}
 
-    def alarm(self, fence: Fence, file_id: str, path: str, by: float, error: str) -> bool:
-        """Whether that deadline's alarm is this member's."""
+    def alarm(
+        self,
+        fence: Fence,
+        file_id: str,
+        outcome: str,
+        path: str,
+        by: float,
+        error: str = "",
+        seconds: Optional[float] = None,
+    ) -> bool:
+        """Whether it is this member that says so of that deadline."""
         values = {"file_id": file_id, "by": _database_time(by), "path": printable(path), "error": error}
+        fixed = {"outcome": outcome, "seconds": seconds, **fence._asdict()}
         try:
-            self.execute(self.ALARM, **fence._asdict(), **values)
+            self.execute(self.ALARM, **fixed, **values)
         except RowRefused:
-            self.execute(self.ALARM, **fence._asdict(), **{**values, "path": plain(path), "error": plain(error)})
-        return self.alarms(fence.group, by, file_id).get(by, ("",))[0] == fence.member
+            self.execute(self.ALARM, **fixed, **{**values, "path": plain(path), "error": plain(error)})
+        return self.alarms(fence.group, by, file_id).get((outcome, by), ("",))[0] == fence.member
 
     def trim(self, group: str, days: float) -> None:
         """Removes some of the rows of the audit trail that are older."""
@@ -9284,7 +9295,7 @@ class Expectation:
 
     def __init__(self, text: str, zone: datetime.tzinfo) -> None:
         found = EXPECTED.fullmatch(text)
-        if not found:
+        if not found or text.startswith(EXPRESSION):
             raise ValueError(f"{quoted(text)} is not GLOB [from HH:MM] by HH:MM [days]")
         self.text, (self.glob, start, end, days) = text, found.groups()
         self.fits = matcher([f"*/{self.glob.lstrip('/')}" if "/" in self.glob else self.glob])
@@ -9353,7 +9364,7 @@ class Judgement(NamedTuple):
     now: float
     missing: list[float]
     late: dict[float, Came]
-    alarms: dict[float, tuple[str, str]]  # who raised it, and with which words
+    alarms: dict[tuple[str, float], tuple[str, str]]  # as Database.alarms tells them
 
 
 def judgements(config: Config, database: Database) -> Iterator[Judgement]:
@@ -9365,7 +9376,8 @@ def judgements(config: Config, database: Database) -> Iterator[Judgement]:
         windows = [window for window in windows if window.start >= now - kept]  # others' rows may be removed by now
         since = min((window.start for window in windows), default=now)
         alarms = database.alarms(group, since, sha256_text(one.text))
-        missing, late = one.judge(windows, map(Came._make, database.came(group, since, one.glob)), alarms, now)
+        raised = {by for what, by in alarms if what == "missing"}
+        missing, late = one.judge(windows, map(Came._make, database.came(group, since, one.glob)), raised, now)
         yield Judgement(one, now, missing, late, alarms)
 
 
@@ -9374,8 +9386,7 @@ class Judge:
 
     def __init__(self, config: Config, member: Member, poller: Poller) -> None:
         self.config, self.member, self.poller, self.lease = config, member, poller, poller.lease
-        self._seen: set[tuple[str, float]] = set()  # deadlines whose file came late
-        self._looked = False
+        self._tried: set[tuple[str, str, float]] = set()  # rows that may stand unsaid: their answer was lost
 
     def run(self) -> None:
         self.member.wait(self.lease, 30.0, lambda: self.poller.listed is not None)  # what came and is not done is known
@@ -9384,7 +9395,6 @@ class Judge:
             try:
                 with contextlib.closing(open_database(self.config)) as database:
                     pauses = [self._judged(database, one) for one in judgements(self.config, database)]
-                self._looked = self._looked or bool(pauses)
                 pause = min(pauses, default=self._often)  # none: the trail has no row yet
             except Exception as exc:
                 event("audit_failed", logging.WARNING, term=self.lease.term, error=reason(exc))
@@ -9396,20 +9406,29 @@ class Judge:
 
     def _judged(self, database: Database, found: Judgement) -> float:
         """Says what is new; the seconds until the next look."""
-        one, config = found.of, self.config
-        about = {"group": config.coordination_group, "term": self.lease.term}
+        one = found.of
+        about = {"group": self.config.coordination_group, "term": self.lease.term}
         for by in found.missing:
-            words = "" if by in found.alarms else self._undone(one)
-            fence = Fence(config.coordination_group, config.member_id, self.lease.term)
-            if by not in found.alarms and database.alarm(fence, sha256_text(one.text), one.glob, by, words):
+            words = found.alarms["missing", by][1] if ("missing", by) in found.alarms else self._undone(one)
+            if self._says(database, found, "missing", one.glob, by, error=words):
                 event("file_missing", logging.ERROR, **about, path=one.glob, by=utc_second(by), error=words or None)
         for by, came in found.late.items():
-            if (one.text, by) not in self._seen and (self._looked or came.term == self.lease.term):
-                late = came.at - by
+            late = came.at - by
+            if self._says(database, found, "late", came.path, by, seconds=late):
                 event("file_late", logging.WARNING, **about, path=came.path, by=utc_second(by), seconds=late)
-            self._seen.add((one.text, by))
         pause = one.next(found.now) - found.now + 0.1
         return min(pause, self._often) if found.missing else min(pause, 3600.0)
+
+    def _says(self, database: Database, found: Judgement, outcome: str, path: str, by: float, **more: Any) -> bool:
+        """Whether that is new, and for this member to say: its row was written first."""
+        tried = found.of.text, outcome, by
+        if (outcome, by) in found.alarms and tried not in self._tried:
+            return False
+        self._tried.add(tried)
+        fence = Fence(self.config.coordination_group, self.config.member_id, self.lease.term)
+        own = database.alarm(fence, sha256_text(found.of.text), outcome, path, by, **more)
+        self._tried.remove(tried)
+        return own
 
     def _undone(self, one: Expectation) -> str:
         """What came and is not done."""
@@ -10196,7 +10215,7 @@ def group_status(database: Database, config: Config) -> dict[str, Any]:
         found["blocked"] = Order(config).of_ledger(database.rows(group, only_open=True), found["errors"]).blocked
     if config.expect:
         found["missing"] = [
-            {"glob": one.of.glob, "by": utc_second(by), "error": one.alarms.get(by, ("", ""))[1]}
+            {"glob": one.of.glob, "by": utc_second(by), "error": one.alarms.get(("missing", by), ("", ""))[1]}
             for one in judgements(config, database)
             for by in one.missing
         ]

@@ -6,10 +6,11 @@ import contextlib
 import datetime
 import json
 import time
+import types
 import zoneinfo
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import pytest
 from conftest import Database, Files, wait_for
@@ -73,6 +74,7 @@ def test_days_alone_continue_the_expectation_before() -> None:
         ("a.csv by 10:00 someday", "expect: .*someday"),
         ("a.csv from 9 by 10:00 x y", "expect: .* is not GLOB"),
         ("mon", "expect: 'mon' is not GLOB"),
+        (r"re:a\d+[.]csv by 10:00", "expect: .* is not GLOB"),
     ],
 )
 def test_what_is_no_expectation_is_said(text: str, sentence: str) -> None:
@@ -229,13 +231,30 @@ def test_the_trail_tells_what_came_and_keeps_each_alarm_once(store: ftpcoord.Dat
     began = store.audited_since("g")[1]
     assert began is not None and now - 1 < began < now + 30
     by = at("2026-01-12T10:00")
-    assert store.alarm(fence, "f" * 64, "a*ä.csv", by, "came, but is not done: /in/ä (failed)")
-    assert store.alarm(fence, "f" * 64, "a*ä.csv", by, "again")
-    assert not store.alarm(Fence("g", "b", 1), "e" * 64, "x", by, ""), "whoever holds the token says it"
-    assert not store.alarm(Fence("g", "a", 2), "e" * 64, "x", by, "")
-    assert store.alarms("g", by, "f" * 64) == {by: ("a", "came, but is not done: /in/ä (failed)")}
+    words = "came, but is not done: /in/ä (failed)"
+    assert store.alarm(fence, "f" * 64, "missing", "a*ä.csv", by, words)
+    assert store.alarm(fence, "f" * 64, "missing", "a*ä.csv", by, "again")
+    assert not store.alarm(Fence("g", "b", 1), "e" * 64, "missing", "x", by), "whoever holds the token says it"
+    assert not store.alarm(Fence("g", "a", 2), "e" * 64, "missing", "x", by)
+    assert store.alarms("g", by, "f" * 64) == {("missing", by): ("a", words)}
+    assert store.alarm(fence, "f" * 64, "late", "/in/a-ä.csv", by, seconds=60.0)
+    assert store.alarms("g", by, "f" * 64).keys() == {("missing", by), ("late", by)}
     assert store.alarms("g", by + 1, "f" * 64) == store.alarms("g", by, "e" * 64) == {}
-    assert [one["outcome"] for one in store.history("g", "2026-01-01")].count("missing") == 1
+    trail = [one["outcome"] for one in store.history("g", "2026-01-01")]
+    assert trail.count("missing") == trail.count("late") == 1
+
+
+@pytest.mark.parametrize("glob", ["[ab]*.csv", "[!x-z]?.csv", "x[[]1].csv", "b[]]*", "*"])
+def test_what_came_is_found_by_whatever_a_glob_may_say(store: ftpcoord.Database, glob: str) -> None:
+    fence = Fence("g", "a", 1)
+    names = ("a1.csv", "b].csv", "x[1].csv", "z.csv")
+    for name in names:
+        claim = row(f"/in/{name}")
+        store.write(fence, [Change(None, claim)])
+        store.write(fence, [Change(claim, row(f"/in/{name}", state="done"), outcome=Outcome("done"))])
+    fits = Expectation(f"{glob} by 10:00", UTC).fits
+    found = {path for _, path, _ in store.came("g", 0, glob) if fits(path)}
+    assert found == {f"/in/{name}" for name in names if fits(f"/in/{name}")} != set()
 
 
 # -- members ----------------------------------------------------------------------------------------------------------
@@ -288,6 +307,63 @@ def test_what_did_not_come_is_said_once_over_restarts_and_takeovers_and_again_wh
         third = crew.start("c")
         third.wait("polled")
         never(lambda: third.events("file_late") or third.events("file_missing"), 2.0, "said again")
+
+
+def test_a_file_that_came_late_just_before_a_takeover_is_said_by_the_next_one(crew: Crew, files: Files) -> None:
+    crew.settings["expect"] = f"a*.csv by {passed(crew)}"
+    first = crew.start("a")
+    wait_for(lambda: alarms(crew) == 2, PATIENCE, "yesterday's and today's")
+    first.kill()
+    files.put("a1.csv", b"1")
+    assert crew.call("adopt").returncode == 0
+    crew.database.execute("UPDATE file_audit SET outcome = 'done', term = 1 WHERE path LIKE '%a1.csv'")
+    second = crew.start("b")
+    assert second.wait("file_late").fields["path"].endswith("a1.csv")
+    second.kill()
+    third = crew.start("c")
+    third.wait("polled")
+    never(lambda: third.events("file_late") or third.events("file_missing"), 2.0, "said again")
+
+
+def test_what_could_not_be_said_because_the_answer_was_lost_is_said_at_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row was committed, but the member does not know."""
+    found = config(database=f"sqlite:///{tmp_path}/db", member_id="a", coordination_group="g")
+    store = ftpcoord.open_database(found)
+    store.apply_schema()
+    store.prepare()
+    assert store.first("g", "a", 1) == 1
+    store.adopt("g", "a", [row("/in/x")])
+    began = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(time.time() - 1.5 * DAY))
+    store.execute(f"UPDATE file_audit SET at = '{began}'")
+    said: list[tuple[str, Any]] = []
+    monkeypatch.setattr(ftpcoord, "event", lambda name, *level, **fields: said.append((name, fields.get("by"))))
+    lost: list[float] = []
+
+    def open_database(config: ftpcoord.Config) -> ftpcoord.Database:
+        database = ftpcoord.SQLite(config)
+        alarm = database.alarm
+
+        def loses(fence: Fence, file_id: str, outcome: str, path: str, by: float, **more: Any) -> bool:
+            told = alarm(fence, file_id, outcome, path, by, **more)
+            if by not in lost:
+                lost.append(by)
+                raise ftpcoord.DatabaseDown("no answer")
+            return told
+
+        monkeypatch.setattr(database, "alarm", loses)
+        return database
+
+    monkeypatch.setattr(ftpcoord, "open_database", open_database)
+    looks = iter([True] * 6 + [False])
+    member = types.SimpleNamespace(wait=lambda *args: None, may_work=lambda lease: next(looks))
+    lease, ledger = ftpcoord.Lease(1, 1e9, time.monotonic), types.SimpleNamespace(all=list)
+    ftpcoord.Judge(
+        found, cast(Any, member), cast(Any, types.SimpleNamespace(lease=lease, ledger=ledger, listed=()))
+    ).run()
+    missing = [by for name, by in said if name == "file_missing"]
+    assert len(missing) == len(set(missing)) == len(lost) >= 1
 
 
 def test_what_came_in_time_is_not_missed_and_what_came_but_failed_is_said_so(crew: Crew, files: Files) -> None:
