@@ -3545,7 +3545,7 @@ class Pool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# II.1 Databases: what is the same in all of them once, what differs side by side
+# II.1 Databases
 # ---------------------------------------------------------------------------------------------------------------------
 
 #
@@ -3559,14 +3559,14 @@ class Pool:
 #            SELECT 1 FROM token_holder t
 #             WHERE t.group_id = 'g' AND t.task_id = 'a' AND t.term = 7 AND h.last_heartbeat < '9999-01-01')
 #     RETURNING (SELECT COUNT(*) FROM health_check r WHERE r.group_id = 'g' AND r.task_id = '') + 7 + 7
-ANSWER_BYTES = 1 << 20  # of a login, or of one answer of the database; a page of a table is larger
+ANSWER_BYTES = 1 << 20  # of a login, or of one answer that is no page of a table
 LEDGER_BYTES = 64 << 20
 PAGE_ROWS = 5000
 FIRST_PATHS = 20  # that people are told of many
-TRIMMED_ROWS, TRIM_SECONDS = 1000, 60.0  # of the audit trail, in one step, and from one to the next
+TRIMMED_ROWS, TRIM_SECONDS = 1000, 60.0  # of the audit trail in one step, and from one to the next
 MOST_ITERATIONS = 1_000_000  # of SCRAM's hash: a second; servers ask for 4096
-LONGEST_REASON = 500  # characters of what a server says of an error
-SHORT_ERROR = 60  # characters that are left of an error that the ledger's column has no room for
+LONGEST_REASON = 500  # characters
+SHORT_ERROR = 60  # characters, where the ledger's column has no room for more
 PLAIN = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")
 IN_CLEAR = (
     "it asks for the password in clear, or under a key of its own, and has not proved who it is; set database_tls to "
@@ -3599,18 +3599,18 @@ MEANINGS: dict[str, tuple[type[Error], str]] = {
     "other": (DatabaseDown, ""),
 }
 GARBLED = "AttributeError|(Lookup|Index|Key)Error|TypeError|error |AssertionError"  # of a driver that reads nonsense
-# The columns of `:changes`: what a change makes of a row, and the row that it was read from.
+# The columns of `:changes`: what a change makes of a row, and of which.
 NEW = ("path", "size", "mtime", "state", "attempts", "failures", "action", "error")
 OLD = ("size", "mtime", "state", "term", "attempts")
 NEW_OF, OLD_OF, NO_ROW = attrgetter(*NEW), attrgetter(*OLD), Row("", 0, "", "", 0, 0, 0)
 COLUMNS = ("id", *(f"new_{name}" for name in NEW), "delay", *(f"old_{name}" for name in OLD))
 OPTIONAL = {"file_ledger": "ledger", "file_audit": "audit"}  # tables, and the settings that need them
 TRAIL = ("path", "size", "mtime", "sha256", "outcome", "term", "task_id", "attempt", "seconds", "error")
-AUDITED = ("outcome", "sha256", "seconds", "words", "of_size", "of_mtime", "of_attempt")  # with audit = on
+AUDITED = ("outcome", "sha256", "seconds", "words")  # with audit = on
 
 
 def ddl(mysql: bool) -> dict[str, str]:
-    """The CREATE statement of each table. In MySQL keys are compared byte by byte, and times have fractions."""
+    """The CREATE statements. In MySQL keys are compared byte by byte, and times have fractions."""
     made = {table: f"CREATE TABLE IF NOT EXISTS {table} ({columns})" for table, columns in TABLES.items()}
     if mysql:
         for table, text in made.items():
@@ -3644,13 +3644,13 @@ class Allowance:
         return seconds
 
     def spend(self, announced: int, received: int = 0) -> None:
-        """Memory for what is announced is taken at once."""
+        """Drivers take memory for what is announced at once."""
         if not 0 <= announced <= self._bytes:
             raise OSError(errno.EMSGSIZE, "the server sends without end")
         self._bytes -= received
 
     def metered(self, base: Any) -> Any:
-        """A kind of socket, `socket.socket` or `ssl.SSLSocket`, whose sending and receiving keep to it."""
+        """A kind of socket that keeps to it."""
         allowance = self
 
         class Stream(io.BufferedRWPair):
@@ -3678,14 +3678,14 @@ class Allowance:
                 return Stream(raw, raw)
 
             def close(self) -> None:
-                with contextlib.suppress(OSError):  # the server sees the end now, whoever still holds the stream
+                with contextlib.suppress(OSError):  # now, whoever still holds the stream
                     socket.socket.shutdown(self, socket.SHUT_RDWR)
                 super().close()
 
         return Metered
 
     def connect(self, host: str, port: int) -> Any:
-        """A TCP connection that keeps to it. An address that does not answer leaves the other ones their share."""
+        """An address that does not answer leaves the other ones their share of time."""
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         sock = socket.create_connection((host, port), self.left() / len(addresses))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -3696,7 +3696,7 @@ class Allowance:
 
 
 def guarded(base: Any, method: str) -> Any:
-    """A driver's class whose `method` is to be overridden by a look at what the peer asks for."""
+    """A driver's class whose `method` is to be overridden."""
     if not callable(getattr(base, method, None)):
         raise DatabaseRefused(f"{base.__module__} has no {method}: this version of the driver cannot be guarded")
     return base
@@ -3712,15 +3712,15 @@ class Database(abc.ABC):
     FAULTS: ClassVar[dict[str, str]]  # kind: how code and text of a driver's error begin
     TYPES: ClassVar[dict[str, str]] = {}  # of COLUMNS
 
-    # The election. FIRST and the TAKEs win the token; SEAT and then RENEW, which needs it still to be so, make the
-    # lease. A member that dies between them costs the group one S; one stopped inside a transaction would cost more.
+    # The election. FIRST and the TAKEs win the token; SEAT and then RENEW, if it is still so, make the lease. A member
+    # that dies between them costs the group one S; one stopped inside a transaction would cost more.
     BEAT = """
         $beat_of (SELECT 1 AS one) o
          WHERE NOT EXISTS (SELECT 1 FROM token_holder WHERE group_id = :group AND task_id = :member)
             $or_update last_heartbeat =
                CASE WHEN health_check.last_heartbeat > $now THEN health_check.last_heartbeat ELSE $now END"""
     LOOK = """
-        SELECT t.task_id, t.term, t.task_id = :member, $stamp, $age, $epoch, h.last_heartbeat = $released
+        SELECT t.task_id, t.term, t.task_id = :member, $stamp, $age, $epoch($utc), h.last_heartbeat = $released
           FROM (SELECT 1 AS one) o LEFT JOIN token_holder t ON t.group_id = :group LEFT JOIN $his_row"""
     FIRST = "INSERT INTO token_holder (group_id, task_id, term) VALUES (:group, :member, $first_term) $ignore $won"
     TAKE = """
@@ -3733,7 +3733,7 @@ class Database(abc.ABC):
          WHERE $seen AND (1 = :own OR NOT EXISTS (
                SELECT 1 FROM health_check WHERE group_id = :group AND task_id = :holder)) $won"""
     SEAT = "$beat_of token_holder t WHERE $held $or_update last_heartbeat = $now"
-    # Its result is twice the term, plus one if a request to step down is there; beginning with the count it is BIGINT.
+    # Gives twice the term, plus one if a request to step down is there; beginning with the count it is BIGINT.
     RENEW = """
         $lock(:member) UPDATE health_check AS h SET last_heartbeat = $moved
          WHERE group_id = :group AND task_id = :member AND EXISTS (SELECT 1 FROM token_holder t WHERE $renewable)
@@ -3761,42 +3761,33 @@ class Database(abc.ABC):
     ASK = "INSERT INTO health_check (task_id, group_id, last_heartbeat) VALUES (:request, :group, $now) $ignore"
     UNASK = "DELETE FROM health_check WHERE group_id = :group AND task_id = :request"
     PAUSES = f"""
-        SELECT h.task_id, $age, $epoch FROM (SELECT 1 AS one) o
+        SELECT h.task_id, $epoch(h.last_heartbeat), $epoch($utc) FROM (SELECT 1 AS one) o
           LEFT JOIN health_check h ON h.group_id = :group AND h.task_id LIKE '{PAUSE}%' ORDER BY h.last_heartbeat"""
 
     # The outcomes of `:changes`: in one transaction with the ledger's statement, ahead of it and under its conditions.
-    # What it finds it locks: both are made, or none.
-    NOTE = f"""
-        INSERT INTO file_audit (group_id, file_id, at, {", ".join(TRAIL)})
-        SELECT :group, id, $utc, new_path, of_size, of_mtime, sha256, outcome,
-               CASE outcome WHEN 'lost' THEN l.term ELSE mine.term END,
-               CASE outcome WHEN 'lost' THEN l.task_id ELSE :by END, of_attempt, seconds, words
-          FROM $fence_alone, $those, file_ledger l
-         WHERE l.group_id = v.group_id AND $same AND outcome <> '' $keep"""
-    NOTE_NEW = f"""
-        $lock(:member) {NOTE[: NOTE.index("CASE")]} term, :by, of_attempt, seconds, words
-          FROM $fence_alone, (:changes) v
-         WHERE outcome <> '' AND NOT EXISTS (
-               SELECT 1 FROM file_ledger l WHERE l.group_id = :group AND l.file_id = id)"""
-    NOTE_ADOPTED = NOTE_NEW.replace("$fence_alone", "(SELECT 0 AS term) mine")
-    NOTE_TOLD = NOTE.replace("$fence_alone", "(SELECT 0 AS term) mine").replace("$same", "file_id = id AND $as_read")
+    # What they find they lock: both are made, or none.
+    NOTE = "$note $those, file_ledger l WHERE l.group_id = v.group_id AND $same AND outcome <> '' $keep"
+    NOTE_NEW = """
+        $lock(:member) $note (:changes) v LEFT JOIN file_ledger l ON l.group_id = :group AND l.file_id = id
+         WHERE l.file_id IS NULL AND outcome <> ''"""
+    NOTE_ADOPTED = NOTE_NEW.replace("$note", "$note_by($unfenced)")
+    NOTE_TOLD = NOTE.replace("$note", "$note_by($unfenced)").replace("$same", "file_id = id AND $as_read")
     HISTORY = f"""
         SELECT file_id, CAST(at AS $text), {", ".join(TRAIL)} FROM file_audit
          WHERE group_id = :group AND at >= :at AND (
                at > :at OR (file_id, term, attempt, outcome) > (:file_id, :term, :attempt, :outcome))
          ORDER BY at, file_id, term, attempt, outcome LIMIT {PAGE_ROWS}"""
     AUDITED_SINCE = """
-        SELECT $epoch, $seconds(began, $utc)
-          FROM (SELECT MIN(at) AS began FROM file_audit WHERE group_id = :group) f"""
+        SELECT $epoch($utc), $epoch(began) FROM (SELECT MIN(at) AS began FROM file_audit WHERE group_id = :group) f"""
     CAME = """
-        SELECT $epoch, $seconds(at, $utc), file_id, path, term FROM file_audit a
+        SELECT $epoch(at), path, file_id, term FROM file_audit a
          WHERE group_id = :group AND at >= :since AND outcome IN ('done', 'skipped') AND path LIKE :like
            AND NOT EXISTS (
                SELECT 1 FROM file_audit b
                 WHERE b.group_id = a.group_id AND b.file_id = a.file_id AND b.size = a.size AND b.mtime = a.mtime
                   AND b.outcome IN ('done', 'skipped') AND b.at < a.at)"""
     ALARMS = """
-        SELECT $epoch, $seconds(at, $utc), outcome, task_id, error FROM file_audit
+        SELECT $epoch(at), outcome, task_id, error FROM file_audit
          WHERE group_id = :group AND file_id = :file_id AND at >= :since"""
     ALARM = f"""
         INSERT INTO file_audit (group_id, file_id, at, {", ".join(TRAIL)})
@@ -3821,13 +3812,13 @@ class Database(abc.ABC):
         DELETE FROM file_ledger
          WHERE group_id = :group AND (file_id, {", ".join(OLD)}) IN (
                SELECT id, {", ".join(COLUMNS[10:])} FROM $fence, (:changes) v) $made"""
-    ADOPT = CLAIM.replace("$fence", "(SELECT 0 AS term) mine")
+    ADOPT = CLAIM.replace("$fence", "$unfenced")
     RETRY = """
         UPDATE file_ledger SET state = 'failed', failures = 0, action = '', next_attempt_at = $utc, updated_at = $utc
          WHERE group_id = :group AND $as_read"""
     SKIP = """
         UPDATE file_ledger SET state = 'done', action = '', error = '', next_attempt_at = NULL, updated_at = $utc
-         WHERE group_id = :group AND state IN ('failed', 'quarantined') AND $as_read"""
+         WHERE group_id = :group AND $as_read"""
     IN_LEDGER = "SELECT 1 FROM file_ledger WHERE group_id = :group LIMIT 1"
     PAGE = f"""
         SELECT file_id, path, size, mtime, state, term, attempts, failures, action,
@@ -3851,9 +3842,9 @@ class Database(abc.ABC):
         SELECT file_id, path, state, attempts, error, $since FROM file_ledger WHERE group_id = :group AND error <> ''
          ORDER BY CASE WHEN state = 'quarantined' THEN 0 ELSE 1 END, updated_at DESC LIMIT 20"""
 
-    WORDS: ClassVar[dict[str, str]] = {  # beside those that depend on the heartbeat column: now, tick
+    WORDS: ClassVar[dict[str, str]] = {  # and now, tick, which depend on the heartbeat column
         # Where somebody else wrote NULL, infinity or a date beyond all others, a renewal that is carried out late could
-        # leave a time older than the last one: the lease is lost, and won anew.
+        # leave a time older than the last one.
         "renewable": "$held AND h.last_heartbeat < '9999-01-01'",
         "held": "t.group_id = :group AND t.task_id = :member AND t.term = :term",
         "seen": "t.group_id = :group AND t.task_id = :holder AND t.term = :old_term",
@@ -3863,11 +3854,20 @@ class Database(abc.ABC):
         "beat_of": "INSERT INTO health_check (task_id, group_id, last_heartbeat) SELECT :member, :group, $now FROM",
         "moved": "CASE WHEN h.last_heartbeat > $now THEN $shifted(h.last_heartbeat, $tick) ELSE $now END",
         "stamp": "CASE WHEN h.task_id IS NOT NULL THEN COALESCE(CAST(h.last_heartbeat AS $text), '') END",
+        "seconds": "$epoch({1}) - $epoch({0})",
         "age": "$seconds(last_heartbeat, $now)",
         "since": "$seconds(updated_at, $utc)",
         "released": "'1970-01-01 00:00:01'",
-        "fence": "(SELECT term FROM token_holder t WHERE $held $share) mine",
-        "fence_alone": "(SELECT term FROM token_holder t WHERE $held $update) mine",
+        "fence": "(SELECT term FROM token_holder t WHERE $held $update) mine",
+        "unfenced": "(SELECT 0 AS term) mine",
+        "note": "$note_by($fence)",
+        "note_by": f"""
+        INSERT INTO file_audit (group_id, file_id, at, {", ".join(TRAIL)})
+        SELECT :group, id, $utc, new_path, $of(size), $of(mtime), sha256, outcome,
+               $lost(l.term, mine.term), $lost(l.task_id, :by), $of(attempts), seconds, words
+          FROM {{0}},""",
+        "of": "$lost(l.{0}, new_{0})",
+        "lost": "CASE outcome WHEN 'lost' THEN {0} ELSE {1} END",
         "as_read": "file_id = :file_id AND state = :state AND action = :action AND size = :size AND mtime = :mtime "
         "AND attempts = :attempts",
         "those": "(SELECT :group AS group_id, r.* FROM (:changes) r) v",
@@ -3881,7 +3881,6 @@ class Database(abc.ABC):
         "made": "RETURNING file_id",
         "tell": "{0}",  # brings its value back to the client
         "lock": "",
-        "share": "",
         "update": "",
         "keep": "",
         "text": "text",
@@ -3900,14 +3899,14 @@ class Database(abc.ABC):
 
     @abc.abstractmethod
     def _open(self, host: str, port: int) -> None:
-        """Logs in to one host. Raises what the driver raises, DatabaseDown if nothing can be written there."""
+        """Logs in to one host. Raises what the driver raises, or DatabaseDown: nothing can be written there."""
 
     @abc.abstractmethod
     def _run(self, sql: str, note: str = "") -> list[Sequence[Any]]:
-        """Runs one statement, or two, as one transaction and gives the rows of `sql`. Raises what the driver raises."""
+        """Runs both as one transaction and gives the rows of `sql`. Raises what the driver raises."""
 
     def _said(self, exc: BaseException) -> tuple[str, str]:
-        """Code and text of a driver's error."""
+        """Code and text."""
         return type(exc).__name__, reason(exc)
 
     def _now(self, digits: int, column_type: str) -> str:
@@ -3915,7 +3914,7 @@ class Database(abc.ABC):
         return "$utc"
 
     def literal(self, value: Any) -> str:
-        """A value as SQL text. Strings hold no NUL; backslashes are plain."""
+        """As SQL text. Strings hold no NUL; backslashes are plain."""
         if isinstance(value, str):
             return "'" + value.replace("'", "''") + "'"
         if isinstance(value, list):
@@ -3928,16 +3927,15 @@ class Database(abc.ABC):
 
     def _columns(self, change: Change) -> tuple[str, ...]:
         """The values of COLUMNS, and of AUDITED."""
-        new, path = change.new or NO_ROW, printable(change.path)
+        new, path = change.new or change.old or NO_ROW, printable(change.path)
         if change.plain:
             path, action = plain(change.path), new.action if new.action.isascii() else "%" + plain(new.action)
             new = new._replace(action=action, error=self._error_text(change, new.error))
         delay = None if change.delay is None else min(change.delay, LONGEST_DELAY)
         fields = (path, *NEW_OF(new)[1:], delay, *OLD_OF(change.old or NO_ROW))
         if self.config.audit:
-            told, of = change.outcome or Outcome(""), change.new or change.old or NO_ROW
-            of = change.old if told.what == "lost" and change.old else of
-            fields += (*told[:3], self._error_text(change, told.words), of.size, of.mtime, of.attempts)
+            told = change.outcome or Outcome("")
+            fields += (*told[:3], self._error_text(change, told.words))
         return tuple(map(self.literal, (sha256_text(change.path), *fields)))
 
     @staticmethod
@@ -3959,8 +3957,8 @@ class Database(abc.ABC):
             with contextlib.suppress(Exception):
                 connection.close()
 
-    def execute(self, sql: str, **values: object) -> list[Sequence[Any]]:
-        """Runs one statement in time T and gives its rows; connects first if need be. With it goes `note`.
+    def execute(self, sql: str, note: str = "", **values: object) -> list[Sequence[Any]]:
+        """Runs one statement in time T, ahead of it `note`; connects if need be.
 
         Raises DatabaseDown, DatabaseBusy or DatabaseRefused. After all but DatabaseBusy the connection is given up.
         """
@@ -3970,7 +3968,7 @@ class Database(abc.ABC):
                 self._connect()
             many = "file_" in sql or sql in (self.MEMBERS, self.GROUPS)
             self.allowance.renew(self.timing.call_timeout, LEDGER_BYTES if many else ANSWER_BYTES)
-            return self._run(self._bind(sql, values), self._bind(str(values.get("note", "")), values))
+            return self._run(self._bind(sql, values), self._bind(note, values))
         except ConfigError:
             self.close()
             raise
@@ -3978,15 +3976,15 @@ class Database(abc.ABC):
             error = self._error(exc)
         if not isinstance(error, DatabaseBusy):
             self.close()
-        # Servers drop connections that idle: what may be done twice goes on without a word. Time-outs are told.
+        # Servers drop connections that idle: what may be done twice is, without a word. Time-outs are told.
         once = sql in (self.FIRST, self.TAKE, self.TAKE_ABSENT, self.CLAIM, self.CHANGE, self.FORGET)
         quick = boot_clock() - began < self.timing.call_timeout / 4
         if idle and quick and not once and isinstance(error, DatabaseDown) and self.connection is None:
-            return self.execute(sql, **values)
+            return self.execute(sql, note, **values)
         raise type(error)(f"database {self.where}: {error}")
 
     def _connect(self) -> None:
-        """Logs in to the first host that will have it. None is a reason to give up while another may answer."""
+        """Logs in to the first host that will have it."""
         problems: list[Error] = []
         for host, port in self.config.endpoint.hosts or (("", 0),):
             self.allowance.renew(self.timing.call_timeout, ANSWER_BYTES)
@@ -4021,7 +4019,7 @@ class Database(abc.ABC):
         return error(f"{words.format(self.name)} ({text})" if words else text)
 
     def _bind(self, sql: str, values: Mapping[str, object]) -> str:
-        """The text to be sent. What was put in is not looked at again: a file may be named `:group`."""
+        """What was put in is not looked at again: a file may be named `:group`."""
         text = self._texts.get(sql) or self._texts.setdefault(sql, self._expanded(sql))
         return re.sub(r"(?<![:\w]):([a-z_]+)", lambda m: self.literal(values[m[1]]), text)
 
@@ -4032,15 +4030,15 @@ class Database(abc.ABC):
         return re.sub(r"\$(\w+)(?:\(([^()]*)\))?", word, text)
 
     def _keep_heartbeats(self, digits: int, column_type: str) -> None:
-        """Chooses timing and words for a heartbeat column of that precision."""
+        """Timing and words for a heartbeat column of that precision."""
         config, whole = self.config, digits < 3
         self.timing = Timing(config.heartbeat_frequency, config.liveness_check_interval, self.least_timeout, whole)
         now = self._now(0 if whole else digits, column_type)
         self._words = {**self.WORDS, "now": now, "tick": "1" if whole else "0.001"}
-        self._texts: dict[str, str] = {}  # statements in these words
+        self._texts: dict[str, str] = {}  # of statements
 
     def tables(self) -> set[str]:
-        """Those of our tables that are there."""
+        """Those of ours that are there."""
         return {str(row[0]) for row in self.execute(self.FOUND_TABLES)} & set(TABLES)
 
     def _missing(self) -> dict[str, str]:
@@ -4048,9 +4046,9 @@ class Database(abc.ABC):
         return {table: text for table, text in ddl(self.name == "mysql").items() if table not in present}
 
     def prepare(self) -> Timing:
-        """Checks the tables and reads the heartbeat column's precision, once; the timing that follows from it.
+        """Checks the tables, once; the timing that follows from the heartbeat column's precision.
 
-        Raises DatabaseRefused with the DDL of the tables that are missing, and nothing else.
+        Raises DatabaseRefused with the DDL of what is missing.
         """
         if self.prepared:
             return self.timing
@@ -4080,10 +4078,10 @@ class Database(abc.ABC):
         return list(missing)
 
     def settle_group(self, config: Config) -> None:
-        """Keeps the text of a default group that the token, or else the ledger, has: older versions took the URL's own.
+        """The text of a default group, for which older versions took the URL's own.
 
-        So members whose URLs spell one folder differently agree: on the group with a living holder, else on their own
-        spelling, else on any; a new one has the normal form.
+        Members whose URLs spell one folder differently agree on what token or else ledger have: the group with a living
+        holder, else their own spelling, else any; a new one has the normal form.
         """
         if not config._spelling:
             return
@@ -4100,7 +4098,7 @@ class Database(abc.ABC):
         config.coordination_group, config._spelling = min(known)[2] if known else normal, ""
 
     def check_ids(self, group: str, member: str) -> None:
-        """Raises DatabaseRefused if the database takes one id for another (a collation without case, say)."""
+        """Raises DatabaseRefused if the database takes one id for another."""
         for found in map(tuple, self.execute(self.IDS, group=group, member=member)):
             if found != (member, group):
                 raise DatabaseRefused(
@@ -4140,7 +4138,7 @@ class Database(abc.ABC):
         return self._seated(group, member, rows)
 
     def _seated(self, group: str, member: str, won: Sequence[Sequence[Any]]) -> Optional[int]:
-        """The term won, once its heartbeat is written."""
+        """Makes the lease, and tells its term."""
         term = int(won[0][0]) if won else 0  # MySQL's FIRST tells 0 if it lost
         if term:
             self.execute(self.SEAT, group=group, member=member, term=term)
@@ -4177,7 +4175,7 @@ class Database(abc.ABC):
         while len(page) == PAGE_ROWS:
             page = self.execute(self.PAGE, group=group, after=page[-1][0], all=not only_open)
             for file_id, path, size, mtime, state, term, attempts, failures, action, due, error in page:
-                # A row that makes no sense is no row: it must not pass for another version of its file.
+                # What makes no sense raises: it must not pass for another version of its file.
                 yield Row(
                     _true_path(str(path), str(file_id)),
                     int(size),
@@ -4197,24 +4195,20 @@ class Database(abc.ABC):
     def write(self, fence: Fence, changes: Sequence[Change]) -> list[bool]:
         """All claims of new files are one statement, all changes and all removals another."""
         made: set[str] = set()
-        for sql, chosen in (
-            (self.CLAIM, [c for c in changes if c.old is None]),
-            (self.CHANGE, [c for c in changes if c.old is not None and c.new is not None]),
-            (self.FORGET, [c for c in changes if c.new is None]),
+        for sql, note, chosen in (
+            (self.CLAIM, self.NOTE_NEW, [c for c in changes if c.old is None]),
+            (self.CHANGE, self.NOTE, [c for c in changes if c.old and c.new]),
+            (self.FORGET, self.NOTE, [c for c in changes if c.new is None]),
         ):
             if chosen:
-                made |= self._write(fence, sql, chosen)
+                rows = self._noted(sql, note, chosen, by=fence.member, **fence._asdict())
+                made |= {row[0] for row in rows}
         return [sha256_text(change.path) in made for change in changes]
-
-    def _write(self, fence: Fence, sql: str, changes: list[Change]) -> set[str]:
-        note = self.NOTE_NEW if sql == self.CLAIM else self.NOTE
-        return {row[0] for row in self._noted(sql, note, changes, **fence._asdict())}
 
     def _noted(self, sql: str, note: str, changes: Sequence[Change], **values: Any) -> list[Sequence[Any]]:
         """With the audit trail's part, if it has one."""
-        by = values.pop("by", values.get("member"))
         told = self.config.audit and any(change.outcome for change in changes)
-        return self.execute(sql, changes=changes, **values, **({"note": note, "by": by} if told else {}))
+        return self.execute(sql, note=note if told else "", changes=changes, **values)
 
     def written(self, fence: Fence, changes: Sequence[Change]) -> list[bool]:
         ids = [sha256_text(change.path) for change in changes]
@@ -4226,26 +4220,26 @@ class Database(abc.ABC):
     # -- the operator's verbs -----------------------------------------------------------------------------------------
 
     def token(self, group: str) -> tuple[Optional[str], int]:
-        """The holder and its term."""
+        """Its holder and term."""
         rows = self.execute(self.TOKEN, group=group)
         return (rows[0][0], rows[0][1]) if rows else (None, 0)
 
     def counts(self, group: str) -> dict[str, int]:
-        """Files by state; apart from them those `unlisted`, if any: not done, and not to be had either."""
+        """Files by state; apart those `unlisted`, if any: not done, and not to be had either."""
         counted = {"claimed": 0, "done": 0, "failed": 0, "quarantined": 0}
         for state, unlisted, number in self.execute(self.COUNTS, group=group):
-            if state in counted:  # the page, and whoever scrapes, are shown no other words
+            if state in counted:  # others are shown to nobody
                 key = "unlisted" if unlisted else state
                 counted[key] = counted.get(key, 0) + int(number)
         return counted
 
     def activity(self, group: str, term: int) -> tuple[Optional[float], Optional[float]]:
-        """Seconds since the first write of that term that still stands in the ledger, and since the last of all."""
+        """Seconds since that term's first write that still stands, and since the last of all."""
         first, last = self.execute(self.ACTIVITY, group=group, term=term)[0]
         return _number(first), _number(last)
 
     def errors(self, group: str) -> list[dict[str, Any]]:
-        """The last errors that the ledger knows, quarantined files first."""
+        """The last ones, quarantined files first."""
         return [
             {
                 "path": printable(_true_path(path, file_id)),
@@ -4273,44 +4267,39 @@ class Database(abc.ABC):
             self.execute(self.UNASK, group=group, request=request)
 
     def pauses(self, group: str) -> tuple[float, list[str], Optional[dict[str, Any]]]:
-        """The time, the ids of pauses, and what is to be told of the last one that is not over."""
+        """The time, the ids of pauses, and the last one that is not over."""
         rows, found = self.execute(self.PAUSES, group=group), None
         now, ids = float(rows[0][2]), [task_id for task_id, *_ in rows if task_id]
-        for task_id, age, _ in rows if ids else ():
+        for task_id, began, _ in rows if ids else ():
             end, _, by = re.sub(rf"{PAUSE}(?:0:|([\d-]+T[\d:]+Z):|)", r"\1 ", task_id, count=1).partition(" ")
             if not end or end > utc_second(now):
-                since = utc_second(max(0.0, now - float(age or 0) + 0.001))
+                since = utc_second(max(0.0, (_number(began) or now) + 0.001))
                 found = {"by": by, "since": since, "until": end or None}
         return now, ids, found
 
     def adopt(self, group: str, member: str, rows: Sequence[Row]) -> None:
         """Records files as done that the ledger does not know."""
         for start in range(0, len(rows), BATCH_FILES):
-            known = rows[start : start + BATCH_FILES]
-            told, who = Outcome("adopted"), {"group": group, "member": member, "by": operator()}
-            changes = [Change(None, Row(row.path, row.size, row.mtime, "done", 0, 0, 0), outcome=told) for row in known]
-            try:
-                self._noted(self.ADOPT, self.NOTE_ADOPTED, changes, **who)
-            except RowRefused:
-                changes = [change._replace(plain=2) for change in changes]
-                self._noted(self.ADOPT, self.NOTE_ADOPTED, changes, **who)
+            known = [Row(*row[:3], "done", 0, 0, 0) for row in rows[start : start + BATCH_FILES]]
+            changes = [Change(None, row, outcome=Outcome("adopted")) for row in known]
+            self._tell(self.ADOPT, self.NOTE_ADOPTED, changes, group=group, member=member)
 
     def retry(self, group: str, row: Row) -> None:
-        """Puts a file back to be handled at the next poll, if it is still in the state that was read."""
-        self._tell(self.RETRY, "retried", group, row)
+        """To be handled at the next poll, if the row is still the one read."""
+        self._tell(self.RETRY, self.NOTE_TOLD, [Change(row, row, outcome=Outcome("retried"))], group=group)
 
     def skip(self, group: str, row: Row) -> None:
-        """Records a failed or quarantined version as done, without an after-action, if the row is the one read."""
+        """Records a failed or quarantined version as done, without an after-action, if the row is still the one read."""
         if row.state in ("failed", "quarantined"):
-            self._tell(self.SKIP, "skipped", group, row)
+            self._tell(self.SKIP, self.NOTE_TOLD, [Change(row, row, outcome=Outcome("skipped"))], group=group)
 
-    def _tell(self, sql: str, what: str, group: str, row: Row) -> None:
-        values = {"group": group, "by": operator(), "file_id": sha256_text(row.path), **row._asdict()}
-        change = Change(row, row, outcome=Outcome(what))
+    def _tell(self, sql: str, note: str, changes: Sequence[Change], **values: Any) -> None:
+        path, row = changes[0].path, changes[0].old or NO_ROW
+        values = {**row._asdict(), **values, "file_id": sha256_text(path), "by": operator()}
         try:
-            self._noted(sql, self.NOTE_TOLD, [change], **values)
+            self._noted(sql, note, changes, **values)
         except RowRefused:
-            self._noted(sql, self.NOTE_TOLD, [change._replace(plain=2)], **values)
+            self._noted(sql, note, [change._replace(plain=2) for change in changes], **values)
 
     def history(self, group: str, since: str = "1970-01-01") -> Iterator[dict[str, Any]]:
         """The audit trail, the oldest row first."""
@@ -4324,20 +4313,20 @@ class Database(abc.ABC):
                 yield {**found, "path": _true_path(str(found["path"]), str(file_id))}
 
     def audited_since(self, group: str) -> tuple[float, Optional[float]]:
-        """The time, and that of the group's first row in the audit trail, in epoch seconds by the database's clock."""
-        now, age = self.execute(self.AUDITED_SINCE, group=group)[0]
-        return float(now), None if age is None else float(now) - float(age)
+        """The database's time, and that of the group's first row in the audit trail, in epoch seconds."""
+        now, began = self.execute(self.AUDITED_SINCE, group=group)[0]
+        return float(now), _number(began)
 
     def came(self, group: str, since: float, glob: str) -> list[tuple[float, str, int]]:
-        """When which versions were done or skipped for the first time, and at which term: of paths that may fit."""
+        """When which paths that may fit were done or skipped, each version once, and at which term."""
         like = re.sub("[^A-Za-z0-9./-]+", "%", f"*{glob.partition('[')[0]}*")
         rows = self.execute(self.CAME, group=group, since=_database_time(since), like=like)
-        return [(float(now) - float(age), _true_path(path, file_id), term) for now, age, file_id, path, term in rows]
+        return [(float(at), _true_path(*name), term) for at, *name, term in rows]
 
     def alarms(self, group: str, since: float, file_id: str) -> dict[tuple[str, float], tuple[str, str]]:
         """Of an expectation: what was said of which deadline, "missing" or "late", by whom, and with which words."""
         rows = self.execute(self.ALARMS, group=group, since=_database_time(since), file_id=file_id)
-        return {(what, float(round(float(now) - float(age)))): (by, error) for now, age, what, by, error in rows}
+        return {(what, float(round(at))): (by, error) for at, what, by, error in rows}
 
     def alarm(
         self,
@@ -4359,7 +4348,7 @@ class Database(abc.ABC):
         return self.alarms(fence.group, by, file_id).get((outcome, by), ("",))[0] == fence.member
 
     def trim(self, group: str, days: float) -> None:
-        """Removes some of the rows of the audit trail that are older."""
+        """Removes some older rows of the audit trail."""
         self.execute(self.TRIM, group=group, age=min(days * SECONDS_A_DAY, LONGEST_DELAY))
 
 
@@ -4372,19 +4361,19 @@ def _number(value: Any) -> Optional[float]:
 
 
 def _true_path(path: str, file_id: str) -> str:
-    """A path as the server has it, out of its printable form."""
+    """Out of its printable form."""
     if "%" in path and sha256_text(path) != file_id:
         return urllib.parse.unquote_to_bytes(path).decode("utf-8", "surrogateescape")
     return path
 
 
 def _true_action(action: str) -> str:
-    """An action out of its plain form; no other one begins with a percent sign."""
+    """Out of its plain form; no other one begins with a percent sign."""
     return urllib.parse.unquote(action[1:]) if action.startswith("%") else action
 
 
 def plain(text: str) -> str:
-    """A text as every character set has it: all but printable ASCII, and the percent sign, as %XX of its UTF-8."""
+    """As every character set has it: all but printable ASCII, and the percent sign, as %XX of its UTF-8."""
     return urllib.parse.quote(text.encode("utf-8", "surrogateescape"), safe=PLAIN)
 
 
@@ -4405,22 +4394,20 @@ class PostgreSQL(Database):
     HEARTBEAT_TYPE = """
         SELECT format_type(atttypid, atttypmod) FROM pg_attribute
          WHERE attrelid = to_regclass('health_check') AND attname = 'last_heartbeat'"""
-    # CHANGE and FORGET must find their rows by the key, not read the whole ledger: without the CAST the column would be
-    # compared as text, which its index does not serve; OFFSET 0 hides that all are of one group, whose size the planner
-    # underestimates until the table is analyzed.
+    # CHANGE and FORGET must find their rows by the key: without the CAST the column would be compared as text, which its
+    # index does not serve; OFFSET 0 hides that all are of one group, whose size the planner underestimates until the
+    # table is analyzed.
     TYPES = {"id": "CAST(%s AS char(64))", "delay": "CAST(%s AS float8)", "seconds": "CAST(%s AS float8)"}
     WORDS = {
         **Database.WORDS,
         "utc": "(CURRENT_TIMESTAMP AT TIME ZONE 'UTC')",
-        "epoch": "EXTRACT(EPOCH FROM CURRENT_TIMESTAMP)::float8",
-        "second": "FLOOR($epoch)::bigint",
-        "seconds": "CASE WHEN isfinite({0}) THEN EXTRACT(EPOCH FROM {1} - {0})::float8 END",
+        "epoch": "CASE WHEN isfinite({0}) THEN EXTRACT(EPOCH FROM {0})::float8 END",
+        "second": "FLOOR($epoch($utc))::bigint",
         "shifted": "{0} + interval '1 second' * ({1})",
         "released": "'1970-01-01 00:00:01+00'",  # columns without time zone pass over it
         "those": "(SELECT :group AS group_id, r.* FROM (:changes) r OFFSET 0) v",
         "lock": "SELECT FROM token_holder WHERE group_id = :group FOR UPDATE; "
         "SELECT FROM health_check WHERE group_id = :group AND task_id = {0} FOR UPDATE;",
-        "share": "FOR SHARE",
         "update": "FOR UPDATE",
         "keep": "FOR UPDATE OF l",
     }
@@ -4431,7 +4418,7 @@ class PostgreSQL(Database):
         "table": "42P01",
         "column": "42703",
         "certificate": "SSLCertVerificationError",
-        "row": "Unicode|22|23|44|54|P0",  # classes: data, constraints, check options, limits, a trigger's refusal
+        "row": "Unicode|22|23|44|54|P0",  # classes: data, constraints, check options, limits, triggers
         "busy": "55P03|40001|40P01|57014",
         "login": "28000|.*authentication failed",  # pgbouncer has no code of its own for it
     }
@@ -4488,7 +4475,7 @@ class PostgreSQL(Database):
         return sock
 
     def _run(self, sql: str, note: str = "") -> list[Sequence[Any]]:
-        # SET LOCAL lasts for this message, which is one transaction: it works behind a transaction pooler, too.
+        # SET LOCAL lasts for this message, one transaction: it works behind a transaction pooler, too.
         lock_timeout = int(self.timing.lock_timeout * 1000)
         rows = self.connection.run(f"SET LOCAL lock_timeout = '{lock_timeout}ms'; {note and note + ';'} {sql}")
         return [row for row in rows or () if row]  # rows that were only locked have no columns
@@ -4503,7 +4490,7 @@ class PostgreSQL(Database):
         return now if digits else f"date_trunc('second', {now})"
 
     def _table(self, changes: list[Change]) -> str:
-        # A VALUES list is planned in a fifth of the time that as many SELECTs take.
+        # Planned in a fifth of the time that as many SELECTs take.
         row = f"({', '.join(self.TYPES.get(name, '%s') for name in self.columns)})"
         rows = ", ".join(row % self._columns(change) for change in changes)
         return f"SELECT * FROM (VALUES {rows}) AS r ({', '.join(self.columns)})"
@@ -4549,12 +4536,10 @@ class MySQL(Database):
     WORDS = {
         **Database.WORDS,
         "utc": "UTC_TIMESTAMP(6)",
-        "epoch": "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', $utc) / 1000000.0",
-        "second": "CAST(FLOOR($epoch) AS SIGNED)",
-        "seconds": "TIMESTAMPDIFF(MICROSECOND, {0}, {1}) / 1000000.0",
+        "epoch": "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {0}) / 1000000.0",
+        "second": "CAST(FLOOR($epoch($utc)) AS SIGNED)",
         "shifted": "{0} + INTERVAL 1000000 * ({1}) MICROSECOND",
-        "share": "LOCK IN SHARE MODE",  # READ COMMITTED would not lock it by itself
-        "update": "FOR UPDATE",
+        "update": "FOR UPDATE",  # READ COMMITTED would not lock it by itself
         "keep": "FOR UPDATE",
         "ignore": "ON DUPLICATE KEY UPDATE task_id = task_id",
         "or_update": "ON DUPLICATE KEY UPDATE",
@@ -4574,8 +4559,8 @@ class MySQL(Database):
         "tls": "2026|SSL",
         "secret": "RuntimeError .*cryptography",
         "busy": "1205|1213",
-        # Too long, out of range, not in the character set or enumeration, too large for a packet, a trigger's refusal,
-        # a constraint or check option; PyMySQL knows the others by class.
+        # Too long, out of range, not in the character set or enumeration, too large for a packet, a trigger, a
+        # constraint or check option; PyMySQL knows the others by class.
         "row": "Unicode|1118|1153|1264|1265|1267|1292|1300|1364|1366|1369|1406|1644|1690|3819|3854|3988|4025|"
         r"\d+ (Data|Integrity)Error",
         "read-only": "1290|1792|1836",
@@ -4608,8 +4593,8 @@ class MySQL(Database):
             _auth_plugin_name: str
 
             def _get_server_information(self) -> None:
-                """The greeting. What is refused is not begun, as PyMySQL gives the password for some kinds of login at
-                once; the server asks for another one if it wants it."""
+                """What is refused is not begun, as PyMySQL gives the password for some kinds of login at once; the
+                server asks for another one if it wants it."""
                 super()._get_server_information()
                 if tls is not None and not self.server_capabilities & 0x800:
                     raise pymysql.OperationalError(2026, "the server offers none")
@@ -4638,7 +4623,7 @@ class MySQL(Database):
             raise DatabaseDown("it is read-only (a replica?)")
 
     def _run(self, sql: str, note: str = "") -> list[Sequence[Any]]:
-        """Where a member stops in the middle the server soon ends its transaction, which locks the token."""
+        """Where a member stops in the middle the server soon ends its transaction."""
         if not note:
             return self._ask(sql)
         try:
@@ -4657,12 +4642,12 @@ class MySQL(Database):
             if cursor.description is None:
                 if cursor.lastrowid or cursor.rowcount <= 0 or "LAST_INSERT_ID" not in sql:
                     return [(cursor.lastrowid,)] if cursor.lastrowid else []
-                # A trigger keeps the result out of the answer. A row was changed, so it is in the session.
+                # A trigger keeps the result out of the answer, but not out of the session.
                 cursor.execute("SELECT LAST_INSERT_ID()")
             return list(cursor.fetchall())
 
     def literal(self, value: Any) -> str:
-        # The session's sql_mode, set at login, makes the backslash an escape.
+        # In the session's sql_mode the backslash is an escape.
         return super().literal(value.replace("\\", r"\\") if isinstance(value, str) else value)
 
     def _said(self, exc: BaseException) -> tuple[str, str]:
@@ -4674,27 +4659,26 @@ class MySQL(Database):
     def _now(self, digits: int, column_type: str) -> str:
         return f"UTC_TIMESTAMP({digits})"
 
-    def _write(self, fence: Fence, sql: str, changes: list[Change]) -> set[str]:
-        super()._write(fence, sql, changes)
-        return {sha256_text(change.path) for change, ok in zip(changes, self.written(fence, changes)) if ok}
+    def write(self, fence: Fence, changes: Sequence[Change]) -> list[bool]:
+        super().write(fence, changes)
+        return self.written(fence, changes)
 
 
 class SQLite(Database):
     """SQLite 3.35 and newer in WAL mode, for members on one host; the file is created with its tables.
 
-    Each operation is one BEGIN IMMEDIATE transaction, so that all are serial. The file must be on a local disk.
+    Operations are BEGIN IMMEDIATE transactions, so all are serial. The file must be on a local disk.
     """
 
     name = "sqlite"
     least_timeout = 0.25
     FOUND_TABLES = "SELECT name FROM sqlite_master WHERE type = 'table'"
-    HEARTBEAT_TYPE = "SELECT 'text'"  # whatever was declared: it keeps the text that is written
+    HEARTBEAT_TYPE = "SELECT 'text'"  # whatever was declared
     WORDS = {
         **Database.WORDS,
         "utc": "strftime('%Y-%m-%d %H:%M:%f', 'now')",
-        "epoch": "(julianday($utc) - julianday('1970-01-01')) * 86400.0",
-        "second": "CAST($epoch AS INTEGER)",
-        "seconds": "(julianday({1}) - julianday({0})) * 86400.0",
+        "epoch": "(julianday({0}) - julianday('1970-01-01')) * 86400.0",
+        "second": "CAST($epoch($utc) AS INTEGER)",
         "shifted": "strftime('%Y-%m-%d %H:%M:%f', {0}, ({1}) || ' seconds')",
     }
     FAULTS = {
@@ -4704,11 +4688,11 @@ class SQLite(Database):
     }
 
     def _open(self, host: str, port: int) -> None:
-        import sqlite3  # here, because a member that does not need it is a megabyte smaller
+        import sqlite3  # here: it takes a megabyte
 
         if sqlite3.sqlite_version_info < (3, 35):
             raise DatabaseRefused(f"needs SQLite 3.35, this is {sqlite3.sqlite_version}")
-        with contextlib.suppress(OSError):  # it is there, or sqlite3 says why it cannot be
+        with contextlib.suppress(OSError):  # sqlite3 says why
             create_file(Path(self.config.endpoint.name)).close()
         self.connection = sqlite3.connect(
             self.config.endpoint.name, timeout=self.timing.lock_timeout, isolation_level=None, check_same_thread=False
@@ -4732,12 +4716,11 @@ DIALECTS: dict[str, type[Database]] = {"postgresql": PostgreSQL, "mysql": MySQL,
 
 
 def open_database(config: Config) -> Database:
-    """The database of the settings; nothing is connected yet."""
+    """Nothing is connected yet."""
     return DIALECTS[config.endpoint.dialect](config)
 
 
 def import_driver(module: str, package: str) -> Any:
-    """A module that only some settings need."""
     try:
         return importlib.import_module(module)
     except ImportError as exc:
@@ -4747,8 +4730,7 @@ def import_driver(module: str, package: str) -> Any:
 
 
 def tls_context(setting: str, ca_file: str, verify: bool, cert: str = "", key: str = "") -> ssl.SSLContext:
-    """For a TLS client: 1.2 and newer. Raises ConfigError that names the setting whose file cannot be used: `setting`,
-    which `ca_file` came from, or client_cert."""
+    """For a client, 1.2 and newer. Raises ConfigError that names the setting of the file that cannot be used."""
     path = ca_file
     try:
         context = ssl.create_default_context(cafile=ca_file or None)
@@ -4758,7 +4740,7 @@ def tls_context(setting: str, ca_file: str, verify: bool, cert: str = "", key: s
     except (OSError, ValueError) as exc:
         raise ConfigError(f"{setting} {path}: cannot be read ({reason(exc)})") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if ca_file:  # Python 3.13 refuses the many private authorities that lack a key identifier
+    if ca_file:  # Python 3.13 refuses private authorities that lack a key identifier
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if not verify:
         context.check_hostname = False

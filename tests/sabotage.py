@@ -599,8 +599,8 @@ SABOTAGES = (
     ),
     Sabotage(
         "PostgreSQL: the ledger does not lock the token",
-        "PostgreSQL.WORDS",
-        text("FOR SHARE", ""),
+        "Database.WORDS",
+        text("WHERE $held $update) mine", "WHERE $held) mine"),
         "test_interleavings.py::test_a_write_waits_for_a_takeover_and_then_changes_nothing"
         "[done-READ COMMITTED-postgresql]",
     ),
@@ -620,7 +620,7 @@ SABOTAGES = (
     Sabotage(
         "SQLite: done is written without the term",
         "Database.WORDS",
-        text("WHERE $held $share)", "WHERE t.group_id = :group AND t.task_id = :member $share)"),
+        text("WHERE $held $update)", "WHERE t.group_id = :group AND t.task_id = :member $update)"),
         "test_dialects.py::test_nothing_is_written_without_the_token[sqlite]",
     ),
     Sabotage(

@@ -326,16 +326,15 @@ def test_a_member_that_stops_inside_its_transaction_does_not_keep_the_token(
     with pytest.raises(KeyboardInterrupt):
         ledger.write(FENCE, [Change(row(), row(state="done"), outcome=DONE)])
     other, began = tables.open(audit=True, member_id="b"), time.monotonic()
-    tables_view = other.look("g", "b")
-    wait_for(lambda: _taken(other, tables_view), 4.0)
+    wait_for(lambda: _taken(other), 4.0)
     assert time.monotonic() - began < other.timing.stale_after
     assert [r.state for r in rows_of(other)] == ["claimed"] and trail(other, "outcome") == []
     close()
 
 
-def _taken(store: ftpcoord.Database, view: ftpcoord.View) -> bool:
+def _taken(store: ftpcoord.Database) -> bool:
     with contextlib.suppress(ftpcoord.DatabaseBusy):
-        return store.take("g", "b", view, 0.0, "still") == 2
+        return store.take("g", "b", store.look("g", "b"), 0.0, "still") == 2
     return False
 
 
