@@ -3957,7 +3957,7 @@ class Database(abc.ABC):
             with contextlib.suppress(Exception):
                 connection.close()
 
-    def execute(self, sql: str, note: str = "", **values: object) -> list[Sequence[Any]]:
+    def execute(self, sql: str, **values: object) -> list[Sequence[Any]]:
         """Runs one statement in time T, ahead of it `note`; connects if need be.
 
         Raises DatabaseDown, DatabaseBusy or DatabaseRefused. After all but DatabaseBusy the connection is given up.
@@ -3968,7 +3968,7 @@ class Database(abc.ABC):
                 self._connect()
             many = "file_" in sql or sql in (self.MEMBERS, self.GROUPS)
             self.allowance.renew(self.timing.call_timeout, LEDGER_BYTES if many else ANSWER_BYTES)
-            return self._run(self._bind(sql, values), self._bind(note, values))
+            return self._run(self._bind(sql, values), self._bind(str(values.get("note", "")), values))
         except ConfigError:
             self.close()
             raise
@@ -3980,7 +3980,7 @@ class Database(abc.ABC):
         once = sql in (self.FIRST, self.TAKE, self.TAKE_ABSENT, self.CLAIM, self.CHANGE, self.FORGET)
         quick = boot_clock() - began < self.timing.call_timeout / 4
         if idle and quick and not once and isinstance(error, DatabaseDown) and self.connection is None:
-            return self.execute(sql, note, **values)
+            return self.execute(sql, **values)
         raise type(error)(f"database {self.where}: {error}")
 
     def _connect(self) -> None:
@@ -4289,7 +4289,7 @@ class Database(abc.ABC):
         self._tell(self.RETRY, self.NOTE_TOLD, [Change(row, row, outcome=Outcome("retried"))], group=group)
 
     def skip(self, group: str, row: Row) -> None:
-        """Records a failed or quarantined version as done, without an after-action, if the row is still the one read."""
+        """Records a failed or quarantined version as done, without an after-action, if the row is the one read."""
         if row.state in ("failed", "quarantined"):
             self._tell(self.SKIP, self.NOTE_TOLD, [Change(row, row, outcome=Outcome("skipped"))], group=group)
 
@@ -4394,9 +4394,9 @@ class PostgreSQL(Database):
     HEARTBEAT_TYPE = """
         SELECT format_type(atttypid, atttypmod) FROM pg_attribute
          WHERE attrelid = to_regclass('health_check') AND attname = 'last_heartbeat'"""
-    # CHANGE and FORGET must find their rows by the key: without the CAST the column would be compared as text, which its
-    # index does not serve; OFFSET 0 hides that all are of one group, whose size the planner underestimates until the
-    # table is analyzed.
+    # CHANGE and FORGET must find their rows by the key: without the CAST the column would be compared as text, which
+    # its index does not serve; OFFSET 0 hides that all are of one group, whose size the planner underestimates until
+    # the table is analyzed.
     TYPES = {"id": "CAST(%s AS char(64))", "delay": "CAST(%s AS float8)", "seconds": "CAST(%s AS float8)"}
     WORDS = {
         **Database.WORDS,
@@ -4752,14 +4752,14 @@ def tls_context(setting: str, ca_file: str, verify: bool, cert: str = "", key: s
 # II.2 File servers: what every protocol offers
 # ---------------------------------------------------------------------------------------------------------------------
 
-MAX_ENTRIES = 2_000_000  # of one poll: a server that never ends its listings must not fill the memory
+MAX_ENTRIES = 2_000_000  # of one poll: a listing without an end must not fill the memory
 MAX_LISTING = 256 << 20  # bytes of one listing, and of the paths of one poll
 MAX_FOLDERS = 100_000  # of one poll
 MOST_UNREAD = 100  # lines of a listing that are kept though nobody understands them
-LARGEST_FILE = 2**63 - 1  # bytes; a listing that tells more is wrong, and the ledger's column takes no more
+LARGEST_FILE = 2**63 - 1  # bytes; the ledger's column takes no more
 READ_BUFFER = 256 * 1024  # bytes; larger ones were slower
-NAMES_SERVE = 10.0  # seconds for which the listing of a folder answers what is in it
-MOST_PROXY_REPLY = 16384  # bytes of what an HTTP proxy says before the tunnel begins
+NAMES_SERVE = 10.0  # seconds for which a listing answers what is in its folder
+MOST_PROXY_REPLY = 16384  # bytes of an HTTP proxy before the tunnel begins
 SOCKS_ERRORS = (  # from 1, RFC 1928 section 6
     "general failure",
     "not allowed",
@@ -4773,9 +4773,9 @@ SOCKS_ERRORS = (  # from 1, RFC 1928 section 6
 
 
 class Job(NamedTuple):
-    """A file to fetch: its listed size in bytes, and what takes its bytes (a view, valid during the call
-    only). With `seen`, the entry listed, the version is looked at again after the last byte; `told` takes
-    the entry with the exact time, where the server tells that only if asked."""
+    """A file to fetch. `size` is the listed one, `write` gets views that are valid during the call only. With `seen`,
+    the entry listed, the version is looked at again after the last byte; `told` takes the entry with the exact time,
+    where the server tells that only if asked."""
 
     path: str
     size: int
@@ -4785,16 +4785,16 @@ class Job(NamedTuple):
 
 
 class Listed:
-    """What is known of a folder by a listing of it."""
+    """What is in a folder."""
 
     def __init__(self) -> None:
-        self.names: set[str] = set()  # while it is under way: what was made meanwhile
+        self.names: set[str] = set()  # while the listing is under way: what was made meanwhile
         self.unread: Sequence[str] = ()
         self.over = float("inf")  # when it ended; -inf: it failed
 
 
 class Habits:
-    """What the connections to one server have learnt of it, such as the names that are in folders."""
+    """What the connections to one server have learnt of it."""
 
     def __init__(self) -> None:
         self.zones: set[datetime.timedelta] = set()  # what LIST is ahead of UTC; two: summer and winter
@@ -4806,7 +4806,6 @@ class Habits:
         self._making: set[str] = set()  # paths
 
     def listed(self, folder: str) -> Optional[Listed]:
-        """By a listing of the last NAMES_SERVE seconds."""
         listed, now = self._listed.get(folder), time.monotonic()
         return listed if listed and now - NAMES_SERVE < listed.over <= now else None
 
@@ -4826,7 +4825,7 @@ class Habits:
 
     @contextlib.contextmanager
     def making(self, path: str) -> Iterator[None]:
-        """Around what gives a file this path. Raises TargetExists where another connection is about to."""
+        """Around what gives a file this path. Raises TargetExists where another connection does."""
         folder, name = split_path(path)
         with self._lock:
             if path in self._making:
@@ -4846,21 +4845,21 @@ class Habits:
             self._making.discard(path)
 
 
-Listing = list[Entry]  # named because a FileServer has a method of the name list
+Listing = list[Entry]  # FileServer has a method of the name list
 
 
 def decode_name(raw: bytes, encoding: str) -> str:
-    """Text that encode_name() turns into the same bytes again, whatever the server's bytes are."""
+    """Text that encode_name() turns into the same bytes again, whatever they are."""
     with contextlib.suppress(UnicodeError):
         text = raw.decode(encoding, "surrogateescape")
-        text.encode("utf-8", "surrogateescape")  # UTF-7 and others know surrogates that files here cannot have
+        text.encode("utf-8", "surrogateescape")  # UTF-7 knows surrogates that files here cannot have
         if text.encode(encoding, "surrogateescape") == raw:
             return text
     return raw.decode("ascii", "surrogateescape")
 
 
 def encode_name(name: str, encoding: str) -> bytes:
-    """The bytes of a path for the server. Raises FileRefused for what it could not take as one path."""
+    """Raises FileRefused for what the server could not take as one path."""
     if any(character in name for character in "\r\n\0"):
         raise FileRefused(f"{name!r}: a line break or NUL in a path is never sent")
     try:
@@ -4870,13 +4869,13 @@ def encode_name(name: str, encoding: str) -> bytes:
 
 
 def split_path(path: str) -> tuple[str, str]:
-    """(folder, name); the folder is "" for a name relative to the login folder."""
+    """(folder, name); "" is the login folder."""
     folder, slash, name = path.rpartition("/")
     return folder or slash, name
 
 
 def same_name(a: str, b: str) -> bool:
-    """Whether two paths end in one name, in whatever case and Unicode form a server shows it."""
+    """Whether two paths end in one name, in whatever case and Unicode form."""
     names = (split_path(path.rstrip("/"))[1] for path in (a, b))
     return len({unicodedata.normalize("NFC", name).casefold() for name in names}) == 1
 
@@ -4886,11 +4885,11 @@ def normal_path(path: str) -> str:
 
 
 class _Broken(Exception):
-    """The conversation with the server cannot go on; the cause is chained. Never leaves this section."""
+    """The conversation cannot go on; the cause is chained. Becomes ServerDown."""
 
 
 class GuardedSocket(socket.socket):
-    """Closed under a lock by whoever closes it: its number stays its own while `abort` replaces what is behind it."""
+    """Closed under a lock: its number stays its own while `abort` replaces what is behind it."""
 
     guard: threading.RLock
 
@@ -4900,13 +4899,13 @@ class GuardedSocket(socket.socket):
 
 
 def set_linger(sock: socket.socket, orderly: bool) -> None:
-    """Orderly: what is unsent is still delivered after a close; else it is dropped and the peer sees a reset."""
+    """Orderly: what is unsent is still delivered after a close; else the peer sees a reset."""
     form = "hh" if os.name == "nt" else "ii"
     socket.socket.setsockopt(sock, socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(form, not orderly, 0))
 
 
 class ProxyRefused(OSError):
-    """The proxy makes no connection, or does not speak its protocol."""
+    """Or it does not speak its protocol."""
 
 
 class ProxyLogin(ProxyRefused):
@@ -4914,15 +4913,15 @@ class ProxyLogin(ProxyRefused):
 
 
 class Proxy:
-    """Asks a proxy, which resolves names: CONNECT of HTTP (RFC 9110 section 9.3.6), SOCKS 5 (RFC 1928, 1929). Reads
-    nothing behind its answer: that is the server's."""
+    """CONNECT of HTTP (RFC 9110 section 9.3.6), SOCKS 5 (RFC 1928, 1929). The proxy resolves names. Reads nothing
+    behind its answer: that is the server's."""
 
     def __init__(self, config: Config) -> None:
         self.scheme, self.user, *_ = config.via or config.target
         self.password = config.proxy_login()
 
     def connect(self, sock: socket.socket, host: str, port: int, deadline: float) -> None:
-        """From the proxy on to that port of the host. Raises OSError."""
+        """From the proxy on. Raises OSError."""
         self._sock, self._deadline = sock, deadline
         (self._http if self.scheme == "http" else self._socks)(host.encode("idna"), port)
 
@@ -4990,7 +4989,7 @@ Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
 def conversation(doing: str) -> Callable[[Verb], Verb]:
-    """Makes a method about a path a conversation with the server: see FileServer._talking()."""
+    """Makes a method about a path one: see FileServer._talking()."""
 
     def bounded(verb: Verb) -> Verb:
         @functools.wraps(verb)
@@ -5004,7 +5003,7 @@ def conversation(doing: str) -> Callable[[Verb], Verb]:
 
 
 class FileServer(abc.ABC):
-    """A connection to one file server. One thread uses it at a time; only abort() may come from another one.
+    """A connection, used by one thread at a time but for abort() and hurry().
 
     Every call is bounded: connect() by `timeout` seconds in all, the others by `timeout` for each wait.
     Whatever breaks the conversation closes the connection and raises ServerDown; the next call connects
@@ -5023,17 +5022,17 @@ class FileServer(abc.ABC):
         self.allowed: Callable[[], object] = bool  # raises what forbids a command that changes something
         self.unasked: Sequence[Job] = ()  # what the server had not heard of when fetch_many() lost it
         self.unread: list[str] = []  # lines of the last listing that nobody understands: MOST_UNREAD + 1 at most
-        self.unanswered = float("-inf")  # when a command that changes something was sent whose reply has not come
+        self.unanswered = float("-inf")  # when such a command was sent whose reply has not come
         self._patience = min(self.timeout, config.liveness_check_interval / 2)  # for what is sent to be acknowledged
         self._sockets: set[socket.socket] = set()
-        self._guard = threading.RLock()  # over _sockets, and closing them: a closed number is soon another's
+        self._guard = threading.RLock()  # over _sockets, and closing them
         self._aborted = self._expired = False
         self._limit = self.timeout  # seconds for connect()
-        self.preparing = False  # being connected, listing, or looked at after a rest: what a stop cuts
+        self.preparing = False  # connecting, listing, or looked at after a rest: what a stop cuts
 
     @abc.abstractmethod
     def _open(self) -> None:
-        """Connect and log in, unbounded as a whole; any exception."""
+        """Connects and logs in, unbounded as a whole; any exception."""
 
     @abc.abstractmethod
     def list(self, folder: str) -> Listing:
@@ -5048,7 +5047,7 @@ class FileServer(abc.ABC):
         """True: still that version. False: another one. None: not there."""
 
     def exact(self, path: str, seen: Entry) -> Optional[Entry]:
-        """The entry as it is now, with its exact time beside that of its line; None if the server tells none."""
+        """The entry as it is now, with its exact time beside its line's; None if the server tells none."""
         return None
 
     @conversation("looking at")
@@ -5060,10 +5059,9 @@ class FileServer(abc.ABC):
 
     @abc.abstractmethod
     def fetch_many(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
-        """Fetch all; each with FileGone, FileChanged, FileRefused or None as it ends, in any order: None once it
-        is known that it is still the version listed, or is gone since. Raises ServerDown when the connection is
-        lost (for a look alone a new one is made). What a job's write() raises passes through and closes the
-        connection; leaving the loop early may close it."""
+        """Each with FileGone, FileChanged, FileRefused or None as it ends, in any order: None once it is known that it
+        is still the version listed, or is gone since. Raises ServerDown when the connection is lost (for a look alone
+        a new one is made). What write() raises closes it; leaving the loop early may close it."""
 
     @abc.abstractmethod
     def delete(self, path: str) -> None:
@@ -5071,8 +5069,8 @@ class FileServer(abc.ABC):
 
     @conversation("renaming")
     def rename(self, path: str, target: str) -> None:
-        """Raises TargetExists instead of replacing a target, FileGone, FileRefused. FTP has no "unless it
-        exists": a target that another client makes between the look and the command is lost there."""
+        """Raises TargetExists instead of replacing a target, FileGone, FileRefused. A target that another client makes
+        between the look and the command is lost on FTP."""
         path, target = self._full(path), self._full(target)
         with self.habits.making(target):
             if self.exists(target, False):  # SFTP servers replace it as well, which the draft (6.5) forbids
@@ -5086,7 +5084,7 @@ class FileServer(abc.ABC):
 
     @conversation("making the folder")
     def mkdir(self, folder: str) -> None:
-        """Make the folder and its parents; an existing one is fine. Raises FileRefused."""
+        """With its parents; an existing one is fine. Raises FileRefused."""
         path = self._full(folder).rstrip("/")
         missing: list[str] = []
         while path and not self._is_folder(path):
@@ -5110,16 +5108,16 @@ class FileServer(abc.ABC):
     # -- what a protocol brings, within a conversation; paths as _full() gives them
 
     def _full(self, path: str) -> str:
-        """The path without need of a working folder."""
+        """Without need of a working folder."""
         return path
 
     @abc.abstractmethod
     def _there(self, path: str) -> Optional[bool]:
-        """Whether the path names anything; None if only a listing of its folder can tell."""
+        """exists(); None if only a listing of the folder can tell."""
 
     @abc.abstractmethod
     def _is_folder(self, path: str) -> bool:
-        """Whether the path leads to a folder, by a link or without."""
+        """Or leads to one."""
 
     @abc.abstractmethod
     def _make(self, folder: str) -> None:
@@ -5136,7 +5134,7 @@ class FileServer(abc.ABC):
     # -- what stands in a listing
 
     def _find(self, path: str) -> Optional[Entry]:
-        """The entry in the listing of its folder; None if it, or the folder, is not there."""
+        """The entry in a listing; None if it, or the folder, is not there."""
         folder, name = split_path(path)
         try:
             found = next((entry for entry in self.list(folder) if entry.name == name), None)
@@ -5147,7 +5145,6 @@ class FileServer(abc.ABC):
         return found
 
     def _is_listed(self, path: str, fresh: bool) -> bool:
-        """Whether the name is in the whole listing of its folder."""
         folder, name = split_path(path)
         listed = None if fresh else self.habits.listed(folder)
         if listed is None:
@@ -5164,20 +5161,11 @@ class FileServer(abc.ABC):
     # -- the connection
 
     def quiet(self) -> bool:
-        """Whether nothing came unasked, such as a goodbye. No round trip."""
+        """Whether nothing came unasked, such as a goodbye."""
         return True
 
-    def fetch(self, path: str, size: int, write: Callable[[memoryview], object], *version: Any) -> None:
-        """Fetch one Job. Raises FileChanged, FileGone, FileRefused, ServerDown; some bytes may have been written
-        by then."""
-        problem: Optional[Error] = FileRefused(f"{path}: it was not even tried")
-        for _, error in self.fetch_many([Job(path, size, write, *version)]):  # to its end: keeps the connection
-            problem = error
-        if problem is not None:
-            raise problem
-
     def connect(self) -> None:
-        """Connect within `timeout` seconds. Raises ServerDown, LoginRefused."""
+        """Raises ServerDown, LoginRefused."""
         self.close()
         self._expired, preparing, self.preparing = False, self.preparing, True
 
@@ -5202,7 +5190,7 @@ class FileServer(abc.ABC):
             watchdog.cancel()
 
     def close(self, orderly: bool = True) -> None:
-        """Drop the connection without a goodbye; harmless if there is none. Not orderly: what is unsent stays so."""
+        """Without a goodbye; harmless if there is no connection. Not orderly: what is unsent stays so."""
         with self._guard:
             for sock in self._sockets:
                 with contextlib.suppress(OSError):
@@ -5211,18 +5199,18 @@ class FileServer(abc.ABC):
             self._sockets.clear()
 
     def abort(self) -> None:
-        """From any thread: end blocked calls with ServerDown, for good. The object cannot connect again."""
+        """From any thread: ends blocked calls with ServerDown, for good."""
         self._aborted = True
         self._shut_down()
 
     def hurry(self, seconds: float) -> None:
-        """From any thread: abort unless it is at work already; connects from here on get so long."""
+        """From any thread: aborts unless it is at work already; connects from here on get so long."""
         self._limit = min(self._limit, seconds)
         if self.preparing:
             self.abort()
 
     def _shut_down(self, orderly: bool = False) -> None:
-        """Wake who waits. Not orderly: nothing more is delivered, even if the connection's user hangs elsewhere."""
+        """Wakes who waits. Not orderly: nothing more is delivered, even if the connection's user hangs elsewhere."""
         with self._guard:
             for sock in self._sockets:
                 with contextlib.suppress(OSError):  # SSLSocket.shutdown() would go on in plain text
@@ -5238,7 +5226,7 @@ class FileServer(abc.ABC):
 
     @contextlib.contextmanager
     def _effect(self, changes: bool = True) -> Iterator[None]:
-        """Around a command and its reply; without one `unanswered` stays at the moment of a command that changes."""
+        """Around a command and its reply; without one `unanswered` stays."""
         before = self.unanswered
         if changes:
             self.allowed()
@@ -5259,7 +5247,7 @@ class FileServer(abc.ABC):
             sock.close()
 
     def _dial(self) -> socket.socket:
-        """A socket that is connected to the server, with dead peers detected. Raises OSError."""
+        """To the server, with dead peers detected. Raises OSError."""
         failure: OSError = OSError(f"{self._dialled[0]} has no address")
         for family, _, _, _, address in self._addresses():
             try:
@@ -5284,7 +5272,7 @@ class FileServer(abc.ABC):
         raise failure
 
     def _addresses(self) -> Sequence[tuple[Any, ...]]:
-        """Of the host, or the proxy. Asked for in a thread that is left behind at a cut: nothing ends getaddrinfo()."""
+        """Of the host, or the proxy. Asked for in a thread that a cut leaves behind: nothing ends getaddrinfo()."""
         answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
         def ask() -> None:
@@ -5305,8 +5293,7 @@ class FileServer(abc.ABC):
     def _connected(
         self, family: int, peer: tuple[Any, ...], port: int, timeout: Optional[float] = None
     ) -> socket.socket:
-        """A socket with `timeout` that is connected to a port of the server, known to abort() from before it connects.
-        `peer`: an address of it, or of the proxy."""
+        """To a port of the server, known to abort() from before it connects. `peer`: an address of it, or the proxy."""
         timeout = timeout or self.timeout
         deadline = time.monotonic() + timeout
         sock = GuardedSocket(family, socket.SOCK_STREAM)
@@ -5324,7 +5311,7 @@ class FileServer(abc.ABC):
             raise
 
     def _lost(self, doing: str, error: BaseException) -> ServerDown:
-        """Close, and the ServerDown to raise."""
+        """Closes; the error to raise."""
         self.close(orderly=False)
         while isinstance(error, _Broken) and error.__cause__ is not None:
             error = error.__cause__
@@ -5345,7 +5332,7 @@ class FileServer(abc.ABC):
         return kind(f"{self.label}: {doing}: {why}")
 
     def _masked(self, error: Error) -> Error:
-        """The same error, or one of its kind without the password: a server may say it in any reply."""
+        """Without the password: a server may say it in any reply."""
         text = str(error)
         masked = shortened(self._without_password(text))
         return error if masked == text else type(error)(masked)
@@ -5356,15 +5343,15 @@ class FileServer(abc.ABC):
             if len(secret) >= 6:
                 text = text.replace(secret, "***")
                 continue
-            # A short one is a part of many words, and masking these would tell it: only where it stands alone.
+            # Masking all words that a short one is a part of would tell it: only where it stands alone.
             before, after = (r"\w" if end.isalnum() else r"(?!)" for end in (secret[0], secret[-1]))
             text = re.sub(f"(?<!{before}){re.escape(secret)}(?!{after})", "***", text)
         return text
 
     @contextlib.contextmanager
     def _talking(self, doing: str) -> Iterator[None]:
-        """Around everything said to the server: after any exception but the answers it knows (Error), the two
-        sides may be out of step, so the connection is closed."""
+        """Around everything said to the server: after any exception but Error, an answer it knows, the two sides may be
+        out of step, so the connection is closed."""
         try:
             yield
         except _Broken as error:
@@ -5379,12 +5366,12 @@ class FileServer(abc.ABC):
 
 
 def new_server(config: Config) -> FileServer:
-    """The file server of config.target; nothing is connected yet. Raises ConfigError."""
+    """Nothing is connected yet. Raises ConfigError."""
     return SftpServer(config) if config.target.scheme == "sftp" else FtpServer(config)
 
 
 def open_server(config: Config) -> FileServer:
-    """The same, connected. Raises ServerDown, LoginRefused, ConfigError."""
+    """Raises ServerDown, LoginRefused, ConfigError."""
     server = new_server(config)
     server.connect()
     return server

@@ -27,7 +27,7 @@ import ftpcoord
 if TYPE_CHECKING:
     from members import Crew
 
-__all__ = ["Database", "Files", "Logged", "need", "new_database", "new_folder", "wait_for"]
+__all__ = ["Database", "Files", "Logged", "fetch", "need", "new_database", "new_folder", "wait_for"]
 
 LONGEST = ("test_chaos_", "test_sabotage", "test_simulation", "test_interleavings")  # begin first, beside all others
 
@@ -182,6 +182,13 @@ def new_folder(name: str, server: servers.Server) -> Iterator[Files]:
     finally:
         _well(server)
         shutil.rmtree(root, ignore_errors=True)
+
+
+def fetch(server: ftpcoord.FileServer, path: str, size: int, write: Callable[[memoryview], object], *more: Any) -> None:
+    """One file alone; raises what became of it."""
+    ((_, problem),) = list(server.fetch_many([ftpcoord.Job(path, size, write, *more)]))
+    if problem is not None:
+        raise problem
 
 
 FILE_SERVERS = {

@@ -21,7 +21,7 @@ from typing import Any, Callable
 
 import pytest
 import servers
-from conftest import Files
+from conftest import Files, fetch
 from members import stores
 
 import ftpcoord
@@ -81,7 +81,7 @@ def listed(server: FileServer, files: Files, folder: str = "") -> dict[str, Entr
 
 def fetched(server: FileServer, path: str, size: int) -> bytes:
     content = bytearray()
-    server.fetch(path, size, content.extend)
+    fetch(server, path, size, content.extend)
     return bytes(content)
 
 
@@ -197,7 +197,7 @@ def test_a_path_with_a_line_break_or_nul_is_refused_and_nothing_is_sent(file_ser
         server.exists,
         server.delete,
         server.mkdir,
-        lambda bad: server.fetch(bad, 1, bytes),
+        lambda bad: fetch(server, bad, 1, bytes),
         lambda bad: server.rename(good, bad),
         lambda bad: server.rename(bad, path_of(file_server, "c")),
         lambda bad: server.same(bad, Entry("b", "file", 5, "")),
@@ -226,14 +226,14 @@ def test_a_file_that_shrank_or_grew_since_the_listing_is_changed(file_server: Fi
         file_server.put("file", b"x" * (size + difference))
         received = bytearray()
         with pytest.raises(ftpcoord.FileChanged):
-            server.fetch(path_of(file_server, "file"), size, received.extend)
+            fetch(server, path_of(file_server, "file"), size, received.extend)
         assert len(received) <= size
         assert fetched(server, path_of(file_server, "next"), 4) == b"fine"
 
 
 def test_a_file_that_vanished_is_gone(file_server: Files, server: FileServer) -> None:
     with pytest.raises(ftpcoord.FileGone):
-        server.fetch(path_of(file_server, "gone"), 5, bytes)
+        fetch(server, path_of(file_server, "gone"), 5, bytes)
     with pytest.raises(ftpcoord.FileGone):
         server.delete(path_of(file_server, "gone"))
     with pytest.raises(ftpcoord.FileGone):
@@ -246,7 +246,7 @@ def test_a_file_that_may_not_be_read_is_refused_not_gone(file_server: Files, ser
     if file_server.server.ids is None or file_server.server.ids[0] == 0:
         pytest.skip("the server runs as a user who may read everything")
     with pytest.raises(ftpcoord.FileRefused):
-        server.fetch(path_of(file_server, "secret"), 5, bytes)
+        fetch(server, path_of(file_server, "secret"), 5, bytes)
     assert server.alive()
 
 
@@ -283,7 +283,7 @@ def test_what_write_raises_passes_through_and_the_next_call_is_in_step(file_serv
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        server.fetch(path_of(file_server, "file"), 2_000_000, full)
+        fetch(server, path_of(file_server, "file"), 2_000_000, full)
     assert [entry.name for entry in server.list(path_of(file_server, ""))] == ["file"]
 
 
@@ -397,7 +397,7 @@ def test_abort_from_another_thread_ends_a_blocked_call_within_a_second(file_serv
     server = ftpcoord.open_server(config(file_server))
     path = path_of(file_server, "file")
     calls: dict[str, Callable[[], object]] = {
-        "fetch": lambda: server.fetch(path, 1000, bytes),
+        "fetch": lambda: fetch(server, path, 1000, bytes),
         "list": lambda: server.list(path_of(file_server, "")),
         "fetch_many": lambda: list(server.fetch_many([Job(path, 1000, bytes)] * 3)),
         "connect": server.connect,
@@ -449,7 +449,7 @@ def test_a_frozen_server_ends_each_call_by_the_timeout(file_server: Files, call:
     calls: dict[str, Callable[[], object]] = {
         "connect": lambda: ftpcoord.open_server(config(file_server, timeout=1)),
         "list": lambda: server.list(path_of(file_server, "")),
-        "fetch": lambda: server.fetch(path, 1000, bytes),
+        "fetch": lambda: fetch(server, path, 1000, bytes),
         "fetch_many": lambda: list(server.fetch_many([Job(path, 1000, bytes)])),
         "same": lambda: server.same(path, Entry("file", "file", 1000, "")),
         "rename": lambda: server.rename(path, path + "2"),

@@ -20,7 +20,7 @@ from typing import Any, Optional
 import hostile
 import pytest
 import servers
-from conftest import wait_for
+from conftest import fetch, wait_for
 from hostile import PATIENCE, FtpHost, FtpSession, FtpsHost, FtpsSession, Site, answers, reply
 
 import ftpcoord
@@ -203,7 +203,7 @@ def test_a_question_that_is_answered_badly_replaces_nothing_and_loses_nothing(ml
             assert host.files["done/a"] == b"yesterday's" and host.files["a"] == b"1"
             host.on("RETR", reply("550 no"))
             with pytest.raises(ftpcoord.FileRefused):
-                server.fetch("/in/b", 1, bytes)
+                fetch(server, "/in/b", 1, bytes)
             host.on("DELE", reply("550 no"))
             with pytest.raises(ftpcoord.FileRefused):
                 server.delete("/in/b")
@@ -216,7 +216,7 @@ def test_a_question_that_is_answered_badly_replaces_nothing_and_loses_nothing(ml
                 server.rename("/in/c", "/in/done/b")
             assert host.files["done/b"] == b"2"
             with pytest.raises(ftpcoord.FileGone):
-                server.fetch("/in/nothing", 1, bytes)
+                fetch(server, "/in/nothing", 1, bytes)
             assert not server.exists("/in/nothing")
 
 
@@ -350,7 +350,7 @@ def test_words_of_a_files_name_in_a_refusal_do_not_count(name: str) -> None:
         host.on("RETR", reply(f"550 {name}: it cannot be opened"))
         host.on("DELE", reply(f"550 /in/{name}: it cannot be removed"))
         with pytest.raises(ftpcoord.FileRefused):
-            server.fetch(f"/in/{name}", 1, bytes)
+            fetch(server, f"/in/{name}", 1, bytes)
         with pytest.raises(ftpcoord.FileRefused):
             server.delete(f"/in/{name}")
         assert host.sessions == 1
@@ -561,7 +561,7 @@ def test_where_epsv_leads_nowhere_pasv_is_tried(epsv: hostile.Action) -> None:
         with connected(host) as server:
             assert names(server) == ["a"]
             content = bytearray()
-            server.fetch("/in/a", 5, content.extend)
+            fetch(server, "/in/a", 5, content.extend)
             assert content == b"12345"
             assert len(host.said("EPSV")) == 1 and host.sessions == 1
 
@@ -583,12 +583,12 @@ def test_a_server_that_closes_its_port_and_refuses_is_heard(first: bool) -> None
 
         with connected(host) as server:
             if not first:
-                server.fetch("/in/b", 1, bytes)
+                fetch(server, "/in/b", 1, bytes)
                 host.on("EPSV", late)
             host.on("RETR", refuse)
             with pytest.raises(ftpcoord.FileRefused, match="no rights"):
-                server.fetch("/in/a", 1, bytes)
-            server.fetch("/in/a", 1, bytes)
+                fetch(server, "/in/a", 1, bytes)
+            fetch(server, "/in/a", 1, bytes)
             assert host.sessions == 1
 
 
@@ -608,7 +608,7 @@ def test_a_transfer_that_begins_and_is_then_refused_is_refused_for_its_file(end:
     with FtpHost(files={"a": b"1"}) as host:
         host.on("RETR", hostile.content(b"", end))
         with connected(host) as server, pytest.raises(kind):
-            server.fetch("/in/a", 1, bytes)
+            fetch(server, "/in/a", 1, bytes)
 
 
 @pytest.mark.parametrize("verb", ["MLST", "CWD", "DELE", "RNTO", "MKD"])
@@ -660,7 +660,7 @@ def test_folders_and_files_with_and_without_content_come_under_tls(
         assert names(server) == ["a", "empty"]
         for name, content in (("a", b"12345"), ("empty", b""), ("a", b"12345")):
             received = bytearray()
-            server.fetch(f"/in/{name}", len(content), received.extend)
+            fetch(server, f"/in/{name}", len(content), received.extend)
             assert received == content
         assert host.sessions == 1
 
@@ -701,10 +701,10 @@ def test_a_listing_that_ends_without_the_close_of_tls_is_none_unless_that_is_all
         with connected(host, tls_close="lax") as server:
             assert names(server) == sorted(files)
             if files:
-                server.fetch("/in/000", 1, bytes)
+                fetch(server, "/in/000", 1, bytes)
         if files:
             with connected(host) as server:
-                server.fetch("/in/000", 1, bytes)  # its size shows that it is whole
+                fetch(server, "/in/000", 1, bytes)  # its size shows that it is whole
 
 
 def test_a_listing_that_is_cut_in_the_middle_with_a_final_yes_forgets_nothing(certificate: Path) -> None:
@@ -736,8 +736,8 @@ def test_a_file_that_is_refused_under_tls_is_refused_and_not_a_broken_connection
         for _ in range(2):
             host.on("RETR", refuse)
             with pytest.raises(ftpcoord.FileRefused, match="no rights"):
-                server.fetch("/in/a", 1, bytes)
-        server.fetch("/in/a", 1, bytes)
+                fetch(server, "/in/a", 1, bytes)
+        fetch(server, "/in/a", 1, bytes)
         assert host.sessions == 1
 
 
@@ -1000,13 +1000,13 @@ def test_a_transfer_that_ends_early_is_changed_and_one_whose_reply_says_so_is_do
 ) -> None:
     with scripted(RETR=answers("150 here", b"123", end)) as host, connected(host) as server:
         with pytest.raises(error):
-            server.fetch("/in/a", 5, bytes)
+            fetch(server, "/in/a", 5, bytes)
 
 
 def test_all_bytes_count_even_if_the_last_reply_never_comes() -> None:
     got = bytearray()
     with scripted(RETR=answers("150 here", b"12345")) as host, connected(host) as server:
-        server.fetch("/in/a", 5, got.extend)
+        fetch(server, "/in/a", 5, got.extend)
     assert got == b"12345"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import hostile
 import paramiko
 import pytest
-from conftest import wait_for
+from conftest import fetch, wait_for
 from hostile import PASSWORD, SftpHost
 
 import ftpcoord
@@ -412,5 +412,5 @@ def test_a_handle_longer_than_the_draft_allows_is_not_repeated_in_every_request(
         host.on("OPEN", lambda session, argument: session.answer(102, struct.pack(">I", 300) + b"h" * 300))
         server = ftpcoord.open_server(ftpcoord.Config(database="sqlite:///unused.db", **host.settings))
         with pytest.raises(ftpcoord.ServerDown, match="handle of 300 bytes"):
-            server.fetch("/in/a.bin", 100_000, lambda data: None)
+            fetch(server, "/in/a.bin", 100_000, lambda data: None)
         assert not host.said("READ")

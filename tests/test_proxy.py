@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import servers
-from conftest import Files, new_folder, wait_for
+from conftest import Files, fetch, new_folder, wait_for
 from hostile import FtpHost, FtpsHost, Gateway, SftpHost, Site, reply, stall_after, unused_port
 
 import ftpcoord
@@ -142,7 +142,7 @@ def test_all_connections_ask_for_the_name_in_the_url_and_no_server_says_otherwis
         with opened(settings(**more, proxy_password=password or None)) as server:
             got = bytearray()
             assert sorted(entry.name for entry in server.list("/in")) == ["a.csv", "b.csv"]
-            server.fetch("/in/b.csv", 2, got.extend)
+            fetch(server, "/in/b.csv", 2, got.extend)
             assert bytes(got) == b"22"
         assert gateway.asked[0] == ("files.example", host.port) and len(gateway.asked) == 3
         assert {name for name, _ in gateway.asked} == {"files.example"}
@@ -370,14 +370,14 @@ def test_the_end_of_a_lease_ends_what_goes_through_the_proxy_at_once(scheme: str
         host.on("RETR", stall_after(1))
         raised: list[BaseException] = []
 
-        def fetch() -> None:
+        def work() -> None:
             try:
-                server.fetch("/in/b", 2, got.extend)
+                fetch(server, "/in/b", 2, got.extend)
             except ftpcoord.ServerDown as error:
                 raised.append(error)
 
         got = bytearray()
-        thread = threading.Thread(target=fetch, daemon=True)
+        thread = threading.Thread(target=work, daemon=True)
         thread.start()
         wait_for(lambda: host.said("RETR") and len(gateway.asked) == 2)
         began = time.monotonic()
@@ -480,8 +480,8 @@ def test_a_server_that_refuses_and_closes_its_port_is_still_heard(scheme: str) -
 
         host.on("RETR", refuse)
         with pytest.raises(ftpcoord.FileRefused, match="550 not for you"):
-            server.fetch("/in/a", 1, bytes)
-        server.fetch("/in/b", 2, bytes)
+            fetch(server, "/in/a", 1, bytes)
+        fetch(server, "/in/b", 2, bytes)
 
 
 @pytest.mark.parametrize("scheme", KINDS)
@@ -557,8 +557,8 @@ def handle(server: ftpcoord.FileServer, files: Files, content: bytes) -> None:
     root = server.absolute(str(files.root))
     assert sorted((entry.name, entry.size) for entry in server.list(root)) == [("a.csv", 1 << 20), ("b.csv", 0)]
     got = bytearray()
-    server.fetch(f"{root}/a.csv", len(content), got.extend)
-    server.fetch(f"{root}/b.csv", 0, got.extend)
+    fetch(server, f"{root}/a.csv", len(content), got.extend)
+    fetch(server, f"{root}/b.csv", 0, got.extend)
     assert bytes(got) == content
     server.mkdir(f"{root}/done")
     server.rename(f"{root}/a.csv", f"{root}/done/a.csv")

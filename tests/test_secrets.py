@@ -17,7 +17,7 @@ from typing import Any
 
 import hostile
 import pytest
-from conftest import wait_for
+from conftest import fetch, wait_for
 from hostile import FtpHost, Gateway, SftpHost, reply, unused_port
 from processes import MODULE, Process, environment
 
@@ -257,7 +257,7 @@ def test_a_password_is_in_no_error_that_a_server_provokes(kind: type[Any]) -> No
         for verb in verbs:
             for call in (
                 lambda: server.list("/in"),
-                lambda: server.fetch("/in/a", 1, bytes),
+                lambda: fetch(server, "/in/a", 1, bytes),
                 lambda: server.delete("/in/a"),
                 lambda: server.rename("/in/a", "/in/b"),
                 lambda: server.mkdir("/in/x/y"),
