@@ -5381,7 +5381,7 @@ def open_server(config: Config) -> FileServer:
 # II.3 Listings: pure functions
 # ---------------------------------------------------------------------------------------------------------------------
 
-MAX_LINE = 8192  # bytes of one line of a reply or a listing
+MAX_LINE = 8192  # bytes
 MOST_COLUMNS = 9  # of a line of LIST before the size
 # English, German, French, Spanish, Italian, Portuguese and Dutch, without accents and dots:
 MONTHS = {
@@ -5431,8 +5431,7 @@ MLS_TIME = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)(\.\d{1,9})?", re.A
 
 
 def iso_time(text: str) -> str:
-    """YYYYMMDDHHMMSS[.F], the UTC time of MLSD and MDTM (RFC 3659 section 2.3), as ISO text; "" if it is
-    none."""
+    """YYYYMMDDHHMMSS[.F], a UTC time (RFC 3659 section 2.3), as ISO text; "" if it is none."""
     match = MLS_TIME.fullmatch(text)
     if not match:
         return ""
@@ -5445,8 +5444,8 @@ def iso_time(text: str) -> str:
 
 
 def parse_mlsd_line(line: str) -> Optional[Entry]:
-    """`fact=value;fact=value; name` (RFC 3659 section 7.2; drafts before it had no last semicolon). The folder
-    itself is `.`, its parent `..`; None if the line tells no kind, or a file has no size."""
+    """`fact=value;fact=value; name` (RFC 3659 section 7.2; drafts had no last semicolon). The folder itself is `.`, its
+    parent `..`; None if the line tells no kind, or a file has no size."""
     facts_text, _, name = line.partition(" ")
     pairs = [fact.partition("=") for fact in facts_text.split(";") if fact]
     if not name or not all(equals for _, equals, _ in pairs) or (not facts_text.endswith(";") and ";" in name):
@@ -5466,10 +5465,10 @@ def parse_mlsd_line(line: str) -> Optional[Entry]:
 
 
 def latest_date(month: int, day: int, today: datetime.date) -> datetime.date:
-    """The latest such date at most one day ahead (the server's zone may be ahead of ours): LIST leaves the
-    year out for about the last half year. Raises ValueError if there is no such day."""
+    """The latest such date at most one day ahead (the server's zone may be), as LIST leaves out the year of about the
+    last half year. Raises ValueError."""
     limit = today + datetime.timedelta(days=1)
-    for year in range(limit.year, limit.year - 9, -1):  # 29 February: up to eight years back (1904, 1896)
+    for year in range(limit.year, limit.year - 9, -1):  # 29 February: eight years, from 1904 to 1896
         with contextlib.suppress(ValueError):
             date = datetime.date(year, month, day)
             if date <= limit:
@@ -5481,16 +5480,15 @@ Readings = dict[str, Entry]  # what a line may mean, by the form that it would b
 
 
 def parse_list_line(line: str, today: datetime.date, forms: Collection[str] = ()) -> Optional[Entry]:
-    """One line of LIST, in a listing whose other lines have these forms: Unix `ls -l` and its relatives,
-    DOS/IIS, IBM i. None if it is none of them, or if nothing decides between two. The name is all that follows
-    one space after the time, so spaces at either end of it are kept."""
+    """One line of LIST among lines of these forms; None if it is of none, or nothing decides between two. The name is
+    all that follows one space after the time, spaces at either end included."""
     return chosen(list_readings(line, today), forms)
 
 
 def chosen(readings: Readings, forms: Collection[str]) -> Optional[Entry]:
-    """`Jan 12 2026 10:15 a` has its time after the year, unless other lines show years without or times without
-    years; `Jan 12 2026  a` is padded by AIX, unless others with a year are not. After two spaces before the
-    year, as `ls` has them, both would be odd, and a name that begins like that as well."""
+    """`Jan 12 2026 10:15 a` has its time after the year, unless other lines show years without or times without years;
+    `Jan 12 2026  a` is padded by AIX, unless others with a year are not. After two spaces before the year, as `ls` has
+    them, both would be odd, and so would a name that begins like that."""
     if len(readings) < 2:
         return next(iter(readings.values()), None)
     if "year" in forms or ("clock" in forms and "padded" not in readings and "padded?" not in readings):
@@ -5499,17 +5497,21 @@ def chosen(readings: Readings, forms: Collection[str]) -> Optional[Entry]:
 
 
 def list_readings(line: str, today: datetime.date) -> Readings:
-    """All that a line of LIST may mean."""
+    """Of Unix `ls -l` and its relatives, DOS and IIS, or IBM i."""
+    readings: Readings = {}
     with contextlib.suppress(ValueError, OverflowError):  # a date or a number that cannot be
-        readings = _unix_readings(line, today) if UNIX_MODE.match(line) else _other_reading(line)
-        if all(entry.name and entry.size <= LARGEST_FILE for entry in readings.values()):
-            return readings
-    return {}
+        if UNIX_MODE.match(line):
+            readings = _unix_readings(line, today)
+        elif match := DOS_LINE.fullmatch(line):
+            readings = _dos_reading(*match.groups(default=""))
+        elif match := IBM_LINE.fullmatch(line):
+            readings = _ibm_reading(*match.groups())
+    return readings if all(entry.name and entry.size <= LARGEST_FILE for entry in readings.values()) else {}
 
 
 def _unix_readings(line: str, today: datetime.date) -> Readings:
-    """The columns between mode and size differ (no group, spaces in its name), and owners are called like
-    months: of two dates in a line the one after one owner and perhaps a group counts, if there is one such."""
+    """The columns between mode and size differ (no group, spaces in its name), and owners are called like months: of
+    two dates the one after one owner and perhaps a group counts."""
     kind, start = UNIX_KINDS.get(line[0], "other"), line.index(" ")
     for pattern, read in ((UNIX_DATE, _month_dates), (ISO_DATE, _iso_dates)):
         found: list[Readings] = []
@@ -5553,7 +5555,7 @@ def _month_dates(match: re.Match[str], today: datetime.date) -> Dates:
 
 
 def _iso_dates(match: re.Match[str], today: datetime.date) -> Dates:
-    """`ls --time-style=long-iso` and `full-iso`; the latter shows its zone, so its time is UTC."""
+    """`ls --time-style=long-iso`, or `full-iso`, which shows its zone: UTC."""
     _, day, minute, second, fraction, zone, rest = match.groups(default="")
     with contextlib.suppress(ValueError, OverflowError):
         moment = datetime.datetime.fromisoformat(f"{day}T{minute}{second}")
@@ -5570,7 +5572,7 @@ def _minute(date: datetime.date, clock: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def month_number(word: str) -> int:
-    """0 if the word is no month. Accents may be missing, or be bytes of another encoding."""
+    """0: it is none. Accents may be missing, or be bytes of another encoding."""
     raw = word.encode("utf-8", "surrogateescape")
     try:
         text = raw.decode("utf-8")
@@ -5580,18 +5582,10 @@ def month_number(word: str) -> int:
     return MONTHS.get(plain.lower().rstrip(".,"), 0)
 
 
-def _other_reading(line: str) -> Readings:
-    for pattern, read in ((DOS_LINE, _dos_reading), (IBM_LINE, _ibm_reading)):
-        match = pattern.fullmatch(line)
-        if match:
-            return read(*match.groups(default=""))
-    return {}
-
-
 def _dos_reading(
     first: str, second: str, third: str, hour: str, minute: str, half: str, size: str, name: str
 ) -> Readings:
-    """DOS and IIS. Where one date of a listing shows its day first, none can be trusted."""
+    """Where one date of a listing shows its day first, none can be trusted."""
     iso = len(first) == 4
     year, month, day = map(int, (first, second, third) if iso else (third, first, second))
     if not iso and len(third) == 2:
@@ -5604,31 +5598,31 @@ def _dos_reading(
     mtime = "" if day_first else moment.isoformat(timespec="minutes")
     if size.isdigit():
         entry = Entry(name, "file", int(size), mtime)
-    else:  # IIS pads <DIR> to the width of the size column: nine spaces before the one that ends the column.
+    else:  # IIS pads <DIR> with nine spaces to the width of the size column
         name = name[9:] if name.startswith(" " * 9) else name.lstrip(" ")
         entry = Entry(name, DOS_KINDS.get(size, "other"), 0, mtime)
     return {"day first" if day_first else "dos": entry}
 
 
 def _ibm_reading(size: str, separator: str, kind: str, name: str) -> Readings:
-    """IBM i. The order of its date's parts is a setting there: no time."""
+    """The order of the date's parts is a setting there: no time."""
     kind = IBM_KINDS.get(kind, "other")
     return {"ibm i": Entry(name.rstrip("/"), kind, int(size) if kind == "file" else 0, "")}
 
 
 def may_tell_of(lines: Iterable[str], name: str) -> bool:
-    """Whether one of some lines that nobody understands may be about this name."""
+    """Whether a line that nobody understands may be about this name."""
     return any(line.rstrip(" /").endswith(name.rstrip(" ")) or f"{name} -> " in line for line in lines)
 
 
 def require_all_read(path: str, unread: Iterable[str]) -> None:
-    """Before a path that a listing does not show is believed absent. Raises FileRefused."""
+    """Before a path is believed absent. Raises FileRefused."""
     if may_tell_of(unread, split_path(path)[1]):
         raise FileRefused(f"{path}: the line of the listing that may tell of it is not understood")
 
 
 class ListingReader:
-    """Takes the bytes of one MLSD or LIST, within bounds: its entries, and the lines that nobody understands."""
+    """Takes the bytes of one MLSD or LIST, within bounds."""
 
     def __init__(self, mlsd: bool, encoding: str) -> None:
         self.entries: Listing = []
@@ -5638,7 +5632,7 @@ class ListingReader:
         self._tail, self._first = b"", True
         self.size = 0  # bytes so far
         self._forms: set[str] = set()  # of the lines with one reading
-        self._doubtful: list[str] = []  # the lines with several
+        self._doubtful: list[str] = []  # those with several
 
     def feed(self, data: bytes) -> None:
         """The next bytes; none at its end."""
@@ -5673,7 +5667,7 @@ class ListingReader:
             self.entries.append(entry)
 
     def listing(self, folder: str) -> Listing:
-        """All of it. Raises FileRefused if nobody understands any line."""
+        """Raises FileRefused if nobody understands any line."""
         for line in self._doubtful:
             self._add(line, parse_list_line(line, self._today, self._forms))
         if self.unread and not self.entries:
@@ -7368,7 +7362,7 @@ class SftpServer(FileServer):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# II.6 Names: patterns, and where files are moved to
+# II.6 Names: patterns, companions, orders, and where files are moved to
 # ---------------------------------------------------------------------------------------------------------------------
 
 TEMPORARY = (".tmp", ".part", ".partial", ".filepart", ".writing", ".crdownload", "~")  # names uploaders write under
@@ -7376,25 +7370,22 @@ NOT_IN_A_NAME = re.compile(r"[/\0\r\n]")
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a listed name is one path segment. Others would lead out of the folder (CWE-22) or split a command."""
+    """One path segment: others would lead out of the folder (CWE-22) or split a command."""
     if name in ("", ".", "..") or NOT_IN_A_NAME.search(name):
         return False
     return os.name == "posix" or not re.search(r'[\\:*?"<>|]', name)
 
 
 # -- names and patterns -----------------------------------------------------------------------------------------------
-SPECIAL: dict[str, Callable[[str], bool]] = {  # names that are asked for by patterns of their kind alone
+SPECIAL: dict[str, Callable[[str], bool]] = {  # asked for by patterns of their kind alone
     "hidden": lambda name: name.startswith("."),
     "temporary": lambda name: name.lower().endswith(TEMPORARY),
 }
-
-
-EXPRESSION = "re:"  # what a pattern begins with that is a regular expression and no glob
+EXPRESSION = "re:"  # before a pattern that is a regular expression and no glob
 
 
 def matcher(patterns: Iterable[str], ignore_case: bool = False) -> Callable[[str], bool]:
-    """Whether a pattern is for the whole of a path below the polled folder: one without a slash is for its name alone.
-    Raises re.error."""
+    """For paths below the polled folder: a pattern without a slash is for the name alone. Raises re.error."""
     texts = [p[len(EXPRESSION) :] if p.startswith(EXPRESSION) else fnmatch.translate(p) for p in patterns]
     case = re.IGNORECASE if ignore_case else 0
     globs = [("/" in pattern, re.compile(text, case).fullmatch) for pattern, text in zip(patterns, texts)]
@@ -7407,7 +7398,7 @@ def matcher(patterns: Iterable[str], ignore_case: bool = False) -> Callable[[str
 
 
 def as_glob(pattern: str) -> str:
-    """A pattern whose text tells whether it asks for names of a kind: an escaped dot is one, another is any letter."""
+    """A pattern whose text tells whether it asks for a kind: an escaped dot is one, another is any letter."""
     if not pattern.startswith(EXPRESSION):
         return pattern
     return re.sub(r"\\(.)|\.", lambda m: m[1] or "?", pattern[len(EXPRESSION) :].strip("^$"))
@@ -7443,7 +7434,7 @@ class Patterns:
 
 # -- companions -------------------------------------------------------------------------------------------------------
 PLACE = re.compile(r"\{(name|stem)\}")
-Beside = list[tuple[str, str, Optional[Entry]]]  # of each companion: its template, its path, what a listing shows
+Beside = list[tuple[str, str, Optional[Entry]]]  # of each companion: its template, path, and what a listing shows
 
 
 def companion_of(name: str, template: str) -> str:
@@ -7452,12 +7443,12 @@ def companion_of(name: str, template: str) -> str:
 
 
 def is_older(companion: Entry, entry: Entry) -> bool:
-    """Whether it belongs to an earlier version, as far as both show their times."""
+    """As far as both show their times."""
     return any(x[: len(y)] < y[: len(x)] for x, y in zip(times_of(companion.mtime), times_of(entry.mtime)))
 
 
 class Companions:
-    """What files need beside them in their folder, and which of them still need it."""
+    """What files need beside them, and which of them still do."""
 
     def __init__(self, config: Config) -> None:
         self._config, self._templates, self._folded = config, config.companions(), config.folded
@@ -7467,23 +7458,21 @@ class Companions:
         self._needed: dict[str, dict[str, Entry]] = {}  # by companion: the listed files that need it
         self._wrong: dict[str, Seal] = {}  # of files that are not what their companion says
         self.renewed: set[str] = set()  # those of them whose companion is another one by now
-        self._gone: set[str] = set()  # files that were removed; that listing may still show them
+        self._gone: set[str] = set()  # removed files, which that listing may show
 
     def known(self) -> bool:
-        """Whether it is known who needs what: not before the first listing."""
+        """Whether it is known who needs what."""
         return not self._templates or self._there is not None
 
     def include(self, name: str) -> bool:
-        """Whether a name is a companion's, whatever its file is called."""
         return bool(self._fits(self._folded(name)))
 
     def among(self, listing: Iterable[Found]) -> dict[str, Found]:
-        """The companions of a listing."""
         listing = listing if self._templates else ()
         return {self._folded(found.path): found for found in listing if self.include(found.entry.name)}
 
     def see(self, listing: Sequence[Found], wanted: Callable[[Found], bool], busy: Set[str]) -> dict[str, Found]:
-        """Notes who needs what; `busy` are the files that were in work before the listing."""
+        """`busy` are the files that were in work before the listing. Gives the companions in it."""
         needed: dict[str, dict[str, Entry]] = {}
         there = self.among(listing)
         self._gone &= busy
@@ -7495,7 +7484,7 @@ class Companions:
         return there
 
     def of(self, path: str, there: Optional[Mapping[str, Found]] = None) -> Beside:
-        """The companions of a file by a listing (None: the last one), in its spelling."""
+        """By a listing (None: the last one), in its spelling."""
         name, beside = posixpath.basename(path), []
         for template in self._templates:
             companion = path[: len(path) - len(name)] + companion_of(name, template)
@@ -7504,7 +7493,7 @@ class Companions:
         return beside
 
     def verdict(self, found: Found, there: Mapping[str, Found]) -> tuple[str, str]:
-        """Selector.verdict's on a file that is not ready."""
+        """Selector.verdict's."""
         for template, _, entry in self.of(found.path, there):
             marker = template.removeprefix("{name}")
             if entry is None:
@@ -7514,19 +7503,19 @@ class Companions:
         return "", ""
 
     def seal(self, found: Found, beside: Optional[Beside]) -> Seal:
-        """For one fetch of a file, with its companions as they were at the claim."""
+        """For one fetch, with the companions as they were at the claim."""
         self._wrong.pop(found.path, None)
         return Seal(self._config, found, beside or self.of(found.path))
 
     def judged(self, seal: Seal) -> Optional[Error]:
-        """What is wrong with a file that has come whole, if anything."""
+        """What is wrong with a file that has come whole."""
         problem = seal.problem()
         if problem is not None:
             self._wrong[seal.found.path] = seal
         return problem
 
     def needed(self, companion: str, path: str, known: Callable[[str], Optional[Row]]) -> bool:
-        """Whether a listed file other than `path` needs it and is not done; `known` gives the ledger's rows."""
+        """Whether a listed file other than `path` needs it and is not done."""
 
         def waits(other: str, entry: Entry) -> bool:
             row = known(other)
@@ -7536,20 +7525,20 @@ class Companions:
         return any(waits(other, others[other]) for other in others.keys() - self._gone - {path})
 
     def gone(self, path: str) -> None:
-        """A file is removed, and needs nothing any more."""
+        """A file needs nothing any more."""
         self._gone.add(path)
 
 
 # -- checksums --------------------------------------------------------------------------------------------------------
 ALGORITHMS = ("md5", "sha1", "sha256", "sha512")
-MOST_OF_CHECKSUM = 64 * 1024  # bytes of a companion with digests
+MOST_OF_CHECKSUM = 64 * 1024  # bytes
 DIGEST = re.compile(  # bare, BSD's form, or sha256sum's and md5sum's
     r"(?:(\w+) \((.+)\) = )?([0-9A-Fa-f]+)(?:[ \t]*|(?: [ *]|[ \t]+)(.+))", re.DOTALL
 )
 
 
 def digests_in(lines: Sequence[str], algorithm: str, is_name: Callable[[str], bool]) -> set[str]:
-    """What the lines of a checksum file say of a name: beside it or a path that ends with it, or alone in the file."""
+    """Beside a name, or a path that ends with it, or alone in the file."""
     found = set()
     for kind, tagged, digest, name in (match.groups() for match in map(DIGEST.fullmatch, lines) if match):
         name = tagged or name
@@ -7561,7 +7550,7 @@ def digests_in(lines: Sequence[str], algorithm: str, is_name: Callable[[str], bo
 
 
 class Seal:
-    """Tells whether a content that is fetched is the one that was sent: by its digest, and the one in its companion."""
+    """Tells whether what was fetched is what was sent: by its digest, and the one in its companion."""
 
     def __init__(self, config: Config, found: Found, beside: Beside) -> None:
         self.found, self._config = found, config
@@ -7579,7 +7568,7 @@ class Seal:
         )
 
     def is_replaced(self, beside: Beside) -> bool:
-        """Whether there is another companion now."""
+        """Whether the companion is another one now."""
         now = self._own(beside)[1]
         return now is not None and (self.entry is None or not same_version(self.entry, now))
 
@@ -7588,7 +7577,7 @@ class Seal:
             digest.update(data)
 
     def sha256(self) -> str:
-        """Of what has come, "" if nobody asks for it."""
+        """Of what has come; "" if nobody asks."""
         return self._digests["sha256"].hexdigest() if self._digests else ""
 
     def problem(self) -> Optional[Error]:
@@ -7618,7 +7607,7 @@ class Seal:
 
 
 def read_seals(server: FileServer, seals: Sequence[Seal], jobs: Sequence[Job]) -> None:
-    """Reads the companions with the digests, before `jobs` are asked for."""
+    """Reads the companions, before `jobs` are asked for."""
     wanted = [
         (Job(seal.path, seal.entry.size, seal.text.extend), seal)
         for seal in seals
@@ -7633,13 +7622,13 @@ def read_seals(server: FileServer, seals: Sequence[Seal], jobs: Sequence[Job]) -
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------
-Above = list[tuple[set[str], Listing]]  # of each folder on the way: the names of the folders in it, and all entries
+Above = list[tuple[set[str], Listing]]  # of each folder on the way: the folders in it, and all entries
 
 
 def repeats(folders: set[str], entries: Listing, above: Above) -> bool:
     """Whether a folder shows one above it once more, as a link to `..` that is listed as a folder does: the same
-    folders, and a common file; where there are no files at all, the same folders three times over. A single folder
-    without files may well contain one of its name: that ends by its depth."""
+    folders, and a common file; without any files, the same folders three times over. A single folder without files may
+    well contain one of its name: that ends by its depth."""
     alike = [others for names, others in above if folders and names == folders]
     files = {entry for entry in entries if entry.kind == "file"} if alike else set()
     if files:
@@ -7658,12 +7647,12 @@ DATE_DIGITS = {
 
 
 def dated(target: str, digits: Callable[[str], str]) -> str:
-    """A move target with each `{date:...}` filled in: `digits` gives those of a letter of DATE_DIGITS."""
+    """A move target with each `{date:...}` filled in: `digits` takes a letter of DATE_DIGITS."""
     return DATE.sub(lambda date: re.sub("%(.)", lambda letter: digits(letter[1]), date[1]), target)
 
 
 def as_in(path: str, target: str) -> str:
-    """A move target with the dates that it has in a path, if that is it but for case; else as it is."""
+    """A move target with a path's dates, if that is it but for case; else as it is."""
     if not DATE.search(target):
         return target
     pattern = re.escape(dated(target, "\0{}".format))
@@ -7674,14 +7663,14 @@ def as_in(path: str, target: str) -> str:
 
 
 class Order:
-    """`order`: the files of a key one at a time, in the order of `sort`. The one in work, or the first that may not be
-    taken up now, blocks those behind it. Rows that are not done count, whether their files are listed or not."""
+    """The files of a key one at a time, in the order of `sort`. The one in work, or the first that may not be taken up
+    now, blocks those behind it. Rows that are not done count, listed or not."""
 
     def __init__(self, config: Config) -> None:
         self._config, self.lines_up = config, config.order != "none"
         self.pattern = re.compile(config.order.partition(EXPRESSION)[2], re.IGNORECASE * config.ignore_case)
         self._since: dict[str, Optional[float]] = {}
-        self.before: dict[str, str] = {}  # by blocked path what blocks it
+        self.before: dict[str, str] = {}  # what blocks a path
         self.blocked: Optional[list[dict[str, Any]]] = [] if self.lines_up else None  # the same for status
 
     def key(self, path: str) -> Optional[str]:
@@ -7697,7 +7686,7 @@ class Order:
         ready: Sequence[Work] = (),
         rested: Callable[[str], bool] = bool,
     ) -> tuple[list[Work], dict[str, Work]]:
-        """What may be taken up now, at most one of a key, and by path what may when that is done."""
+        """What may be taken up now, one of a key, and by path what may when that is done."""
         shown: dict[str, Shown] = {path: row for path, row in rows.items() if row.state != "done"}
         there = {path: entry for path, _, entry in listed}
         shown.update((path, entry) for path, entry in there.items() if not is_done(rows.get(path), entry))
@@ -7713,7 +7702,7 @@ class Order:
 
         works, room = {work.path: work for work in ready}, self._config.max_files or len(ready)
         last = {self.key(path): path for path in busy if path in shown or path not in rows}
-        # (a newer version of one may be listed, which is not done when that is)
+        # A newer version may be listed, which is not done when that is.
         at_work = {path for path in busy & shown.keys() if path in rows and same_version(rows[path], shown[path])}
         first, behind, held, self.before = [], {}, set(), {}
         for path in sorted(shown.keys() - at_work, key=rank):
@@ -7741,7 +7730,7 @@ class Order:
         return first, behind
 
     def of_ledger(self, rows: Iterable[Row], errors: Iterable[Mapping[str, Any]]) -> Order:
-        """What the ledger alone tells; since when, of what is among its last errors."""
+        """What the ledger alone tells; since when only of its last errors."""
         known = {row.path: row for row in rows if self.lines_up}
         self._since = {**dict.fromkeys(known), **{error["path"]: time.time() - error["age"] for error in errors}}
         self.line_up(set(), (), known)
@@ -7749,7 +7738,7 @@ class Order:
 
 
 class MoveTargets:
-    """The folders that `move:` names, of any date: wherever they are in the polled tree, they are not polled.
+    """The folders that `move:` names, of any date: they are not polled, wherever in the tree.
 
     Compared in normal form from the root; without case where the server answers to a spelling that it does not list.
     """
@@ -7761,16 +7750,16 @@ class MoveTargets:
         split = [name.split("/") for name in names - self._absolute]
         self._relative = [(parts.count(".."), [part for part in parts if part != ".."]) for parts in split]  # up, down
         self._bases: dict[str, set[str]] = {}  # each polled folder as it is set, and as the server resolves it
-        self._places: set[str] = set()  # where files go, but for the tails of relative names below their own folder
-        self._answers: dict[str, bool] = {}  # whether the server answers to a spelling
+        self._places: set[str] = set()  # where files go, but for relative names below their own folder
+        self._answers: dict[str, bool] = {}  # to a spelling
 
     def lead_back(self) -> bool:
-        """Whether files would be moved into a polled folder (with `recursive`: from some folder of one)."""
+        """Whether files would be moved into a polled folder."""
         bases = list(map(normal_path, self._folders))
         return any(as_in(base, place) == base for base in bases for other in bases for place in self._from(other))
 
     def _from(self, base: str) -> set[str]:
-        """Where files of the polled folder go, and from folders below it those that go up beyond it or to it."""
+        """Where files of a polled folder go, and those of folders below it that go up to it or beyond."""
         return self._absolute | {
             normal_path(posixpath.join(base, *[".."] * up, *tail))
             for ups, tail in self._relative
@@ -7778,8 +7767,8 @@ class MoveTargets:
         }
 
     def check(self, server: FileServer) -> dict[str, Error]:
-        """Raises FileRefused if files would be moved into a polled folder, or one would be polled twice. Gives the
-        folders that cannot be resolved, and so must not be polled, and why."""
+        """Raises FileRefused if files would be moved into a polled folder, or one would be polled twice. Gives why
+        folders cannot be resolved, and so must not be polled."""
         found: dict[str, set[str]] = {}
         unresolved: dict[str, Error] = {}
         if len(self._bases) == len(self._folders) or not (self._absolute or self._relative or self._folders[1:]):
@@ -7814,12 +7803,12 @@ class MoveTargets:
 
     @staticmethod
     def _resolved(server: FileServer, place: str) -> str:
-        """A date's folder need not be there yet: what stands before it is resolved."""
+        """A date's folder need not be there yet."""
         head = posixpath.dirname(place.partition("{date:")[0]) if "{date:" in place else place
         return normal_path(f"{server.absolute(head)}/{place[len(head) :]}")
 
     def include(self, server: FileServer, look: Look, relative: str) -> bool:
-        """Whether a folder of the tree is one of them, perhaps in another spelling that the server knows it by."""
+        """Whether a folder of the tree is one of them, perhaps in another spelling."""
         parts = relative.split("/")
         for base in self._bases.get(look.base, {normal_path(look.base)}):
             path = posixpath.join(base, relative)
@@ -7835,7 +7824,7 @@ class MoveTargets:
         return False
 
     def _is_unlisted(self, server: FileServer, path: str) -> bool:
-        """Whether the server answers to this spelling of the polled folder although it does not list it."""
+        """Whether the server answers to this spelling although it does not list it."""
         folder, name = split_path(path)
         with contextlib.suppress(FileGone, FileRefused):
             return all(entry.name != name for entry in server.list(folder)) and self._is_answered(server, path)
@@ -7846,12 +7835,12 @@ class MoveTargets:
             try:
                 self._answers[path] = server.exists(path)
             except FileRefused:
-                return True  # rather a folder less than one that is polled without end
+                return True  # rather a folder less than one polled without end
         return self._answers[path]
 
 
 def contains(folder: str, other: str, recursive: bool) -> bool:
-    """Whether a folder is polled with another one: it is that one or, with `recursive`, above it."""
+    """Whether a folder is another one or, with `recursive`, above it."""
     place, above = (posixpath.join(normal_path(path), "") for path in (other, folder))
     return place == above or (recursive and place.startswith(above))
 
@@ -7861,10 +7850,10 @@ def _differ_in_case(a: str, b: str) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# II.7 Handlers: a file as they see it, commands and what ends with them
+# II.7 Handlers: what they get, and commands
 # ---------------------------------------------------------------------------------------------------------------------
 
-LONGEST_LINE = 4096  # bytes of a command's output that are passed on as one line
+LONGEST_LINE = 4096  # bytes of a command's output
 
 
 class File:
@@ -7883,7 +7872,6 @@ class File:
         self.name = posixpath.basename(path)
 
     def open(self) -> IO[bytes]:
-        """The content as a binary stream."""
         return open(self.local, "rb")
 
     def read(self) -> bytes:
@@ -7896,7 +7884,7 @@ class File:
         return json.loads(self.read())
 
     def xml(self) -> Element:
-        """The root element. DTDs are refused: entities in them can be made to fill the memory (CWE-776)."""
+        """The root element. DTDs are refused: their entities can fill the memory (CWE-776)."""
         content = self.read()
         if any("<!DOCTYPE".encode(encoding) in content for encoding in ("ascii", "utf-16-le", "utf-16-be")):
             raise HandlerFailed("the XML file has a DTD, which is refused")
@@ -7905,7 +7893,7 @@ class File:
         return xml.etree.ElementTree.fromstring(content)
 
     def csv(self, encoding: str = "utf-8-sig", **options: Any) -> Iterator[dict[str, str]]:
-        """The rows as dictionaries by the first line's names; `options` are csv.DictReader's."""
+        """Rows by the first line's names; `options` are csv.DictReader's."""
         with open(self.local, encoding=encoding, newline="") as stream:
             yield from csv.DictReader(stream, **options)
 
@@ -7944,7 +7932,7 @@ for group in groups:
 
 
 class Warden:
-    """A small process that kills the process groups of running commands when this one has died, however it died.
+    """A small process that kills the process groups of commands when this one has died, however it died.
 
     It reads their numbers from a pipe whose end is ours. Started with the first command; on POSIX alone.
     """
@@ -7955,7 +7943,7 @@ class Warden:
         self._lock = threading.Lock()
 
     def tell(self, group: int, ended: bool = False) -> None:
-        """A process group has begun, or ended. Raises OSError if the process cannot be started."""
+        """That a process group has begun, or ended. Raises OSError."""
         if os.name != "posix" or not sys.executable:
             return
         with self._lock:
@@ -7989,10 +7977,10 @@ warden = Warden()
 
 
 class Command:
-    """`exec`: runs a command for a file, without a shell, in a process group of its own, and ends what is left of it.
+    """`exec`: runs a command without a shell, in a process group of its own, and ends what is left of it.
 
-    It gets names by its arguments and its environment alone, none of ftpcoord's settings, and nothing on its standard
-    input. Its output goes to ftpcoord's standard error, line by line.
+    It gets names by its arguments and its environment alone, none of the settings, and nothing on its standard input.
+    Its output goes to standard error.
     """
 
     def __init__(self, config: Config) -> None:
@@ -8001,7 +7989,7 @@ class Command:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._cut = False
-        # Where util-linux is there, the kernel ends the command with us even before the warden knows of it.
+        # With util-linux the kernel ends the command with us even before the warden knows of it.
         setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
         probe, self._prefix = [setpriv or "", "--pdeathsig", "KILL", "true"], []
         with contextlib.suppress(OSError):
@@ -8054,7 +8042,7 @@ class Command:
         except (OSError, RuntimeError) as exc:
             raise LocalTrouble(f"exec: {words[0]} cannot be watched ({reason(exc)})") from None
         finally:
-            stop_process(process, KILL_AFTER if timed_out else 0.0)  # with all that it started and that is left
+            stop_process(process, KILL_AFTER if timed_out else 0.0)  # and what it left
             with self._lock:
                 self._running.discard(process)
             with contextlib.suppress(OSError):
@@ -8072,7 +8060,7 @@ class Command:
             raise HandlerFailed(f"command {how}{said}")
 
     def cut(self, grace: float) -> None:
-        """Ends all running commands and starts no more: SIGTERM, then SIGKILL `grace` seconds later."""
+        """Starts no more, and ends all: SIGTERM, then SIGKILL `grace` seconds later."""
         with self._lock:
             self._cut = True
             running = list(self._running)
@@ -8090,13 +8078,13 @@ class Command:
         if running and grace > 0:
             try:
                 threading.Thread(target=kill, daemon=True).start()
-            except RuntimeError:  # no thread is left: then without grace
+            except RuntimeError:  # no thread is left
                 until = 0.0
                 kill()
 
 
 class _Tail:
-    """Passes a stream of a command on, line by line, and keeps the last words.
+    """Passes a command's output on and keeps the last words.
 
     A line can be neither one of our log nor a sequence that a terminal obeys: it is plain text after `exec NAME: `.
     """
@@ -8124,20 +8112,20 @@ class _Tail:
                     return
 
     def _pass_on(self, line: bytes) -> None:
-        if self._patient and said.full():  # a stream that is slow may take its time, once
+        if self._patient and said.full():  # our own standard error may be slow, once
             self._patient = said.flush()
         text = f"exec {self._name}: {line.decode('utf-8', 'surrogateescape').expandtabs()}"
         said.put(functools.partial(print_line, printable(text)))
 
     def text(self) -> str:
-        self._thread.join(1.0)  # who has left the process group may hold the stream open for ever
+        self._thread.join(1.0)  # who left the process group may hold the stream open for ever
         if not self._thread.is_alive():
             self._stream.close()
         return self._kept.decode("utf-8", "replace").strip()
 
 
 def environment_without_ours() -> dict[str, str]:
-    """What other programs get: no settings, and so no secrets."""
+    """No settings, and so no secrets."""
     return {k: v for k, v in os.environ.items() if not k.startswith("FTPCOORD_") and k != "NOTIFY_SOCKET"}
 
 
@@ -8145,12 +8133,10 @@ KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 
 def stop_process(process: subprocess.Popen[bytes], grace: float) -> None:
-    """SIGTERM to a command's process group, SIGKILL `grace` seconds later; waits for its end."""
+    """SIGTERM to its process group, SIGKILL `grace` seconds later; waits for its end."""
     signal_group(process, signal.SIGTERM)
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(grace)
-    except subprocess.TimeoutExpired:
-        pass
     signal_group(process, KILL)
     process.wait()
 
@@ -8164,16 +8150,14 @@ def signal_group(process: subprocess.Popen[bytes], number: int) -> None:
 
 
 def in_folder(place: str, folder: str) -> bool:
-    """Whether a place is a folder or lies in it."""
+    """Or is that folder."""
     real, top = os.path.realpath(place), os.path.realpath(os.path.expanduser(folder))
     return real == top or real.startswith(os.path.join(top, ""))
 
 
 def load_handler(name: str, download_dir: str = "") -> Handler:
-    """`module:function` of sys.path, and then of the working folder unless files are delivered there.
-
-    What is there stands behind Python's own modules, and what was uploaded is imported by nobody (CWE-427).
-    """
+    """`module:function` of sys.path, and then of the working folder, unless files are delivered there: what was
+    uploaded is imported by nobody (CWE-427)."""
     module_name, _, attribute = name.partition(":")
     here = os.getcwd()
     if not {"", here} & set(sys.path) and not (download_dir and in_folder(here, download_dir)):
