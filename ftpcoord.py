@@ -4037,12 +4037,8 @@ class Database(abc.ABC):
         self._words = {**self.WORDS, "now": now, "tick": "1" if whole else "0.001"}
         self._texts: dict[str, str] = {}  # of statements
 
-    def tables(self) -> set[str]:
-        """Those of ours that are there."""
-        return {str(row[0]) for row in self.execute(self.FOUND_TABLES)} & set(TABLES)
-
     def _missing(self) -> dict[str, str]:
-        present = self.tables()
+        present = {row[0] for row in self.execute(self.FOUND_TABLES)}
         return {table: text for table, text in ddl(self.name == "mysql").items() if table not in present}
 
     def prepare(self) -> Timing:
@@ -5481,14 +5477,12 @@ Readings = dict[str, Entry]  # what a line may mean, by the form that it would b
 
 def parse_list_line(line: str, today: datetime.date, forms: Collection[str] = ()) -> Optional[Entry]:
     """One line of LIST among lines of these forms; None if it is of none, or nothing decides between two. The name is
-    all that follows one space after the time, spaces at either end included."""
-    return chosen(list_readings(line, today), forms)
+    all that follows one space after the time, spaces at either end included.
 
-
-def chosen(readings: Readings, forms: Collection[str]) -> Optional[Entry]:
-    """`Jan 12 2026 10:15 a` has its time after the year, unless other lines show years without or times without years;
+    `Jan 12 2026 10:15 a` has its time after the year, unless other lines show years without or times without years;
     `Jan 12 2026  a` is padded by AIX, unless others with a year are not. After two spaces before the year, as `ls` has
     them, both would be odd, and so would a name that begins like that."""
+    readings = list_readings(line, today)
     if len(readings) < 2:
         return next(iter(readings.values()), None)
     if "year" in forms or ("clock" in forms and "padded" not in readings and "padded?" not in readings):
@@ -5657,7 +5651,7 @@ class ListingReader:
                 self._doubtful.append(line)
             else:
                 self._forms.update(readings)
-                self._add(line, chosen(readings, ()))
+                self._add(line, next(iter(readings.values()), None))
 
     def _add(self, line: str, entry: Optional[Entry]) -> None:
         if entry is None:
