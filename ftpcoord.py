@@ -5678,9 +5678,9 @@ class ListingReader:
 # ---------------------------------------------------------------------------------------------------------------------
 
 MAX_REPLY_LINES = 1000  # of one multi-line FTP reply
-TLS_GOODBYE = 5.0  # seconds a server gets to answer the end of a TLS data connection; some never do
+TLS_GOODBYE = 5.0  # seconds to answer the end of a TLS data connection; some servers never do
 EPSV_PATIENCE = 5.0  # seconds for the first data connection, as long as PASV may be the better way
-NO_COMMAND = ("500", "502", "504")  # the command is not known, whatever it was asked about
+NO_COMMAND = ("500", "502", "504")
 # No text says that something is not there; these only tell refusals from one another.
 TOO_MANY = re.compile(
     r"(?!.*(attempt|fail|versuch|tentativ|intento))"  # on logins that were wrong
@@ -5723,8 +5723,8 @@ def verdict(reply: str) -> str:
 
 
 def login_folder(reply: str) -> Optional[str]:
-    """The folder that PWD tells: in quotes, which are doubled in it (RFC 959 appendix II), or else the one word that
-    can be a path; None if that is not sure."""
+    """What PWD tells: in quotes, which are doubled in it (RFC 959 appendix II), or else the one word that can be a
+    path; None if that is not sure."""
     line = reply.partition("\n")[0]
     quoted_path = re.search(r'"((?:[^"]|"")+)"', line)
     if quoted_path:
@@ -5734,9 +5734,9 @@ def login_folder(reply: str) -> Optional[str]:
 
 
 class FtpClient(ftplib.FTP):
-    """The standard library's client with names as latin-1 bytes, and what it lacks: its reader bounds neither time nor
-    lines, is lost after a timeout, and takes what came before a TLS handshake for said under it; it knows EPSV for IPv6
-    only, and resumes no TLS session. A reply is a value here: login() and transfers alone take one for an error."""
+    """The standard library's, whose reader bounds neither time nor lines, is lost after a timeout, and takes what came
+    before a TLS handshake for said under it; which knows EPSV for IPv6 only and resumes no TLS session. Names are
+    latin-1 bytes. A reply is a value: login() and transfers alone take one for an error."""
 
     maxline = MAX_LINE
     sock: Any
@@ -5762,7 +5762,7 @@ class FtpClient(ftplib.FTP):
         return self.welcome
 
     def encrypt(self) -> None:
-        """Go on under TLS. What an attacker put in before the handshake must not count as said under it."""
+        """What an attacker put in before the handshake must not count as said under it."""
         if self._inbox:
             raise _Broken("text in the clear after AUTH TLS")
         self.sock = self._server._wrap(self.sock, None)
@@ -5820,7 +5820,7 @@ class FtpClient(ftplib.FTP):
             self._inbox += piece
 
     def quiet(self) -> bool:
-        """Whether nothing came unasked: no `421 idle too long`, no end of the connection. Costs no round trip."""
+        """Whether nothing came unasked: no `421 idle too long`, no end of the connection."""
         try:
             self.sock.settimeout(0)
             try:
@@ -5834,7 +5834,7 @@ class FtpClient(ftplib.FTP):
         return not self._inbox
 
     def _speaks_before(self, other: socket.socket) -> bool:
-        """Waits until this connection or the other one has something to read: whether it is this one."""
+        """Waits until this connection or the other one has something to read."""
         if self._inbox or (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending()):
             return True
         with selectors.DefaultSelector() as selector:
@@ -5848,8 +5848,8 @@ class FtpClient(ftplib.FTP):
     # -- data connections
 
     def makepasv(self) -> tuple[str, int]:
-        """EPSV (RFC 2428), which no middlebox rewrites, else PASV. The host is the control connection's: that of a PASV
-        reply may be behind a NAT, or a trap."""
+        """EPSV (RFC 2428), which no middlebox rewrites, else PASV, whose host may be behind a NAT, or a trap: it is the
+        control connection's."""
         with contextlib.suppress(ftplib.Error, ValueError):
             if self._epsv:
                 return self._at(ftplib.parse229(self.sendcmd("EPSV"), self._peer)[1])
@@ -5865,7 +5865,7 @@ class FtpClient(ftplib.FTP):
         return self._peer[0], port
 
     def ntransfercmd(self, cmd: str, rest: object = None) -> tuple[socket.socket, Optional[int]]:
-        """A data connection on which the server has begun to answer. Raises error_reply if it refuses, _Broken.
+        """Raises error_reply if the server refuses, _Broken.
 
         The command travels while the connection is made. Only the first one is made before: as long as EPSV may lead
         nowhere PASV can still be tried (firewalls open ports only for the one that they can read)."""
@@ -5905,8 +5905,8 @@ class FtpClient(ftplib.FTP):
             raise ftplib.error_reply(reply)
 
     def _begun(self, conn: Any) -> Any:
-        """Servers make the TLS handshake after their 150, before it, or not at all where there is nothing to send: then
-        the connection is silent, it ends without a handshake and without a byte."""
+        """Servers make the TLS handshake after their 150, before it, or not at all where there is nothing to send: a
+        silent connection."""
         self.silent = self.cut = False
         try:
             if self._server.context is None:
@@ -5951,7 +5951,7 @@ class FtpClient(ftplib.FTP):
             raise _Broken from error
 
     def finish(self, conn: socket.socket) -> str:
-        """Close a data connection that has been read to its end; the reply that follows."""
+        """Closes a data connection read to its end; the reply that follows."""
         if isinstance(conn, ssl.SSLSocket) and not self.silent and not self.cut:
             with contextlib.suppress(OSError, ValueError):  # servers that leave without a goodbye
                 conn.settimeout(min(TLS_GOODBYE, self.timeout))
@@ -5961,13 +5961,13 @@ class FtpClient(ftplib.FTP):
 
 
 def is_end(error: OSError) -> bool:
-    """Whether the other side ended or reset a connection without the goodbye of TLS."""
+    """Without the goodbye of TLS."""
     ended = isinstance(error, (ssl.SSLEOFError, ConnectionError)) or error.errno == errno.ENOTCONN
     return ended or getattr(error, "reason", "") == "UNEXPECTED_EOF_WHILE_READING"
 
 
 def peek(sock: socket.socket) -> bytes:
-    """The first byte on its way, below any TLS; none at the end, or if the connection was reset."""
+    """The first byte on its way, below any TLS; none at the end, or a reset."""
     try:
         return socket.socket.recv(sock, 1, socket.MSG_PEEK)
     except ConnectionError:
@@ -5975,12 +5975,11 @@ def peek(sock: socket.socket) -> bytes:
 
 
 class Looker:
-    """What questions about a path tell on one FTP connection: MLST, or where that is unknown SIZE, MDTM and CWD.
+    """What MLST, or where that is unknown SIZE, MDTM and CWD, tell of a path on one FTP connection.
 
     A yes is believed. A no proves that nothing is there only if that very command has said yes to a file on this
     connection, says the same of a name that cannot be there, and does not speak of rights; else a listing decides.
-    A command that is unknown or was never answered is not asked again. An exact time (MLST, MDTM) counts only while it
-    differs from those of LIST by a zone."""
+    A command that is unknown or was never answered is not asked again."""
 
     YES: ClassVar[dict[str, str]] = {"MLST": "250", "SIZE": "213", "MDTM": "213"}
 
@@ -6025,8 +6024,8 @@ class Looker:
         return told if told and told.mtime else None
 
     def joined(self, seen: Entry, told: Entry) -> Optional[Entry]:
-        """What LIST shows and what a question tells of one file, in one entry. None if the two do not fit: servers give
-        other times there. A place has two zones, summer's and winter's."""
+        """What LIST shows and what a question tells, in one entry. None if their times differ by no zone. A place has
+        two, summer's and winter's."""
         zones = self._server.habits.zones
         line, exact = times_of(seen.mtime)[0], times_of(told.mtime)[1]
         if not exact or not line:
@@ -6086,7 +6085,7 @@ class Looker:
 
 
 class FtpServer(FileServer):
-    """ftp:// (plain), ftpes:// (AUTH TLS), ftps:// (TLS from the first byte); passive and binary only."""
+    """ftp://, ftpes:// (AUTH TLS), ftps:// (TLS from the first byte); passive and binary only."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -6214,7 +6213,7 @@ class FtpServer(FileServer):
     # -- what a FileServer does
 
     def _full(self, path: str) -> str:
-        """list() changes the working folder of the session, so relative paths are joined to the login folder."""
+        """list() changes the working folder, so relative paths are joined to the login folder."""
         if path.startswith("/"):
             return path
         if self._ftp.sock is None:
@@ -6286,8 +6285,8 @@ class FtpServer(FileServer):
         return self._is_version(path, seen, told if comparable else None)
 
     def _is_version(self, path: str, seen: Entry, told: Optional[Entry], now: Optional[Entry] = None) -> Optional[bool]:
-        """same() by what a question told, if that fits, or if the time seen came from one. Anything else may be due to
-        zones, rights or links: then the listing decides, which is what `seen` came from."""
+        """By what a question told, if that fits, or if the time seen came from one. Anything else may be due to zones,
+        rights or links: then a listing decides."""
         same = told and same_version(seen, told, self.habits.zones)
         if same or (same is False and "=" in seen.mtime):
             return same
@@ -6389,8 +6388,8 @@ class FtpServer(FileServer):
             return self._ftp.transfercmd(line)
 
     def _received(self, conn: socket.socket, job: Job) -> int:
-        """The count of bytes that came and were written. TLS gives 16 KiB at a time: they are gathered, but not so long
-        that a slow line seems to stand still."""
+        """The bytes that came. TLS gives 16 KiB at a time: they are gathered, but not so long that a slow line seems to
+        stand still."""
         got, filled, buffer, last = 0, 0, self._buffer, time.monotonic()
         while True:
             count = self._ftp.read(conn, buffer[filled:])
@@ -6420,14 +6419,14 @@ class FtpServer(FileServer):
         return len(jobs) * self.habits.question > len(folders) * self.habits.listing > 0
 
     def _time_before(self, job: Job) -> str:
-        """The exact time before the fetch, where the line's minute may still run: it would not show a change."""
+        """The exact time before the fetch, where the line's minute may still run."""
         if job.seen is None or self._use_mlsd or times_of(job.seen.mtime)[1] or not may_still_run(job.seen.mtime):
             return ""
         told = self._looker.timed(self._full(job.path), job.size)
         return told.mtime if told else ""
 
     def _looked_at(self, fetched: Sequence[tuple[Job, str]], together: bool) -> Iterator[tuple[Job, Optional[Error]]]:
-        """The outcome of each file that was fetched whole, on a new connection if this one is lost."""
+        """The outcomes of files fetched whole, on a new connection if this one is lost."""
         left = deque(fetched)
         while left:
             connected = self._ftp.sock is not None
@@ -6451,8 +6450,8 @@ class FtpServer(FileServer):
         return entries
 
     def _look(self, job: Job, before: str, now: Optional[Entry]) -> Optional[Error]:
-        """FileChanged if a file fetched whole is another version than the one listed; gone since is none. Where only
-        LIST tells, the size decides, and one listing a poll. `now`: what a listing has shown since."""
+        """FileChanged if it is another version; gone since is none. Where only LIST tells, the size decides, and one
+        listing a poll. `now`: what a listing has shown since."""
         seen = job.seen
         if seen is None or (now and now.kind == "file" and same_version(seen, now)):
             return None
@@ -6473,7 +6472,7 @@ class FtpServer(FileServer):
         return None
 
     def _explained(self, job: Job, error: FileChanged) -> Error:
-        """Why the size was not the one listed: it is another version, or the server does not keep to its word."""
+        """Whether it is another version, or the server does not keep to its word."""
         with contextlib.suppress(FileRefused):
             if job.seen is not None and self.same(job.path, job.seen):
                 return FileRefused(f"{error}, which is what it still lists")
@@ -6481,7 +6480,7 @@ class FtpServer(FileServer):
 
 
 def body_lines(reply: str) -> list[str]:
-    """The lines of a reply without their codes: servers put one before each line, or all into one line."""
+    """Without the codes, which servers put before each line, or all lines into one."""
     return [re.sub(r"^\d\d\d[ -]|^ +", "", line).lstrip(" ") for line in reply.split("\n")]
 
 
@@ -6489,19 +6488,19 @@ def body_lines(reply: str) -> list[str]:
 # II.5 SFTP (draft-ietf-secsh-filexfer-02, version 3) over paramiko's SSH transport
 # ---------------------------------------------------------------------------------------------------------------------
 
-SSH_WINDOW = 16 << 20  # bytes the server may send unasked; one window per round trip limits the speed
+SSH_WINDOW = 16 << 20  # bytes; one window per round trip limits the speed
 SSH_PACKET = 266_240  # bytes; one whole answer to the largest READ
 PORTABLE_READ = 32_768  # bytes of a READ that every server answers in full (draft section 3)
 LARGEST_READ = 261_120  # what OpenSSH allows, and is asked for (limits@openssh.com)
 SMALL_PIECE = 1024  # bytes
-IN_FLIGHT = 8 << 20  # bytes asked for and not yet here; below SSH_WINDOW, so that answers never block
+IN_FLIGHT = 8 << 20  # bytes; below SSH_WINDOW, so that answers never block
 OPEN_FILES = 64  # at once in a pipeline
 MAX_MESSAGE = 4 << 20  # bytes of one SFTP message; more is not SFTP
 LARGEST_PACKET = SSH_PACKET + 4096  # of SSH, with padding and MAC: we allow no more, and none is larger before
 MOST_GREETING = 65_536  # bytes before the SSH handshake
 MOST_STDERR = 1 << 20  # bytes of what nobody reads
-# What may be agreed on, the best first, whichever paramiko is installed: no SHA-1, no MD5, no CBC. Checked against what
-# RFC 9142 and RFC 8332 say MUST NOT or SHOULD NOT be used.
+# The best first, whichever paramiko is installed: no SHA-1, no MD5, no CBC, nothing that MUST NOT or SHOULD NOT be used
+# by RFC 9142 and RFC 8332.
 SSH_ALGORITHMS = {
     "kex": (
         "mlkem768x25519-sha256",
@@ -6564,8 +6563,8 @@ def _paramiko() -> Any:
 
 
 def _bounded_transport(paramiko: Any, sock: socket.socket) -> Any:
-    """A Transport that takes no packet and no greeting beyond what is sensible: paramiko reads a packet of any length
-    into memory before it knows who sent it. Keeps what the server offers."""
+    """Bounds packets and greeting: paramiko reads a packet of any length into memory before it knows who sent it. Keeps
+    what the server offers."""
 
     class Transport(paramiko.Transport):  # type: ignore[misc]
         offer: Mapping[str, Any] = {}
@@ -6596,8 +6595,8 @@ def _bounded_transport(paramiko: Any, sock: socket.socket) -> Any:
 
 
 def known_host_keys(text: str, host: str, port: int) -> tuple[set[bytes], set[bytes]]:
-    """(keys, revoked keys) of a host in the text of a known_hosts file (sshd(8)): hashed names, patterns and
-    several keys of a host included; certificate authorities and lines that cannot be read are not."""
+    """(keys, revoked keys) of a host in a known_hosts file (sshd(8)), hashed names and patterns included; certificate
+    authorities and lines that cannot be read are not."""
     wanted = host.lower() if port == 22 else f"[{host.lower()}]:{port}"
     keys: set[bytes] = set()
     revoked: set[bytes] = set()
@@ -6628,9 +6627,8 @@ def _host_matches(field: str, wanted: str) -> bool:
 
 
 class FastPipe:
-    """Stands in for paramiko's BufferedPipe as a channel's in_buffer, whose copying takes a quarter of the time of a
-    large download. More than `most` bytes that nobody has read end the connection: paramiko does not hold a server to
-    the window it was given."""
+    """In place of paramiko's BufferedPipe, whose copying takes a quarter of the time of a large download. More than
+    `most` unread bytes end the connection: paramiko does not hold a server to its window."""
 
     def __init__(self, most: int) -> None:
         self._most, self._length, self._closed = most, 0, False
@@ -6741,11 +6739,9 @@ def _string(text: bytes) -> bytes:
 
 
 class SftpSession:
-    """Requests and answers of SFTP version 3 on an open channel. Requests are gathered, and sent when an
-    answer has to be waited for. Whatever ends the conversation is _Broken.
+    """SFTP version 3 on an open channel. Requests are gathered, and sent when an answer has to be waited for.
 
-    Not paramiko.SFTPClient: it decodes names, waits without limit, and cannot have several files under
-    way."""
+    Not paramiko.SFTPClient: it decodes names, waits without limit, and cannot have several files under way."""
 
     def __init__(
         self,
@@ -6871,11 +6867,11 @@ class _Download:
 
 
 class SftpPipeline:
-    """Fetches files with many requests under way: up to OPEN_FILES files, IN_FLIGHT bytes.
+    """Fetches files with many requests under way.
 
     Each file is asked for up to one byte past its listed size, so that its end is seen. FSTAT behind the last READ
-    proves the version; where it does not, or the size is another one, LSTAT decides. A file that cannot be opened for
-    no stated reason is tried once more at the end, alone: servers limit the number of open files."""
+    proves the version; where it does not, or the size is another one, LSTAT decides. What cannot be opened for no
+    stated reason is tried once more at the end, alone: servers limit the number of open files."""
 
     def __init__(self, session: SftpSession, encoding: str) -> None:
         self._session, self._encoding = session, encoding
@@ -7045,8 +7041,7 @@ def fingerprint(key: bytes) -> str:
 
 
 class SftpServer(FileServer):
-    """sftp:// - the host's key is checked before anything secret is sent; no agent, no key but the
-    configured."""
+    """The host's key is checked before anything secret is sent; no agent, no key but the configured."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -7064,7 +7059,7 @@ class SftpServer(FileServer):
         key = self._private_key() if self._key_file else None
         known, revoked = self._trusted_keys()
         self._transport = transport = _bounded_transport(paramiko, self._dial())
-        # connect() bounds all this by a timer of its own, which says what it was: paramiko's must not come before it.
+        # connect()'s own timer says what it was: paramiko's must not come before it.
         patience = self.timeout + 5.0
         transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = patience
         options = transport.get_security_options()
