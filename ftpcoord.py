@@ -5144,11 +5144,8 @@ class FileServer(abc.ABC):
         folder, name = split_path(path)
         listed = None if fresh else self.habits.listed(folder)
         if listed is None:
-            with self.habits.listing_of(folder) as listed:
-                try:
-                    listed.names.update(entry.name for entry in self.list(folder))
-                except FileGone:
-                    return False
+            with self.habits.listing_of(folder) as listed, contextlib.suppress(FileGone):
+                listed.names.update(entry.name for entry in self.list(folder))
                 listed.unread = self.unread
         if name not in listed.names:
             require_all_read(path, listed.unread)
