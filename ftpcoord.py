@@ -4657,7 +4657,7 @@ class MySQL(Database):
 
     def write(self, fence: Fence, changes: Sequence[Change]) -> list[bool]:
         super().write(fence, changes)
-        return self.written(fence, changes)
+        return self.written(fence, changes) if changes else []
 
 
 class SQLite(Database):
