@@ -1331,7 +1331,7 @@ def same_version(a: Shown, b: Shown, zones: Iterable[datetime.timedelta] = ()) -
 
     `zones`: what lines of LIST are known to be ahead of UTC. Of two lines that differ UTC itself has to be among them:
     they may be two versions as far apart as the server is from UTC."""
-    if a.size != b.size or a.mtime == b.mtime:
+    if a.size != b.size or a.mtime.partition("=")[0] == b.mtime:
         return a.size == b.size
     (line_a, exact_a), (line_b, exact_b) = times_of(a.mtime), times_of(b.mtime)
     if not (line_a or exact_a) or not (line_b or exact_b):
@@ -1441,10 +1441,13 @@ class Look(list[Found]):
         self.lost: dict[str, str] = {}  # the polled ones of these
         self.base = ""  # the polled folder under way
         self.folders: set[str] = set()  # what was listed as a folder, below it
+        self.listings: dict[str, Any] = {}  # by folder, as the server gave them
+        self.paths: dict[str, Found] = {}
         self._size = 0
 
     def add(self, found: Found) -> None:
         self.append(found)
+        self.paths[found.path] = found
         self._size += len(found.path)
         if len(self) > MAX_ENTRIES or self._size > MAX_LISTING:
             raise ServerDown(f"more than {MAX_ENTRIES} files or {MAX_LISTING} bytes of paths: poll fewer folders")
@@ -1518,6 +1521,7 @@ class Selector:
         self._told: set[tuple[str, str]] = set()
         self.unsteady = Unsteady(config, clock)
         self._bases = config.polled()
+        self._last = Look()
 
     # -- what is there ------------------------------------------------------------------------------------------------
 
@@ -1536,11 +1540,12 @@ class Selector:
                 look.lost[look.base] = look.refused[start_of_paths(look.base)] = str(exc)
                 if len(look.lost) == len(self._bases):
                     raise
+        self._last = look
         return look
 
     def _visit(self, server: FileServer, look: Look, folder: str, below: str, above: Above) -> None:
         look.goes_on()
-        entries = server.list(folder)
+        entries = look.listings[folder] = server.list(folder, self._last.listings.get(folder))
         prefix = start_of_paths(folder)
         if server.unread:
             look.unread[prefix] = server.unread
@@ -1556,7 +1561,10 @@ class Selector:
             raise ServerDown(f"more than {MAX_FOLDERS} folders below {look.base}: poll fewer")
         for entry in entries:
             path, relative = prefix + entry.name, below + entry.name
-            if not is_plain_name(entry.name) or len(path) > LONGEST_PATH:
+            found = self._last.paths.get(path)
+            if found is not None and found.entry is entry:
+                look.add(found)
+            elif not is_plain_name(entry.name) or len(path) > LONGEST_PATH:
                 self._refuse(folder, entry.name[:LONGEST_PATH], "not a plain file name")
             elif entry.kind == "file":
                 look.add(Found(path, relative, entry))
@@ -1885,7 +1893,7 @@ class Ledger:
 
     def forget_unlisted(
         self,
-        listed: set[str],
+        listed: Collection[str],
         retention: float,
         lacks: Callable[[str], bool] = lambda path: True,
         busy: Callable[[str], bool] = lambda path: False,
@@ -2264,7 +2272,7 @@ class Poller:
         self.unreached = False  # the server, or something that it listed, could not be had at the last poll
         self.waiting = 0  # failed files whose back-off has not passed, at the last poll
         self.stuck = False  # a Python handler is still running although everything was to end
-        self.listed: Optional[Sequence[str]] = None  # at the last poll
+        self.listed: Optional[Collection[str]] = None  # at the last poll
         self._more = False  # the last poll left something that the next one may take
         self._goes_round = False  # ... or that comes by itself: a scheduled round of polls goes on
         self.rounds = Rounds(config)
@@ -2380,7 +2388,7 @@ class Poller:
         busy = self.workers.hold(self.order.lines_up)  # the listing may show these as they were before
         listing = again = self._list()
         self.unreached = bool(listing.refused)
-        self.listed = [found.path for found in listing]
+        self.listed = listing.paths
         unclear = self.recognizer.recognize(listing, busy)
         backlog = Backlog(self.route, self.stats.backlog)
         choice = self.selector.choose(listing, self.ledger.get, busy | unclear, backlog.add)
@@ -2460,7 +2468,7 @@ class Poller:
         if not self.member.may_work(self.lease):
             return
         busy = busy | self.workers.busy
-        listed = {found.path for found in look}
+        listed = look.paths.keys()
         self._breaker.forget((listed | busy) - self.selector.companions.renewed)
         self.selector.unsteady.keep(listed | busy)
         self.workers.alone &= listed
@@ -2950,8 +2958,8 @@ QUESTION_SECONDS = 10.0  # that they may take
 
 
 class Recognizer:
-    """Which listed lines are versions that the ledger knows, where the lines alone do not tell: only the display of a
-    time may have moved, and a file may have been replaced within the minute that its line shows."""
+    """Which listed lines are versions that the ledger knows, where lines alone do not tell: the display of times may
+    have moved, and a file may have been replaced within the minute shown."""
 
     def __init__(
         self,
@@ -2960,14 +2968,13 @@ class Recognizer:
         goes_on: Callable[[], None],
     ) -> None:
         self._ledger, self._looking = ledger, looking
-        self._goes_on = goes_on  # called before each question; raises once there is to be no other
-        self._doubts: dict[str, tuple[float, float]] = {}  # asked again: since when, and when next
+        self._goes_on = goes_on  # raises once there is to be no further question
+        self._doubts: dict[str, tuple[float, float]] = {}  # since when, and when to ask next
         self._listing: list[Found] = []
         self._changes: list[Change] = []
 
     def recognize(self, listing: list[Found], busy: set[str]) -> set[str]:
-        """Gives known files of a listing the time that the ledger has, or the exact one. The paths left for the next
-        poll."""
+        """Gives known files of a listing the ledger's time, or the exact one. The paths left for the next poll."""
         now = boot_clock()
         self._listing, self._changes = listing, []
         unclear: list[tuple[int, Row]] = []
@@ -2990,13 +2997,13 @@ class Recognizer:
         return left
 
     def _doubt(self, row: Row) -> tuple[float, float]:
-        """Since when it is known here that a file may have been replaced within its minute, and when to ask next."""
+        """Of a file that may have been replaced within its minute."""
         age, now = time.time() - (epoch_seconds(row.mtime) or 0.0), boot_clock()
         return self._doubts.setdefault(row.path, (now, now + (0.0 if age > 60 else 2.0)))
 
     def _keep_as(self, at: int, row: Row, mtime: str) -> None:
-        """A listed file is the version of a row: both have its exact time from now on. The file keeps the line of this
-        listing: that of a companion is compared with it."""
+        """A listed file is the version of a row: both have its exact time from now on, the file beside its line, which
+        companions' lines are compared with."""
         if not mtime.endswith("~"):
             self.forget(row.path)
         if row.state == "claimed":  # of a term that is over; its time is that of the next claim
@@ -3012,8 +3019,7 @@ class Recognizer:
         self._listing[at] = self._listing[at]._replace(entry=entry)
 
     def _ask(self, unclear: Sequence[tuple[int, Row]]) -> set[str]:
-        """Asks for exact times where the zones that are known do not explain a line. What one poll has no time for is
-        left for the next one."""
+        """Asks for exact times where known zones do not explain a line, and gives what there is no time for."""
         left: set[str] = set()
         questions, until = MOST_QUESTIONS, time.monotonic() + QUESTION_SECONDS
         with self._looking() as server:
@@ -3045,21 +3051,21 @@ class Recognizer:
         """A new version begins without doubts."""
         self._doubts.pop(path, None)
 
-    def keep(self, listed: set[str]) -> None:
+    def keep(self, listed: Collection[str]) -> None:
         """Files that are gone are forgotten."""
         self._doubts = {path: doubt for path, doubt in self._doubts.items() if path in listed}
 
 
 def move_of_display(row: Row, entry: Entry) -> Optional[datetime.timedelta]:
-    """By what a line that the ledger has without its exact time differs from what is listed now, if that can be due
-    to another zone, or to UTC told in its place."""
+    """By what a line in the ledger without its exact time differs from what is listed now, if another zone, or UTC, can
+    be the reason."""
     line, now = times_of(row.mtime)[0], "".join(times_of(entry.mtime))
     return zone_between(line, now) if len(line) == MINUTE <= len(now) else None
 
 
 def moves_of_display(unclear: Sequence[tuple[Row, Entry]]) -> set[datetime.timedelta]:
-    """The moves that more than one file shows whose times are not of these days (whoever writes a file anew gives it
-    the time of writing), and a good part of all such files."""
+    """The moves that more than one file shows, and a good part of all, whose times are not of these days (those of
+    files written anew are)."""
     shown = {
         (row.mtime, move_of_display(row, entry))
         for row, entry in unclear
@@ -3219,7 +3225,7 @@ class Unsteady:
 
     def seen_again(self, row: Row) -> None:
         """What was handled is listed as it was; with a `~` nobody asked."""
-        if not row.mtime.endswith("~"):
+        if row.path in self._files and not row.mtime.endswith("~"):
             self.over(row.path)
 
     def over(self, path: str) -> None:
@@ -3229,7 +3235,7 @@ class Unsteady:
         """How long it still rests."""
         return max(0.0, self._files.get(path, (0, 0.0))[1] - self._clock())
 
-    def keep(self, listed: set[str]) -> None:
+    def keep(self, listed: Collection[str]) -> None:
         """Files that are gone are forgotten."""
         for path in self._files.keys() - listed:
             self.over(path)
@@ -4841,7 +4847,17 @@ class Habits:
             self._making.discard(path)
 
 
-Listing = list[Entry]  # FileServer has a method of the name list
+class Listing(list[Entry]):
+    """The entries of a folder, and what each of them was read from: who gives it back as the `last` one need not have
+    the same bytes read again, if they are to be `read_as` the same."""
+
+    def __init__(self, *read_as: object) -> None:
+        super().__init__()
+        self.read_as = read_as
+        self.lines: dict[bytes, tuple[Entry, Any]] = {}
+
+    def known(self, last: Optional[Listing]) -> dict[bytes, tuple[Entry, Any]]:
+        return last.lines if last is not None and last.read_as == self.read_as else {}
 
 
 def decode_name(raw: bytes, encoding: str) -> str:
@@ -5031,7 +5047,7 @@ class FileServer(abc.ABC):
         """Connects and logs in, unbounded as a whole; any exception."""
 
     @abc.abstractmethod
-    def list(self, folder: str) -> Listing:
+    def list(self, folder: str, last: Optional[Listing] = None) -> Listing:
         """All entries but `.` and `..`. Raises FileGone (no such folder), FileRefused, ServerDown."""
 
     @abc.abstractmethod
@@ -5615,11 +5631,12 @@ def require_all_read(path: str, unread: Iterable[str]) -> None:
 class ListingReader:
     """Takes the bytes of one MLSD or LIST, within bounds."""
 
-    def __init__(self, mlsd: bool, encoding: str) -> None:
-        self.entries: Listing = []
-        self.unread: list[str] = []
+    def __init__(self, mlsd: bool, encoding: str, last: Optional[Listing] = None) -> None:
         self._mlsd, self._encoding = mlsd, encoding
         self._today = datetime.datetime.now(datetime.timezone.utc).date()
+        self.entries = Listing(mlsd, self._today)
+        self._known = self.entries.known(last)
+        self.unread: list[str] = []
         self._tail, self._first = b"", True
         self.size = 0  # bytes so far
         self._forms: set[str] = set()  # of the lines with one reading
@@ -5634,39 +5651,47 @@ class ListingReader:
             raise _Broken("a listing without an end")
         self._tail = lines.pop() if data else b""
         for raw in lines:
+            if raw in self._known:
+                self.entries.lines[raw] = entry, form = self._known[raw]
+                self.entries.append(entry)
+                self._forms.add(form)
+                self._first = False
+                continue
             line = decode_name(raw[:-1] if raw.endswith(b"\r") else raw, self._encoding)
             if line:
-                self._read(line)
+                self._read(line, raw)
 
-    def _read(self, line: str) -> None:
+    def _read(self, line: str, raw: bytes) -> None:
         first, self._first = self._first, False
         if self._mlsd:
-            self._add(line, parse_mlsd_line(line))
+            self._add(line, raw, parse_mlsd_line(line))
         elif not (first and TOTAL_LINE.fullmatch(line)):
             readings = list_readings(line, self._today)
             if len(readings) > 1:
                 self._doubtful.append(line)
             else:
-                self._forms.update(readings)
-                self._add(line, next(iter(readings.values()), None))
+                self._add(line, raw, next(iter(readings.values()), None), *readings)
 
-    def _add(self, line: str, entry: Optional[Entry]) -> None:
+    def _add(self, line: str, raw: bytes, entry: Optional[Entry], form: str = "") -> None:
+        self._forms.add(form)
         if entry is None:
             if len(self.unread) <= MOST_UNREAD:
                 self.unread.append(line)
         elif entry.name not in (".", ".."):
             self.entries.append(entry)
+            if raw:
+                self.entries.lines[raw] = entry, form
 
     def listing(self, folder: str) -> Listing:
         """Raises FileRefused if nobody understands any line."""
         for line in self._doubtful:
-            self._add(line, parse_list_line(line, self._today, self._forms))
+            self._add(line, b"", parse_list_line(line, self._today, self._forms))
         if self.unread and not self.entries:
             raise FileRefused(
                 f"{folder or 'the login folder'}: its listing is not understood, e.g. {self.unread[0][:200]!r}"
             )
         if "day first" in self._forms:
-            return [entry._replace(mtime="") for entry in self.entries]
+            self.entries[:] = [entry._replace(mtime="") for entry in self.entries]
         return self.entries
 
 
@@ -6038,7 +6063,7 @@ class Looker:
             return None
         return seen._replace(size=told.size, mtime=f"{line}={epoch_seconds(exact[:19]):.0f}")
 
-    def _facts(self, reply: str) -> Listing:
+    def _facts(self, reply: str) -> list[Entry]:
         """What a reply to MLST tells."""
         lines = [parse_mlsd_line(self._server._text(line)) for line in body_lines(reply)]
         return [entry for entry in lines if entry is not None]
@@ -6223,7 +6248,7 @@ class FtpServer(FileServer):
         return normal_path(self._full(path))
 
     @conversation("listing")
-    def list(self, folder: str) -> Listing:
+    def list(self, folder: str, last: Optional[Listing] = None) -> Listing:
         # CWD, then no argument: servers take names with a leading dash or with * for options and patterns.
         path, self.unread, started = self._full(folder), [], time.monotonic()
         reply = self._ask("CWD", path)
@@ -6232,7 +6257,7 @@ class FtpServer(FileServer):
         refusals = []
         for command in ("MLSD", "LIST") if self._use_mlsd else ("LIST",):
             try:
-                entries = self._listing(command, folder)
+                entries = self._listing(command, folder, last)
             except ftplib.error_reply as refused:
                 if verdict(str(refused)) == "broken":
                     raise _Broken(str(refused)) from None
@@ -6245,13 +6270,13 @@ class FtpServer(FileServer):
             return entries
         said = [self._without_name(reply, path) for reply in refusals if verdict(reply) != "unknown"]
         if said and NO_FILES.search(said[-1]) and not RIGHTS.search(self._text(said[-1])):
-            return []  # some servers say so of an empty folder; CWD has shown it
+            return Listing()  # some servers say so of an empty folder; CWD has shown it
         raise FileRefused(f"{folder}: {'; '.join(refusals)}")
 
-    def _listing(self, command: str, folder: str) -> Listing:
+    def _listing(self, command: str, folder: str, last: Optional[Listing]) -> Listing:
         """The listing of the working folder, whole. Raises error_reply, _Broken."""
         conn = self._ftp.transfercmd(self._line(command))
-        reader = self._read_listing(conn, command == "MLSD")
+        reader = self._read_listing(conn, command == "MLSD", last)
         reply = self._ftp.finish(conn)
         if not reply.startswith("2"):
             if reader.size or verdict(reply) == "broken":
@@ -6266,8 +6291,8 @@ class FtpServer(FileServer):
             raise ftplib.error_reply(reply)
         return reader.listing(folder)
 
-    def _read_listing(self, conn: socket.socket, mlsd: bool) -> ListingReader:
-        reader, count = ListingReader(mlsd, self.encoding), -1
+    def _read_listing(self, conn: socket.socket, mlsd: bool, last: Optional[Listing] = None) -> ListingReader:
+        reader, count = ListingReader(mlsd, self.encoding, last), -1
         self.unread = reader.unread
         while count:
             count = self._ftp.read(conn, self._buffer)
@@ -6545,7 +6570,7 @@ OFFERED = {
 )
 (STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED, EXTENDED_REPLY) = (101, 102, 103, 104, 105, 200, 201)
 OPEN_TO_READ = b"\0\0\0\1\0\0\0\0"  # flags, no attributes
-OK = 0
+OK = b"\0\0\0\0"
 
 
 def _paramiko() -> Any:
@@ -6668,31 +6693,25 @@ BYTE, NUMBER, LONG = struct.Struct(">B"), struct.Struct(">I"), struct.Struct(">Q
 class _Fields:
     """The fields of one message in turn; _Broken if it is too short for them."""
 
-    __slots__ = ("_at", "_body")
+    __slots__ = ("at", "body")
 
     def __init__(self, body: memoryview) -> None:
-        self._body, self._at = body, 0
+        self.body, self.at = body, 0
 
     def number(self, form: struct.Struct = NUMBER) -> int:
         try:
-            value: int = form.unpack_from(self._body, self._at)[0]
+            value: int = form.unpack_from(self.body, self.at)[0]
         except struct.error as error:
             raise _Broken("an SFTP message that is too short") from error
-        self._at += form.size
-        return value
-
-    def peek(self) -> int:
-        """The next number, which stays the next one."""
-        value = self.number()
-        self._at -= 4
+        self.at += form.size
         return value
 
     def string(self) -> memoryview:
         length = self.number()
-        text = self._body[self._at : self._at + length]
+        text = self.body[self.at : self.at + length]
         if len(text) != length:
             raise _Broken("an SFTP message that is too short")
-        self._at += length
+        self.at += length
         return text
 
     def handle(self) -> bytes:
@@ -6702,18 +6721,22 @@ class _Fields:
             raise _Broken(f"an SFTP handle of {len(handle)} bytes")
         return _string(handle)
 
-    def __len__(self) -> int:
-        return len(self._body)
+    def skip(self, text: bytes) -> bool:
+        """Whether these bytes come next, which are behind it then."""
+        end = self.at + len(text)
+        same = bytes(self.body[self.at : end]) == text
+        self.at = end if same else self.at
+        return same
 
     def entry(self, name: str, long_name: bytes = b"") -> Optional[Entry]:
         """Attributes (draft section 5) as an entry; None if they tell no kind, or no size of a file."""
         flags = self.number()
         size = self.number(LONG) if flags & 1 else None
         if flags & 2:
-            self._at += 8  # user and group
+            self.number(LONG)  # user and group
         mode = self.number() if flags & 4 else 0
         if flags & 8:
-            self._at += 4  # time of last access
+            self.number()  # time of last access
         mtime = self.number() if flags & 8 else None
         for _ in range(self.number() if flags & 0x80000000 else 0):
             self.string(), self.string()
@@ -7221,7 +7244,7 @@ class SftpServer(FileServer):
         session = self._talk()
         with self._effect():
             kind, fields = session.call(kind, body)
-        if kind != STATUS or fields.peek() != OK:
+        if kind != STATUS or not fields.skip(OK):
             raise _status_error(path, kind, fields)
 
     @conversation("looking at")
@@ -7234,12 +7257,13 @@ class SftpServer(FileServer):
         return normal_path(path)
 
     @conversation("listing")
-    def list(self, folder: str) -> Listing:
+    def list(self, folder: str, last: Optional[Listing] = None) -> Listing:
         kind, fields = self._ask(OPENDIR, folder)
         if kind != HANDLE:
             raise _status_error(folder, kind, fields)
         handle = fields.handle()
-        entries: Listing = []
+        entries = Listing()
+        known = entries.known(last)
         vague: list[str] = []  # names whose attributes tell no kind
         seen = size = 0
         while True:
@@ -7247,18 +7271,23 @@ class SftpServer(FileServer):
             count = fields.number() if kind == NAME else 0
             if not count:  # none is Synology's way to say that this was all
                 break
-            seen, size = seen + count, size + len(fields)
+            seen, size = seen + count, size + len(fields.body)
             if seen > MAX_ENTRIES or size > MAX_LISTING:
                 raise _Broken("a listing without an end")
             for _ in range(count):
-                name = decode_name(bytes(fields.string()), self.encoding)
-                entry = fields.entry(name, bytes(fields.string()))
-                if name in (".", ".."):
-                    continue
-                if entry is None:
-                    vague.append(name)
-                else:
-                    entries.append(entry)
+                raw = bytes(fields.string())
+                told = known.get(raw)
+                if told is None or not fields.skip(told[1]):
+                    name, start = decode_name(raw, self.encoding), fields.at
+                    entry = fields.entry(name, bytes(fields.string()))
+                    if name in (".", ".."):
+                        continue
+                    if entry is None:
+                        vague.append(name)
+                        continue
+                    told = entry, bytes(fields.body[start : fields.at])
+                entries.append(told[0])
+                entries.lines[raw] = told
         self._talk().call(CLOSE, handle)
         error = None if kind == NAME else _status_error(folder, kind, fields)
         if error is not None and not isinstance(error, _EndOfFile):

@@ -123,6 +123,7 @@ class Host:
         with contextlib.suppress(OSError):
             while not self.over.is_set():
                 sock = self.listener.accept()[0]
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 with self.lock:
                     self.sockets.append(sock)
                 self.sessions += 1

@@ -1056,11 +1056,17 @@ class SimConnection(ftpcoord.FileServer):
             return False
         return True
 
-    def list(self, folder: str) -> list[ftpcoord.Entry]:
+    def list(self, folder: str, last: Any = None) -> ftpcoord.Listing:
         self._call("list", folder)
         here = [version for path, version in self.server.files.items() if path.rpartition("/")[0] == folder]
-        entries = [self.server.entry(version) for version in here]
-        below = [ftpcoord.Entry("sub", "dir", 0, "")] if folder == "/in" else []
+        entries = ftpcoord.Listing()
+        known = entries.known(last)
+        for entry in map(self.server.entry, here):
+            line = repr(entry).encode()
+            entries.lines[line] = known.get(line, (entry, ""))
+            entries.append(entries.lines[line][0])
+        if folder == "/in":
+            entries.append(ftpcoord.Entry("sub", "dir", 0, ""))
         if folder == "/in":
             self.process.walk = {}
             self.process.walk_began = min(self.process.walk_began, (WORLD.now, len(self.server.history)))
@@ -1068,7 +1074,7 @@ class SimConnection(ftpcoord.FileServer):
         if WORLD.rng.random() < self.server.refusals:
             raise ftpcoord.FileRefused(f"{folder}: 450 not now")
         self.process.walk.update((version.path, version) for version in here)
-        return entries + below
+        return entries
 
     def same(self, path: str, seen: ftpcoord.Entry) -> Optional[bool]:
         self._call("same", path)

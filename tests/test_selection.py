@@ -89,7 +89,7 @@ class Folders:
         self.lines: dict[str, list[str]] = {}
         self.caseless = False
 
-    def list(self, folder: str) -> list[Entry]:
+    def list(self, folder: str, last: object = None) -> list[Entry]:
         self.listed.append(folder)
         self.unread = self.lines.get(folder, [])
         if folder in self.errors:
@@ -365,7 +365,7 @@ def test_links_are_left_and_said_once(logged: Logged) -> None:
 @pytest.mark.parametrize("files", [["a", "b"], []])
 def test_links_to_folders_above_that_are_listed_as_folders_are_not_descended(files: list[str]) -> None:
     class Linked(Folders):
-        def list(self, folder: str) -> list[Entry]:
+        def list(self, folder: str, last: object = None) -> list[Entry]:
             self.listed.append(folder)
             up = folder.split("/")[-1] in ("up", "self")
             return (
@@ -403,7 +403,7 @@ def test_a_tree_without_end_is_an_error_and_not_a_full_memory(
     limit: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Endless(Folders):
-        def list(self, folder: str) -> list[Entry]:
+        def list(self, folder: str, last: object = None) -> list[Entry]:
             return [*(a_folder(f"{len(folder)}{letter}") for letter in "ab"), a_file("f" * len(folder))]
 
     monkeypatch.setattr(ftpcoord, limit, 10_000)
@@ -413,7 +413,7 @@ def test_a_tree_without_end_is_an_error_and_not_a_full_memory(
 
 def test_an_endless_tree_ends() -> None:
     class Endless(Folders):
-        def list(self, folder: str) -> list[Entry]:
+        def list(self, folder: str, last: object = None) -> list[Entry]:
             self.listed.append(folder)
             return [a_folder("x")]
 
