@@ -150,8 +150,7 @@ def test_equal_files_of_two_folders_are_two_files(tmp_path: Path, equal: bool) -
 def test_a_folder_that_is_missing_or_refused_stops_no_other_and_is_said_each_time(tmp_path: Path) -> None:
     with two_folders(a_x=b"1", b_y=b"2") as host, site(tmp_path, host, delivery="handler") as at_work:
         at_work.arrive({"x": b"1", "y": b"2"})
-        before = at_work.row("a/x")
-        assert before is not None
+        before = at_work.state("a/x", "done")
         for again in (1, 2):
             host.folders.remove("/in/a")
             said = at_work.wait("file_refused", again, folder="/in/a")
