@@ -45,6 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         os.execv(python, command)
 
     began = time.monotonic()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes would compile the same again
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(TESTS)])
     if options.require_all:
         os.environ["FTPCOORD_REQUIRE_ALL"] = "1"

@@ -16,7 +16,7 @@ import pytest
 import servers
 from conftest import Database, Files, new_folder, wait_for
 from hostile import FtpHost
-from members import Crew, ftpcoord, kinds, never
+from members import Crew, Member, ftpcoord, kinds, never
 from processes import MEMBER, MODULE, environment
 
 CANARY = "canary-2b7e1516"  # in every secret of the tests that look for secrets
@@ -328,7 +328,7 @@ def test_an_idle_standby_as_a_script_needs_little_memory_and_keeps_its_process(
 ) -> None:
     with Crew(tmp_path, postgresql, files) as crew:
         crew.start("a").wait("elected")
-        standby = crew.start("b")
+        standby = crew.add(Member("b", MEMBER, crew.environment(member_id="b"), tmp_path))
         standby.wait("standby")
         status = Path(f"/proc/{standby.pid}/status")
 
