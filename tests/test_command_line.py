@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -347,46 +346,6 @@ def test_check_changes_nothing(crew: Crew) -> None:
     assert crew.files.names() == ["1.txt"] and crew.names("begin") == []
     assert crew.database.execute("SELECT * FROM token_holder") == []
     assert crew.database.execute("SELECT * FROM health_check") == []
-
-
-@kinds("postgresql", "mysql", "sqlite")
-def test_status_shows_members_and_files_in_the_agreed_form(database: Database, files: Files, tmp_path: Path) -> None:
-    with Crew(tmp_path, database, files) as crew:
-        empty = crew.status()
-        assert {key: empty[key] for key in ("group", "active", "members")} == {
-            "group": "crew",
-            "active": None,
-            "members": [],
-        }
-        files.put("1.txt", b"x")
-        first = crew.start("a")
-        first.wait("elected")
-        crew.start("b").wait("standby")
-        crew.handled("1.txt")
-        wait_for(lambda: set(crew.states().values()) == {"done"})
-        status = crew.status()
-        # The contract's names, each with its own meaning; further ones may stand beside them.
-        assert set(status) >= {"group", "active", "term", "database", "members", "files"}
-        assert (status["group"], status["active"], status["term"]) == ("crew", "a", 1)
-        assert status["database"] == database.url.replace(":secret", "")
-        assert status["files"] == {"claimed": 0, "done": 1, "failed": 0, "quarantined": 0}
-        assert [(member["member_id"], member["role"]) for member in status["members"]] == [
-            ("a", "active"),
-            ("b", "standby"),
-        ]
-        for member in status["members"]:
-            assert set(member) >= {"member_id", "role", "heartbeat_age"}
-            assert isinstance(member["heartbeat_age"], float) and 0 <= member["heartbeat_age"] < crew.liveness
-        text = crew.run("status").stdout
-        assert "a is active at term 1" in text and re.search(r"standby +b", text) and "1 done" in text
-
-        # One that leaves well is released, until another one has the token; one that dies is stale.
-        killed = crew.members[1].kill()
-        assert first.stop() == 0
-        wait_for(lambda: time.time() > killed + crew.liveness, 2 * crew.liveness)
-        status = crew.status()
-        assert status["active"] is None and status["term"] == 1
-        assert {member["member_id"]: member["role"] for member in status["members"]} == {"a": "released", "b": "stale"}
 
 
 def test_files_shows_what_the_ledger_knows(crew: Crew) -> None:

@@ -374,11 +374,19 @@ def test_a_file_server_that_is_down_fails_readyz_of_the_active_member_only(sqlit
 
 
 @kinds("postgresql", "mysql", "sqlite")
-def test_status_tells_what_is_wrong_and_what_to_do(database: Database, files: Files, tmp_path: Path) -> None:
+def test_status_shows_members_and_files_in_the_agreed_form_and_tells_what_is_wrong_and_what_to_do(
+    database: Database, files: Files, tmp_path: Path
+) -> None:
     with Crew(tmp_path, database, files, max_attempts=1) as crew:
         check = crew.run("status", "--check")
         assert check.returncode == 1 and check.stdout == "not ok: crew: no member is active: none ever was\n"
         assert "Start a member" in crew.run("status").stdout
+        empty = crew.status()
+        assert {key: empty[key] for key in ("group", "active", "members")} == {
+            "group": "crew",
+            "active": None,
+            "members": [],
+        }
 
         files.put("1.csv", b"x")
         a = crew.start("a")
@@ -392,6 +400,19 @@ def test_status_tells_what_is_wrong_and_what_to_do(database: Database, files: Fi
         assert re.search(r"a is active at term 1, for at least \d", text) and "1 done, 0 failed" in text
         assert re.search(r"^  standby   b  heartbeat \d\.\d s ago$", text, re.MULTILINE)
         assert "PROBLEM" not in text and "\x1b" not in text, "no colour in a pipe"
+        # The contract's names, each with its own meaning; further ones may stand beside them.
+        status = crew.status()
+        assert set(status) >= {"group", "active", "term", "database", "members", "files"}
+        assert (status["group"], status["active"], status["term"]) == ("crew", "a", 1)
+        assert status["database"] == database.url.replace(":secret", "")
+        assert status["files"] == {"claimed": 0, "done": 1, "failed": 0, "quarantined": 0}
+        assert [(member["member_id"], member["role"]) for member in status["members"]] == [
+            ("a", "active"),
+            ("b", "standby"),
+        ]
+        for member in status["members"]:
+            assert set(member) >= {"member_id", "role", "heartbeat_age"}
+            assert isinstance(member["heartbeat_age"], float) and 0 <= member["heartbeat_age"] < crew.liveness
 
         crew.fail()
         files.put("2.csv", b"x")
@@ -410,6 +431,15 @@ def test_status_tells_what_is_wrong_and_what_to_do(database: Database, files: Fi
         why = r"not ok: crew: no member is active: a was, and its last heartbeat is \d+(\.\d)? s old; "
         assert re.match(why, check.stdout)
         assert "Start a member" in crew.run("status").stdout
+
+        # One that leaves well is released, until another one has the token; those that died are stale.
+        last = crew.start("c")
+        last.wait("elected")
+        assert last.stop() == 0
+        status = crew.status()
+        assert status["active"] is None and status["term"] == 2
+        roles = {member["member_id"]: member["role"] for member in status["members"]}
+        assert roles == {"a": "stale", "b": "stale", "c": "released"}
 
 
 def test_check_of_a_hand_over_under_way_looks_twice(crew: Crew) -> None:
