@@ -225,7 +225,7 @@ class Crew:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 code = ftpcoord.main(arguments)
                 ftpcoord.log.flush()
-        said = [stream.buffer.getvalue().decode() for stream in (out, err)]  # type: ignore[attr-defined]
+        said = [stream.buffer.getvalue().decode() for stream in (out, err)]
         self._decent("".join(said), " ".join(arguments))
         return subprocess.CompletedProcess(arguments, code, *said)
 

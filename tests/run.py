@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         "-m",
         "pytest",
         "-n",
-        "4",
+        "5",
         "--dist",
         "loadfile",
         "--no-loadscope-reorder",  # conftest.py has the order

@@ -20,7 +20,7 @@ def test_the_benchmark_runs_through_with_whatever_tools_are_there(tmp_path: Path
         [sys.executable, str(ROOT / "tests" / "bench.py"), "--quick", *parts, "--json", str(tmp_path / "r.json")],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=100,
+        timeout=170,
         check=False,
     )
     assert done.returncode == 0, done.stdout.decode(errors="replace")[-3000:]

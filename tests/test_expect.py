@@ -16,7 +16,7 @@ import pytest
 from conftest import Database, Files, wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from members import PATIENCE, Crew, never
+from members import PATIENCE, Crew, kinds, never
 from test_dialects import Tables, row
 
 import ftpcoord
@@ -280,6 +280,7 @@ def alarms(crew: Crew) -> int:
     return int(count)
 
 
+@kinds("sqlite", "mysql")
 def test_what_did_not_come_is_said_once_over_restarts_and_takeovers_and_again_when_it_comes(
     database: Database, files: Files, tmp_path: Path
 ) -> None:

@@ -11,7 +11,8 @@ import servers
 
 @pytest.mark.summary
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("in_the_background")
 def test_every_sabotage_is_caught() -> None:
     results = sabotage.run_all()
     survived = [result.sabotage.name for result in results if not result.caught and not missing(result.sabotage)]

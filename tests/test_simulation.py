@@ -53,6 +53,7 @@ def nothing_is_left() -> Iterator[None]:
 @pytest.mark.summary
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("in_the_background")
 def test_whatever_happens_the_promises_hold_for_two_million_heartbeats() -> None:
     totals = simulation.run_worlds(TICKS, SEED)
     print(simulation.summary(totals, SEED))
