@@ -8194,14 +8194,13 @@ def load_handler(name: str, download_dir: str = "") -> Handler:
 
 ID_PATTERN = re.compile(r"[!-~]{1,128}\Z")  # the tables' VARCHAR(128); printable ASCII has one form in every collation
 GROUP_TEXT = re.compile(r"(ftp|ftpes|ftps|sftp)://(.*?)@(\[[^]]+\]|[^@:/\[\]]+):([0-9]+)(/.*)\Z", re.DOTALL)
-LONGEST_SECRET = 65536  # characters
 DEFAULT_PORTS = {"ftp": 21, "ftpes": 21, "ftps": 990, "sftp": 22}
 SSH, TLS, FTP = ("sftp",), ("ftpes", "ftps"), ("ftp", "ftpes", "ftps")
-SERVICE_LINK = re.compile(r"service_(host|port\w*)\Z|port(_\d+_\w+)?\Z")
+OURS = re.compile(r"FTPCOORD_(?!(?i:SERVICE_(HOST|PORT\w*)|PORT(_\d+_\w+)?)\Z)")
 SECRETS = ("password", "key_passphrase", "proxy_password", "database_password")
 URLS = ("url", "proxy", "database")
 PROGRAMS = ("exec", "notify")
-FILE_SETTINGS = (*SECRETS, *URLS)  # a URL may hold a password: these, too, may come from a file
+FILE_SETTINGS = (*SECRETS, *URLS)  # may come from a file: a URL may hold a password
 
 
 class Target(NamedTuple):
@@ -8224,14 +8223,14 @@ class Endpoint(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What a setting's value is made of. `parse` raises ValueError or KeyError for what is not `wanted`."""
+    """What a setting's value is made of. `parse` raises ValueError or KeyError."""
 
     wanted: str
     parse: Callable[[Any], Any]
 
 
 def matching(pattern: str) -> Callable[[Any], str]:
-    """A parser of text that fits the pattern as a whole, and has no NUL."""
+    """A parser of text that fits as a whole, and has no NUL."""
 
     def parse(value: Any) -> str:
         if "\0" in str(value) or not re.fullmatch(pattern, str(value)):
@@ -8293,7 +8292,7 @@ KINDS: dict[type, Kind] = {  # where the default tells it
 
 
 def setting(default: Any, **metadata: Any) -> Any:
-    """`kind`, `least` and `choices` of a setting, and the `schemes` that it is for."""
+    """`kind`, `least` (0), `choices`, and the `schemes` that it is for."""
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -8336,17 +8335,17 @@ class Config:
     exclude: str = ""
     recursive: bool = False
     ignore_case: bool = False
-    min_age: float = setting(0.0, least=0.0)
+    min_age: float = 0.0
     min_size: int = setting(0, kind=BYTES)
     max_size: Optional[int] = setting(None, kind=BYTES, least=1)
-    max_age: Optional[float] = setting(None, kind=SECONDS, least=0.0)
-    settle: float = setting(5.0, least=0.0)
+    max_age: Optional[float] = setting(None, kind=SECONDS)
+    settle: float = 5.0
     ready_suffix: str = ""
     requires: str = ""
     checksum: str = ""
     sort: str = setting("name", choices=("name", "mtime", "size", "-name", "-mtime", "-size"))
     order: str = setting("none", kind=ORDER)
-    max_files: int = setting(0, least=0)
+    max_files: int = 0
     workers: int = setting(4, least=1)
     exec: str = ""
     download_dir: str = ""
@@ -8355,16 +8354,16 @@ class Config:
     after: str = setting("keep", kind=ACTION)
     after_error: str = setting("keep", kind=ACTION)
     max_attempts: int = setting(5, least=1)
-    retry_delay: float = setting(10.0, least=0.0)
+    retry_delay: float = 10.0
     exec_timeout: Optional[float] = setting(None, kind=SECONDS, least=0.1)
     error_output: bool = True
     stall_timeout: float = setting(300.0, least=0.1)
-    yield_after: int = setting(3, least=0)
-    drain_timeout: float = setting(30.0, least=0.0)
+    yield_after: int = 3
+    drain_timeout: float = 30.0
     ledger: bool = True
-    ledger_retention: float = setting(30.0, least=0.0)  # days
+    ledger_retention: float = 30.0  # days
     audit: bool = False
-    audit_retention: float = setting(365.0, least=0.0)  # days; 0 keeps for ever
+    audit_retention: float = 365.0  # days; 0 keeps for ever
     expect: str = ""
     notify: str = ""
     http: str = setting("", kind=ADDRESS)
@@ -8376,7 +8375,7 @@ class Config:
         self.files: dict[str, str] = {}  # NAME -> path, from NAME_file
         self.source = ""  # the file with these settings, if it holds a secret
         self.minutes: Optional[Schedule] = None  # `schedule`
-        self._spelling = ""  # of the URL, where the group follows from it and the database has not been asked
+        self._spelling = ""  # of the URL, if the group follows from it and the database has not been asked
         for name, field in fields.items():
             setattr(self, name, field.default)
         for name, value in settings.items():
@@ -8392,20 +8391,25 @@ class Config:
                 raise ConfigError(f"{name}: is set twice, as {name} and as {name}_file; keep one of them")
             if name in URLS:
                 setattr(self, name, self.secret(name))
-        self._check()
-        self._complete()
+        for sentence in self._wrong():
+            raise ConfigError(sentence)
+        if not self.database_tls:
+            self.database_tls = "prefer" if all(is_loopback(host) for host, _ in self.endpoint.hosts) else "verify"
+        if not self.coordination_group:
+            scheme, user, host, port, path = self.target
+            host = f"[{host}]" if ":" in host else host
+            self._spelling = f"{scheme}://{user}@{host}:{port}{path if path.startswith('/') else '/~/' + path}"
+            self.coordination_group = group_id(normal_group(self._spelling))
+        if not self.member_id:
+            self.member_id = re.sub(r"[^!-~]", "_", socket.gethostname())[:110] + f":{os.getpid()}"
 
     # -- sources ------------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Config:
-        """FTPCOORD_NAME variables; an empty one counts as not set.
-
-        What Kubernetes adds for a Service called ftpcoord is none of ours.
-        """
-        ours = {name[9:].lower(): value for name, value in environ.items() if name.startswith("FTPCOORD_") and value}
+        """FTPCOORD_NAME variables; an empty one counts as not set. What Kubernetes adds for a Service is not ours."""
         try:
-            return cls(**{name: value for name, value in ours.items() if not SERVICE_LINK.match(name)})
+            return cls(**{name[9:].lower(): value for name, value in environ.items() if value and OURS.match(name)})
         except ConfigError as exc:
             name, colon, text = str(exc).partition(":")
             raise ConfigError(f"FTPCOORD_{name.upper()}{colon}{text}" if name.isidentifier() else str(exc)) from None
@@ -8444,7 +8448,7 @@ class Config:
             if not stat.S_ISREG(os.stat(os.path.expanduser(path)).st_mode):
                 raise ConfigError(f"{name}_file: {path} is not a plain file, and so cannot be read at each login")
             with open(os.path.expanduser(path), encoding="utf-8-sig") as stream:
-                return stream.read(LONGEST_SECRET).rstrip("\r\n")
+                return stream.read(65536).rstrip("\r\n")
         except (OSError, UnicodeError) as exc:
             raise ConfigError(f"{name}_file: {path} cannot be read ({reason(exc)})") from None
 
@@ -8458,7 +8462,7 @@ class Config:
         return f"{without_password(self.url)}{f' ({printable(self.folders)})' * bool(self.folders)}{self.through()}"
 
     def polled(self) -> list[str]:
-        """The folders that are polled; see Target for their form."""
+        """The folders that are polled, as Target has paths."""
         return list(map(_folder, self.patterns("folders"))) or [self.target.path]
 
     @property
@@ -8471,11 +8475,10 @@ class Config:
 
     @property
     def via(self) -> Optional[Target]:
-        """The proxy, without its password."""
         return _parse_proxy(self.proxy)[0] if self.proxy else None
 
     def through(self) -> str:
-        """The proxy, as messages about the file server name it."""
+        """As messages about the file server name the proxy."""
         return f" through {without_password(self.proxy)}" if self.proxy else ""
 
     def proxy_login(self) -> str:
@@ -8485,7 +8488,7 @@ class Config:
         return self.secret("database_password") or _parse_database(self.secret("database"))[1]
 
     def public(self) -> dict[str, object]:
-        """All settings, secrets masked: for the status page and for people."""
+        """All settings, secrets masked."""
         known = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         masked = {name: "***" for name in SECRETS if known[name] or name in self.files}
         return {**known, **masked, **{name: without_password(known[name]) for name in URLS}}
@@ -8499,100 +8502,81 @@ class Config:
 
     # -- checks -------------------------------------------------------------------------------------------------------
 
-    def _complete(self) -> None:
-        """What follows from other settings."""
-        if not self.database_tls:
-            self.database_tls = "prefer" if all(is_loopback(host) for host, _ in self.endpoint.hosts) else "verify"
-        if not self.coordination_group:
-            scheme, user, host, port, path = self.target
-            host = f"[{host}]" if ":" in host else host
-            self._spelling = f"{scheme}://{user}@{host}:{port}{path if path.startswith('/') else '/~/' + path}"
-            self.coordination_group = group_id(normal_group(self._spelling))
-        if not self.member_id:
-            self.member_id = re.sub(r"[^!-~]", "_", socket.gethostname())[:110] + f":{os.getpid()}"
-
-    def _check(self) -> None:
+    def _wrong(self) -> Iterator[str]:
         """What is wrong with settings together."""
         if not self.database:
-            raise ConfigError(
+            yield (
                 "database: is required, e.g. postgresql://user@host/name, mysql://user@host/name or "
                 "sqlite:///file for members on one host; members without a common one would each elect themselves"
             )
-        via = self.via
-        dialect, scheme = DIALECTS[self.endpoint.dialect], self.target.scheme if self.url else ""
+        dialect, via, scheme = DIALECTS[self.endpoint.dialect], self.via, self.target.scheme if self.url else ""
         Timing(self.heartbeat_frequency, self.liveness_check_interval, dialect.least_timeout)
         for field in dataclasses.fields(self):
-            name, schemes = field.name, field.metadata.get("schemes", ())
-            given = getattr(self, name) != field.default or name in self.files
-            if given and scheme and schemes and scheme not in schemes:
+            schemes = field.metadata.get("schemes", (scheme,))
+            given = getattr(self, field.name) != field.default or field.name in self.files
+            if given and scheme and scheme not in schemes:
                 wanted = " and ".join(f"{one}://" for one in schemes)
-                raise ConfigError(f"{name}: is for {wanted} only, but url is {scheme}://")
-        self._check_folders()
+                yield f"{field.name}: is for {wanted} only, but url is {scheme}://"
+        if not self.url and not self.coordination_group:
+            yield "url: is required, e.g. sftp://user@host/inbox (a Coordinator: coordination_group)"
+        yield from self._wrong_folders() if self.folders else ()
         try:
-            ascii_too = "/a.Z".encode(self.encoding) == b"/a.Z"
+            if "/a.Z".encode(self.encoding) != b"/a.Z":
+                yield f"encoding: must leave ASCII as it is, {quoted(self.encoding)} does not"
         except (LookupError, UnicodeError):  # `undefined` is one that encodes nothing
-            raise ConfigError(f"encoding: Python knows none called {quoted(self.encoding)}") from None
-        for wrong, sentence in (
-            (
-                not self.url and not self.coordination_group,
-                "url: is required, e.g. sftp://user@host/inbox (a Coordinator: coordination_group)",
-            ),
-            (not ascii_too, f"encoding: must leave ASCII as it is, {quoted(self.encoding)} does not"),
-            (self.client_key and not self.client_cert, "client_key: needs client_cert"),
-            (
-                ("proxy_password" in self.files or self.proxy_password) and not (via and via.user),
-                "proxy_password: is for a user that proxy names, http://user@host:port",
-            ),
-            (
-                self.url and MoveTargets(self).lead_back(),
-                "after, after_error: files would be moved into a polled folder again",
-            ),
-            (
-                not self.ledger and self.after == "keep",
-                "ledger: off needs after = delete or move:FOLDER, else every poll takes all again",
-            ),
-            (self.expect and not self.audit, "expect: needs audit = on, which tells what was done"),
-            (self.expect and 0 < self.audit_retention < 8, "audit_retention: expect needs 8 days at least, or 0"),
-            (self.audit and not self.ledger, "audit: needs ledger = on, whose changes it tells of"),
-            (self.exec and self.handler, "exec and handler: a file goes to one of them; remove the other"),
-            (not self.patterns("pattern"), "pattern: matches nothing"),
-            (
-                "{date:" in self.url + self.folders + self.pattern + self.exclude,
+            yield f"encoding: Python knows none called {quoted(self.encoding)}"
+        if self.client_key and not self.client_cert:
+            yield "client_key: needs client_cert"
+        if ("proxy_password" in self.files or self.proxy_password) and not (via and via.user):
+            yield "proxy_password: is for a user that proxy names, http://user@host:port"
+        if self.url and MoveTargets(self).lead_back():
+            yield "after, after_error: files would be moved into a polled folder again"
+        if not self.ledger and self.after == "keep":
+            yield "ledger: off needs after = delete or move:FOLDER, else every poll takes all again"
+        if self.expect and not self.audit:
+            yield "expect: needs audit = on, which tells what was done"
+        if self.expect and 0 < self.audit_retention < 8:
+            yield "audit_retention: expect needs 8 days at least, or 0"
+        if self.audit and not self.ledger:
+            yield "audit: needs ledger = on, whose changes it tells of"
+        if self.exec and self.handler:
+            yield "exec and handler: a file goes to one of them; remove the other"
+        if not self.patterns("pattern"):
+            yield "pattern: matches nothing"
+        if "{date:" in self.url + self.folders + self.pattern + self.exclude:
+            yield (
                 "url, folders, pattern, exclude: {date:...} is for after and after_error; "
-                "poll the folder above, recursive",
-            ),
-            (
-                self.ready_suffix and self.requires,
-                f"ready_suffix and requires: keep requires, and add {{name}}{self.ready_suffix} to it",
-            ),
-            (self.max_size is not None and self.min_size > self.max_size, "min_size: must not be more than max_size"),
-        ):
-            if wrong:
-                raise ConfigError(sentence)
-        if self.expect:
-            try:
-                expectations(self.expect, self.zone())
-            except ValueError as exc:
-                raise ConfigError(f"expect: {exc}") from None
+                "poll the folder above, recursive"
+            )
+        if self.ready_suffix and self.requires:
+            yield f"ready_suffix and requires: keep requires, and add {{name}}{self.ready_suffix} to it"
+        if self.max_size is not None and self.min_size > self.max_size:
+            yield "min_size: must not be more than max_size"
         for name in ("pattern", "exclude", "order"):
             try:
                 matcher(self.patterns(name))
             except (re.error, OverflowError, RecursionError) as exc:
-                text = quoted(getattr(self, name))
-                raise ConfigError(f"{name}: {text} is not a regular expression ({exc})") from None
-        self.companions()
-        self._check_order()
+                yield f"{name}: {quoted(getattr(self, name))} is not a regular expression ({exc})"
+        yield from self._wrong_companions()
+        kept = self.ledger and self.after_error == "keep" and self.max_age is None and not self.min_size
+        if self.order != "none" and not (kept and self.sort in ("name", "mtime")):  # nothing may pass over a file
+            yield "order: needs ledger = on, after_error = keep, sort = name or mtime; no max_age, min_size"
+        if self.order.startswith(EXPRESSION) and not Order(self).pattern.groups:
+            yield f"order: {quoted(self.order)} has no group, the key"
         for name in filter(self.__getattribute__, PROGRAMS):
             self.command(name)
         if self.timezone or "{date:" in self.after + self.after_error:
             self.zone()
-        if self.schedule:
-            try:
-                self.minutes = Schedule(self.schedule, self.zone())
-            except ValueError as exc:
-                raise ConfigError(f"schedule: {exc}") from None
-            if self.minutes.next(time.time()) is None:
-                raise ConfigError(f"schedule: {quoted(self.schedule)} never comes")
+        try:
+            self.minutes = Schedule(self.schedule, self.zone()) if self.schedule else None
+        except ValueError as exc:
+            yield f"schedule: {exc}"
+        if self.minutes is not None and self.minutes.next(time.time()) == float("inf"):
+            yield f"schedule: {quoted(self.schedule)} never comes"
+        try:
+            expectations(self.expect, self.zone()) if self.expect else ()
+        except ValueError as exc:
+            yield f"expect: {exc}"
 
     def zone(self) -> datetime.tzinfo:
         """`timezone`. Raises ConfigError."""
@@ -8612,28 +8596,17 @@ class Config:
         meant = [as_in(action, template) for template in (self.after, self.after_error)]
         return action in meant and not DATE.search(action)
 
-    def _check_order(self) -> None:
-        """Nothing may pass over a file that others wait for."""
-        kept = self.ledger and self.after_error == "keep" and self.max_age is None and not self.min_size
-        if self.order != "none" and not (kept and self.sort in ("name", "mtime")):
-            raise ConfigError(
-                "order: needs ledger = on, after_error = keep, sort = name or mtime; no max_age, min_size"
-            )
-        if self.order.startswith(EXPRESSION) and not Order(self).pattern.groups:
-            raise ConfigError(f"order: {quoted(self.order)} has no group, the key")
-
-    def _check_folders(self) -> None:
-        """What is wrong with `folders`."""
-        if self.folders and (not self.url or self.target.path != "/"):
-            raise ConfigError("folders: need a url, and one without a path")
-        if self.folders and not self.coordination_group:
-            raise ConfigError("coordination_group: is required with folders")
-        for part in (self.patterns("folders") or [" "]) * bool(self.folders):
+    def _wrong_folders(self) -> Iterator[str]:
+        if not self.url or self.target.path != "/":
+            yield "folders: need a url, and one without a path"
+        if not self.coordination_group:
+            yield "coordination_group: is required with folders"
+        for part in self.patterns("folders") or [" "]:
             if not re.match(r"/|~(/|\Z)", part) or re.search(r"[\0-\x1f\x7f]", _folder(part)):
-                raise ConfigError(f"folders: {quoted(part)} must begin with / or, below the login folder, with ~/")
-        for one, other in itertools.permutations(self.polled() if self.folders else [], 2):
+                yield f"folders: {quoted(part)} must begin with / or, below the login folder, with ~/"
+        for one, other in itertools.permutations(self.polled(), 2):
             if contains(one, other, self.recursive):
-                raise ConfigError(f"folders: {quoted(other)} would be polled twice, in {quoted(one)}, too")
+                yield f"folders: {quoted(other)} would be polled twice, in {quoted(one)}, too"
 
     def command(self, name: str = "exec") -> list[str]:
         """`exec` or `notify` split into its words."""
@@ -8653,49 +8626,45 @@ class Config:
         return words
 
     def site_commands(self) -> list[str]:
-        """`site` as a list of FTP commands."""
         return [command.strip() for command in re.findall(SITE_COMMAND, self.site)]
 
     def http_address(self) -> tuple[str, int]:
-        """`http` as (host, port)."""
         host, _, port = self.http.rpartition(":")
         return host.strip("[]") or "127.0.0.1", int(port)
 
     def patterns(self, name: str) -> list[str]:
-        """`pattern` or `exclude` as a list of globs, or of one regular expression behind `re:`."""
+        """A setting's globs, or its one regular expression behind `re:`."""
         text = str(getattr(self, name)).strip()
         parts = [text] if text.startswith(EXPRESSION) else text.split(",")
         return [part.strip() for part in parts if part.strip()]
 
     def companions(self) -> list[str]:
-        """The templates of `requires`, or `ready_suffix`, and of `checksum`."""
-        texts = [text.strip() for text in self.requires.split(",") if text.strip() not in ("", self.checksum)]
-        found = [self._template("requires", text) for text in texts] + ["{name}" + self.ready_suffix] * bool(
-            self.ready_suffix
-        )
-        if self.checksum:
-            if self.checksum.rpartition(".")[2].lower() not in ALGORITHMS:
-                ends = ", ".join(f".{name}" for name in ALGORITHMS)
-                raise ConfigError(f"checksum: must end in one of {ends}, which tells how, not {quoted(self.checksum)}")
-            found.append(self._template("checksum", self.checksum))
-        return found
+        """The templates of `requires` and `ready_suffix`, and of `checksum`."""
+        texts = [text for text in map(str.strip, self.requires.split(",")) if text not in ("", self.checksum)]
+        texts += ["{name}" + self.ready_suffix] * bool(self.ready_suffix)
+        return texts + [self.checksum] * bool(self.checksum)
 
-    def _template(self, name: str, text: str) -> str:
-        if len(PLACE.findall(text)) != 1 or NOT_IN_A_NAME.search(text):
-            raise ConfigError(f"{name}: must have {{name}} or {{stem}}, once, and no slash, not {quoted(text)}")
-        for own in ("a", *self.patterns("pattern")):
-            if self.folded(companion_of(own, text)) == self.folded(own):
-                raise ConfigError(f"{name}: {quoted(text)} would be the file itself")
-        return text
+    def _wrong_companions(self) -> Iterator[str]:
+        if self.checksum and self.checksum.rpartition(".")[2].lower() not in ALGORITHMS:
+            ends = ", ".join(f".{name}" for name in ALGORITHMS)
+            yield f"checksum: must end in one of {ends}, which tells how, not {quoted(self.checksum)}"
+        for text in self.companions():
+            name = "checksum" if text == self.checksum else "requires" if self.requires else "ready_suffix"
+            if len(PLACE.findall(text)) != 1 or NOT_IN_A_NAME.search(text):
+                yield f"{name}: must have {{name}} or {{stem}}, once, and no slash, not {quoted(text)}"
+            elif any(
+                self.folded(companion_of(own, text)) == self.folded(own) for own in ("a", *self.patterns("pattern"))
+            ):
+                yield f"{name}: {quoted(text)} would be the file itself"
 
     def folded(self, name: str) -> str:
-        """A name as it is compared with others: without case if `ignore_case`."""
+        """As names are compared."""
         return name.casefold() if self.ignore_case else name
 
 
 PLACEHOLDER = re.compile(r"\{(file|name|path)\}")
-# What runs text: its names, the options whose argument is such text, others with an argument, an option after which
-# all but the next word is data, and which of the other words are text: the first (unless an option brought it), or all.
+# Names, the options whose argument is run, others with an argument, an option after which all but the next word is
+# data, and which other words are run: the first (unless an option brought it), or all.
 INTERPRETERS = [
     (r"(da|a|r?ba|mk|pdk|k|z|t?c|fi|ya)?sh", "", "oO", "", "first"),
     (r"i?python|pypy|jython", "c", "WXQ", r"-\w*m", "first"),
@@ -8722,16 +8691,14 @@ STARTERS = re.compile(
 
 
 def word_told_to_run(words: Sequence[str]) -> str:
-    """The word of a command that has a placeholder and is what an interpreter runs, "" if there is none (CWE-78).
-
-    The interpreter may stand behind what starts it: sudo, env, timeout ...
-    """
+    """The word that has a placeholder and is what an interpreter runs, perhaps behind sudo, env or the like; "" if
+    there is none (CWE-78)."""
     if PLACEHOLDER.search(words[0]):
         return words[0]
     names = [re.sub(r"[-.\d]*(\.exe)?\Z", "", re.split(r"[/\\]", word)[-1].lower()) for word in words]
     for number, name in enumerate(names):
         if number and not STARTERS.fullmatch(names[0]) and not words[min(number + 1, len(words) - 1)].startswith("-"):
-            continue  # an argument that happens to be called like an interpreter
+            continue  # an argument that is called like an interpreter
         for pattern, *grammar in INTERPRETERS:
             told = _told_to_run(iter(words[number + 1 :]), *grammar) if re.fullmatch(pattern, name) else ""
             if told:
@@ -8766,7 +8733,6 @@ def _told_to_run(words: Iterator[str], text: str, taking: str, ends: str, others
 
 
 def _typed(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
-    """A setting's value in its own type, within its bounds."""
     if value is None or value == field.default == "":
         return field.default
     bounds = field.metadata
@@ -8776,16 +8742,17 @@ def _typed(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
     except (KeyError, ValueError):
         told = "this value" if name in FILE_SETTINGS else quoted(value)
         raise ConfigError(f"{name}: must be {kind.wanted}, not {told}") from None
-    if "least" in bounds and typed < bounds["least"]:
-        raise ConfigError(f"{name}: must be at least {bounds['least']:g}, not {typed:g}")
+    least = bounds.get("least", 0)
+    if isinstance(typed, (int, float)) and typed < least:
+        raise ConfigError(f"{name}: must be at least {least:g}, not {typed:g}")
     if "choices" in bounds and typed not in bounds["choices"]:
         raise ConfigError(f"{name}: must be one of {', '.join(filter(None, bounds['choices']))}, not {quoted(typed)}")
     return typed
 
 
 def quoted(value: object) -> str:
-    """A wrong value as an error shows it: its first line, as an indented line of an INI file belongs to the one above
-    it, and may be a password."""
+    """The first line of a wrong value: an indented line of an INI file belongs to the one above it, and may be a
+    password."""
     text = str(value)
     line = "".join(itertools.takewhile(str.isprintable, text))[:100]
     return repr(line) + ("" if line == text else " ...")
@@ -8809,14 +8776,14 @@ def _host(name: str, text: str, port: int) -> tuple[str, int]:
 
 
 def _folder(text: str) -> str:
-    """A folder as URL or `folders` spell it, in the form of Target's path."""
+    """A folder as URL or `folders` spell it, as Target has paths."""
     path = urllib.parse.unquote(text, errors="surrogateescape")
     below = re.match(r"/?~(?:/|\Z)", path)
     return posixpath.normpath(path[below.end() :] or ".") if below else "/" + path.strip("/")
 
 
 def _parse_url(url: str) -> tuple[Target, str]:
-    """Splits the file server's URL (RFC 3986; `/~/` as curl reads it) into its target and its password."""
+    """The file server's URL (RFC 3986; `/~/` as curl reads it): its target and its password."""
     match = FILE_URL.fullmatch(url)
     scheme = match[1].lower() if match else ""
     if not match or scheme not in DEFAULT_PORTS:
@@ -8840,7 +8807,7 @@ def _parse_url(url: str) -> tuple[Target, str]:
 
 
 def _parse_proxy(url: str) -> tuple[Target, str]:
-    """Splits the proxy's URL into its target, without a path, and its password."""
+    """The proxy's URL: its target and its password."""
     match = PROXY_URL.fullmatch(url)
     if not match:
         raise ConfigError(
@@ -8851,7 +8818,7 @@ def _parse_proxy(url: str) -> tuple[Target, str]:
 
 
 def _parse_database(url: str) -> tuple[Endpoint, str]:
-    """Splits the database's URL into its endpoint and its password."""
+    """The database's URL: its endpoint and its password."""
     unquote, (scheme, _, rest) = urllib.parse.unquote, url.partition("://")
     if scheme == "sqlite":
         path = unquote(rest[1:])
@@ -8884,15 +8851,11 @@ def is_loopback(host: str) -> bool:
 
 
 def is_near(sock: socket.socket) -> bool:
-    """Whether the connection's other end is on this host."""
     return is_loopback(str(sock.getpeername()[0]))
 
 
 def normal_group(text: str) -> str:
-    """A default group in normal form: one folder of one server, however its URL spells it.
-
-    An alias of the host, or a link to the folder, is another group.
-    """
+    """A default group in normal form: one folder of one server, however its URL spells it (but an alias, or a link)."""
     match = GROUP_TEXT.match(text)
     if match is None:
         return text
@@ -8943,13 +8906,13 @@ logger = logging.getLogger("ftpcoord")
 class Outbox:
     """Lines on their way out, so that nobody waits for a stream that blocks, or for a script's own log handler.
 
-    While a thread of ours lives, one more thread writes them, in order. Where `room` lines wait, further ones are
-    dropped, debug and info where half as many do; their number is told when there is room again.
+    While a thread of ours lives, one more thread writes them, in order. Where `room` lines wait, or half as many, and
+    these are debug or info, further ones are dropped; their number is told when there is room again.
     """
 
     def __init__(self, name: str, room: int) -> None:
         self.name, self.room = name, room
-        self.always = False  # by the other thread, whether a thread of ours lives or not
+        self.always = False  # by the other thread, also when none of ours lives
         self._waiting: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._dropped = 0
         self._lock = threading.Lock()
@@ -8973,7 +8936,7 @@ class Outbox:
         return False
 
     def flush(self, seconds: float = LAST_WORDS) -> bool:
-        """Waits for all that was put before, so long; whether it is written."""
+        """Waits for what was put before, so long; whether it is written."""
         written = threading.Event()
         self._waiting.put(written.set)
         self._start()
@@ -9009,7 +8972,7 @@ class Outbox:
 log, said = Outbox("log", 10_000), Outbox("stderr", 1000)
 
 
-listening: list[Callable[[str, Mapping[str, object]], None]] = []  # who hears of events beside the log
+listening: list[Callable[[str, Mapping[str, object]], None]] = []  # beside the log
 
 
 def event(what: str, level: int = logging.INFO, **fields: object) -> None:
@@ -9025,7 +8988,7 @@ def event(what: str, level: int = logging.INFO, **fields: object) -> None:
 
 
 def print_line(text: str) -> None:
-    """To standard error, its end in the same write: the log may go there, too, by another thread."""
+    """With its end in the same write: another thread may write the log there."""
     print(f"{text}\n", end="", file=sys.stderr, flush=True)
 
 
@@ -9039,10 +9002,10 @@ LONE_SURROGATES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 def printable(text: str) -> str:
-    """A path fit for ledger, log and terminal: bytes that were not decodable and control characters as %XX.
+    """A path fit for ledger, log and terminal: undecodable bytes and control characters as %XX.
 
-    The result is one line of valid UTF-8. A text that needed it has its own % escaped too, so that
-    `urllib.parse.unquote_to_bytes` gives the bytes back.
+    One line of valid UTF-8. Where that was needed, % is escaped, too, so that `urllib.parse.unquote_to_bytes` gives the
+    bytes back.
     """
     if text.isprintable():
         return text
@@ -9097,7 +9060,7 @@ def utc_text(seconds: float) -> str:
 
 
 class LineHandler(logging.StreamHandler):  # type: ignore[type-arg]  # before 3.11
-    """Writes lines to a stream. One that is gone is no reason to fill another one with tracebacks."""
+    """A stream that is gone is no reason to fill another one with tracebacks."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not self.stream.closed and not isinstance(sys.exc_info()[1], OSError):
@@ -9105,7 +9068,7 @@ class LineHandler(logging.StreamHandler):  # type: ignore[type-arg]  # before 3.
 
 
 def start_logging(level: str, form: str, stream: TextIO) -> None:
-    """Sends the events to a stream; called by the command line, never on import."""
+    """Called by the command line, never on import."""
     handler = LineHandler(stream)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logger.handlers[:] = [handler]
@@ -9141,9 +9104,9 @@ def time_zone(name: str) -> datetime.tzinfo:
 
 
 def cron_field(text: str, name: str) -> frozenset[int]:
-    """The values of one of CRON_FIELDS as in crontab(5): numbers, names, ranges, `*`, steps of these two, lists.
+    """One of CRON_FIELDS as in crontab(5): numbers, names, ranges, `*`, steps of these two, lists. Sunday is 0.
 
-    Sunday is 0. Raises ValueError with the part that is none.
+    Raises ValueError with the part that is none.
     """
     least, most, names = CRON_FIELDS[name]
 
@@ -9166,11 +9129,11 @@ def cron_field(text: str, name: str) -> frozenset[int]:
 
 
 class Schedule:
-    """Minutes as in crontab(5), several lines with semicolons, in a time zone. Raises ValueError with what is wrong.
+    """Minutes as in crontab(5), several lines with semicolons, in a time zone. Raises ValueError.
 
-    Day of month or day of week is enough, unless one of them begins with `*`. Where the clock is put forward, the first
-    minute after it stands for those that do not exist; where it is put back, an hour that begins with `*` means both
-    passes, another one the first.
+    Day of month or day of week is enough, unless one begins with `*`. Where the clock is put forward, the first minute
+    after it stands for those that do not exist; where it is put back, an hour that begins with `*` means both passes,
+    another one the first.
     """
 
     def __init__(self, text: str, zone: datetime.tzinfo) -> None:
@@ -9183,8 +9146,8 @@ class Schedule:
             values = [cron_field(field, name) for field, name in zip(fields, CRON_FIELDS)]
             self._lines.append((values, [field.startswith("*") for field in fields]))
 
-    def next(self, after: float) -> Optional[float]:
-        """The first scheduled minute later than `after`, both in epoch seconds; None if none comes in eight years."""
+    def next(self, after: float) -> float:
+        """The first scheduled minute later than `after`, in epoch seconds; infinite if none comes in eight years."""
         day, one = datetime.datetime.fromtimestamp(after, self._zone).date(), datetime.timedelta(days=1)
         found: set[float] = set()
         for number in range(-1, LONGEST_WAIT):  # from the day before: its end may come again
@@ -9192,7 +9155,7 @@ class Schedule:
             found.update(moment for moment in self._of_day(day + number * one) if moment > after)
             if last:
                 break
-        return min(found, default=None)
+        return min(found, default=float("inf"))
 
     def _of_day(self, day: datetime.date) -> Iterator[float]:
         for (minutes, hours, days, months, weekdays), stars in self._lines:
@@ -9200,21 +9163,19 @@ class Schedule:
             if day.month not in months or not (all(fits) if stars[2] or stars[4] else any(fits)):
                 continue
             for hour, minute in itertools.product(hours, minutes):
-                local = datetime.datetime(day.year, day.month, day.day, hour, minute)
-                while not self._exists(local):
+                local = datetime.datetime(day.year, day.month, day.day, hour, minute, tzinfo=self._zone)
+                while (
+                    datetime.datetime.fromtimestamp(local.timestamp(), self._zone) != local
+                ):  # there is no such minute
                     local += datetime.timedelta(minutes=1)
                 for fold in (0, 1) if stars[1] else (0,):
-                    yield local.replace(tzinfo=self._zone, fold=fold).timestamp()
-
-    def _exists(self, local: datetime.datetime) -> bool:
-        moment = local.replace(tzinfo=self._zone).timestamp()
-        return datetime.datetime.fromtimestamp(moment, self._zone).replace(tzinfo=None) == local
+                    yield local.replace(fold=fold).timestamp()
 
 
 class Rounds:
-    """The pauses between polls: `polling_interval` and, once a round has ended, until `schedule` starts the next one.
+    """The pauses between polls: `polling_interval` and, when a round has ended, until `schedule` starts the next one.
 
-    By the clock on the wall, also when it is set: it is looked at each minute.
+    By the clock on the wall, which may be set: it is looked at each minute.
     """
 
     def __init__(self, config: Config) -> None:
@@ -9232,7 +9193,7 @@ class Rounds:
         while True:
             now = time.time()
             self._since = min(self._since, now)
-            wait = (self._minutes.next(self._since) or float("inf")) - now
+            wait = self._minutes.next(self._since) - now
             if wait <= 0:
                 return
             yield min(60.0, wait)
@@ -9244,7 +9205,7 @@ EXPECT_SECONDS = 8 * SECONDS_A_DAY  # so far back deadlines are judged: a week, 
 
 
 class Window(NamedTuple):
-    """When a file is to come, in epoch seconds: later than `start`, not later than `end`, its deadline."""
+    """When a file is to come, in epoch seconds: later than `start`, not later than `end`."""
 
     start: float
     end: float
@@ -9259,35 +9220,31 @@ class Came(NamedTuple):
 
 
 class Expectation:
-    """One part of `expect`. Raises ValueError with what is wrong."""
+    """One part of `expect`. Raises ValueError."""
 
     def __init__(self, text: str, zone: datetime.tzinfo) -> None:
         found = EXPECTED.fullmatch(text)
         if not found or text.startswith(EXPRESSION):
             raise ValueError(f"{quoted(text)} is not GLOB [from HH:MM] by HH:MM [days]")
-        self.text, (self.glob, start, end, days) = text, found.groups()
+        self.text, (self.glob, self._from, by, days) = text, found.groups()
         self.fits = matcher([f"*/{self.glob.lstrip('/')}" if "/" in self.glob else self.glob])
-        self._start, self._end = (
-            Schedule(f"{clock[-2:]} {clock[:-3]} * * {on}", zone) if clock else None
-            for clock, on in ((start, "*"), (end, days or "*"))
-        )
-
-    def next(self, after: float) -> float:
-        """The first deadline later than that."""
-        return cast(float, cast(Schedule, self._end).next(after))
+        start, end = ((clock[-2:], clock[:-3]) for clock in (self._from or by, by))
+        self._start = Schedule(f"{' '.join(start)} * * *", zone)
+        self._end = Schedule(f"{' '.join(end)} * * {days or '*'}", zone)
+        self.next = self._end.next  # deadline
 
     def windows(self, after: float, until: float) -> list[Window]:
-        """Those that end later than `after`, up to the first one that ends later than `until`."""
+        """Those that end later than `after`, and the first that ends later than `until`."""
         ends = [self.next(after - EXPECT_SECONDS)]
         while ends[-1] <= until:
             ends.append(self.next(ends[-1]))
         pairs = zip([after - EXPECT_SECONDS, *ends], ends)
-        return [Window(self._begin(end) if self._start else before, end) for before, end in pairs if end > after]
+        return [Window(self._begin(end) if self._from else before, end) for before, end in pairs if end > after]
 
     def _begin(self, end: float) -> float:
         begin, later = end, end - 2 * SECONDS_A_DAY
         while later < end:
-            begin, later = later, cast(float, cast(Schedule, self._start).next(later))
+            begin, later = later, self._start.next(later)
         return begin
 
     def judge(
@@ -9296,7 +9253,7 @@ class Expectation:
         """The deadlines whose file is missing, and those whose file came late.
 
         A version counts once: for its window if that has a beginning of its own, else for the oldest alarm, else for
-        its window. A deadline that is among `alarms` was not met.
+        its window. A deadline among `alarms` was not met.
         """
         missing: list[float] = []
         late: dict[float, Came] = {}
@@ -9307,7 +9264,7 @@ class Expectation:
                 missing += [at] * (at in alarms or at not in met)
                 continue
             own = next((w.end for w in windows if w.start < at <= w.end and w.end not in met), None)
-            if missing and (own is None or not self._start):
+            if missing and (own is None or not self._from):
                 late[missing.pop(0)] = one
             elif own is not None:
                 met.add(own)
@@ -9336,7 +9293,7 @@ class Judgement(NamedTuple):
 
 
 def judgements(config: Config, database: Database) -> Iterator[Judgement]:
-    """What the audit trail says of each expectation. Before its first row nothing is expected."""
+    """Nothing is expected before the audit trail's first row."""
     group, kept = config.coordination_group, config.audit_retention * SECONDS_A_DAY or float("inf")
     now, began = database.audited_since(group)
     for one in expectations(config.expect, config.zone()) if began is not None else ():
@@ -9350,23 +9307,32 @@ def judgements(config: Config, database: Database) -> Iterator[Judgement]:
 
 
 class Judge:
-    """Raises the alarms of `expect` while the lease lasts, on a thread of its own: polls may be far apart."""
+    """The alarms of `expect`, and the end of old rows of the audit trail, as long as the lease lasts.
+
+    On a thread of its own: polls may be far apart.
+    """
 
     def __init__(self, config: Config, member: Member, poller: Poller) -> None:
         self.config, self.member, self.poller, self.lease = config, member, poller, poller.lease
         self._tried: set[tuple[str, str, float]] = set()  # rows that may stand unsaid: their answer was lost
 
     def run(self) -> None:
-        self.member.wait(self.lease, 30.0, lambda: self.poller.listed is not None)  # what came and is not done is known
-        while self.member.may_work(self.lease):
-            pause = 60.0
+        config, lease, wait = self.config, self.lease, self.member.wait
+        if config.expect:  # until it is known what came and is not done
+            wait(lease, 30.0, lambda: self.poller.listed is not None)
+        while self.member.may_work(lease):
+            pause = TRIM_SECONDS
             try:
-                with contextlib.closing(open_database(self.config)) as database:
-                    pauses = [self._judged(database, one) for one in judgements(self.config, database)]
-                pause = min(pauses, default=self._often)  # none: the trail has no row yet
+                with contextlib.closing(open_database(config)) as database:
+                    if config.expect:
+                        pauses = [self._judged(database, one) for one in judgements(config, database)]
+                        pause = min(pauses, default=self._often)  # none: the trail has no row yet
+                    if config.audit_retention:
+                        pause = min(pause, TRIM_SECONDS)
+                        database.trim(config.coordination_group, config.audit_retention)
             except Exception as exc:
-                event("audit_failed", logging.WARNING, term=self.lease.term, error=reason(exc))
-            self.member.wait(self.lease, pause)
+                event("audit_failed", logging.WARNING, term=lease.term, error=reason(exc))
+            wait(lease, pause)
 
     @property
     def _often(self) -> float:
@@ -9384,8 +9350,7 @@ class Judge:
             late = came.at - by
             if self._says(database, found, "late", came.path, by, seconds=late):
                 event("file_late", logging.WARNING, **about, path=came.path, by=utc_second(by), seconds=late)
-        pause = one.next(found.now) - found.now + 0.1
-        return min(pause, self._often) if found.missing else min(pause, 3600.0)
+        return min(one.next(found.now) - found.now + 0.1, self._often if found.missing else 3600.0)
 
     def _says(self, database: Database, found: Judgement, outcome: str, path: str, by: float, **more: Any) -> bool:
         """Whether that is new, and for this member to say: its row was written first."""
@@ -9414,10 +9379,11 @@ Route = Callable[[str], Optional[Handler]]
 
 
 class Pulse:
-    """One database connection and one thread that lets the elections of several members tick.
+    """One database connection and one thread that lets several members' elections tick, each with a statement of its
+    own.
 
-    Each tick is a statement with a send time and an error of its own. When a round takes longer than half a
-    heartbeat (a slow database, or a group whose rows are locked), half of the members get a connection of their own.
+    When a round takes longer than half a heartbeat (a slow database, or a group whose rows are locked), half of the
+    members get a connection of their own.
     """
 
     def __init__(self, database: Database) -> None:
@@ -9428,7 +9394,7 @@ class Pulse:
         self._thread: Optional[threading.Thread] = None
 
     def add(self, member: Member) -> None:
-        """Raises RuntimeError if no thread can be started; then nothing has changed."""
+        """Raises RuntimeError, and nothing has changed, if no thread can be started."""
         with self._lock:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="ftpcoord-pulse", daemon=True)
@@ -9439,11 +9405,9 @@ class Pulse:
         self.wake()
 
     def alive(self) -> bool:
-        """Whether its thread runs; for health checks."""
         return self._thread is not None and self._thread.is_alive()
 
     def wake(self) -> None:
-        """Some member is due now."""
         self._woken.set()
 
     def _run(self) -> None:
@@ -9461,7 +9425,7 @@ class Pulse:
                         self._members.remove(member)
                     member.finished.set()
             took = boot_clock() - began
-            # Without a connection the database is away: more of them would not help.
+            # Without a connection the database is away.
             if len(members) > 1 and took > members[0].config.heartbeat_frequency / 2 and self.database.connection:
                 self._split()
             self._woken.wait(max(0.0, min(member.due for member in members) - boot_clock()))
@@ -9519,7 +9483,7 @@ class Coordinator:
         self.stop()
 
     def leases(self) -> Iterator[Lease]:
-        """Each lease that this member wins, after waiting for it; ends when the member is stopped."""
+        """Each lease that this member wins; ends when the member is stopped."""
         member = self._member
         while True:
             lease = member.wait_for_lease()
@@ -9531,7 +9495,7 @@ class Coordinator:
             try:
                 yield lease
             finally:
-                # Back although the lease still lasts: given up, so that the next one is a new one.
+                # Back although the lease lasts: given up, so that the next is a new one.
                 if member.may_work(lease):
                     member.hand_over("the work ended before the lease")
                 member.work_ended()
@@ -9547,7 +9511,7 @@ NOTIFIED = {
 class Herald:
     """`notify`: a command gets what an operator wants to know as JSON on its standard input, one run at a time.
 
-    An event is told at once, and again after a minute: what comes meanwhile is counted. Who says it never waits.
+    An event is told at once, and again after a minute, with the count of those meanwhile. Who says it never waits.
     """
 
     def __init__(self, config: Config) -> None:
@@ -9631,11 +9595,11 @@ class Herald:
                 event("notify_failed", logging.WARNING, group=self._config.coordination_group, dropped=lost)
 
 
-PAUSE_SECONDS = 5.0  # so late at most, or at the next poll, a pause and its end are seen
+PAUSE_SECONDS = 5.0  # so late, or at the next poll, a pause and its end are seen
 
 
 class Hold:
-    """An operator's pause, as the poller sees it. Outlives leases; used under the ledger's lock."""
+    """An operator's pause, as the poller sees it; under the ledger's lock."""
 
     def __init__(self, config: Config, database: Database) -> None:
         self._config, self._database = config, database
@@ -9655,17 +9619,6 @@ class Hold:
             elif before and not self._found:
                 event("group_resumed", group=group)
         return self._found is not None
-
-
-def trim_audit(config: Config, member: Member, lease: Lease) -> None:
-    """Removes old rows of the audit trail as long as the lease lasts."""
-    while member.may_work(lease):
-        try:
-            with contextlib.closing(open_database(config)) as database:
-                database.trim(config.coordination_group, config.audit_retention)
-        except Exception as exc:
-            event("audit_failed", logging.WARNING, term=lease.term, error=reason(exc))
-        member.wait(lease, TRIM_SECONDS)
 
 
 class Listener:
@@ -9713,7 +9666,7 @@ class Listener:
         self._once = once
         event("starting", group=config.coordination_group, member=config.member_id, version=__version__)
         warn_of_weaknesses(config)
-        thread = threading.Thread(target=self._take_part, name="ftpcoord-poller", daemon=True)
+        thread = threading.Thread(target=self._run, name="ftpcoord-poller", daemon=True)
         try:
             self._herald.start()
             self.member.start(pulse)
@@ -9739,52 +9692,49 @@ class Listener:
         return True
 
     def polling(self) -> bool:
-        """Whether its thread runs; for health checks."""
         return self._thread is not None and self._thread.is_alive()
 
     def run(self, once: bool = False) -> int:
         """Runs until `stop`, SIGTERM or SIGINT; gives the exit code."""
         return run_listeners([self], once)
 
-    def _take_part(self) -> None:
-        with contextlib.closing(self._herald):
-            self._run()
-
     def _run(self) -> None:
+        member, config = self.member, self.config
+        with contextlib.closing(self._herald):
+            try:
+                with contextlib.closing(open_database(config)) as database:
+                    self._take_part(database)
+            except Error:
+                return  # member.failure tells why
+            member.finished.wait(4 * member.timing.call_timeout + KILL_AFTER)
+            event("stopped", group=config.coordination_group, member=config.member_id)
+
+    def _take_part(self, database: Database) -> None:
         member, config, route = self.member, self.config, self._route if self._routes else None
         selector, yielding, breaker = Selector(config, boot_clock), Yielding(config), Breaker(config, member.stats)
-        database = open_database(config)
         rows: LedgerRows = database if config.ledger else {}
         hold = Hold(config, database)
-        try:
-            while True:
-                lease = member.wait_for_lease(0.2 if self._once else float("inf"))
-                if lease is not None:
-                    poller = Poller(config, member, lease, selector, route, rows, yielding, breaker, hold.look)
-                    self._beside(poller)
-                    self._work(poller)
-                elif member.stopping or member.finished.is_set():
-                    break
-                elif self._other_is_active():
-                    event("standby", group=config.coordination_group, reason="another member is active")
-                    member.stop()
-        except Error:
-            return  # member.failure tells why
-        finally:
-            database.close()
-        member.finished.wait(4 * member.timing.call_timeout + KILL_AFTER)
-        event("stopped", group=config.coordination_group, member=config.member_id)
+        while True:
+            lease = member.wait_for_lease(0.2 if self._once else float("inf"))
+            view = member.election.view if member.election else None
+            age = float("inf") if view is None or view.age is None else view.age
+            if lease is not None:
+                poller = Poller(config, member, lease, selector, route, rows, yielding, breaker, hold.look)
+                if config.audit and (config.audit_retention or config.expect):
+                    self._judge(poller)
+                self._work(poller)
+            elif member.stopping or member.finished.is_set():
+                return
+            elif view and view.holder and not view.mine and age <= member.timing.stale_after:  # else it is waited for
+                event("standby", group=config.coordination_group, reason="another member is active")
+                member.stop()
 
-    def _beside(self, poller: Poller) -> None:
-        """What the audit trail needs as long as the lease lasts."""
-        config, member = self.config, self.member
-        trim, judge = functools.partial(trim_audit, config, member, poller.lease), Judge(config, member, poller).run
-        for wanted, work in ((config.audit and config.audit_retention, trim), (config.expect, judge)):
-            try:
-                if wanted:
-                    threading.Thread(target=work, name="ftpcoord-audit", daemon=True).start()
-            except RuntimeError as exc:
-                event("audit_failed", logging.ERROR, term=poller.lease.term, error=f"this host gives no thread ({exc})")
+    def _judge(self, poller: Poller) -> None:
+        work = Judge(self.config, self.member, poller).run
+        try:
+            threading.Thread(target=work, name="ftpcoord-audit", daemon=True).start()
+        except RuntimeError as exc:
+            event("audit_failed", logging.ERROR, term=poller.lease.term, error=f"this host gives no thread ({exc})")
 
     def _work(self, poller: Poller) -> None:
         member = self.member
@@ -9800,20 +9750,11 @@ class Listener:
             member.wait(poller.lease, poller.failed(Error(f"the poll failed: {reason(exc)}"), 1.0))
         finally:
             if poller.stuck:
-                event(
-                    "stopped", logging.ERROR, reason="its work (a Python handler, the ledger) does not end; no release"
-                )
+                why = "its work (a Python handler, the ledger) does not end; no release"
+                event("stopped", logging.ERROR, reason=why)
                 self.exit_code = 1
                 member.stop(release=False)
             member.work_ended()
-
-    def _other_is_active(self) -> bool:
-        """For `run --once`: whether a living member holds the lease. A stale one is waited for."""
-        election = self.member.election
-        view = election.view if election else None
-        if view is None or view.holder is None or view.mine or view.age is None:
-            return False
-        return view.age <= self.member.timing.stale_after
 
 
 def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
@@ -9821,12 +9762,10 @@ def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
 
     SIGTERM and SIGINT stop them gracefully, if this is the main thread.
     """
+    configs = [listener.config for listener in listeners]
     pulses: dict[tuple[object, ...], Pulse] = {}
-    main = threading.current_thread() is threading.main_thread()
-    before: dict[int, Any] = {}
-    servers: list[StatusServer] = []
     notifier = Notifier(listeners, os.environ)
-    for one, other in itertools.combinations([listener.config for listener in listeners], 2):
+    for one, other in itertools.combinations(configs, 2):
         if all(getattr(one, n) == getattr(other, n) for n in ("database", "coordination_group", "member_id")):
             raise ConfigError(f"coordination_group: two listeners have {one.coordination_group}; give each its own")
 
@@ -9838,56 +9777,46 @@ def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
             listener.stop()
 
     def stop(number: int, frame: Optional[FrameType]) -> None:
-        # Not from here: a signal handler may have interrupted the holder of a lock that stopping needs.
+        # Not from here: the signal may have interrupted the holder of a lock that stopping needs.
         try:
             threading.Thread(target=stop_all, name="ftpcoord-stop", daemon=True).start()
         except RuntimeError:  # no thread is left: by the main one, within a second
             asked.set()
 
-    try:
-        for signum in (signal.SIGTERM, signal.SIGINT) if main else ():
-            before[signum] = signal.signal(signum, stop)
-        for server in status_servers(listeners):
-            servers.append(server)
-        for listener in listeners:
-            pulse = pulses.setdefault(_pulse_key(listener.config), Pulse(open_database(listener.config)))
-            listener.start(pulse, once)
-        waiting = list(listeners)
-        while waiting:
-            if asked.is_set():
-                stop_all()
-            notifier.tick()
-            waiting = [listener for listener in waiting if not listener.join(notifier.pause / len(waiting))]
-    except Error:
-        stop_all()
-        for listener in listeners:
-            with contextlib.suppress(Error):
-                listener.join(listener.config.drain_timeout + KILL_AFTER)
-        raise
-    finally:
-        for server in servers:
-            server.close()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with contextlib.ExitStack() as ends:
+        main = threading.current_thread() is threading.main_thread()
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT) if main else ():
+                ends.callback(signal.signal, number, signal.signal(number, stop))
+            for server in status_servers(listeners):
+                ends.callback(server.close)
+            for config, listener in zip(configs, listeners):
+                alike = tuple((getattr(config, name), config.files.get(name)) for name in PULSE_SETTINGS)
+                listener.start(pulses.setdefault(alike, Pulse(open_database(config))), once)
+            waiting = list(listeners)
+            while waiting:
+                if asked.is_set():
+                    stop_all()
+                notifier.tick()
+                waiting = [listener for listener in waiting if not listener.join(notifier.pause / len(waiting))]
+        except Error:
+            stop_all()
+            for listener in listeners:
+                with contextlib.suppress(Error):
+                    listener.join(listener.config.drain_timeout + KILL_AFTER)
+            raise
     return max(listener.exit_code for listener in listeners)
 
 
-def _pulse_key(config: Config) -> tuple[object, ...]:
-    """Members that agree in all this may share a connection."""
-    names = (
-        "database",
-        "database_password",
-        "database_tls",
-        "database_ca_file",
-        "ledger",
-        "heartbeat_frequency",
-        "liveness_check_interval",
-    )
-    return tuple((getattr(config, name), config.files.get(name)) for name in names)
+# Members that agree in these share a connection.
+PULSE_SETTINGS = (
+    *("database", "database_password", "database_tls", "database_ca_file", "ledger"),
+    *("heartbeat_frequency", "liveness_check_interval"),
+)
 
 
 def check_delivery(config: Config, handled: bool) -> None:
-    """Raises ConfigError unless there is a way for files to go, and a safe one."""
+    """Raises ConfigError unless files have a way to go, and a safe one."""
     if not handled and not config.exec and not config.download_dir:
         raise ConfigError("exec, download_dir or handler: one of them is required, or nothing is done with a file")
     for place in sys.path if config.download_dir else ():
@@ -9903,7 +9832,7 @@ def weaknesses(config: Config) -> Iterator[tuple[str, str]]:
     scheme = config.target.scheme if config.url else ""
     if scheme == "ftp":
         yield "url", f"{without_password(config.url)}: ftp:// shows login, names and contents to everybody on the way"
-    if scheme in ("ftpes", "ftps") and not config.tls_verify:
+    if scheme in TLS and not config.tls_verify:
         yield "tls_verify", f"{without_password(config.url)}: without it anybody on the way can be this server"
     if config.via and config.via.user and not is_loopback(config.via.host):
         yield "proxy", f"{without_password(config.proxy)}: shows its login to everybody between here and it"
@@ -9944,7 +9873,7 @@ _warned: set[tuple[str, str]] = set()
 
 
 def warn_of_weaknesses(config: Config) -> None:
-    """One line for each, never repeated by this process."""
+    """Once in a process."""
     for found in weaknesses(config):
         if found not in _warned:
             _warned.add(found)
@@ -9955,16 +9884,18 @@ def warn_of_weaknesses(config: Config) -> None:
 # III.5 Status: what this process has seen, what the database shows, and how people, programs and systemd are told
 # ---------------------------------------------------------------------------------------------------------------------
 
-SURVEY_SECONDS = 2.0  # a status page reads the database at most so often, ...
-SURVEY_SHARE = 20  # ... and at most for a twentieth of the time: counting a large ledger takes a while
-SURVEY_WAIT = 1.0  # a request waits so long for the database, then shows what was read before
-HTTP_SECONDS = 5.0  # the longest that one request may take, from its first byte to our last
-HTTP_REQUESTS = 16  # connections at once; for a further one another one is cut
-FOR_ANY_HOST = ("/livez", "/readyz", "/metrics")  # a probe says the address of the pod, or whatever it likes
-HTTP_BYTES = 8192  # the longest request
+SURVEY_SECONDS, SURVEY_SHARE = (
+    2.0,
+    20,
+)  # pages have the database read so often, and for a twentieth of the time, at most
+SURVEY_WAIT = 1.0  # a request waits so long for that, then shows what was read before
+HTTP_SECONDS, HTTP_BYTES = 5.0, 8192  # the longest that a request may take, to our last byte, and be
+HTTP_REQUESTS = 16  # connections at once
+FOR_ANY_HOST = ("/livez", "/readyz", "/metrics")  # a probe names the pod's address, or whatever it likes
 CALL_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 WORK_BOUNDS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 MOST_WAITING = 10_000  # files that wait, of which it is known since when
+ROLES = ("active", "standby", "starting", "stopping")
 SYMBOLS = {
     "active": "●",
     "standby": "○",
@@ -9978,7 +9909,7 @@ SYMBOLS = {
 
 
 class Histogram:
-    """Durations counted in fixed buckets; `counts` has one more than `bounds`, for the longer ones."""
+    """Durations counted in buckets; `counts` has one more than `bounds`, for the longer ones."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds, self.counts, self.sum = bounds, [0] * (len(bounds) + 1), 0.0
@@ -10007,7 +9938,7 @@ class Backlog:
 
     def told(self) -> dict[str, Any]:
         """As /status shows it; ages in seconds."""
-        first = sorted((since, path, why) for path, (since, why) in list(self.waiting.items()))[:FIRST_PATHS]
+        first = sorted((since, path, why) for path, (since, why) in self.waiting.copy().items())[:FIRST_PATHS]
         rows = [{"path": printable(path), "age": boot_clock() - at, "why": printable(why)} for at, path, why in first]
         return {"files": self.files, "bytes": self.bytes, "oldest": rows[0]["age"] if rows else 0.0, "first": rows}
 
@@ -10021,13 +9952,13 @@ class Stats:
     def __init__(self, member: str = "") -> None:
         self.member = member
         self.own: dict[str, Any] = {"started": time.time(), "active_since": None, "other_since": None}
-        self.server: dict[str, Any] = {"up": None, "error": "", "last_poll": None}  # up: a standby does not know
+        self.server: dict[str, Any] = {"up": None, "error": "", "last_poll": None}  # up: None on a standby
         self.server.update(listed=0, waiting=0, refused=0, lost={})
         self.work: dict[str, Any] = {"done": 0, "failed": 0, "quarantined": 0, "bytes": 0, "last_done": None}
         self.takeovers: deque[dict[str, Any]] = deque(maxlen=50)  # the last one first
         self.backlog = Backlog()
         self.order: Optional[Order] = None  # of the last lease
-        self.not_now = ""  # why the claims of the group wait; "" if they do not
+        self.not_now = ""  # why the claims of the group wait
         self.file_bytes = {"done": 0, "failed": 0, "quarantined": 0}
         self.minutes: deque[list[int]] = deque(maxlen=60)  # [epoch minute, done, failed, quarantined]
         self.queued: Callable[[], int] = int  # files taken up and not ended
@@ -10038,7 +9969,7 @@ class Stats:
         self.elections = dict.fromkeys(("absent", "own", "released", "stale", "still", "vacant"), 0)  # by reason
         self.ends = {"lost": 0, "released": 0}
         self._lock = threading.Lock()
-        self._server_said = 0.0
+        self._server_said = float("-inf")
         self._holder: Optional[tuple[str, int]] = None
         self._why = "handed over"  # what it means if that changes now
         self._since: Optional[float] = None  # this member is active, or the last sign of life of another; by boot_clock
@@ -10053,7 +9984,7 @@ class Stats:
         self.database_at = self.database_at if failed else self.beat_at
 
     def looked(self, view: View, stale_after: float) -> None:
-        """What a standby saw: notices a takeover by another member, and when the holder was last alive."""
+        """What a standby saw: another member's takeover, and when the holder was last alive."""
         now, seen = boot_clock(), (view.holder or "", view.term)
         if view.holder is not None and self._holder not in (None, seen):
             self._changed("other", *seen, self._why)
@@ -10105,13 +10036,14 @@ class Stats:
                 self.backlog.waiting.pop(row.path, None)
             self.work[state] += 1
             self.file_bytes[state] += row.size
-            if not self.minutes or self.minutes[-1][0] != int(now // 60):
+            if not self.minutes or self.minutes[-1][0] != now // 60:
                 self.minutes.append([int(now // 60), 0, 0, 0])
             self.minutes[-1][1 + list(self.file_bytes).index(state)] += 1
-            self.work["last_done"] = now if state == "done" else self.work["last_done"]
+            if state == "done":
+                self.work["last_done"] = now
 
     def server_down(self, config: Config, exc: Error, pause: float) -> None:
-        """At once, then once a minute."""
+        """Said at once, then once a minute."""
         now = boot_clock()
         self.failed_polls += 1
         if not self.server["error"] or now - self._server_said >= 60:
@@ -10125,12 +10057,12 @@ class Stats:
         self.server.update(up=True, error="")
 
 
-# -- the document: a group as the database shows it, a member as its process knows it, and all there is to say of them -
+# -- the document -----------------------------------------------------------------------------------------------------
 class Finding(NamedTuple):
     """Something that somebody should know of a group or a member.
 
     `severity`: stuck, only a new process helps; unready, the member cannot do what its role asks for; problem, somebody
-    is needed; passing, not ready, but that ends by itself; note. `short`: as probes and systemd are told it.
+    is needed; passing, not ready, but that ends by itself; note. `short`: for probes and systemd.
     """
 
     severity: str
@@ -10143,20 +10075,13 @@ PROBLEMS = ("stuck", "unready", "problem")
 
 
 def unread(config: Config, error: str = "") -> dict[str, Any]:
-    """The document of a group whose database was not read, or cannot be."""
     return {
+        **dict.fromkeys(("active", "term", "holder", "paused", "not_now")),
+        **{name: [] for name in ("members", "missing", "errors")},
         "group": config.coordination_group,
-        "active": None,
-        "term": None,
-        "holder": None,
-        "members": [],
-        "paused": None,
-        "not_now": None,
-        "missing": [],
         "files": {},
         "database": without_password(config.database),
         "stale_after": 0.0,
-        "errors": [],
         "next_round": config.minutes and config.minutes.next(time.time()),
         "blocked": None if config.order == "none" else [],
         "database_error": error,
@@ -10164,7 +10089,7 @@ def unread(config: Config, error: str = "") -> dict[str, Any]:
 
 
 def group_status(database: Database, config: Config) -> dict[str, Any]:
-    """The group as the database shows it, in the form of `status --json`. Raises what the database raises."""
+    """What the database shows, in the form of `status --json`. Raises what the database raises."""
     timing = database.prepare()
     database.settle_group(config)
     group, found = config.coordination_group, unread(config)
@@ -10191,7 +10116,7 @@ def group_status(database: Database, config: Config) -> dict[str, Any]:
 
 
 def judged(status: Mapping[str, Any], elapsed: float = 0.0) -> dict[str, Any]:
-    """With the members' roles, `elapsed` seconds after the database was read, and what is to be said."""
+    """With roles, `elapsed` seconds after the database was read, and what is to be said."""
     found, own = dict(status, members=[], active=None), status.get("member", {})
     if own.get("role") == "active":  # it knows better than what was read a while ago
         found.update(active=own["member_id"], holder=own["member_id"], term=own.get("term", status["term"]))
@@ -10213,87 +10138,55 @@ def judged(status: Mapping[str, Any], elapsed: float = 0.0) -> dict[str, Any]:
 def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
     """What a document tells that somebody should know, the worst of a process first."""
     own, server, active, files = status.get("member", {}), status.get("server", {}), status["active"], status["files"]
-    if own.get("stuck"):
-        yield Finding(
-            "stuck",
-            f"this member makes no progress: {own['stuck']}",
-            "Restart the process. WatchdogSec of systemd or a liveness probe of /livez does it by itself.",
-            own["stuck"],
-        )
-    if status["database_error"]:
-        yield Finding(
-            "unready",
-            f"the database cannot be used: {status['database_error']}",
+    stuck, down, refused, later = own.get("stuck"), status["database_error"], server.get("error"), status["not_now"]
+    if stuck:
+        advice = "Restart the process. WatchdogSec of systemd or a liveness probe of /livez does it by itself."
+        yield Finding("stuck", f"this member makes no progress: {stuck}", advice, stuck)
+    if down:
+        advice = (
             "Nothing is polled before it is back; then work goes on by itself. See that it runs, that this host "
-            "reaches it, and that the login is right (`ftpcoord.py check`).",
-            f"database down: {status['database_error']}",
+            "reaches it, and that the login is right (`ftpcoord.py check`)."
         )
+        yield Finding("unready", f"the database cannot be used: {down}", advice, f"database down: {down}")
     elif active is None:
         yield _nobody_active(status)
     if own.get("role") in ("starting", "stopping"):
         yield Finding("passing", f"this member is {own['role']}", short=own["role"])
-    if server.get("error") and server["up"] is None:  # the trouble is our own
-        yield Finding(
-            "unready",
-            f"nothing can be polled: {server['error']}",
-            "It is tried again for ever; the files wait on the server.",
-            f"cannot poll: {server['error']}",
-        )
-    elif server.get("error"):
-        yield Finding(
-            "unready",
-            f"the file server cannot be used: {server['error']}",
-            "It is tried again for ever; the files wait there. `ftpcoord.py check` tells more.",
-            f"file server down: {server['error']}",
-        )
+    if refused:
+        text, short = "the file server cannot be used", "file server down"
+        if server["up"] is None:  # the trouble is our own
+            text, short = "nothing can be polled", "cannot poll"
+        advice = "It is tried again for ever; the files wait there. `ftpcoord.py check` tells more."
+        yield Finding("unready", f"{text}: {refused}", advice, f"{short}: {refused}")
     for folder, why in server.get("lost", {}).items():
-        yield Finding(
-            "problem",
-            f"{folder} cannot be polled: {why}",
-            "See to its path and its rights; the other folders are polled.",
-        )
+        advice = "See to its path and its rights; the other folders are polled."
+        yield Finding("problem", f"{folder} cannot be polled: {why}", advice)
     if own.get("not_now"):
         yield Finding("passing", f"claims wait for the system behind the handler: {own['not_now']}")
     if status["paused"]:
-        yield Finding(
-            "problem",
-            f"the group is {paused(status['paused'])}; no new file is taken",
-            "`ftpcoord.py resume` ends it.",
-        )
-    later = status["not_now"]
+        text = f"the group is {paused(status['paused'])}; no new file is taken"
+        yield Finding("problem", text, "`ftpcoord.py resume` ends it.")
     if later:
         more = f" and {later['count'] - len(later['paths'])} more" * (later["count"] > len(later["paths"]))
-        yield Finding(
-            "problem" if later["count"] >= 3 else "note",
-            f"the system behind the handler says not now since {later['since']}: {', '.join(later['paths'])}{more}",
-            "Mend that system: the files are tried again by themselves, uncounted.",
-        )
+        text = f"the system behind the handler says not now since {later['since']}: {', '.join(later['paths'])}{more}"
+        advice = "Mend that system: the files are tried again by themselves, uncounted."
+        yield Finding("problem" if later["count"] >= 3 else "note", text, advice)
     for row in status["members"]:
         if row["heartbeat_age"] < -5 and row["member_id"] == active:
-            yield Finding(
-                "problem",
-                f"the heartbeat of {active} lies {duration(-row['heartbeat_age'])} in the future",
-                "The database's clock was set back. A dead member is noticed all the same; correct the clock.",
-            )
+            text = f"the heartbeat of {active} lies {duration(-row['heartbeat_age'])} in the future"
+            advice = "The database's clock was set back. A dead member is noticed all the same; correct the clock."
+            yield Finding("problem", text, advice)
     for one in status["missing"]:
-        yield Finding(
-            "problem",
-            f"no {one['glob']} was done by {one['by']}" + (f": it {one['error']}" if one["error"] else ""),
-            "If it did not come, ask who sends it; the next one that is done ends this.",
-        )
+        text = f"no {one['glob']} was done by {one['by']}" + (f": it {one['error']}" if one["error"] else "")
+        yield Finding("problem", text, "If it did not come, ask who sends it; the next one that is done ends this.")
     if files.get("quarantined"):
-        yield Finding(
-            "problem",
-            f"{files['quarantined']} {'file is' if files['quarantined'] == 1 else 'files are'} quarantined",
-            "`ftpcoord.py files --state quarantined` tells why; `ftpcoord.py retry GLOB` has them tried again.",
-        )
+        text = f"{files['quarantined']} {'file is' if files['quarantined'] == 1 else 'files are'} quarantined"
+        advice = "`ftpcoord.py files --state quarantined` tells why; `ftpcoord.py retry GLOB` has them tried again."
+        yield Finding("problem", text, advice)
     for one in status.get("blocked") or ():
         if one["state"].startswith("quarantined") or "not listed" in one["state"]:
-            yield Finding(
-                "problem",
-                f"{one['path']} blocks {one['files']} files: {one['state']}",
-                "`ftpcoord.py retry GLOB` has it tried again, `skip GLOB` lets the others go on.",
-            )
+            advice = "`ftpcoord.py retry GLOB` has it tried again, `skip GLOB` lets the others go on."
+            yield Finding("problem", f"{one['path']} blocks {one['files']} files: {one['state']}", advice)
     if active is not None and all(row["role"] != "standby" for row in status["members"]):
         yield Finding("note", "there is no standby: nobody takes over if the active member dies")
     if status.get("next_round"):
@@ -10307,20 +10200,18 @@ def paused(found: Optional[Mapping[str, Any]]) -> str:
 
 
 def _nobody_active(status: Mapping[str, Any]) -> Finding:
-    holder, rows = status["holder"], status["members"]
+    holder, standbys = status["holder"], [row["member_id"] for row in status["members"] if row["role"] == "standby"]
     last = f"{holder} was, and has no heartbeat" if holder else "none ever was"
-    for row in rows:
+    for row in status["members"]:
         if row["member_id"] == holder:
-            last = f"{holder} was, and its last heartbeat is {duration(row['heartbeat_age'])} old"
-            last = f"{holder} gave the role up" if row["released"] else last
-    standbys = ", ".join(row["member_id"] for row in rows if row["role"] == "standby")
+            age = f"was, and its last heartbeat is {duration(row['heartbeat_age'])} old"
+            last = f"{holder} {'gave the role up' if row['released'] else age}"
     advice = "Start a member (`ftpcoord.py run`); until then the files wait on the server."
-    advice = f"{standbys} will take over within moments; look again." if standbys else advice
+    advice = f"{', '.join(standbys)} will take over within moments; look again." if standbys else advice
     return Finding("problem", f"no member is active: {last}", advice)
 
 
 def in_short(status: Mapping[str, Any], severities: Collection[str]) -> str:
-    """What is to be said of these severities, in one line; "" if nothing is."""
     return "; ".join(one.short or one.text for one in findings(status) if one.severity in severities)
 
 
@@ -10329,14 +10220,14 @@ def duration(seconds: float) -> str:
     seconds = max(0.0, seconds)
     if seconds < 100:
         return f"{seconds:.{int(seconds < 10)}f} s"
+    hours, minutes = divmod(int(seconds / 60), 60)
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    hours, minutes = divmod(int(seconds / 60), 60)
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days"
 
 
 class Survey:
-    """A group as the database shows it, for pages: read seldom, on a connection and a thread of its own."""
+    """A group as the database shows it, for pages: on a connection and a thread of its own."""
 
     def __init__(self, config: Config) -> None:
         self.config, self.error = config, ""
@@ -10347,7 +10238,7 @@ class Survey:
         self._changed = threading.Condition()
 
     def get(self) -> tuple[Optional[dict[str, Any]], float]:
-        """What was read last, and how many seconds ago. Waits for the database, but not long."""
+        """What was read last, and how many seconds ago."""
         with self._changed:
             if not self._reading and boot_clock() >= self._next:
                 with contextlib.suppress(RuntimeError):  # no thread is left: what was read before will do
@@ -10388,7 +10279,7 @@ def role_of(member: Member) -> str:
 
 
 def why_stuck(listener: Listener) -> str:
-    """Why only a new process helps: the heartbeat or the polling has ended or hangs; "" if it does not."""
+    """Why only a new process helps; "" if it does not."""
     member = listener.member
     if member.finished.is_set() or member.pulse is None:
         return str(member.failure or "")
@@ -10401,7 +10292,7 @@ def why_stuck(listener: Listener) -> str:
 
 
 def own_status(listener: Listener) -> dict[str, Any]:
-    """What only the process knows. Asks nobody, so that probes need no database."""
+    """What the process itself knows: probes need no database."""
     config, member, stats = listener.config, listener.member, listener.member.stats
     role, lease, view = role_of(member), member.lease, member.election.view if member.election else None
     error, answered = member.database_error, stats.database_at
@@ -10438,12 +10329,12 @@ def own_status(listener: Listener) -> dict[str, Any]:
 
 
 def why_unready(listener: Listener) -> str:
-    """Why this member cannot do what its role asks for; "" if it can."""
+    """Why this member cannot do what its role asks for."""
     return in_short(own_status(listener), ("stuck", "unready", "passing"))
 
 
 def listener_status(listener: Listener, survey: Survey) -> dict[str, Any]:
-    """One listener's part of /status: what `status --json` tells, and what only the process knows."""
+    """What /status tells of one listener."""
     config, found = listener.config, own_status(listener)
     read, age = survey.get()
     error = found["database_error"] or survey.error or ("" if read is not None else "it has not answered yet")
@@ -10456,142 +10347,77 @@ def listener_status(listener: Listener, survey: Survey) -> dict[str, Any]:
     return judged(found, age)
 
 
-# -- metrics, names and units after Prometheus' naming guide ----------------------------------------------------------
+# -- metrics ----------------------------------------------------------------------------------------------------------
 def metrics(listeners: Sequence[tuple[Listener, Survey]]) -> str:
-    """Prometheus' text format 0.0.4: all samples of a name stand together."""
+    """Prometheus' text format 0.0.4: all samples of a name stand together. The end of a name tells its kind."""
     build = {"version": __version__, "python": sys.version.split()[0]}
-    families = {("build_info", "gauge", "The version that runs."): list(_samples("build_info", 1, build))}
+    families = {("build_info", "The version that runs."): list(_samples("build_info", 1, build))}
     for listener, survey in listeners:
         own = {"group": listener.config.coordination_group, "member": listener.config.member_id}
-        for name, kind, text, value in _metrics(listener_status(listener, survey), listener.member.stats):
-            families.setdefault((name, kind, text), []).extend(_samples(name, value, own))
-    return "".join(
-        f"# HELP ftpcoord_{name} {text}\n# TYPE ftpcoord_{name} {kind}\n" + "".join(samples)
-        for (name, kind, text), samples in families.items()
-        if samples
-    )
+        for name, text, value in _metrics(listener_status(listener, survey), listener.member.stats):
+            families.setdefault((name, text), []).extend(_samples(name, value, own))
+    told = ""
+    for (name, text), samples in families.items():
+        kind = "counter" if name.endswith("_total") else "histogram" if "_duration_" in name else "gauge"
+        told += f"# HELP ftpcoord_{name} {text}\n# TYPE ftpcoord_{name} {kind}\n" * bool(samples) + "".join(samples)
+    return told
 
 
-def _metrics(status: Mapping[str, Any], stats: Stats) -> list[tuple[str, str, str, Any]]:
-    """(name, kind, text, value); a value by labels stands under the label's name; None is left out."""
+def _metrics(status: Mapping[str, Any], stats: Stats) -> Iterator[tuple[str, str, Any]]:
+    """Name, text and value; a value by labels stands under the label's name; None is left out."""
     own, beat, server, work = status["member"], status["heartbeat"], status["server"], status["work"]
-    fresh = status["as_of"] is not None and status["as_of"] < 60 and not status["database_error"]
-    roles, later = [row["role"] for row in status["members"]], status["not_now"]
-    backlog = status["backlog"] or {}
-    blocked = None if own["blocked"] is None else sum(one["files"] for one in own["blocked"])
-    return [
-        (
-            "paused",
-            "gauge",
-            "Whether an operator has paused the group.",
-            status["paused"] is not None if fresh else None,
-        ),
-        (
-            "not_now_files",
-            "gauge",
-            "Files for which handlers say not now.",
-            (later["count"] if later else 0) if fresh else None,
-        ),
-        (
-            "not_now_since_timestamp_seconds",
-            "gauge",
-            "When it said so first.",
-            epoch_seconds(later["since"][:-1]) if later and fresh else None,
-        ),
-        ("start_time_seconds", "gauge", "When this member started, in epoch seconds.", own["started"]),
-        (
-            "role",
-            "gauge",
-            "1 for the role that this member has.",
-            {"role": {role: role == own["role"] for role in ("active", "standby", "starting", "stopping")}},
-        ),
-        ("term", "gauge", "The group's term, as this member knows it.", own["term"]),
+    polls = {"ok": sum(stats.polls.counts), "failed": stats.failed_polls}
+    backlog, blocked = status["backlog"] or {}, own["blocked"]
+    behind = None if blocked is None else sum(one["files"] for one in blocked)
+    first = min((one["since"] for one in blocked or ()), default=None)
+    yield from (
+        ("start_time_seconds", "When this member started, in epoch seconds.", own["started"]),
+        ("role", "1 for the role that this member has.", {"role": {role: role == own["role"] for role in ROLES}}),
+        ("term", "The group's term, as this member knows it.", own["term"]),
         (
             "lease_remaining_seconds",
-            "gauge",
-            "Until the lease ends if it is not renewed; 0 on a standby.",
+            "Until the lease ends, if not renewed; 0 on a standby.",
             own["lease_remaining"] or 0.0,
         ),
-        (
-            "takeovers_total",
-            "counter",
-            "Elections that this member won, by the reason why the role was free.",
-            {"reason": stats.elections},
-        ),
-        ("leases_ended_total", "counter", "Leases of this member that ended.", {"how": stats.ends}),
-        ("database_up", "gauge", "Whether the database answered the last heartbeat.", beat["up"]),
-        ("heartbeat_age_seconds", "gauge", "Since the database last answered.", beat["age"]),
-        ("heartbeat_late_seconds", "gauge", "By how much the last heartbeat left late.", stats.late),
-        ("heartbeat_duration_seconds", "histogram", "What heartbeats took, round trip.", stats.heartbeats),
-        (
-            "heartbeat_failures_total",
-            "counter",
-            "Heartbeats that the database did not answer.",
-            stats.failed_heartbeats,
-        ),
-        ("server_up", "gauge", "Whether the last poll reached the file server; absent on a standby.", server["up"]),
-        ("poll_duration_seconds", "histogram", "What polls took.", stats.polls),
-        (
-            "polls_total",
-            "counter",
-            "Polls, by result.",
-            {"result": {"ok": sum(stats.polls.counts), "failed": stats.failed_polls}},
-        ),
-        ("listing_files", "gauge", "Files in the last listing.", server["listed"]),
-        ("retry_waiting_files", "gauge", "Failed files whose time has not come, at the last poll.", server["waiting"]),
-        ("blocked_files", "gauge", "Files that wait for one before them (order).", blocked),
-        (
-            "blocked_since_timestamp_seconds",
-            "gauge",
-            "Since when the first of them wait.",
-            min((one["since"] for one in own["blocked"] or ()), default=None),
-        ),
-        (
-            "refused_names_total",
-            "counter",
-            "Listed names that are no plain file names, each time they were listed.",
-            server["refused"],
-        ),
-        (
-            "files_total",
-            "counter",
-            "Files handled, by result.",
-            {"result": {state: work[state] for state in stats.file_bytes}},
-        ),
-        ("file_bytes_total", "counter", "Size of the files handled, by result.", {"result": stats.file_bytes}),
-        ("fetched_bytes_total", "counter", "Bytes fetched from the file server.", work["bytes"]),
-        ("handler_duration_seconds", "histogram", "What commands and handlers took.", stats.handlers),
-        ("handlers_running", "gauge", "Commands and handlers that run now.", work["handlers"]),
-        ("backlog_files", "gauge", "Files listed, wanted and not done, at the last poll.", backlog.get("files")),
-        ("backlog_bytes", "gauge", "Their size.", backlog.get("bytes")),
-        (
-            "oldest_waiting_seconds",
-            "gauge",
-            "Since this member first saw the oldest of them.",
-            backlog.get("oldest"),
-        ),
-        ("queue_files", "gauge", "Files taken up and not ended.", work["queue"]),
-        ("last_success_timestamp_seconds", "gauge", "When a file was last done.", work["last_done"]),
-        ("last_poll_timestamp_seconds", "gauge", "When a poll last succeeded.", server["last_poll"]),
-        (
-            "missing_files",
-            "gauge",
-            "Expected files that are overdue; the same on every member.",
-            len(status["missing"]) if fresh else None,
-        ),
-        (
-            "ledger_files",
-            "gauge",
-            "Files in the ledger, by state; the same on every member.",
-            {"state": status["files"] if fresh else {}},
-        ),
-        (
-            "members",
-            "gauge",
-            "Members in the database, by role; the same on every member.",
-            {"role": {r: roles.count(r) for r in ("active", "standby", "released", "stale") if fresh}},
-        ),
-    ]
+        ("takeovers_total", "Elections that this member won, by why the role was free.", {"reason": stats.elections}),
+        ("leases_ended_total", "Leases of this member that ended.", {"how": stats.ends}),
+        ("database_up", "Whether the database answered the last heartbeat.", beat["up"]),
+        ("heartbeat_age_seconds", "Since the database last answered.", beat["age"]),
+        ("heartbeat_late_seconds", "By how much the last heartbeat left late.", stats.late),
+        ("heartbeat_duration_seconds", "What heartbeats took, round trip.", stats.heartbeats),
+        ("heartbeat_failures_total", "Heartbeats that the database did not answer.", stats.failed_heartbeats),
+        ("server_up", "Whether the last poll reached the file server; absent on a standby.", server["up"]),
+        ("poll_duration_seconds", "What polls took.", stats.polls),
+        ("polls_total", "Polls, by result.", {"result": polls}),
+        ("listing_files", "Files in the last listing.", server["listed"]),
+        ("retry_waiting_files", "Failed files whose time has not come, at the last poll.", server["waiting"]),
+        ("blocked_files", "Files that wait for one before them (order).", behind),
+        ("blocked_since_timestamp_seconds", "Since when the first of them wait.", first),
+        ("refused_names_total", "Listed names that are no plain file names, at each listing.", server["refused"]),
+        ("files_total", "Files handled, by result.", {"result": {state: work[state] for state in stats.file_bytes}}),
+        ("file_bytes_total", "Size of the files handled, by result.", {"result": stats.file_bytes}),
+        ("fetched_bytes_total", "Bytes fetched from the file server.", work["bytes"]),
+        ("handler_duration_seconds", "What commands and handlers took.", stats.handlers),
+        ("handlers_running", "Commands and handlers that run now.", work["handlers"]),
+        ("backlog_files", "Files listed, wanted and not done, at the last poll.", backlog.get("files")),
+        ("backlog_bytes", "Their size.", backlog.get("bytes")),
+        ("oldest_waiting_seconds", "Since this member first saw the oldest of them.", backlog.get("oldest")),
+        ("queue_files", "Files taken up and not ended.", work["queue"]),
+        ("last_success_timestamp_seconds", "When a file was last done.", work["last_done"]),
+        ("last_poll_timestamp_seconds", "When a poll last succeeded.", server["last_poll"]),
+    )
+    if status["as_of"] is None or status["as_of"] >= 60 or status["database_error"]:
+        return  # what is the same on every member is not known
+    later, roles = status["not_now"], [row["role"] for row in status["members"]]
+    roles_there = {role: roles.count(role) for role in ("active", "standby", "released", "stale")}
+    yield from (
+        ("paused", "Whether an operator has paused the group.", status["paused"] is not None),
+        ("not_now_files", "Files for which handlers say not now.", later["count"] if later else 0),
+        ("not_now_since_timestamp_seconds", "When they said so first.", later and epoch_seconds(later["since"][:-1])),
+        ("missing_files", "Expected files that are overdue; the same on every member.", len(status["missing"])),
+        ("ledger_files", "Files in the ledger, by state; the same on every member.", {"state": status["files"]}),
+        ("members", "Members in the database, by role; the same on every member.", {"role": roles_there}),
+    )
 
 
 def _samples(name: str, value: Any, labels: Mapping[str, str]) -> Iterator[str]:
@@ -10605,23 +10431,22 @@ def _samples(name: str, value: Any, labels: Mapping[str, str]) -> Iterator[str]:
             for key, number in numbers.items():
                 yield from _samples(name, number, {**labels, label: str(key)})
     elif value is not None:
-        # A JSON string escapes what the format wants escaped, and nothing else in printable ASCII.
-        told = ",".join(f"{key}={json.dumps(text)}" for key, text in labels.items())
+        told = ",".join(
+            f"{key}={json.dumps(text)}" for key, text in labels.items()
+        )  # which escapes as the format has it
         yield f"ftpcoord_{name}{{{told}}} {float(value)!r}\n"
 
 
-# -- for people: what a terminal and the page show alike --------------------------------------------------------------
+# -- for people -------------------------------------------------------------------------------------------------------
 def moment(seconds: float) -> str:
     return utc_text(seconds)[:19].replace("T", " ")
 
 
 def ago(seconds: Optional[float]) -> str:
-    """A moment of this process, in epoch seconds."""
     return "never" if seconds is None else f"{duration(time.time() - seconds)} ago"
 
 
 def since(status: Mapping[str, Any]) -> str:
-    """What is known of the active member's time."""
     own, known = status.get("member", {}), f" at term {status['term']}"
     began = own.get("active_since" if status["active"] == own.get("member_id") else "other_since")
     if began:
@@ -10635,7 +10460,7 @@ def counted(status: Mapping[str, Any]) -> str:
 
 
 def tables(status: Mapping[str, Any]) -> Iterator[tuple[str, str, Sequence[Sequence[str]]]]:
-    """Title, heads and rows of all that is listed. The page shows what a row has beyond its heads below it."""
+    """Title, heads and rows. The page shows what a row has beyond its heads below it."""
     members = []
     for row in status["members"]:
         age = duration(row["heartbeat_age"])
@@ -10685,7 +10510,7 @@ def _told(change: Mapping[str, Any]) -> str:
 
 
 def status_lines(status: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
-    """For a terminal or a pipe: plain words, and a colour that says nothing more than they do."""
+    """A colour, which says nothing more than the words, and a line."""
     yield 1, f"group {status['group']} on {status['database']}"
     if status["active"] is not None:
         yield 32, f"  {status['active']} is active{since(status)}"
@@ -10703,7 +10528,6 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
 
 
 def nagios_line(groups: Sequence[Mapping[str, Any]]) -> str:
-    """For a check that Nagios and the like run."""
     bad = [f"{status['group']}: {one['problem']}" for status in groups for one in status["problems"]]
     good = [
         f"{status['group']}: {status['active']} is active at term {status['term']}, "
@@ -10743,53 +10567,53 @@ POLICY = (
 
 
 def shown(text: object) -> str:
-    """Any text as HTML that shows it in one line, without control characters and the like."""
+    """As HTML in one line, without control characters and the like."""
     import html
 
     return html.escape(printable(str(text)))
 
 
 def page(groups: Sequence[Mapping[str, Any]], refresh: int) -> str:
-    """The page for people, out of what /status tells."""
     roles = ", ".join(sorted({group["member"]["role"] for group in groups}))
-    mark = "✔" if all(group["healthy"] for group in groups) else "▲"
-    title = f"{mark} {roles}: " + ", ".join(str(group["group"]) for group in groups)
+    title = f"{mark(groups)} {roles}: " + ", ".join(str(group["group"]) for group in groups)
     again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
     word = f'every {refresh} s; <a href="?refresh=0">stop</a>' if refresh else 'no more; <a href="?">go on</a>'
     links = ", ".join(f'<a href="{name}">{name}</a>' for name in ("status", "metrics", "livez", "readyz", "active"))
+    overview, sections = "", ""
+    for n, group in enumerate(groups):
+        told = [one["problem"].partition(": ")[0] for one in group["problems"]] or [f"{group['active']} is active"]
+        overview += f"<p>{mark([group])} <a href='#g{n}'>{shown(group['group'])}</a>: {shown('; '.join(told))}"
+        sections += f"<section id=g{n}>{''.join(_parts(group))}</section>"
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{again}<title>{shown(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<style>{STYLE}</style></head><body>"
-        f"<header>ftpcoord {__version__} at {moment(time.time())} UTC; refreshes {word}</header><main>"
-        + "".join(_overview(groups) if len(groups) > 1 else ())
-        + "".join(f"<section id=g{n}>{''.join(_parts(group))}</section>" for n, group in enumerate(groups))
-        + f"</main><footer>For programs: {links}</footer></body></html>\n"
+        f"<header>ftpcoord {__version__} at {moment(time.time())} UTC; refreshes {word}</header>"
+        f"<main>{overview if len(groups) > 1 else ''}{sections}</main>"
+        f"<footer>For programs: {links}</footer></body></html>\n"
     )
 
 
-def _overview(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A line for each group."""
-    for n, group in enumerate(groups):
-        told = (
-            "; ".join(one["problem"].partition(": ")[0] for one in group["problems"]) or f"{group['active']} is active"
-        )
-        mark = "✔" if group["healthy"] else "▲"
-        yield f"<p>{mark} <a href='#g{n}'>{shown(group['group'])}</a>: {shown(told)}"
+def mark(groups: Sequence[Mapping[str, Any]]) -> str:
+    return "✔" if all(group["healthy"] for group in groups) else "▲"
 
 
 def _parts(group: Mapping[str, Any]) -> Iterator[str]:
-    """One group, in the order in which somebody asks at night: who is active, what is done, what waits, what to do."""
-    yield f"<h2>{shown(group['group'])}</h2>"
+    """In the order in which somebody asks at night: who is active, what is done, what waits, what to do."""
+    work, backlog = group["work"], group["backlog"]
     boxes = []
+    if group["active"] is not None:
+        boxes.append(f"<div class=state><b>● {shown(group['active'])} is active</b>{since(group)}</div>")
     for found in group["problems"]:
         what, colon, more = (found["problem"][:1].upper() + found["problem"][1:]).partition(": ")
-        boxes.append(
-            f"<div class='state bad'><b>▲ {shown(what)}{colon}</b>{shown(more)}<p>{shown(found['advice'])}</div>"
-        )
-    if group["active"] is not None:
-        boxes.insert(0, f"<div class=state><b>● {shown(group['active'])} is active</b>{since(group)}</div>")
-    yield from (*boxes[:1], *_answers(group), *boxes[1:])
+        text = f"<b>▲ {shown(what)}{colon}</b>{shown(more)}<p>{shown(found['advice'])}"
+        boxes.append(f"<div class='state bad'>{text}</div>")
+    yield f"<h2>{shown(group['group'])}</h2>" + "".join(boxes[:1])
+    if backlog is not None:  # else the active member's page tells
+        yield f"<p><b>Work:</b> last file done {ago(work['last_done'])}, last poll {ago(group['server']['last_poll'])}"
+        oldest = f"{backlog['files']:,} files, {backlog['bytes']:,} bytes, the oldest for {duration(backlog['oldest'])}"
+        yield f"<p><b>Waiting:</b> {oldest if backlog['files'] else 'nothing'}"
+    yield from boxes[1:]
     yield "".join(f"<p>{shown(note)}" for note in group["notes"])
     yield "" if group["problems"] else "<p>✔ Nothing has to be done."
     yield "<dl class=cards>"
@@ -10803,21 +10627,13 @@ def _parts(group: Mapping[str, Any]) -> Iterator[str]:
     yield f"<h3>Files in the ledger</h3><p>{counted(group)}"
     yield "<h3>Handled by this member: the last 60 minutes, now at the right</h3>"
     for column, state in enumerate(("done", "failed", "quarantined"), 1):
-        yield from _bars(state, {minute[0]: minute[column] for minute in group["work"]["minutes"]})
+        yield from _bars(state, {minute[0]: minute[column] for minute in work["minutes"]})
     for title, heads, rows in tables(group):
         yield f"<h3>{title}</h3>" + _table(heads.split("|"), rows) if rows else f"<h3>{title}</h3><p>None."
 
 
-def _answers(group: Mapping[str, Any]) -> Iterator[str]:
-    work, backlog, polled = group["work"], group["backlog"], group["server"]["last_poll"]
-    if backlog is not None:  # else the active member's page tells
-        yield f"<p><b>Work:</b> last file done {ago(work['last_done'])}, last poll {ago(polled)}"
-        oldest = f"{backlog['files']:,} files, {backlog['bytes']:,} bytes, the oldest for {duration(backlog['oldest'])}"
-        yield f"<p><b>Waiting:</b> {oldest if backlog['files'] else 'nothing'}"
-
-
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The column with a * takes the width that is left, and breaks its lines."""
+    """The column with a * takes the width that is left."""
     lines = ["".join(f"<th scope=col>{head.rstrip('*')}" for head in heads)]
     for first, *row in rows:
         cells = zip(heads, (f"{SYMBOLS.get(first, '')} {first}", *row))
@@ -10831,26 +10647,21 @@ def _cards(group: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     own, heartbeat, server, work = group["member"], group["heartbeat"], group["server"], group["work"]
     yield "This member", f"{SYMBOLS[own['role']]} {own['role']}", own["member_id"], f"started {ago(own['started'])}"
     state = "✔ up" if heartbeat["up"] else "▲ down" if heartbeat["error"] else "◐ not reached yet"
-    answered = heartbeat["age"] is not None and f"answered {duration(heartbeat['age'])} ago"
-    yield (
-        "Database",
-        state,
-        group["database"],
-        (f"{answered}, {heartbeat['mean'] * 1000:.1f} ms on average" if answered else ""),
-    )
-    polled = (
-        (server["last_poll"], f"polled {ago(server['last_poll'])}, {server['listed']:,} listed"),
-        (server["waiting"], f"{server['waiting']:,} wait to be tried again"),
-        (server["refused"], f"{server['refused']:,} odd names refused"),
-    )
+    answered = ""
+    if heartbeat["age"] is not None:
+        answered = f"answered {duration(heartbeat['age'])} ago, {heartbeat['mean'] * 1000:.1f} ms on average"
+    yield "Database", state, group["database"], answered
     state = {None: "○ not used now", False: "▲ down", True: "✔ up"}[server["up"]]
-    yield "File server", state, server["url"], ", ".join(text for count, text in polled if count)
+    polled = f"polled {ago(server['last_poll'])}, {server['listed']:,} listed" if server["last_poll"] else ""
+    waiting = f"{server['waiting']:,} wait to be tried again" if server["waiting"] else ""
+    refused = f"{server['refused']:,} odd names refused" if server["refused"] else ""
+    yield "File server", state, server["url"], ", ".join(filter(None, (polled, waiting, refused)))
     handlers = f"{work['handlers']} handlers run, last done {ago(work['last_done'])}"
     yield "In work", f"{work['queue']} files", handlers, f"{work['bytes']:,} bytes fetched"
 
 
 def _bars(state: str, counts: Mapping[int, int]) -> Iterator[str]:
-    """A row of bars, one a minute, for one result: no colour has to be told from another."""
+    """A row for one result, a bar a minute: no colour has to be told from another."""
     now = int(time.time() // 60)
     counts = {minute: count for minute, count in counts.items() if now - minute < 60 and count}
     most, total = max(counts.values(), default=0), sum(counts.values())
@@ -10874,11 +10685,11 @@ PROBES: dict[str, Callable[[Listener], str]] = {
 
 
 class StatusServer:
-    """Answers GET and HEAD: / for people, /status and /metrics for programs, /livez, /readyz and /active for probes.
+    """GET and HEAD: / for people, /status and /metrics for programs, /livez, /readyz and /active for probes.
 
     Small on purpose: a request is one read of at most HTTP_BYTES, an answer closes the connection, each has
-    HTTP_SECONDS in all. Nothing here waits for a heartbeat or keeps one waiting. When too many are connected, one of
-    the peer with the most is cut, so that nobody can keep probes away. Raises Error if the port is taken.
+    HTTP_SECONDS. Nothing waits for a heartbeat or keeps one waiting. Where too many are connected, one of the peer with
+    the most is cut, so that nobody can keep probes away. Raises Error if the port is taken.
     """
 
     def __init__(self, address: tuple[str, int], listeners: Sequence[Listener]) -> None:
@@ -10910,22 +10721,18 @@ class StatusServer:
                 continue
             with self._lock:
                 if len(self._peers) >= HTTP_REQUESTS:
-                    self._cut_one()
+                    peers = list(self._peers.values())
+                    most = max(map(peers.count, peers))
+                    oldest = next(other for other, of in self._peers.items() if peers.count(of) == most)
+                    del self._peers[oldest]
+                    with contextlib.suppress(OSError):
+                        oldest.shutdown(socket.SHUT_RDWR)
                 self._peers[connection] = peer[0]
             try:
                 threading.Thread(target=self._talk, args=(connection,), name="ftpcoord-http", daemon=True).start()
             except RuntimeError:  # no thread is left
                 self._peers.pop(connection, None)
                 connection.close()
-
-    def _cut_one(self) -> None:
-        """The oldest connection of the peer that has the most."""
-        peers = list(self._peers.values())
-        most = max(map(peers.count, peers))
-        oldest = next(connection for connection, peer in self._peers.items() if peers.count(peer) == most)
-        del self._peers[oldest]
-        with contextlib.suppress(OSError):
-            oldest.shutdown(socket.SHUT_RDWR)
 
     def _talk(self, connection: socket.socket) -> None:
         until = time.monotonic() + HTTP_SECONDS
@@ -10941,7 +10748,7 @@ class StatusServer:
                 answer = self._answer(request)
                 connection.settimeout(max(0.001, until - time.monotonic()))
                 connection.sendall(answer)
-                # What was not read would turn the end of the connection into a reset that outruns the answer.
+                # What was not read would make the end a reset that outruns the answer.
                 connection.shutdown(socket.SHUT_WR)
                 connection.settimeout(0.5)
                 while time.monotonic() < until and connection.recv(HTTP_BYTES):
@@ -10957,7 +10764,7 @@ class StatusServer:
         words = first.split()
         method, target, version = words if len(words) == 3 else ("", "", "")
         path = target.partition("?")[0]
-        hosts = [value.strip() for key, _, value in (f.partition(":") for f in fields) if key.strip().lower() == "host"]
+        hosts = re.findall(r"^\s*host\s*:(.*)", "\n".join(fields), re.IGNORECASE | re.MULTILINE)
         kind, body = "text/plain", ""
         try:
             if len(request) > HTTP_BYTES:
@@ -10968,7 +10775,7 @@ class StatusServer:
                 status, body = 405, "GET and HEAD only\n"
             elif len(hosts) > 1:
                 status, body = 400, "more than one Host\n"
-            elif path not in FOR_ANY_HOST and not self._is_ours("".join(hosts)):
+            elif path not in FOR_ANY_HOST and not self._is_ours("".join(hosts).strip()):
                 status, body = 421, "this Host is no name of ours: use the address\n"
             elif path not in PROBES and not self._pages.acquire(blocking=False):
                 status, body = 503, "too many ask at once\n"
@@ -10991,8 +10798,8 @@ class StatusServer:
         return head.encode("latin-1") + (b"" if method == "HEAD" else content)
 
     def _is_ours(self, host: str) -> bool:
-        """Whether a Host is none, an address or a name of this host; others may be a web page's that had its own name
-        resolved to our address to read us through a browser (DNS rebinding)."""
+        """Whether a Host is none, an address or a name of this host; another may be a web page's name that was made to
+        resolve to our address, to read us through a browser (DNS rebinding)."""
         name = re.sub(r":\d*\Z", "", host).strip("[]").rstrip(".").lower()
         with contextlib.suppress(ValueError):
             return bool(ipaddress.ip_address(name.partition("%")[0]))
@@ -11004,7 +10811,7 @@ class StatusServer:
         return not name or name in self._names
 
     def _route(self, target: str) -> tuple[int, str, str]:
-        """Status, type and body. ?group=NAME: of that group alone."""
+        """Status, type and body."""
         path, _, query = target.partition("?")
         wanted = urllib.parse.parse_qs(query)
         group = wanted.get("group", [""])[0]
@@ -11028,7 +10835,7 @@ class StatusServer:
 
 
 def status_servers(listeners: Sequence[Listener]) -> Iterator[StatusServer]:
-    """One server for each value of `http`; a listener without one is shown by all."""
+    """One for each value of `http`; a listener without one is shown by all."""
     addresses = {listener.config.http: listener.config.http_address() for listener in listeners if listener.config.http}
     for http, address in sorted(addresses.items()):
         yield StatusServer(address, [listener for listener in listeners if listener.config.http in ("", http)])
@@ -11036,7 +10843,6 @@ def status_servers(listeners: Sequence[Listener]) -> Iterator[StatusServer]:
 
 # -- systemd ----------------------------------------------------------------------------------------------------------
 def summary(groups: Sequence[Mapping[str, Any]]) -> str:
-    """How a process goes, in one line."""
     roles, done = [one["member"]["role"] for one in groups], sum(one["work"]["done"] for one in groups)
     if len(groups) > 1:
         told = ", ".join(f"{roles.count(role)} {role}" for role in sorted(set(roles)))
@@ -11052,7 +10858,7 @@ def summary(groups: Sequence[Mapping[str, Any]]) -> str:
 
 
 class Notifier:
-    """Tells systemd how it is going, as sd_notify(3) has it; does nothing without NOTIFY_SOCKET."""
+    """Tells systemd how it goes (sd_notify(3)), if there is a NOTIFY_SOCKET."""
 
     def __init__(self, listeners: Sequence[Listener], environ: Mapping[str, str]) -> None:
         self._listeners = listeners
@@ -11100,14 +10906,8 @@ class Notifier:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-# The documentation of a command is what --help says of it.
-def load_configs(source: str) -> list[Config]:
-    """`env`, or the path of an INI file."""
-    return [Config.from_env(os.environ)] if source == "env" else Config.from_file(source)
-
-
 def opened(configs: Sequence[Config], ledger: bool = False) -> Iterator[tuple[Config, Database]]:
-    """Each group with its database; `ledger`: all of them must have one."""
+    """Each group with its database; `ledger`: all must have one."""
     if ledger and not all(config.ledger for config in configs):
         raise ConfigError("ledger: is off, so there is nothing to show, to record or to put back")
     for config in configs:
@@ -11118,13 +10918,14 @@ def opened(configs: Sequence[Config], ledger: bool = False) -> Iterator[tuple[Co
 
 
 def give_memory_back() -> None:
-    """What reading and compiling modules took, glibc would keep."""
+    """What compiling modules took, and glibc would keep."""
     with contextlib.suppress(Exception):
         import ctypes
 
         ctypes.CDLL(None).malloc_trim(0)
 
 
+# The documentation of a command is what --help says of it.
 def command_run(configs: Sequence[Config], options: argparse.Namespace) -> int:
     """coordinate and poll until SIGTERM or SIGINT, then hand over (default)"""
     if options.dry_run:
@@ -11177,7 +10978,7 @@ def command_status(configs: Sequence[Config], options: argparse.Namespace) -> in
     if options.check:
         for number, config in enumerate(configs):
             if groups[number]["active"] is None and not groups[number]["database_error"]:
-                # A hand-over under way is health: look again when it must have ended.
+                # A hand-over under way is health.
                 time.sleep(min(5.0, 2 * config.heartbeat_frequency + 1))
                 groups[number] = read_status(config)
         print(printable(nagios_line(groups)))
@@ -11298,7 +11099,7 @@ def command_retry(configs: Sequence[Config], options: argparse.Namespace) -> int
 
 
 def meant(rows: Sequence[Row], glob: str) -> list[Row]:
-    """Those whose path or name fits. A file may be called `[a]`: what is one's name as it is shown means that file."""
+    """Those whose path or name fits. A file may be called `[a]`: its name as it is shown means that file."""
     names = {row: (row.path, posixpath.basename(row.path)) for row in rows}
     named = [row for row in rows if glob != "*" and glob in map(printable, names[row])]
     return named or [row for row in rows if any(fnmatch.fnmatchcase(name, glob) for name in names[row])]
@@ -11345,7 +11146,7 @@ def command_step_down(configs: Sequence[Config], options: argparse.Namespace) ->
 
 
 def operator() -> str:
-    """Who gives a command: user@host, fit for an id."""
+    """user@host, fit for an id."""
     import getpass
 
     user = ""
@@ -11377,7 +11178,7 @@ def command_resume(configs: Sequence[Config], options: argparse.Namespace) -> in
 
 
 def span(text: str) -> float:
-    """90s, 30m, 2h or 1d in seconds. Raises ValueError."""
+    """90s, 30m, 2h or 1d, in seconds."""
     if not re.fullmatch(r"0*[1-9]\d{0,5}[smhd]", text, re.ASCII):
         raise ValueError
     return int(text[:-1]) * {"s": 1.0, "m": 60.0, "h": 3600.0, "d": SECONDS_A_DAY}[text[-1]]
@@ -11421,19 +11222,21 @@ def parse_arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     add(command_step_down)
     parser.set_defaults(command="run", function=command_run, once=False, dry_run=False)
     options = parser.parse_args(arguments)
-    # Not a default of the parser: the command's parser would put it over what stands before the command.
+    # No default of the parser: the command's would put it over what stands before the command.
     vars(options).setdefault("config", "env")
     return options
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """The command line. Gives the exit code: 0 done, 1 failed, 2 wrong usage or settings."""
-    options = parse_arguments(arguments)
+    """Gives the exit code: 0 done, 1 failed, 2 wrong usage or settings."""
+    options, configs = parse_arguments(arguments), []
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end a command
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        printing = options.command == "schema" and not options.apply
-        code = cast(int, options.function([] if printing else load_configs(options.config), options))
+        if options.command != "schema" or options.apply:
+            env = options.config == "env"
+            configs = [Config.from_env(os.environ)] if env else Config.from_file(options.config)
+        code = cast(int, options.function(configs, options))
         if options.command != "run" or options.dry_run:
             sys.stdout.flush()
         return code
@@ -11448,7 +11251,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         return 1
 
 
-# As the script `python -c`: this file as a module, found where a script's modules are, and never in the working folder.
+# For `python -c`: this file as a module, its modules found where a script's are, never in the working folder.
 AS_MODULE = """
 import sys
 if sys.path[0] == "": sys.path[0] = sys.argv[1].rpartition("/")[0]
@@ -11461,7 +11264,7 @@ module.program()
 
 
 def program() -> None:
-    """The process of a command; does not return, whatever hangs: others wait for it to be gone."""
+    """The process of a command; does not return, whatever hangs: others wait for its end."""
     code = main()
     until = time.monotonic() + LAST_WORDS
     for box, stream in ((log, sys.stdout), (said, sys.stderr)):
@@ -11472,9 +11275,9 @@ def program() -> None:
 
 
 def as_module() -> None:
-    """Starts a service again as a module, in the same process, where the command line is plain enough for that.
+    """Starts a service again as a module, in the same process, if its command line is plain.
 
-    Python keeps what it took to compile a script, 15 MiB here, until the script ends; that of a module it gives back.
+    Python keeps what compiling a script took, 15 MiB here, until that ends; of a module it gives it back.
     """
     words = list(getattr(sys, "orig_argv", ()))
     flags, rest = words[1 : -len(sys.argv)], words[-len(sys.argv) :]
