@@ -9321,12 +9321,12 @@ class Judge:
         if config.expect:  # until it is known what came and is not done
             wait(lease, 30.0, lambda: self.poller.listed is not None)
         while self.member.may_work(lease):
-            pause = TRIM_SECONDS
+            pause = self._often if config.expect else TRIM_SECONDS
             try:
                 with contextlib.closing(open_database(config)) as database:
                     if config.expect:
                         pauses = [self._judged(database, one) for one in judgements(config, database)]
-                        pause = min(pauses, default=self._often)  # none: the trail has no row yet
+                        pause = min(pauses, default=pause)  # none: the trail has no row yet
                     if config.audit_retention:
                         pause = min(pause, TRIM_SECONDS)
                         database.trim(config.coordination_group, config.audit_retention)

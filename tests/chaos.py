@@ -11,7 +11,9 @@ is made of what cannot lie about the order of things on one host:
   - each member reaches each server through a proxy of its own, which sees when a command left the member and when
     it reached the server.  FTP is read there; for SFTP each member has a key of its own whose server process keeps a
     log of its own;
-  - the members' own logs, for roles alone.
+  - the members' own logs, for roles and for what they say of deadlines alone.
+Files are expected by the minutes of a time zone whose minutes take a few seconds: some come in time, some late, some
+never.
 `check` finds what a history has of what must never happen; test_chaos.py proves that it finds each kind.
 """
 
@@ -22,6 +24,7 @@ import bisect
 import contextlib
 import dataclasses
 import datetime
+import functools
 import heapq
 import itertools
 import json
@@ -32,6 +35,7 @@ import shutil
 import signal
 import sqlite3
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -53,6 +57,8 @@ SLOTS = {"a1": "a", "a2": "a", "b": "b", "c": "c"}  # two members start under on
 # What the checks allow, in seconds.
 WINDOW = 0.3  # between the last look at the lease and the effect, where more processes run than there are cores
 DRAIN = 1.5  # drain_timeout
+BLURRED = 1.5  # between the time stamp of what is done and its commit
+UNSAID = 8.0  # after an alarm's row was written: who is stopped or loses its role until then may not have said it
 RESUMED = 1.0  # after SIGCONT: a command that outlived its stopped parent is ended, a packet that was due has left
 
 # ----------------------------------------------------------------------------- the command that handles a file
@@ -82,6 +88,23 @@ if kind == "poison" or (kind == "flaky" and attempt == 1):
     sys.exit("this file is no good")
 note("end")
 """
+
+# ----------------------------------------------------------------------------- a time zone
+
+MINUTE = 7  # seconds, in that zone
+ZONE = "Chaos/Quick"
+
+
+def quick_zone(noon: int) -> bytes:
+    """The file of a time zone in which it is noon then (epoch seconds), and each minute from then on takes MINUTE."""
+    first = (noon // 86400 * 86400 + 43200) - noon - (60 - MINUTE)
+    offsets = [first + number * (60 - MINUTE) for number in range(200)]
+    moments = [noon + number * MINUTE for number in range(len(offsets) - 1)]
+    counts = struct.pack(">6I", 0, 0, 0, len(moments), len(offsets), 4)
+    table = struct.pack(f">{len(moments)}i", *moments) + bytes(range(1, 200))
+    types = b"".join(struct.pack(">iBB", offset, 0, 0) for offset in offsets)
+    return b"TZif" + bytes(16) + counts + table + types + b"QCK\0"
+
 
 # ----------------------------------------------------------------------------- history
 
@@ -148,7 +171,8 @@ class Command:
 
 @dataclasses.dataclass
 class Change:
-    """A committed change of the token ("token") or of a row of the ledger ("file"), in the database's order."""
+    """A committed change of the token ("token") or of a row of the ledger ("file"), or a row of the audit trail about a
+    deadline ("alarm": `state` missing or late, `size` the deadline in epoch seconds), in the database's order."""
 
     number: int
     at: float
@@ -177,6 +201,28 @@ class Upload:
 
 
 @dataclasses.dataclass
+class Deadline:
+    """A file whose name begins so is to come later than `start`, and not later than `by`."""
+
+    group: str
+    name: str
+    start: float
+    by: float
+    epoch: int  # `by` in epoch seconds
+
+
+@dataclasses.dataclass
+class Said:
+    """What a member's log has of a deadline."""
+
+    instance: str
+    group: str
+    what: str  # missing or late
+    name: str
+    epoch: int
+
+
+@dataclasses.dataclass
 class Left:
     """What is there at the end: versions in the inbox, versions where the after-action puts them, states by path."""
 
@@ -197,6 +243,8 @@ class History:
     connections: list[tuple[float, str, str]] = dataclasses.field(default_factory=list)  # at, instance, group
     changes: list[Change] = dataclasses.field(default_factory=list)
     uploads: list[Upload] = dataclasses.field(default_factory=list)
+    deadlines: list[Deadline] = dataclasses.field(default_factory=list)
+    said: list[Said] = dataclasses.field(default_factory=list)
     left: Left = dataclasses.field(default_factory=Left)
     faults: Counter[str] = dataclasses.field(default_factory=Counter)
     takeovers: list[float] = dataclasses.field(default_factory=list)
@@ -236,6 +284,8 @@ def check(history: History) -> list[Violation]:
     found += _repeats(history)
     found += _losses(history)
     found += _standbys(history)
+    for deadline in history.deadlines:
+        found += _deadline(history, deadline)
     found += [
         Violation("late takeover", f"{seconds:.2f} s, liveness_check_interval {history.liveness:g} s")
         for seconds in history.clean_takeovers
@@ -320,6 +370,9 @@ def _fences(history: History, group: str) -> Iterable[Violation]:
             continue
         if change.what == "token":
             term, member = change.term, change.member
+        elif change.what == "alarm":
+            if change.member != member:
+                yield Violation("stale write", f"{group}: {change.path} is {change.state}, says {change.member}")
         elif change.state and (change.term, change.member) != (term, member):
             text = f"{change.path} {change.state} by {change.member}, {change.term}; the token: {member}, {term}"
             yield Violation("stale write", f"{group}: {text}")
@@ -439,6 +492,68 @@ def _standbys(history: History) -> Iterable[Violation]:
             yield Violation("standby connected", f"{group}: {instance} at {at:.3f}")
 
 
+def _alarms(history: History, deadline: Deadline, what: str) -> list[Change]:
+    """The rows of the audit trail that say so of a deadline."""
+    return [
+        change
+        for change in history.changes
+        if (change.what, change.group, change.state, change.size) == ("alarm", deadline.group, what, deadline.epoch)
+        and os.path.basename(change.path).startswith(deadline.name)
+    ]
+
+
+def _came(history: History, deadline: Deadline) -> Optional[float]:
+    """When its file was first done."""
+    return min(
+        (
+            change.at
+            for change in history.changes
+            if (change.what, change.group, change.state) == ("file", deadline.group, "done")
+            and os.path.basename(change.path).startswith(deadline.name)
+        ),
+        default=None,
+    )
+
+
+def _deadline(history: History, deadline: Deadline) -> Iterable[Violation]:
+    """What passed has its file or its alarm, once; the alarm has its end once, if the file comes after all."""
+    came, where = _came(history, deadline), f"{deadline.group}: {deadline.name} by {deadline.by:.3f}"
+    missing, late = (_alarms(history, deadline, what) for what in ("missing", "late"))
+    in_time = came is not None and deadline.start + BLURRED < came < deadline.by - BLURRED
+    if in_time and (missing or late):
+        yield Violation("false alarm", f"{where}, but it was done at {came:.3f}")
+    about = any(came is not None and abs(came - moment) <= BLURRED for moment in (deadline.start, deadline.by))
+    if not (in_time or about or missing or late):
+        yield Violation("deadline lost", f"{where}: nothing was done by then (first at {came}), and nobody noticed")
+    if came is not None and came > deadline.by + BLURRED and not late:
+        yield Violation("deadline lost", f"{where}: done at {came:.3f}, which was not noticed")
+    for what, rows in (("missing", missing), ("late", late)):
+        said = [
+            one.instance
+            for one in history.said
+            if (one.group, one.what, one.epoch) == (deadline.group, what, deadline.epoch)
+            and one.name.startswith(deadline.name)
+        ]
+        if len(rows) > 1 or len(said) > 1:
+            yield Violation("alarm twice", f"{where}: {what}: {len(rows)} rows, said by {', '.join(said) or 'nobody'}")
+        if said and not rows:
+            yield Violation("alarm without its row", f"{where}: {what}, says {said[0]}")
+        if rows and not said and not _interrupted(history, rows[0]):
+            yield Violation("alarm unsaid", f"{where}: {what}: {rows[0].member} wrote the row at {rows[0].at:.3f}")
+
+
+def _interrupted(history: History, row: Change) -> bool:
+    """Whether who wrote an alarm's row had no time to say it."""
+    since, until = row.at - WINDOW, row.at + UNSAID
+    return any(
+        since <= (life.ended or 0.0) <= until
+        or any(began <= until and since <= ended for began, ended in life.stops)
+        or any(since <= at <= until and name != "elected" and of == row.group for at, name, of, _ in life.roles)
+        for life in history.lives.values()
+        if life.member == row.member
+    )
+
+
 # ----------------------------------------------------------------------------- proxies that remember
 
 
@@ -508,6 +623,7 @@ class Inbox:
         self.root = server.folder()
         self.taps = {slot: Tap(server.port) for slot in SLOTS}
         self.log = server.dir / "sessions"
+        self.expect = ""
         self._stamps: dict[str, list[tuple[float, str]]] = {}
         self._ended = threading.Event()
         self._tail: Optional[threading.Thread] = None
@@ -555,6 +671,7 @@ class Inbox:
         if self._tail:
             found.update(key=str(self.server.dir / f"key-{slot}"), known_hosts=str(self.server.dir / f"hosts-{slot}"))
         found.update(coordination_group=self.group, after="move:done" if self.after == "move" else "delete")
+        found.update({"expect": self.expect, "timezone": ZONE} if self.expect else {})
         return found
 
     def _watch(self) -> None:
@@ -632,6 +749,8 @@ class Inbox:
 _COLUMNS = "at, what, grp, path, size, state, term, attempts, member, old_state"
 _NEW_FILE = "NEW.group_id, NEW.path, NEW.size, NEW.state, NEW.term, NEW.attempts, NEW.task_id"
 _OLD_FILE = "OLD.group_id, OLD.path, OLD.size, '', OLD.term, OLD.attempts, OLD.task_id, OLD.state"
+_ALARM = "'alarm', NEW.group_id, NEW.path, {}, NEW.outcome, 0, 0, NEW.task_id, ''"
+_IS_ALARM = "NEW.outcome IN ('missing', 'late')"
 _TOKEN = "'token', NEW.group_id, '', 0, '', NEW.term, 0, NEW.task_id, ''"
 
 
@@ -651,10 +770,14 @@ def _audit_postgresql() -> list[str]:
         "WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION chaos_token()",
         "CREATE TRIGGER chaos_file AFTER INSERT OR UPDATE OR DELETE ON file_ledger FOR EACH ROW "
         "EXECUTE FUNCTION chaos_file()",
+        f"CREATE FUNCTION chaos_alarm() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {insert}, "
+        f"{_ALARM.format('extract(epoch FROM NEW.at)')}; RETURN NULL; END $$",
+        f"CREATE TRIGGER chaos_alarm AFTER INSERT ON file_audit FOR EACH ROW WHEN ({_IS_ALARM}) "
+        "EXECUTE FUNCTION chaos_alarm()",
     ]
 
 
-def _audit_plain(table: str, now: str, number: str = "") -> list[str]:
+def _audit_plain(table: str, now: str, deadline: str, number: str = "") -> list[str]:
     """The triggers of MySQL and SQLite, one for each kind of change."""
     columns = f"number, {_COLUMNS}" if number else _COLUMNS
     insert = f"INSERT INTO chaos ({columns}) SELECT {number + ', ' if number else ''}{now}"
@@ -668,6 +791,10 @@ def _audit_plain(table: str, now: str, number: str = "") -> list[str]:
             f"{insert}, 'file', {_NEW_FILE}, OLD.state FROM (SELECT 1 AS one) o WHERE {changed}",
         ),
         ("DELETE ON file_ledger", f"{insert}, 'file', {_OLD_FILE}"),
+        (
+            "INSERT ON file_audit",
+            f"{insert}, {_ALARM.format(deadline)} FROM (SELECT 1 AS one) o WHERE {_IS_ALARM}",
+        ),
     ]
     return [table] + [
         f"CREATE TRIGGER chaos_{place} AFTER {event} FOR EACH ROW BEGIN {body}; END"
@@ -689,7 +816,9 @@ class Store:
                 "CREATE TABLE chaos (number INTEGER PRIMARY KEY AUTOINCREMENT, at, what, grp, path, size, state, "
                 "term, attempts, member, old_state)"
             )
-            statements += _audit_plain(table, "(julianday('now') - 2440587.5) * 86400")
+            statements += _audit_plain(
+                table, "(julianday('now') - 2440587.5) * 86400", "CAST(strftime('%s', NEW.at) AS INTEGER)"
+            )
         elif name == "postgresql":
             self.server = servers.postgres()
             statements += _audit_postgresql()
@@ -703,7 +832,7 @@ class Store:
             )
             # UUID_SHORT() grows, and does not touch LAST_INSERT_ID().
             now = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', CONVERT_TZ(SYSDATE(6), @@time_zone, '+00:00')) / 1e6"
-            statements += _audit_plain(table, now, "UUID_SHORT()")
+            statements += _audit_plain(table, now, "TIMESTAMPDIFF(SECOND, '1970-01-01', NEW.at)", "UUID_SHORT()")
         if self.server is not None:
             self.taps = {slot: Proxy(servers.HOST, self.server.port) for slot in SLOTS}
         self.execute(*statements)
@@ -773,7 +902,7 @@ class Member:
         self.lives.append(life)
         world.history.lives[instance] = life
         environment = {key: value for key, value in os.environ.items() if not key.startswith("FTPCOORD_")}
-        environment["CHAOS_INSTANCE"] = instance
+        environment.update(CHAOS_INSTANCE=instance, PYTHONTZPATH=str(world.folder / "zones"))
         with open(self.out, "wb") as out:
             self.process = subprocess.Popen(
                 [sys.executable, str(world.module_path), "--config", str(world.folder / f"{self.slot}.ini")],
@@ -823,6 +952,10 @@ class Member:
                     self.world.trouble("bad output", f"{self.life.instance}: {line[:2000]}")
                 continue
             said = json.loads(line)
+            if said["event"] in ("file_missing", "file_late"):
+                by = datetime.datetime.strptime(said["by"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.timezone.utc)
+                what, name = said["event"][len("file_") :], os.path.basename(said["path"])
+                self.world.history.said.append(Said(self.life.instance, said["group"], what, name, int(by.timestamp())))
             if said["event"] in ("elected", "lost", "released", "handing_over"):
                 at = datetime.datetime.strptime(said["time"], "%Y-%m-%dT%H:%M:%S.%fZ")
                 moment = at.replace(tzinfo=datetime.timezone.utc).timestamp() + self.world.offset
@@ -864,8 +997,10 @@ class World:
         seed: int,
         folder: Path,
         module_path: Path = MODULE,
+        seconds: float = 0.0,
         **settings: Any,
     ) -> None:
+        """With `seconds` files are expected in the course of them."""
         sys.path.insert(0, str(MODULE.parent))
         import ftpcoord
 
@@ -894,6 +1029,11 @@ class World:
                 inbox = Inbox(server, self.chance.choice(("move", "delete")))
                 self.inboxes.append(inbox)
                 self.history.after[inbox.group] = inbox.after
+            self.noon = int(time.time()) + 3
+            (folder / "zones" / "Chaos").mkdir(parents=True)
+            (folder / "zones" / ZONE).write_bytes(quick_zone(self.noon))
+            for inbox in self.inboxes:
+                inbox.expect = ", ".join(self._plan(inbox, minute) for minute in range(1, int((seconds - 4) / MINUTE)))
             self.members = {slot: Member(self, slot) for slot in SLOTS}
             for slot in SLOTS:
                 self._write_settings(slot, settings)
@@ -926,6 +1066,27 @@ class World:
         for inbox in self.inboxes:
             lines += [f"[{inbox.group}]", *(f"{name} = {value}" for name, value in inbox.settings(slot).items())]
         (self.folder / f"{slot}.ini").write_text("\n".join(lines) + "\n")
+
+    def _plan(self, inbox: Inbox, minute: int) -> str:
+        """Two files are expected by a minute of the zone; when they come, if they do."""
+        now = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
+        self.store.execute(
+            "INSERT INTO file_audit (group_id, file_id, at, path, size, mtime, sha256, outcome, term, task_id, "
+            f"attempt, error) VALUES ('{inbox.group}', '{minute:064}', '{now}', '/before', 0, '', '', 'adopted', 0, "
+            "'chaos', 0, '')"
+        )
+        found = []
+        for number, since in (("a", ""), ("b", f" from 12:{minute - 1:02}")):
+            name, by = f"0-due-{minute}{number}-", self.noon + minute * MINUTE
+            start = by - MINUTE if since else by - 86400
+            self.history.deadlines.append(Deadline(inbox.group, name, start + self.offset, by + self.offset, by))
+            comes = self.chance.choice(("in time", "in time", "late", "never"))
+            away = self.chance.uniform(0.2, MINUTE - 0.5)
+            if comes != "never":
+                moment = by - away if comes == "in time" else by + away
+                self.later(moment - time.time(), functools.partial(self._put, inbox, f"{name}x.dat", 0.05, "plain"))
+            found.append(f"{name}*.dat{since} by 12:{minute:02}")
+        return ", ".join(found)
 
     def trouble(self, kind: str, text: str) -> None:
         self.history.troubles.append(Violation(kind, text))
@@ -972,15 +1133,19 @@ class World:
         name = f"{number:05}.dat"
         if self.chance.random() < 0.2:
             old = [upload for upload in self.history.uploads if upload.group == inbox.group and upload.kind != "poison"]
-            if old:
-                again = os.path.basename(self.chance.choice(old[-30:]).path)
+            names = [os.path.basename(upload.path) for upload in old[-30:] if "due-" not in upload.path]
+            if names:
+                again = self.chance.choice(names)
                 if not (inbox.root / again).exists():
                     name = again
         seconds = self.chance.choice((0.0, 0.05, 0.2, 0.5, 1.5))
         kind = self.chance.choices(("plain", "deaf", "flaky", "poison"), (80, 10, 8, 2))[0]
         if self.long_handlers or (kind in ("plain", "deaf") and self.chance.random() < 0.12):
             seconds = self.chance.uniform(1.5, 3) * self.timing.stale_after  # it sees the lease end
-        version = f"v{number}"
+        self._put(inbox, name, seconds, kind, number)
+
+    def _put(self, inbox: Inbox, name: str, seconds: float, kind: str, number: int = 0) -> None:
+        version = f"v{number or next(self._uploads)}"
         head = f"{version} {seconds} {kind}\n".encode()
         content = head + self.chance.choice((b"", b"x" * 1000, bytes(range(256)) * self.chance.choice((20, 1000))))
         path = inbox.server.url_of(inbox.root / name).partition("@")[2]
@@ -1244,7 +1409,13 @@ class World:
         time.sleep(seconds)
 
     def _unfinished(self) -> bool:
-        """Whether there is work left: files that are not quarantined, after-actions that are due."""
+        """Whether there is work left: files that are not quarantined, after-actions that are due, deadlines."""
+        self.history.changes = self.store.changes(self.offset)
+        found = [
+            violation.kind for deadline in self.history.deadlines for violation in _deadline(self.history, deadline)
+        ]
+        if "deadline lost" in found:
+            return True
         quarantined = set()
         for path, state in self.store.execute("SELECT path, state FROM file_ledger"):
             if state != "quarantined":
@@ -1326,7 +1497,7 @@ def play(
 ) -> tuple[History, list[Violation]]:
     """A round: its history and what was wrong with it."""
     began = time.monotonic()
-    world = World(database, file_servers, seed, folder, module_path, **settings)
+    world = World(database, file_servers, seed, folder, module_path, seconds, **settings)
     try:
         world.start()
         world.run(seconds)
@@ -1347,6 +1518,7 @@ def prove(database: str, pairing: Sequence[str], seconds: float, seed: int, fold
     history, violations = play(database, pairing, seconds, seed, folder)
     print(f"seed {seed}\n{summary([history], violations)}")
     assert not violations
+    assert {change.what for change in history.changes} == {"token", "file", "alarm"}
     assert history.runs and history.takeovers and sum(history.faults.values()) > seconds / 4
 
 
@@ -1360,6 +1532,8 @@ def summary(histories: Sequence[History], violations: Sequence[Violation]) -> st
         clean += history.clean_takeovers
     terms = sum(change.what == "token" for history in histories for change in history.changes)
 
+    alarms = Counter(change.state for h in histories for change in h.changes if change.what == "alarm")
+
     def times(values: Sequence[float]) -> str:
         return f"{len(values)}" + (
             f" (median {statistics.median(values):.2f} s, maximum {max(values):.2f} s)" if values else ""
@@ -1372,6 +1546,8 @@ def summary(histories: Sequence[History], violations: Sequence[Violation]) -> st
             f"  takeovers   {times(takeovers)}; with no other fault at the time {times(clean)}",
             f"  files       {sum(len(h.uploads) for h in histories)}, runs of the command "
             f"{sum(len(h.runs) for h in histories)}, deletes and moves {sum(len(h.commands) for h in histories)}",
+            f"  deadlines   {sum(len(h.deadlines) for h in histories)}, missing {alarms['missing']}, "
+            f"late {alarms['late']}",
             f"  repeats     {sum(h.repeats() for h in histories)}, each explained unless it is a violation",
             f"  violations  {len(violations)}",
             *(f"    {violation}" for violation in violations[:50]),

@@ -6,14 +6,18 @@ test_chaos_sqlite.py.
 from __future__ import annotations
 
 import copy
+import io
 import time
+import zoneinfo
 from collections.abc import Callable
 from pathlib import Path
 
 import chaos
 import pytest
-from chaos import Change, Command, History, Life, Run, Upload, check
+from chaos import Change, Command, Deadline, History, Life, Run, Said, Upload, check
 from conftest import need, wait_for
+
+import ftpcoord
 
 # ----------------------------------------------------------------------------- doctored histories
 
@@ -46,6 +50,21 @@ def clean() -> History:
         Change(7, 12.9, "file", "g", 2, "b", "/in/y", 200, "claimed", 2, "claimed"),
         Change(8, 14.1, "file", "g", 2, "b", "/in/y", 200, "done", 2, "claimed"),
         Change(9, 14.3, "file", "g", 2, "b", "/in/y", 200, "", 2, "done"),
+    ]
+    history.deadlines = [
+        Deadline("g", "x", 0.0, 8.0, 1008),
+        Deadline("g", "y", 0.0, 11.0, 1011),
+        Deadline("g", "z", 10.0, 15.0, 1015),
+    ]
+    history.changes += [
+        Change(11, 12.8, "alarm", "g", 0, "b", "y*", 1011, "missing"),
+        Change(12, 14.6, "alarm", "g", 0, "b", "/in/y", 1011, "late"),
+        Change(13, 15.1, "alarm", "g", 0, "b", "z*", 1015, "missing"),
+    ]
+    history.said = [
+        Said("b.1", "g", "missing", "y*", 1011),
+        Said("b.1", "g", "late", "y", 1011),
+        Said("b.1", "g", "missing", "z*", 1015),
     ]
     history.left.moved.update(["v1", "v2"])
     history.takeovers = history.clean_takeovers = [2.5]
@@ -103,6 +122,19 @@ DOCTORED: list[tuple[str, Callable[[History], object]]] = [
     ("term repeated", lambda h: h.lives["a.1"].roles.append((12.6, "elected", "g", 2))),
     ("standby connected", lambda h: h.connections.append((5.0, "b.1", "g"))),
     ("late takeover", lambda h: h.clean_takeovers.append(5.5)),
+    ("deadline lost", lambda h: h.changes.pop(11)),
+    ("deadline lost", lambda h: h.changes.pop(10)),
+    ("deadline lost", lambda h: setattr(h.deadlines[2], "name", "w")),
+    ("deadline lost", lambda h: setattr(h.deadlines[0], "by", 1.0)),
+    ("deadline lost", lambda h: setattr(h.deadlines[0], "start", 5.0)),
+    ("false alarm", lambda h: h.changes.append(Change(14, 9.0, "alarm", "g", 0, "b", "x*", 1008, "missing"))),
+    ("false alarm", lambda h: setattr(h.deadlines[1], "by", 16.0)),
+    ("alarm twice", lambda h: h.changes.append(h.changes[11])),
+    ("alarm twice", lambda h: h.said.append(h.said[1])),
+    ("alarm twice", lambda h: h.said.append(Said("a.1", "g", "missing", "z*", 1015))),
+    ("alarm without its row", lambda h: setattr(h.changes[10], "size", 1012)),
+    ("alarm unsaid", lambda h: h.said.pop()),
+    ("stale write", lambda h: setattr(h.changes[9], "member", "a")),
     ("ended by itself", lambda h: h.troubles.append(chaos.Violation("ended by itself", "a.1"))),
 ]
 
@@ -135,6 +167,30 @@ def test_a_run_that_a_hand_over_cut_at_its_end_may_be_repeated() -> None:
     silent_release(history)
     history.lives["a.1"].told = 10.0 - chaos.DRAIN
     assert check(history) == []
+
+
+def test_who_loses_its_role_just_after_an_alarms_row_was_written_may_not_have_said_it() -> None:
+    history = clean()
+    history.said.pop()
+    assert {violation.kind for violation in check(history)} == {"alarm unsaid"}
+    history.lives["b.1"].roles.append((20.0, "lost", "g", 2))
+    assert check(history) == []
+
+
+def test_what_is_done_about_when_its_deadline_passes_may_have_an_alarm_or_none() -> None:
+    history = clean()
+    history.deadlines[1].by = 14.5
+    assert check(history) == []
+    del history.changes[9:11], history.said[:2]
+    assert check(history) == []
+
+
+def test_in_the_zone_of_the_chaos_each_minute_takes_a_few_seconds() -> None:
+    noon = int(time.time())
+    zone = zoneinfo.ZoneInfo.from_file(io.BytesIO(chaos.quick_zone(noon)))
+    one = ftpcoord.Expectation("a from 12:04 by 12:05", zone)
+    assert one.windows(noon, noon + 100)[0] == (noon + 4 * chaos.MINUTE, noon + 5 * chaos.MINUTE)
+    assert one.next(noon + 5 * chaos.MINUTE) > noon + 70000, "the next one is tomorrow's"
 
 
 def test_a_quarantined_file_is_not_a_lost_one() -> None:
