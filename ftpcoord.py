@@ -3772,12 +3772,13 @@ class Database(abc.ABC):
 
     # The outcomes of `:changes`: in one transaction with the ledger's statement, ahead of it and under its conditions.
     # What they find they lock: both are made, or none.
-    NOTE = "$note $those, file_ledger l WHERE l.group_id = v.group_id AND $same AND outcome <> '' $keep"
+    NOTE = """
+        $note $fence, $those, file_ledger l WHERE l.group_id = v.group_id AND $same AND outcome <> '' $keep"""
     NOTE_NEW = """
-        $lock(:member) $note (:changes) v LEFT JOIN file_ledger l ON l.group_id = :group AND l.file_id = id
+        $lock(:member) $note $fence, (:changes) v LEFT JOIN file_ledger l ON l.group_id = :group AND l.file_id = id
          WHERE l.file_id IS NULL AND outcome <> ''"""
-    NOTE_ADOPTED = NOTE_NEW.replace("$note", "$note_by($unfenced)")
-    NOTE_TOLD = NOTE.replace("$note", "$note_by($unfenced)").replace("$same", "file_id = id AND $as_read")
+    NOTE_ADOPTED = NOTE_NEW.replace("$fence", "$unfenced")
+    NOTE_TOLD = NOTE.replace("$fence", "$unfenced").replace("$same", "file_id = id AND $as_read")
     HISTORY = f"""
         SELECT file_id, CAST(at AS $text), {", ".join(TRAIL)} FROM file_audit
          WHERE group_id = :group AND at >= :at AND (
@@ -3795,9 +3796,8 @@ class Database(abc.ABC):
     ALARMS = """
         SELECT $epoch(at), outcome, task_id, error FROM file_audit
          WHERE group_id = :group AND file_id = :file_id AND at >= :since"""
-    ALARM = f"""
-        INSERT INTO file_audit (group_id, file_id, at, {", ".join(TRAIL)})
-        SELECT :group, :file_id, :by, :path, 0, '', '', :outcome, 0, :member, 0, :seconds, :error FROM $fence
+    ALARM = """
+        $audit :group, :file_id, :by, :path, 0, '', '', :outcome, 0, :member, 0, :seconds, :error FROM $fence
          WHERE NOT EXISTS (
                SELECT 1 FROM file_audit
                 WHERE group_id = :group AND file_id = :file_id AND at = :by AND outcome = :outcome)"""
@@ -3866,12 +3866,9 @@ class Database(abc.ABC):
         "released": "'1970-01-01 00:00:01'",
         "fence": "(SELECT term FROM token_holder t WHERE $held $update) mine",
         "unfenced": "(SELECT 0 AS term) mine",
-        "note": "$note_by($fence)",
-        "note_by": f"""
-        INSERT INTO file_audit (group_id, file_id, at, {", ".join(TRAIL)})
-        SELECT :group, id, $utc, new_path, $of(size), $of(mtime), sha256, outcome,
-               $lost(l.term, mine.term), $lost(l.task_id, :by), $of(attempts), seconds, words
-          FROM {{0}},""",
+        "audit": f"INSERT INTO file_audit (group_id, file_id, at, {', '.join(TRAIL)}) SELECT",
+        "note": "$audit :group, id, $utc, new_path, $of(size), $of(mtime), sha256, outcome, "
+        "$lost(l.term, mine.term), $lost(l.task_id, :by), $of(attempts), seconds, words FROM",
         "of": "$lost(l.{0}, new_{0})",
         "lost": "CASE outcome WHEN 'lost' THEN {0} ELSE {1} END",
         "as_read": "file_id = :file_id AND state = :state AND action = :action AND size = :size AND mtime = :mtime "
