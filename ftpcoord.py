@@ -9312,6 +9312,7 @@ class Judge:
     def __init__(self, config: Config, member: Member, poller: Poller) -> None:
         self.config, self.member, self.poller, self.lease = config, member, poller, poller.lease
         self._tried: set[tuple[str, str, float]] = set()  # rows that may stand unsaid: their answer was lost
+        self._often = min(60.0, 10 * config.polling_interval)
 
     def run(self) -> None:
         config, lease, wait = self.config, self.lease, self.member.wait
@@ -9330,10 +9331,6 @@ class Judge:
             except Exception as exc:
                 event("audit_failed", logging.WARNING, term=lease.term, error=reason(exc))
             wait(lease, pause)
-
-    @property
-    def _often(self) -> float:
-        return min(60.0, 10 * self.config.polling_interval)
 
     def _judged(self, database: Database, found: Judgement) -> float:
         """Says what is new; the seconds until the next look."""
@@ -9717,21 +9714,18 @@ class Listener:
             age = float("inf") if view is None or view.age is None else view.age
             if lease is not None:
                 poller = Poller(config, member, lease, selector, route, rows, yielding, breaker, hold.look)
-                if config.audit and (config.audit_retention or config.expect):
-                    self._judge(poller)
+                try:
+                    if config.audit and (config.audit_retention or config.expect):
+                        judge = Judge(config, member, poller)
+                        threading.Thread(target=judge.run, name="ftpcoord-audit", daemon=True).start()
+                except RuntimeError as exc:
+                    event("audit_failed", logging.ERROR, term=lease.term, error=f"this host gives no thread ({exc})")
                 self._work(poller)
             elif member.stopping or member.finished.is_set():
                 return
             elif view and view.holder and not view.mine and age <= member.timing.stale_after:  # else it is waited for
                 event("standby", group=config.coordination_group, reason="another member is active")
                 member.stop()
-
-    def _judge(self, poller: Poller) -> None:
-        work = Judge(self.config, self.member, poller).run
-        try:
-            threading.Thread(target=work, name="ftpcoord-audit", daemon=True).start()
-        except RuntimeError as exc:
-            event("audit_failed", logging.ERROR, term=poller.lease.term, error=f"this host gives no thread ({exc})")
 
     def _work(self, poller: Poller) -> None:
         member = self.member
@@ -9760,6 +9754,7 @@ def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
     SIGTERM and SIGINT stop them gracefully, if this is the main thread.
     """
     configs = [listener.config for listener in listeners]
+    addresses = {config.http: config.http_address() for config in configs if config.http}
     pulses: dict[tuple[object, ...], Pulse] = {}
     notifier = Notifier(listeners, os.environ)
     for one, other in itertools.combinations(configs, 2):
@@ -9785,8 +9780,9 @@ def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
         try:
             for number in (signal.SIGTERM, signal.SIGINT) if main else ():
                 ends.callback(signal.signal, number, signal.signal(number, stop))
-            for server in status_servers(listeners):
-                ends.callback(server.close)
+            for http, address in addresses.items():  # a listener without one is shown by all
+                told_of = [listener for listener in listeners if listener.config.http in ("", http)]
+                ends.callback(StatusServer(address, told_of).close)
             for config, listener in zip(configs, listeners):
                 alike = tuple((getattr(config, name), config.files.get(name)) for name in PULSE_SETTINGS)
                 listener.start(pulses.setdefault(alike, Pulse(open_database(config))), once)
@@ -9971,8 +9967,6 @@ class Stats:
         self._why = "handed over"  # what it means if that changes now
         self._since: Optional[float] = None  # this member is active, or the last sign of life of another; by boot_clock
 
-    # -- the election -------------------------------------------------------------------------------------------------
-
     def heartbeat(self, took: float, late: float, failed: bool) -> None:
         """One heartbeat took `took` seconds and left `late` seconds after it was due."""
         self.heartbeats.add(took)
@@ -10011,8 +10005,6 @@ class Stats:
         """`seconds`: the group had been without an active member, or this one had been active."""
         change = {"time": time.time(), "event": name, "member": member, "term": term, "reason": why}
         self.takeovers.appendleft({**change, "seconds": self._since and boot_clock() - self._since})
-
-    # -- the work -----------------------------------------------------------------------------------------------------
 
     def polled(self, listed: int, seconds: float, waiting: int, refused: int, lost: Mapping[str, str]) -> None:
         lost = {printable(folder): printable(why) for folder, why in lost.items()}
@@ -10829,13 +10821,6 @@ class StatusServer:
             lines = "".join(f"{group}: {text}\n" for group, text in told.items())
             return 200 if well else 503, "text/plain", lines
         return 404, "text/plain", "/, /status, /metrics, /livez, /readyz and /active are here\n"
-
-
-def status_servers(listeners: Sequence[Listener]) -> Iterator[StatusServer]:
-    """One for each value of `http`; a listener without one is shown by all."""
-    addresses = {listener.config.http: listener.config.http_address() for listener in listeners if listener.config.http}
-    for http, address in sorted(addresses.items()):
-        yield StatusServer(address, [listener for listener in listeners if listener.config.http in ("", http)])
 
 
 # -- systemd ----------------------------------------------------------------------------------------------------------
