@@ -156,16 +156,11 @@ __all__ = [
 # How to read this file: all that the promises rest on is part I, in order. Part II, the tongues of databases and file
 # servers, and part III, what a person and an operator see, are looked up. Part I knows of them only their interfaces.
 
-STEP_DOWN = "step-down:"  # health_check.task_id of a request to release the lease of a term: step-down:<term>
-PAUSE = "pause:"  # ... of an operator's pause of a group: pause:<UTC end or 0>:<user@host>, since last_heartbeat
-RESERVED = (STEP_DOWN, PAUSE)  # what begins so is no member's id
 BATCH_FILES = 64  # claims and completions committed together where delivery is the folder alone
 FILE_MODE = 0o640  # of delivered files, less what the umask takes
 KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL for a command
-STDERR_BYTES = 2000  # of a failed command's last words, kept in the ledger
 SECONDS_A_DAY = 86400.0
 MOST_PAUSE = 3600.0  # seconds; no file waits longer for its next try
-TRY_LATER = 75  # EX_TEMPFAIL of sysexits.h: a command's way to say "not now"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -263,10 +258,10 @@ class LedgerRefused(Error):
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """The group's intervals and what follows from them, all in seconds.
+    """The group's intervals and what follows from them, all in seconds. Raises ConfigError.
 
-    `heartbeat` and `liveness` must be the same on all members. `least_timeout` is the shortest call that the dialect
-    can bound, `whole_seconds` says that the heartbeat column keeps no fractions. Raises ConfigError.
+    `least_timeout` is the shortest call that the dialect can bound; `whole_seconds`: the heartbeat column keeps no
+    fractions.
     """
 
     heartbeat: float
@@ -308,8 +303,7 @@ class Timing:
     def still_after(self) -> float:
         """A heartbeat that has not moved for so long, by the observer's own clock, is a dead member's.
 
-        A column of whole seconds hides the moves within one second, and within another one if the clock is set back by
-        less than a second.
+        A column of whole seconds hides moves within one second, and within another one if the clock is set back.
         """
         return self.stale_after + (2 if self.whole_seconds else 0)
 
@@ -344,7 +338,7 @@ class Lease:
         return self.remaining(now) > 0 and not self._handing_over
 
     def remaining(self, now: Optional[float] = None) -> float:
-        """Seconds until the deadline as it stands; below zero once it has passed."""
+        """Seconds until the deadline; below zero once it has passed."""
         return self._deadline - (self._clock() if now is None else now)
 
     def check(self) -> None:
@@ -353,10 +347,7 @@ class Lease:
             raise LeaseLost(self.term)
 
     def extend(self, deadline: float) -> None:
-        """A renewal succeeded; an earlier deadline than the present one changes nothing.
-
-        A lease that has run out stays over: its work was cut.
-        """
+        """A renewal succeeded. A lease that has run out stays over: its work was cut."""
         if self.remaining() > 0:
             self._deadline = max(self._deadline, deadline)
 
@@ -376,10 +367,8 @@ LEAST_RATE = 10.0  # bytes a second: a third of what a modem of 300 bit/s carrie
 
 
 class Progress:
-    """Until when the silence of a lease's work is fine. Any thread may tell.
-
-    `stall_timeout` seconds of it always are, and a handler may take `exec_timeout` (None: as long as it runs).
-    """
+    """Until when silence of a lease's work is fine: for `stall_timeout` seconds, and while a handler takes at most
+    `exec_timeout` (None: as long as it runs). Any thread may tell."""
 
     def __init__(self, stall_timeout: float, exec_timeout: Optional[float]) -> None:
         self._stall_timeout = stall_timeout
@@ -421,7 +410,7 @@ class Progress:
         return len(self._handlers)
 
     def overdue(self, now: float) -> float:
-        """Seconds since which silence is no longer fine; below zero: it is."""
+        """Seconds since which silence is not fine any more; below zero: it is."""
         return now - max([self._told, self._quiet_until, *list(self._handlers.values())]) - self._stall_timeout
 
     def handler_overdue(self, now: float) -> float:
@@ -430,11 +419,8 @@ class Progress:
 
 
 def boot_clock() -> float:
-    """Seconds since boot, counting suspended time where the system can tell.
-
-    CLOCK_MONOTONIC stops in suspend. So does macOS's, and Python's monotonic() there; its CLOCK_MONOTONIC_RAW goes on
-    (mach_continuous_time), while that of Linux does not.
-    """
+    """Seconds since boot, counting suspended time where the system can tell: CLOCK_MONOTONIC stops then, and macOS's
+    CLOCK_MONOTONIC_RAW does not (mach_continuous_time)."""
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     if sys.platform == "darwin" and hasattr(time, "CLOCK_MONOTONIC_RAW"):
@@ -453,67 +439,16 @@ def boot_clock() -> float:
 #
 # Rules for every database, each with its reason:
 #   - Who renews, releases or takes a lease locks the token row, then the holder's health row, and tests what it has
-#     locked: were either read without a lock, a renewal and a takeover could both succeed.
-#   - One message is one transaction: a member stopped between two would hold its locks, and with them the group.
-#     (SQLite cannot do that; there a member stopped inside a transaction blocks the group.)
+#     locked: else a renewal and a takeover could both succeed.
+#   - One message is one transaction: a member stopped between two would hold its locks, and with them the group, as
+#     one stopped inside a transaction of SQLite does.
 #   - Times are UTC and the database's own; a stamp is never older than the moment in which its statement was sent.
 #   - A renewal always moves the stamp, also when the clock was set back: one that stands still is a dead one.
-#   - A released lease is known by its exact stamp, not by an age: clocks are set by years. A stamp of NULL, which a
-#     foreign column may allow, has no age and does not move.
+#   - A released lease is known by its exact stamp, not by an age: clocks are set by years. A stamp of NULL has no age
+#     and does not move.
 #   - Who writes to the ledger locks the token and proves its term, and changes a row only if it is the one that was
 #     read (size, mtime, state, term, attempts): what comes late, or for another version, changes nothing.
 #   - A row of the ledger written in the future (the clock was set back) is due at once.
-UNLISTED, LATER = "not listed; ", "not now since "
-LONGEST_DELAY = 36525 * SECONDS_A_DAY  # databases know no dates after the year 9999
-# The columns as PostgreSQL and SQLite take them; token_holder and health_check are those of the WSO2 Integrator.
-TABLES = {
-    "token_holder": """
-    group_id VARCHAR(128) NOT NULL PRIMARY KEY,
-    task_id VARCHAR(128) NOT NULL,
-    term BIGINT NOT NULL DEFAULT 1
-""",
-    "health_check": """
-    task_id VARCHAR(128) NOT NULL,
-    group_id VARCHAR(128) NOT NULL,
-    last_heartbeat TIMESTAMP NOT NULL,
-    PRIMARY KEY (task_id, group_id)
-""",
-    "file_ledger": """
-    group_id VARCHAR(128) NOT NULL,
-    file_id CHAR(64) NOT NULL,
-    path TEXT NOT NULL,
-    size BIGINT NOT NULL,
-    mtime VARCHAR(32) NOT NULL,
-    state VARCHAR(16) NOT NULL,
-    term BIGINT NOT NULL,
-    task_id VARCHAR(128) NOT NULL,
-    attempts INTEGER NOT NULL,
-    failures INTEGER NOT NULL,
-    next_attempt_at TIMESTAMP,
-    updated_at TIMESTAMP NOT NULL,
-    error TEXT NOT NULL,
-    action TEXT NOT NULL,
-    PRIMARY KEY (group_id, file_id)
-""",
-    "file_audit": """
-    group_id VARCHAR(128) NOT NULL,
-    file_id CHAR(64) NOT NULL,
-    at TIMESTAMP NOT NULL,
-    path TEXT NOT NULL,
-    size BIGINT NOT NULL,
-    mtime VARCHAR(32) NOT NULL,
-    sha256 VARCHAR(64) NOT NULL,
-    outcome VARCHAR(16) NOT NULL,
-    term BIGINT NOT NULL,
-    task_id VARCHAR(128) NOT NULL,
-    attempt INTEGER NOT NULL,
-    seconds DOUBLE PRECISION,
-    error TEXT NOT NULL,
-    PRIMARY KEY (group_id, file_id, at, term, attempt, outcome),
-    UNIQUE (group_id, at, file_id, term, attempt, outcome),
-    UNIQUE (group_id, sha256, file_id, at, term, attempt, outcome)
-""",
-}
 
 
 class View(NamedTuple):
@@ -540,7 +475,7 @@ class MemberRow(NamedTuple):
     """A member's health row."""
 
     member_id: str
-    age: float  # LONGEST_DELAY where the heartbeat is NULL
+    age: float  # a hundred years where the heartbeat is NULL
     released: bool
     stamp: str = ""  # last_heartbeat as text, "" for NULL
 
@@ -554,28 +489,13 @@ class Fence(NamedTuple):
 
 
 class Marks(NamedTuple):
-    """What is known of a version beside its state. The ledger keeps it as the first words of `error`."""
+    """What is known of a version beside its state; the ledger keeps it before the words of `error`."""
 
     unlisted: bool = False  # failed or claimed, and dropped at next_attempt_at unless it is listed again
     gone: bool = False  # the server had no such file at the fetch: dropped when a whole listing lacks it, too
     delivered: bool = False  # this version has its name in download_dir already
     deaths: int = 0  # how often the process ended while this version was in work
     later: str = ""  # since when its handler says "not now"
-
-    @classmethod
-    def split(cls, error: str) -> tuple[Marks, str]:
-        """The marks that an error begins with, and its other words."""
-        pattern = rf"({UNLISTED})?(gone; )?(delivered; )?(?:its process ended (\d{{1,9}}) times; )?"
-        pattern += rf"(?:{LATER}(\S{{20}}); )?(.*)"
-        found = re.fullmatch(pattern, error, re.DOTALL)
-        assert found is not None
-        unlisted, gone, delivered, deaths, later, words = found.groups()
-        return cls(bool(unlisted), bool(gone), bool(delivered), int(deaths or 0), later or ""), words
-
-    def __str__(self) -> str:
-        ended, later = f"its process ended {self.deaths} times; ", f"{LATER}{self.later}; "
-        texts = (UNLISTED, "gone; ", "delivered; ", ended, later)
-        return "".join(text for mark, text in zip(self, texts) if mark)
 
 
 class Row(NamedTuple):
@@ -591,15 +511,10 @@ class Row(NamedTuple):
     action: str = ""  # the after-action still due
     due: Optional[float] = None  # seconds until next_attempt_at when it was read
     error: str = ""
-
-    @property
-    def marks(self) -> Marks:
-        return Marks.split(self.error)[0]
+    marks: Marks = Marks()
 
     def marked(self, **changes: Any) -> Row:
-        """With other marks, and the same words."""
-        marks, words = Marks.split(self.error)
-        return self._replace(error=f"{marks._replace(**changes)}{words}")
+        return self._replace(marks=self.marks._replace(**changes))
 
     @property
     def dated(self) -> bool:
@@ -690,10 +605,9 @@ class Rows(Protocol):
 class ClockWatch:
     """Whether the database's clock went on as the member's own did.
 
-    Each look brackets the difference of the two clocks. Two looks that allow a step of more than `tolerance` seconds
-    (a step, a failover to another clock, or looks too slow to tell) make ages worthless for `distrust` seconds: as
-    long as a lease given before the step can last. So do looks more than `longest_gap` seconds apart: a step back and
-    one forward in between (a failover and the return) cancel each other out, but stamps of the time between are old.
+    Each look brackets the difference of the two. Looks that allow a step of more than `tolerance` seconds make ages
+    worthless for `distrust` seconds: as long as a lease given before the step can last. So do looks more than
+    `longest_gap` seconds apart: two steps in between cancel each other out, but stamps of the time between are old.
     """
 
     def __init__(self, tolerance: float, distrust: float, longest_gap: float = float("inf")) -> None:
@@ -727,9 +641,8 @@ class ClockWatch:
 class Election:
     """One member of one group. Call `tick(now)` when it is due; `lease` is what it has won.
 
-    `now` is the member's own clock in seconds, read before the call. `tell(event, **fields)` hears what happens.
-    Between ticks the owner reads `lease` and compares clocks; it calls `release` after its work has stopped, and
-    passes `willing=False` while work of an earlier lease is still running.
+    `now` is the member's own clock in seconds, read before the call. The owner calls `release` after its work has
+    stopped, and passes `willing=False` while work of an earlier lease is running. `tell` hears events.
     """
 
     def __init__(
@@ -762,10 +675,7 @@ class Election:
         self._duplicate_term = 0
 
     def tick(self, now: float, willing: bool = True) -> float:
-        """Renews, or looks and perhaps takes over. Returns the seconds until the next tick is due.
-
-        Raises DatabaseRefused; an unreachable database is told, remembered and tried again.
-        """
+        """Renews, or looks and perhaps takes over; gives the seconds until the next tick. Raises DatabaseRefused."""
         # 1. A lease whose deadline has passed is over, whatever the database would say.
         if self.lease is not None and self.lease.remaining(now) <= 0:
             self.lose("deadline passed")
@@ -810,18 +720,15 @@ class Election:
         return self.timing.heartbeat
 
     def lose(self, why: str) -> None:
-        """Ends the lease, if there is one, without a release: work of it may still run. The others wait until it is
-        stale."""
+        """Ends the lease, if there is one, without a release, as work of it may still run: the others wait until it
+        is stale."""
         lease, self.lease, self.step_down_asked = self.lease, None, False
         if lease is not None:
             lease.lose()
             self._tell("lost", term=lease.term, reason=why)
 
     def release(self, now: float) -> None:
-        """Gives the lease up, after the work has stopped; the others need not wait. Does nothing without a lease.
-
-        This member does not stand again for two heartbeats.
-        """
+        """Gives the lease up, if there is one, after the work has stopped; the others go first for two heartbeats."""
         lease, self.lease, self.step_down_asked = self.lease, None, False
         if lease is None:
             return
@@ -869,7 +776,7 @@ class Election:
             else:
                 term = self.store.take(self.group, self.member, view, self.timing.stale_after, why)
         if term is None:
-            # 4. A little early by chance, so that members do not march in step.
+            # 4. A little early, so that members do not march in step.
             return self.timing.heartbeat * (1 - 0.1 * self._chance())
         self._own_term = self._seen_term = term
         # 5. The lease counts from before the look was sent; the heartbeat was written after that.
@@ -910,8 +817,8 @@ class Election:
         rows = self._members()
         missing = self._missing = self._missing or rows
         found = self._found or {}
-        # 1. Traces of a lease: a term seen, a health row. The own first beat is none, as long as no other process of
-        #    this id can have been elected since.
+        # 1. Traces of a lease: a term seen, a health row. The own first beat is none, unless another process of this
+        #    id can have been elected since.
         recent = 2 * self.timing.heartbeat + self.timing.call_timeout
         own = self.member if self._clock() - self._found_at <= recent else None
         traces = [member for member in {**found, **missing} if member != own or member in found]
@@ -942,20 +849,6 @@ class Election:
 # ---------------------------------------------------------------------------------------------------------------------
 # I.5 Member: an election, the guard of its deadline, and what is wanted of it
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-class Backoff:
-    """Growing delays: `first` seconds, then twice as much each time, at most `most`; `reset` begins anew."""
-
-    def __init__(self, first: float, most: float) -> None:
-        self.first, self.most, self.failures = first, most, 0
-
-    def next(self) -> float:
-        self.failures += 1
-        return min(self.most, self.first * 2.0 ** min(self.failures - 1, 30))
-
-    def reset(self) -> None:
-        self.failures = 0
 
 
 #
@@ -990,11 +883,11 @@ class Wanted(NamedTuple):
 
 
 class Member:
-    """One member of one group: its election, the guard of its deadline, and the hand-over.
+    """One member of one group.
 
     Work goes: `lease = wait_for_lease()`, effects while `lease.valid()`, then `work_ended()`. Functions in `on_lost`
-    cut it; they are called at the deadline, or when the lease is lost earlier, from the guard's own thread: a thread
-    that hangs in a call cannot keep them from running. Those in `on_hand_over` are called when it is to come to an end.
+    cut it at the end of the lease, in the guard's own thread, which no call that hangs can hold up. Those in
+    `on_hand_over` are called when it is to come to an end.
     """
 
     def __init__(self, config: Config, watched: bool = True) -> None:
@@ -1003,9 +896,11 @@ class Member:
         self.timing: Timing  # from the start on
         self.election: Optional[Election] = None
         self.pulse: Optional[Pulse] = None
-        self.due = 0.0  # the next heartbeat, by boot_clock; 0: at once
+        self.next_beat = 0.0  # the next heartbeat, by boot_clock; 0: at once
         self.work: Optional[Lease] = None  # whose work is running, also after its end
+        self.terms: set[int] = set()  # that this process has held
         self.wanted = Wanted()
+        self.outage = Outage(config)
         self.progress = Progress(config.stall_timeout if watched else float("inf"), config.exec_timeout)
         self.unanswered = float("-inf")  # when the work left a command to the file server without its reply, if ever
         self.ready = threading.Event()  # the tables were found good
@@ -1014,11 +909,7 @@ class Member:
         self.on_lost: list[Callable[[], None]] = []
         self.on_hand_over: list[Callable[[], None]] = []
         self._changed = threading.Condition()
-        self._down: dict[str, str] = {}  # why the database cannot be used, as "heartbeat" and "ledger" found it
-        self._down_said = 0.0
-        self._telling = threading.Lock()
         self._backoff = Backoff(1.0, 60.0)
-        self._follows: Optional[str] = None  # the active member that was said last
 
     @property
     def lease(self) -> Optional[Lease]:
@@ -1038,10 +929,6 @@ class Member:
     def stopping(self) -> bool:
         return self.wanted.stop
 
-    @property
-    def database_error(self) -> str:
-        return self._down.get("heartbeat") or self._down.get("ledger", "")
-
     # -- the work's side ----------------------------------------------------------------------------------------------
 
     def start(self, pulse: Optional[Pulse] = None) -> None:
@@ -1050,15 +937,14 @@ class Member:
         (pulse or Pulse(open_database(self.config))).add(self)
 
     def wait_for_lease(self, timeout: float = float("inf")) -> Optional[Lease]:
-        """Waits until this member is active; None if it stops first, or after `timeout` seconds.
-
-        Raises DatabaseRefused if it could not start.
-        """
+        """Waits until this member is active; None if it stops first, or after `timeout` seconds. Raises what kept it
+        from starting."""
 
         def taken() -> Optional[Lease]:
             lease = self.lease
             if lease is not None and self.may_work(lease):
                 self.progress.begin()
+                self.terms.add(lease.term)
                 self.work = lease
                 return lease
             return None
@@ -1076,10 +962,6 @@ class Member:
         """Waits until `wake` says so, or the time is over; False if by then no new work may begin."""
         self._wait(lambda: not self.may_work(lease) or wake(), seconds)
         return self.may_work(lease)
-
-    def nudge(self) -> None:
-        """Lets `wait` look at its condition again."""
-        self._note()
 
     def work_ended(self) -> None:
         """Nothing of the last lease is running any more."""
@@ -1102,7 +984,7 @@ class Member:
         """Hands over if another member is alive, which the next heartbeat asks the database; whether it does."""
         self.ask(another=why)
         self._wait(lambda: not self.wanted.another, self.timing.heartbeat + 2 * self.timing.call_timeout)
-        self._note(another="")
+        self.note(another="")
         return bool(self.wanted.hand_over)
 
     def stop(self, release: bool = True) -> None:
@@ -1110,17 +992,18 @@ class Member:
         self.ask(stop=True, release=release and self.wanted.release)
 
     def ask(self, **wishes: Any) -> None:
-        """Notes what is wanted, for the heartbeat's thread to do; tells the work if it is to come to its end."""
-        self._note(**wishes)
+        """Notes what is wanted, for the heartbeat's thread; tells the work if it is to come to its end."""
+        self.note(**wishes)
         for function in list(self.on_hand_over) if self.wanted.stop or self.wanted.hand_over else ():
             function()
         with self._changed:
             at_once = self.work is None or self.wanted.another  # else the end of the work comes first
-            self.due = 0.0 if at_once else min(self.due, self.wanted.lost_at)
+            self.next_beat = 0.0 if at_once else min(self.next_beat, self.wanted.lost_at)
         if self.pulse is not None:
             self.pulse.wake()
 
-    def _note(self, **wishes: Any) -> None:
+    def note(self, **wishes: Any) -> None:
+        """Lets `wait` look again, too."""
         with self._changed:
             self.wanted = self.wanted._replace(**wishes)
             self._changed.notify_all()
@@ -1141,15 +1024,15 @@ class Member:
         """One heartbeat, or the end that is due in its place; called by the pulse alone. False: it has stopped."""
         now = boot_clock()
         with self._changed:
-            late, self.due = now - (self.due or now), now  # who asks from here on has another one follow
+            late, self.next_beat = now - (self.next_beat or now), now  # who asks from here on has another one follow
         try:
             wait = self._beat(database)
         except Exception as exc:
             wait = self._failed(exc, database)
-        self.stats.heartbeat(boot_clock() - now, late, "heartbeat" in self._down)
+        self.stats.heartbeat(boot_clock() - now, late, bool(self.outage.of("heartbeat")))
         with self._changed:
-            if self.due and wait is not None:
-                self.due = min(now + wait, self.wanted.lost_at)
+            if self.next_beat and wait is not None:
+                self.next_beat = min(now + wait, self.wanted.lost_at)
             self._changed.notify_all()
         return wait is not None
 
@@ -1172,16 +1055,16 @@ class Member:
                 election.lose("a command to the file server was left without its reply")
             elif wanted.release:
                 election.release(now)
-            self._note(hand_over="", another="", lost_at=float("inf"))
+            self.note(hand_over="", another="", lost_at=float("inf"))
             if wanted.stop and wanted.release:
                 election.stop()
-            self._database("heartbeat", str(election.database_error or ""))
+            self.outage.note("heartbeat", str(election.database_error or ""))
             return None if wanted.stop else 0.0
         if state is State.WINDING_UP and now >= wanted.lost_at:
             election.lose("the work hangs and does not end")
-            self._note(lost_at=float("inf"))
+            self.note(lost_at=float("inf"))
         wait = election.tick(now, willing=state is State.STANDING_BY and not wanted.stop)
-        self._database("heartbeat", str(election.database_error or ""))
+        self.outage.note("heartbeat", str(election.database_error or ""))
         if election.database_error is None:
             self._answered(election, database)
         return wait
@@ -1192,14 +1075,8 @@ class Member:
             database.check_ids(election.group, election.member)
             self.ready.set()
             event("ready", group=election.group, member=election.member)
-        view = election.view
-        if election.lease is not None:
-            self._follows = None
-        elif view is not None:
-            self.stats.looked(view, self.timing.stale_after)
-            if view.holder not in (None, self._follows):
-                self._follows = view.holder
-                event("standby", group=election.group, active=view.holder, seen_term=view.term)
+        if election.lease is None and election.view is not None:
+            self.stats.looked(election.view, self.timing.stale_after, election.group)
         if election.step_down_asked:
             self.hand_over("an operator asked for it")
         why, hangs = self.wanted.another, self.progress.handler_overdue(boot_clock()) > 0
@@ -1209,7 +1086,7 @@ class Member:
             others = [row for row in database.members(election.group) if row.member_id != election.member]
             if any(row.age <= self.timing.stale_after for row in others):
                 self.hand_over(why, hangs)
-            self._note(another="")
+            self.note(another="")
 
     def _failed(self, exc: Exception, database: Database) -> Optional[float]:
         """The seconds until the next heartbeat after one that failed; None: this member cannot even start."""
@@ -1223,11 +1100,11 @@ class Member:
         elif isinstance(exc, DatabaseDown):
             wait = min(self._backoff.next(), 5.0)
         else:  # A fault of ours must not look like health: no heartbeat, the lease runs out, and it is said.
-            if "heartbeat" not in self._down:
+            if not self.outage.of("heartbeat"):
                 event("heartbeat_failed", logging.ERROR, exc=exc, error=reason(exc))
             database.close()
             error = f"its answer cannot be used: {reason(exc)}"
-        self._database("heartbeat", error)
+        self.outage.note("heartbeat", error)
         if self.election is None or not isinstance(exc, Error):
             return wait
         return self.election.failed(DatabaseDown(error), boot_clock(), wait)
@@ -1238,27 +1115,11 @@ class Member:
         event(name, level, group=self.config.coordination_group, member=self.config.member_id, **fields)
 
     def ledger_answers(self, error: str = "") -> None:
-        """What stands in the way of the ledger's statements, "" if nothing does. Any thread may tell.
-
-        A locked table leaves the heartbeat alone: the lease is kept, as no other member could do better.
-        """
+        """What stands in the way of the ledger's statements, "" if nothing does: a locked table costs no lease, as no
+        other member could do better."""
         if error:
             self.progress.tell()  # waiting for the database is no hang
-        self._database("ledger", error)
-
-    def _database(self, user: str, error: str) -> None:
-        """What a user of the database found, "" if it answers. Trouble is said at once, then once a minute."""
-        now, group = boot_clock(), self.config.coordination_group
-        with self._telling:
-            was_down = bool(self._down)
-            self._down.pop(user, None)
-            self._down.update({user: error} if error else {})
-            say = bool(error) and not (was_down and now - self._down_said < 60)
-            self._down_said = now if say else self._down_said
-        if say:
-            event("database_down", logging.ERROR, group=group, error=error)
-        elif was_down and not self._down:
-            event("database_up", group=group, member=self.config.member_id)
+        self.outage.note("ledger", error)
 
     # -- the guard's thread -------------------------------------------------------------------------------------------
 
@@ -1284,12 +1145,6 @@ class Member:
                 except Exception as exc:
                     event("guard_failed", logging.ERROR, exc=exc)
 
-    def hangs(self) -> bool:
-        """Whether a handler, or the work of a lease that is over, does not end in its time; for health checks."""
-        lease, now, patience = self.work, boot_clock(), self.config.drain_timeout
-        over = lease is not None and not lease.valid() and self.progress.overdue(now) > patience
-        return over or self.progress.handler_overdue(now) > patience
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # I.6 Versions and selection: which of the listed files are to be handled now
@@ -1312,11 +1167,6 @@ class Entry(NamedTuple):
 
 
 Shown = Union[Entry, Row]  # what tells two contents of one path apart, by its size and mtime
-MOST_AHEAD = datetime.timedelta(hours=15)  # no zone is farther from UTC
-UTC = datetime.timedelta(0)
-QUARTER = datetime.timedelta(minutes=15)  # zones are multiples of it
-MINUTE = len("2026-01-12T10:15")
-EPOCH_SECONDS = re.compile(r"-?\d{1,11}", re.ASCII)
 
 
 def same_version(a: Shown, b: Shown, zones: Iterable[datetime.timedelta] = ()) -> Optional[bool]:
@@ -1352,9 +1202,9 @@ def same_version(a: Shown, b: Shown, zones: Iterable[datetime.timedelta] = ()) -
 
 
 def times_of(mtime: str) -> tuple[str, str]:
-    """(what a line of LIST shows, the exact UTC time), each "" if it is not known, of the text that Entry and ledger
-    have: that of Entry, or both as `2026-01-12T10:15=1768212907`; a `~` at its end: that minute may not have been over
-    when the file was fetched."""
+    """(what a line of LIST shows, the exact UTC time), each "" if it is not known, of an Entry's text or the ledger's:
+    that has both as `2026-01-12T10:15=1768212907`, and a `~` behind if that minute may not have been over at the fetch.
+    """
     line, sign, seconds = mtime.rstrip("~").partition("=")
     if EPOCH_SECONDS.fullmatch(seconds):
         return line, _iso_seconds(int(seconds))
@@ -1362,57 +1212,6 @@ def times_of(mtime: str) -> tuple[str, str]:
         return line, ""
     # A leap second (RFC 3659 section 2.3 allows it) is the one after it, as clocks that know none have it.
     return "", _moved(line[:17] + "59", datetime.timedelta(seconds=1)) + line[19:] if line[17:19] == "60" else line
-
-
-def _moved(exact: str, by: datetime.timedelta) -> str:
-    """An exact time later by so much; its fraction is cut off."""
-    with contextlib.suppress(OverflowError, ValueError):
-        return (datetime.datetime.fromisoformat(exact[:19]) + by).isoformat()
-    return exact
-
-
-def may_still_run(mtime: str) -> bool:
-    """Whether the minute that a line shows may not be over yet. Generous: clocks differ, a line has no zone and
-    perhaps no year, and a yes costs one question."""
-    seconds = epoch_seconds(mtime)
-    if seconds is None:
-        return True
-    age, year = time.time() - seconds, 365.25 * SECONDS_A_DAY
-    return age < SECONDS_A_DAY if times_of(mtime)[1] else abs((age + year / 2) % year - year / 2) < 3 * SECONDS_A_DAY
-
-
-def zone_between(line: str, exact: str) -> Optional[datetime.timedelta]:
-    """What a line of LIST with minutes is ahead of the exact time of the same file; None if that cannot be a zone
-    (a multiple of 15 minutes, within 14 hours or so): then one of the two times is not what it seems to be."""
-    utc = datetime.datetime.fromisoformat(exact[:MINUTE])
-    ahead = datetime.datetime.fromisoformat(line[:MINUTE]) - utc
-    if abs(ahead) > MOST_AHEAD:  # a guessed year is most often one too early
-        with contextlib.suppress(ValueError):  # 29 February
-            ahead = datetime.datetime.fromisoformat(exact[:4] + line[4:MINUTE]) - utc
-    return ahead if abs(ahead) <= MOST_AHEAD and ahead % QUARTER == UTC else None
-
-
-def epoch_seconds(mtime: str) -> Optional[float]:
-    """A listed time as UTC epoch seconds, None if there is none. LIST has no zone: it is taken as UTC."""
-    line, exact = times_of(mtime)
-    seconds, point, fraction = (exact or line).partition(".")
-    with contextlib.suppress(ValueError):
-        moment = datetime.datetime.fromisoformat(seconds).replace(tzinfo=datetime.timezone.utc)
-        return moment.timestamp() + float(f"0{point}{fraction}")
-    return None
-
-
-EPOCH = datetime.datetime(1970, 1, 1)
-
-
-@functools.lru_cache(maxsize=1024)  # files come in bursts: many of a listing share a second
-def _iso_seconds(seconds: int) -> str:
-    if seconds >= 2**31:  # unsigned in the draft, but servers send times before 1970
-        seconds -= 2**32
-    return (EPOCH + datetime.timedelta(seconds=seconds)).isoformat()
-
-
-LONGEST_PATH = 4096  # characters; no file system has longer ones, and the ledger's column has an end
 
 
 class Found(NamedTuple):
@@ -1423,37 +1222,19 @@ class Found(NamedTuple):
     entry: Entry
 
 
-def start_of_paths(folder: str) -> str:
-    """How the paths of what is in a folder begin."""
-    return "" if folder in (".", "") else posixpath.join(folder, "")
-
-
 class Look(list[Found]):
-    """The files of one walk through the polled tree, and what it could not see. Folders are named by the start of the
-    paths in them, with the slash."""
+    """The files of one walk through the polled tree, and what it could not see; folders with their slash."""
 
-    def __init__(self, goes_on: Callable[[], object] = bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.goes_on = goes_on
         self.refused: dict[str, str] = {}  # folders that could not be listed whole, and why
         self.unread: dict[str, list[str]] = {}  # lines that nobody understands, by folder
         self.skipped: dict[str, str] = {}  # links and folders that are left out, and why
         self.lost: dict[str, str] = {}  # the polled ones of these
-        self.base = ""  # the polled folder under way
-        self.folders: set[str] = set()  # what was listed as a folder, below it
-        self.listings: dict[str, Any] = {}  # by folder, as the server gave them
         self.paths: dict[str, Found] = {}
-        self._size = 0
-
-    def add(self, found: Found) -> None:
-        self.append(found)
-        self.paths[found.path] = found
-        self._size += len(found.path)
-        if len(self) > MAX_ENTRIES or self._size > MAX_LISTING:
-            raise ServerDown(f"more than {MAX_ENTRIES} files or {MAX_LISTING} bytes of paths: poll fewer folders")
 
     def lacks(self, path: str) -> bool:
-        """Whether it proves that a path which is not in it is not there: its folder was listed whole, or is not there
+        """Whether it proves that a path which is not in it is not there: its folder was listed whole, or is missing
         itself, and no line that nobody understands may tell of it."""
         while path:
             head, slash, name = path.rpartition("/")
@@ -1474,28 +1255,23 @@ class Work(NamedTuple):
         return self.found.path
 
     @property
-    def attempts(self) -> int:
-        """How often this version was claimed before."""
-        return self.old.attempts if self.old and same_version(self.old, self.found.entry) else 0
+    def known(self) -> Optional[Row]:
+        """That row, if it is of this version."""
+        return self.old if self.old and same_version(self.old, self.found.entry) else None
 
     @property
-    def failures(self) -> int:
-        return self.old.failures if self.old and same_version(self.old, self.found.entry) else 0
+    def attempts(self) -> int:
+        return self.known.attempts if self.known else 0
 
     @property
     def marks(self) -> Marks:
-        """What is known of this version."""
-        return self.old.marks._replace(unlisted=False) if self.old and self.attempts else Marks()
-
-    @property
-    def delivered(self) -> bool:
-        """Whether this version has its name in download_dir, and only its handler did not succeed."""
-        return self.marks.delivered
+        return self.known.marks._replace(unlisted=False) if self.known and self.attempts else Marks()
 
     @property
     def suspect(self) -> bool:
         """Whether the process ended twice with this version in work: its next death counts, so it must be its own."""
-        return self.old is not None and self.marks.deaths + (self.attempts > 0 and self.old.state == "claimed") >= 2
+        died = self.known is not None and self.known.state == "claimed" and self.attempts > 0
+        return self.marks.deaths + died >= 2
 
 
 class Choice(NamedTuple):
@@ -1508,105 +1284,13 @@ class Choice(NamedTuple):
 
 
 class Selector:
-    """Filters, the order, and the memory of when a file was first seen as it is. Knows no server and no ledger.
-
-    `clock` is the member's own: LIST tells no zone, so ages are counted from the first sight.
-    """
+    """Which listed files are to be handled. `clock` is the member's own: as LIST tells no zone, ages are counted from
+    when a file was first seen as it is."""
 
     def __init__(self, config: Config, clock: Callable[[], float]) -> None:
         self.config, self.clock = config, clock
-        self.refused = 0
-        self._names, self._targets, self.companions = Patterns(config), MoveTargets(config), Companions(config)
+        self.tree, self.companions, self.unsteady = Tree(config), Companions(config), Unsteady(config, clock)
         self._seen: dict[str, tuple[Entry, float]] = {}
-        self._told: set[tuple[str, str]] = set()
-        self.unsteady = Unsteady(config, clock)
-        self._bases = config.polled()
-        self._last = Look()
-
-    # -- what is there ------------------------------------------------------------------------------------------------
-
-    def walk(self, server: FileServer, goes_on: Callable[[], object] = bool) -> Look:
-        """Lists the polled folders, with subfolders if `recursive`. Raises the last error if none can be listed,
-        FileRefused if files would be moved into one, and before each folder what `goes_on` raises."""
-        look = Look(goes_on)
-        unresolved = self._targets.check(server)
-        for look.base in self._bases:
-            look.folders = set()
-            try:
-                if look.base in unresolved:
-                    raise unresolved[look.base]
-                self._visit(server, look, look.base, "", [])
-            except (FileGone, FileRefused) as exc:  # each for itself
-                look.lost[look.base] = look.refused[start_of_paths(look.base)] = str(exc)
-                if len(look.lost) == len(self._bases):
-                    raise
-        self._last = look
-        return look
-
-    def _visit(self, server: FileServer, look: Look, folder: str, below: str, above: Above) -> None:
-        look.goes_on()
-        entries = look.listings[folder] = server.list(folder, self._last.listings.get(folder))
-        prefix = start_of_paths(folder)
-        if server.unread:
-            look.unread[prefix] = server.unread
-            self._refuse(folder, server.unread[0][:200], "a line of the listing that is not understood")
-        if len(server.unread) > MOST_UNREAD:
-            look.refused[prefix] = "too much of its listing is not understood"
-        folders = {entry.name for entry in entries if entry.kind == "dir"}
-        if repeats(folders, entries, above):
-            self._skip(look, folder, "it shows a folder above it once more, as a link to it does")
-            return
-        look.folders.update(below + name for name in folders)
-        if len(look.folders) > MAX_FOLDERS:
-            raise ServerDown(f"more than {MAX_FOLDERS} folders below {look.base}: poll fewer")
-        for entry in entries:
-            path, relative = prefix + entry.name, below + entry.name
-            found = self._last.paths.get(path)
-            if found is not None and found.entry is entry:
-                look.add(found)
-            elif not is_plain_name(entry.name) or len(path) > LONGEST_PATH:
-                self._refuse(folder, entry.name[:LONGEST_PATH], "not a plain file name")
-            elif entry.kind == "file":
-                look.add(Found(path, relative, entry))
-            elif entry.kind == "link":
-                self._skip(look, path, "a link; links are not followed")
-            elif entry.kind == "dir" and self.config.recursive:
-                why = self._stays_out(server, look, relative)
-                if why:
-                    look.skipped[path] = why
-                    continue
-                try:
-                    self._visit(server, look, path, relative + "/", [*above, (folders, entries)])
-                except (FileGone, FileRefused) as exc:  # each folder for itself
-                    look.refused[path + "/"] = str(exc)
-                    self._refuse(*split_path(path), str(exc))
-
-    def _stays_out(self, server: FileServer, look: Look, relative: str) -> str:
-        """Why a folder is not entered, if it is not."""
-        why = self._names.leave_out(relative)
-        if not why and self._targets.include(server, look, relative):
-            why = "files are moved there"
-        return why or "more than 100 folders deep" * (relative.count("/") > 100)
-
-    def _refuse(self, folder: str, name: str, why: str) -> None:
-        self.refused += 1
-        self._tell(logging.WARNING, folder, name, why)
-
-    def _skip(self, look: Look, path: str, why: str) -> None:
-        look.skipped[path] = why
-        self._tell(logging.INFO, *split_path(path), why)
-
-    def _tell(self, level: int, folder: str, name: str, why: str) -> None:
-        if (folder, name + why) not in self._told and len(self._told) < 1000:
-            self._told.add((folder, name + why))
-            event("file_refused", level, folder=folder, name=repr(name), reason=why)
-
-    def below(self, path: str) -> bool:
-        """Whether a path is one of a file below a polled folder."""
-        starts = filter(path.startswith, map(start_of_paths, self._bases))
-        return any(all(map(is_plain_name, path.removeprefix(start).split("/"))) for start in starts)
-
-    # -- what is to be done -------------------------------------------------------------------------------------------
 
     def choose(
         self,
@@ -1615,8 +1299,8 @@ class Selector:
         busy: Set[str],
         left: Callable[[Found, str], object] = lambda found, why: None,
     ) -> Choice:
-        """Divides a listing. `known` gives a path's row in the ledger, `busy` are the paths in work; `left` is called
-        with each file that is wanted and not done, and why."""
+        """Divides a listing. `known` gives the ledger's row of a path, `busy` are the paths in work; `left` hears of
+        each file that is wanted and not done, and why."""
         now = self.clock()
         companions = self.companions.see(listing, self.wants, busy)
         seen, self._seen = self._seen, {}
@@ -1636,7 +1320,7 @@ class Selector:
             if word != "skip":
                 left(found, why)
             if word == "warn":
-                self._tell(logging.WARNING, *split_path(path), why)
+                self.tree.tell(logging.WARNING, *split_path(path), why)
             if word != "take":
                 continue
             before = seen.get(path)
@@ -1647,12 +1331,12 @@ class Selector:
             else:
                 settled = known_version or now - since >= self.config.settle
                 (ready if settled else unsettled).append(Work(found, row))
-        return Choice(self.order(ready), self.order(unsettled), waiting, young)
+        return Choice(in_order(ready, self.config.sort), in_order(unsettled, self.config.sort), waiting, young)
 
     def verdict(self, found: Found, row: Optional[Row], companions: Mapping[str, Found], now: float) -> tuple[str, str]:
-        """Whether a listed file is to be taken, and why not: take, skip, warn (which is to be said), hold or wait (its
-        back-off has not passed). `row` is the ledger's of this very version."""
-        config, entry = self.config, found.entry
+        """Whether a listed file is to be taken, and why not: take, skip, warn (skip, and say so), hold, or wait for the
+        end of a pause. `row` is the ledger's of this very version."""
+        entry = found.entry
         if row is not None and row.state == "done":
             self.unsteady.seen_again(row)
             return "skip", "done before"
@@ -1660,30 +1344,23 @@ class Selector:
             return "skip", "a companion of files"
         if not self.wants(found):
             return "skip", "its name is not asked for (pattern, exclude, hidden or temporary)"
-        word, why = self.companions.verdict(found, companions)
-        if why:
-            return word, why
-        mtime = None if config.max_age is None else epoch_seconds(entry.mtime)
-        if config.max_age is not None and mtime is not None and time.time() - mtime > config.max_age:
-            return "skip", "older than max_age"
-        if entry.size < config.min_size:
-            return "skip", f"smaller than min_size: {entry.size} bytes"
-        if config.max_size is not None and entry.size > config.max_size:
-            return "warn", f"larger than max_size: {entry.size} bytes"
+        for word, why in (self.companions.verdict(found, companions), self.tree.names.limit(entry)):
+            if why:
+                return word, why
         if row is not None and row.state == "quarantined":
-            return "skip", f"quarantined: {row.error}"
+            return "skip", f"quarantined: {error_text(row)}"
         if row is not None and row.state == "failed" and row.due is not None and row.due > now and not row.dated:
             if found.path in self.companions.renewed:
                 return "take", ""
-            return "wait", f"failed, tried again in {duration(row.due - now)}: {row.error}"
+            return "wait", f"failed, tried again in {duration(row.due - now)}: {error_text(row)}"
         pause = self.unsteady.pause(found.path)
         return ("wait", f"{UNSTEADY}: handled again in {duration(pause)}") if pause > 0 else ("take", "")
 
     def wants(self, found: Found) -> bool:
         """Whether the name is asked for."""
-        return not self.companions.include(found.entry.name) and self._names.want(found.relative)
+        return not self.companions.include(found.entry.name) and self.tree.names.want(found.relative)
 
-    def settled(self, works: Sequence[Work], listing: Sequence[Found]) -> list[Work]:
+    def unchanged(self, works: Sequence[Work], listing: Sequence[Found]) -> list[Work]:
         """Those that a second listing, `settle` seconds later, shows unchanged."""
         again = {found.path: found.entry for found in listing}
         kept = []
@@ -1695,22 +1372,10 @@ class Selector:
                 self._seen.pop(work.path, None)
         return kept
 
-    def order(self, works: list[Work]) -> list[Work]:
-        """In the order of `sort`; files of the same rank by path."""
-        key = self.config.sort.lstrip("-")
-
-        def rank(work: Work) -> tuple[int, str, str]:
-            entry = work.found.entry
-            return entry.size if key == "size" else 0, "" if key == "name" else entry.mtime, work.path
-
-        return sorted(works, key=rank, reverse=self.config.sort.startswith("-"))
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # I.7 Ledger: what was done with each version of each file
 # ---------------------------------------------------------------------------------------------------------------------
-
-LedgerRows = Union[Rows, dict[str, Row]]  # a dict: with ledger = off, what this process alone remembers
 
 
 def lost_attempt(row: Optional[Row]) -> Optional[Outcome]:
@@ -1731,13 +1396,13 @@ def lost_attempt(row: Optional[Row]) -> Optional[Outcome]:
 class Ledger:
     """The rows of one group during one term: read once, then kept; every write is fenced and compares the old row.
 
-    All methods may be called from several threads. They raise LeaseLost once the lease is over; those that read,
-    DatabaseDown; those that write try again as long as the lease lasts, and tell it.
+    For several threads. All raises LeaseLost once the lease is over; reading DatabaseDown, too, while writing tries
+    again as long as the lease lasts, and tells it.
     """
 
     def __init__(
         self,
-        rows: LedgerRows,
+        rows: Rows,
         group: str,
         member: str,
         lease: Lease,
@@ -1747,36 +1412,33 @@ class Ledger:
         self.lease = lease
         self.refused: dict[str, RowRefused] = {}  # why a path's last change was refused in every form
         self._tell, self._told = tell, ""  # who hears why the ledger cannot be used; "" when it can be again
-        self._store = None if isinstance(rows, dict) else rows
-        self._rows: dict[str, Row] = rows if isinstance(rows, dict) else {}
-        self._group, self._clock = group, clock
+        self._store, self._clock = rows, clock
         self._fence = Fence(group, member, lease.term)
+        self._rows: dict[str, Row] = {}
         self._lock = threading.Lock()
         self._outdated = False  # a write found another row than the one remembered
 
     def load(self) -> None:
         """Reads all rows."""
         with self._asking():
-            if self._store is not None:
-                self._rows = self._read(self._store.rows(self._group))
+            self._rows = self._read()
             self._outdated = False
 
     def refresh(self) -> None:
         """Reads what an operator may have changed: two statements, however many files are known."""
         with self._asking():
-            if self._store is None:
-                return
-            still_open = self._read(self._store.rows(self._group, only_open=True))
+            still_open = self._read(only_open=True)
             were_open = [path for path, row in self._rows.items() if row.state != "done" or row.action]
             for path in set(were_open) - still_open.keys():
                 del self._rows[path]
             self._rows.update(still_open)
-            unchanged = self._store.done_count(self._group) == len(self._rows) - len(still_open)
+            unchanged = self._store.done_count(self._fence.group) == len(self._rows) - len(still_open)
         if self._outdated or not unchanged:
             self.load()
 
-    def _read(self, rows: Iterable[Row]) -> dict[str, Row]:
+    def _read(self, only_open: bool = False) -> dict[str, Row]:
         """Rows by path, due by the member's own clock."""
+        rows = self._store.rows(self._fence.group, only_open)
         return {row.path: row if row.due is None else row._replace(due=self._clock() + row.due) for row in rows}
 
     def ask(self, question: Callable[[], bool]) -> bool:
@@ -1798,17 +1460,9 @@ class Ledger:
 
     def claimed(self, work: Work) -> Row:
         """The row that a claim makes."""
-        entry = work.found.entry
-        return Row(
-            work.path,
-            entry.size,
-            entry.mtime,
-            "claimed",
-            self.lease.term,
-            work.attempts + 1,
-            work.failures,
-            error=str(work.marks),
-        )
+        entry, failures = work.found.entry, work.known.failures if work.known else 0
+        row = Row(work.path, entry.size, entry.mtime, "claimed", self.lease.term, work.attempts + 1, failures)
+        return row._replace(marks=work.marks)
 
     def change(
         self, old: Row, new: Optional[Row], delay: Optional[float] = None, outcome: Optional[Outcome] = None
@@ -1820,39 +1474,33 @@ class Ledger:
             raise LeaseLost(self.lease.term)
 
     def write(self, changes: Sequence[Change], unknown: bool = False) -> list[bool]:
-        """Which changes were made. Where a value is refused each is tried alone, then in ASCII, then with few words;
-        what is refused all the same has its path in `refused`. `unknown`: an earlier try may have made them."""
-        try:
-            return self._write(changes, unknown)
-        except RowRefused as exc:
-            if len(changes) > 1:
-                return [made for change in changes for made in self.write([change], unknown=True)]
-            if changes[0].plain < 2:
-                return self.write([changes[0]._replace(plain=changes[0].plain + 1)], unknown)
-            self.refused[changes[0].path] = exc
-            return [False]
+        """Which changes were made; tries until there is an answer or the lease is over.
 
-    def _write(self, changes: Sequence[Change], unknown: bool) -> list[bool]:
-        """A try without an answer leaves unknown what was made: of what the next one does not make, the rows that stand
-        there as wanted are the earlier one's."""
+        A try without an answer leaves `unknown` what it made: of what the next one does not make, the rows that stand
+        there as wanted are the earlier one's. Where a value is refused each change is tried alone, then in ASCII, then
+        with few words; what is refused all the same has its path in `refused`.
+        """
         while True:
             began = boot_clock()
             try:
                 with self._asking(quiet=not unknown):
-                    if self._store is None:
-                        pairs = [(change.old, self._rows.get(change.path)) for change in changes]
-                        made = [(old and old[1:6]) == (row and row[1:6]) for old, row in pairs]
-                    else:
-                        made = self._store.write(self._fence, changes)
-                        if unknown and not all(made):
-                            made = [a or b for a, b in zip(made, self._store.written(self._fence, changes))]
+                    made = self._store.write(self._fence, changes)
+                    if unknown and not all(made):
+                        made = [a or b for a, b in zip(made, self._store.written(self._fence, changes))]
                     for change, ok in zip(changes, made):
                         if ok:
                             self._remember(change)
                     self._outdated = self._outdated or not all(made)
                 return made
-            except RowRefused:
-                raise
+            except RowRefused as exc:
+                if len(changes) > 1:
+                    return [made for change in changes for made in self.write([change], unknown=True)]
+                (change,) = changes
+                if change.plain < 2:
+                    changes = [change._replace(plain=change.plain + 1)]
+                else:
+                    self.refused[change.path] = exc
+                    return [False]
             except (DatabaseDown, DatabaseRefused):
                 if unknown or boot_clock() - began > 0.2:
                     time.sleep(min(0.2, max(0.0, self.lease.remaining())))  # not held up by anything but the lease
@@ -1860,8 +1508,8 @@ class Ledger:
 
     @contextlib.contextmanager
     def _asking(self, quiet: bool = False, proves: bool = True) -> Iterator[None]:
-        """One caller at a time, under the lease. What stands in the way is told, but no first quick failure if `quiet`:
-        that is tried again at once. Whether an answer `proves` that nothing does any more."""
+        """One caller at a time, under the lease. What stands in the way is told, but (`quiet`) no quick failure that is
+        tried again at once; an answer that `proves` it ends that."""
         with self._lock:
             self.lease.check()  # only now: a database that hangs keeps one caller after the other waiting
             began = boot_clock()
@@ -1899,16 +1547,16 @@ class Ledger:
         busy: Callable[[str], bool] = lambda path: False,
         blocking: bool = False,
     ) -> None:
-        """Dates the rows of files that are no longer listed, and drops them `retention` seconds later
-        (`blocking`: done ones).
+        """Dates the rows of files that are no longer listed, and drops them (`blocking`: if done) `retention` seconds
+        later.
 
         `lacks` tells whether the listing proves that a path is not there. What the server called gone, too, is dropped
-        at once. A dated open row becomes one of this term, so that of a void claim the death is noted now.
+        at once. Of a void claim the death is noted now, as the dated row is one of this term.
         """
         now, changes = self._clock(), []
         for row in self.all():
             if row.path in listed:
-                if (row.due is not None or row.error) and row.dated and not row.action:
+                if row.dated and not row.action:
                     changes.append(Change(row, row.marked(unlisted=False)))
             elif not row.action and not busy(row.path) and lacks(row.path):
                 still_open = row.state in ("failed", "claimed")
@@ -1931,8 +1579,7 @@ class Ledger:
 # I.8 Delivery: where copies are made, and how they get their names
 # ---------------------------------------------------------------------------------------------------------------------
 
-COPY_BYTES = 256 * 1024
-PRIVATE, PRIVATE_MODE = "ftpcoord-copies-", 0o600  # how the folders of private copies begin; the copies' permissions
+PRIVATE_MODE = 0o600
 OPENAT = fcntl is not None and os.open in os.supports_dir_fd
 _numbers = itertools.count(1)
 
@@ -1940,19 +1587,16 @@ _numbers = itertools.count(1)
 class Workplace:
     """Where fetched copies are made: in `download_dir`, whose finished files stay, or in a private temporary folder.
 
-    Each step looks at the folders anew: others may remove them, or put a link in their place.
+    Each step enters the folders anew: others may remove them, or put a link in their place.
     """
 
     def __init__(self, config: Config, term: int) -> None:
         # Absolute, so that a file called `-rf` never is a command's option.
         self._folder = Path(config.download_dir).expanduser().absolute() if config.download_dir else None
         self._file_mode = int(config.file_mode, 8)
+        self._folders = Folders(self._folder, self._file_mode)
         self._mark = f".ftpcoord-{sha256_text(config.coordination_group)[:8]}-"
         self._term = term
-        self._private: Optional[Path] = None
-        self._held: Optional[int] = None  # the private folder, open and locked
-        self._durable: set[tuple[int, int]] = set()  # subfolders, by device and number
-        self._lock = threading.Lock()
 
     def clean(self, goes_on: Callable[[], object] = bool) -> None:
         """Removes what dead processes, and in `download_dir` earlier terms, left. Raises LocalTrouble, and before each
@@ -1960,23 +1604,14 @@ class Workplace:
         remove_dead_copies()
         if self._folder is None:
             return
-        mine = f"{self._mark}{self._term}-"
         try:
             if not self._folder.is_dir():
                 raise LocalTrouble(f"download_dir {self._folder}: is not a folder; create it")
-            places = [self._folder]
-            while places:  # not os.walk(), which older Pythons end at a thousand levels
-                place, entries = places.pop(), []
-                goes_on()
-                with contextlib.suppress(OSError), os.scandir(place) as found:
-                    entries = list(found)
-                for entry in entries:
-                    name = entry.name
-                    if entry.is_dir(follow_symlinks=False):
-                        places.append(place / name)
-                    elif name.startswith(self._mark) and name.endswith(".part") and not name.startswith(mine):
-                        with self._inside(place) as folder:
-                            os.unlink(_at(place / name, folder), dir_fd=folder)
+            for path in files_below(self._folder, goes_on):
+                mine = path.name.startswith(f"{self._mark}{self._term}-")
+                if path.name.startswith(self._mark) and path.name.endswith(".part") and not mine:
+                    with self._folders.inside(path.parent) as folder:
+                        os.unlink(_at(path, folder), dir_fd=folder)
         except OSError as exc:
             raise LocalTrouble(f"download_dir {self._folder}: {reason(exc)}") from None
 
@@ -1984,12 +1619,12 @@ class Workplace:
         """A new file for a copy; its name carries the term, unless it is `private` and so never delivered."""
         number = next(_numbers)
         if self._folder is None or private:
-            path, mode = self._private_folder() / str(number) / found.entry.name, PRIVATE_MODE
+            path, mode = self._folders.private.path() / str(number) / found.entry.name, PRIVATE_MODE
         else:
             part = f"{self._mark}{self._term}-{os.getpid()}-{number}.part"
             path, mode = (self._folder / found.relative).with_name(part), self._file_mode
         try:
-            with self._inside(path.parent, make=True) as folder:
+            with self._folders.inside(path.parent, make=True) as folder:
                 out = create_file(path, mode, folder)
         except BaseException:
             self.discard(path)
@@ -1998,132 +1633,41 @@ class Workplace:
             os.fchmod(out.fileno(), mode)
         return path, out
 
-    def _private_folder(self) -> Path:
-        """Locked as long as this process lives; made anew when somebody who tidies up has removed it."""
-        with self._lock:
-            while self._private is None or not self._is_held(self._private):
-                self.close()
-                place, held = Path(tempfile.mkdtemp(prefix=PRIVATE)), None
-                with contextlib.suppress(BlockingIOError, FileNotFoundError):  # taken for a dead process's: once more
-                    held = open_folder(place) if OPENAT else None
-                    if held is not None:
-                        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    self._private, self._held, held = place, held, None
-                if held is not None:
-                    os.close(held)
-            return self._private
-
-    def _is_held(self, place: Path) -> bool:
-        try:
-            return self._held is None or os.path.samestat(os.lstat(place), os.fstat(self._held))
-        except OSError:
-            return False
-
-    @contextlib.contextmanager
-    def _inside(self, place: Path, make: bool = False) -> Iterator[Optional[int]]:
-        """A folder of copies held open, below the first one without any link.
-
-        None for the first one, which may be a link, and where there is no openat: then by its path.
-        """
-        if place == self._folder:
-            yield None
-            return
-        delivered = self._folder is not None and self._folder in place.parents
-        path = cast(Path, self._folder) if delivered else place.parent  # of which private one, should it be made anew
-        handle = os.open(path, os.O_RDONLY) if OPENAT else None
-        try:
-            for part in place.relative_to(path).parts:
-                path = path / part
-                handle = self._enter(path, handle, make)
-            yield handle
-        finally:
-            if handle is not None:
-                os.close(handle)
-
-    def _enter(self, path: Path, parent: Optional[int], make: bool) -> Optional[int]:
-        """From a folder, which is closed, into one in it. A new one is made durable before anything is in it."""
-        name, private = _at(path, parent), self._is_private(path)
-        mode = PRIVATE_MODE if private else self._file_mode
-        if make:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, 0o700 | mode | (mode & 0o444) >> 2, dir_fd=parent)
-        if not stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode):
-            raise HandlerFailed(f"{path} is a link or a file: nothing is written through it")
-        if parent is None:
-            return None
-        handle = open_folder(name, parent)
-        info = os.fstat(handle)
-        if not private and (info.st_dev, info.st_ino) not in self._durable:
-            os.fsync(parent)
-            self._durable.add((info.st_dev, info.st_ino))
-        os.close(parent)
-        return handle
-
-    def _is_private(self, path: Path) -> bool:
-        return self._private is not None and self._private in path.parents
-
     def name(self, temporary: Path, found: Found, again: bool = True) -> Path:
         """Gives a finished copy its name, which is durable only after `sync`; a private one keeps its own."""
         if self._folder is None:
             return temporary
-        with self._inside(temporary.parent) as folder:
+        with self._folders.inside(temporary.parent) as folder:
             return give_name(temporary, temporary.with_name(found.entry.name), folder, again)
 
     def sync(self, place: Path) -> None:
         """Makes the names in a folder durable."""
-        with self._inside(place) as folder:
+        with self._folders.inside(place) as folder:
             sync_folder(place, folder)
 
     def discard(self, temporary: Path) -> None:
         """Removes an unfinished copy, or a private one that has been handled."""
         if os.path.lexists(temporary):
-            with contextlib.suppress(OSError, UnicodeError, HandlerFailed), self._inside(temporary.parent) as folder:
+            with (
+                contextlib.suppress(OSError, UnicodeError, HandlerFailed),
+                self._folders.inside(temporary.parent) as folder,
+            ):
                 os.unlink(_at(temporary, folder), dir_fd=folder)
-        if self._private in temporary.parents:
+        if self._folders.private.has(temporary):
             with contextlib.suppress(OSError):
                 temporary.parent.rmdir()
 
     def close(self) -> None:
-        if self._private is not None:
-            with contextlib.suppress(OSError, RecursionError):  # a command may have left a very deep tree there
-                shutil.rmtree(self._private)
-        if self._held is not None:
-            os.close(self._held)
-        self._private = self._held = None
+        self._folders.private.close()
 
 
 def create_file(path: Path, mode: int = FILE_MODE, folder: Optional[int] = None) -> io.RawIOBase:
     """A new file for writing: never an existing one, never through a link; of this mode, less what the umask takes.
 
-    Unbuffered, for small files are many and large ones come in large pieces; see `write_all`. Here and below `folder`
-    is the path's folder, held open: whoever puts another one in its place leads nobody astray (CWE-367)."""
+    Unbuffered: see `write_all`. Here and below `folder` is the path's folder, held open: whoever puts another one in
+    its place leads nobody astray (CWE-367)."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     return io.FileIO(os.open(_at(path, folder), flags, mode, dir_fd=folder), "wb")
-
-
-def _at(path: Path, folder: Optional[int]) -> str:
-    """What names a path in a call that takes `dir_fd`."""
-    return str(path) if folder is None else path.name
-
-
-def write_all(out: io.RawIOBase, data: memoryview) -> None:
-    """An unbuffered file may take less than it is given, on a disk that is nearly full for one."""
-    while data:
-        data = data[out.write(data) :]
-
-
-def begin_sync(file: io.RawIOBase) -> None:
-    """Hands a file's content to the disk without waiting, where the system can: fsync of many then waits about once."""
-    if hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def publish(temporary: Path, target: Path) -> Path:
-    """Gives a finished file its name, durably; gives the name it got. See `give_name`."""
-    named = give_name(temporary, target)
-    sync_folder(named.parent)
-    return named
 
 
 def give_name(temporary: Path, target: Path, folder: Optional[int] = None, again: bool = True) -> Path:
@@ -2163,64 +1707,11 @@ def _rename_without_replacing(source: str, target: str, folder: Optional[int]) -
         os.unlink(source, dir_fd=folder)
 
 
-def _same_content(a: str, b: str, folder: Optional[int]) -> bool:
-    info = os.lstat(b, dir_fd=folder)
-    if not stat.S_ISREG(info.st_mode) or info.st_size != os.lstat(a, dir_fd=folder).st_size:
-        return False
-
-    def opened(name: str, flags: int) -> int:
-        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), dir_fd=folder)
-
-    with open(a, "rb", opener=opened) as left, open(b, "rb", opener=opened) as right:
-        pieces = (iter(functools.partial(file.read, COPY_BYTES), b"") for file in (left, right))
-        return all(one == other for one, other in itertools.zip_longest(*pieces))
-
-
-def sync_folder(folder: Path, held: Optional[int] = None) -> None:
-    """Makes the names in a folder durable, where the system can."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY) if held is None else held
-        try:
-            os.fsync(handle)
-        finally:
-            if held is None:
-                os.close(handle)
-
-
-def numbered(name: str, number: int) -> str:
-    """report.csv -> report.1.csv"""
-    stem, dot, suffix = name.rpartition(".")
-    return f"{stem}.{number}.{suffix}" if dot and stem else f"{name}.{number}"
-
-
-def open_folder(name: Union[str, Path], folder: Optional[int] = None) -> int:
-    """A folder, held open; never through a link."""
-    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
-
-
-def remove_dead_copies() -> None:
-    """Removes the private copies of this user's processes that are dead: they no longer hold their folder's lock.
-
-    A pid would say nothing: processes in other containers may share the place. (Not on Windows.)
-    """
-    places = Path(tempfile.gettempdir()).glob(PRIVATE + "*") if OPENAT else ()
-    for place in places:
-        with contextlib.suppress(OSError, RecursionError), contextlib.ExitStack() as stack:
-            handle = open_folder(place)
-            stack.callback(os.close, handle)
-            if os.fstat(handle).st_uid == os.geteuid():
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(place)
-                event("copies_removed", folder=str(place), reason="the process that made them is dead")
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # I.9 Poller: the work of one lease
 # ---------------------------------------------------------------------------------------------------------------------
 
 BATCH_SECONDS = 0.05  # that a completion may wait for others to be committed with it
-BATCH_BYTES = 1 << 20  # a group is full when it has so many bytes to fetch: the first must not wait for the last
-MOST_NUMBERED = 1000  # names tried for one moved file; a server that says of each that it exists must not hold us
 Task = Union[Work, Row]  # for a worker: a file to be delivered, or a row whose after-action is due
 
 
@@ -2241,7 +1732,7 @@ class Item:
     then: Optional[Task] = None  # what comes next: its after-action, or the same once more
 
     def outcome(self, row: Row) -> Outcome:
-        return Outcome(row.state, self.sha256, time.monotonic() - self.started, Marks.split(row.error)[1])
+        return Outcome(row.state, self.sha256, time.monotonic() - self.started, row.error)
 
 
 class Poller:
@@ -2254,7 +1745,7 @@ class Poller:
         lease: Lease,
         selector: Selector,
         route: Optional[Route],
-        rows: LedgerRows,
+        rows: Rows,
         yielding: Yielding,
         breaker: Breaker,
         paused: Callable[[], bool] = bool,
@@ -2265,26 +1756,25 @@ class Poller:
         self.stats, self.progress = member.stats, member.progress
         group, told = config.coordination_group, member.ledger_answers
         self.ledger = Ledger(rows, group, config.member_id, lease, boot_clock, told)
-        self.recognizer = Recognizer(self.ledger, self._looking, self._goes_on)
-        self.pool = Pool(config, lease.check)
+        self.pool = Pool(config, lease.check, self._goes_on)
+        self.recognizer = Recognizer(self.ledger, self.pool.looking, self._goes_on)
         self.workplace = Workplace(config, lease.term)
         self.command = Command(config) if config.exec else None
         self.unreached = False  # the server, or something that it listed, could not be had at the last poll
         self.waiting = 0  # failed files whose back-off has not passed, at the last poll
         self.stuck = False  # a Python handler is still running although everything was to end
         self.listed: Optional[Collection[str]] = None  # at the last poll
+        self._loaded = False
         self._more = False  # the last poll left something that the next one may take
         self._goes_round = False  # ... or that comes by itself: a scheduled round of polls goes on
         self.rounds = Rounds(config)
-        self._markers: dict[str, Beside] = {}  # of files in work: their companions as they were at the claim
         self._folder_alone = bool(config.download_dir) and route is None and self.command is None
         self.order = self.stats.order = Order(config)
-        self._ended: dict[str, Row] = {}
         self.workers = Workers(config.workers, self._folder_alone, self._work, self._worked, self.ledger.get)
         self.stats.queued = self.workers.busy.__len__
         self._server_trouble = Backoff(1.0, min(60.0, max(1.0, config.polling_interval)))
+        self._about = {"group": group, "term": lease.term}
         self._yielding, self._breaker, self._pause = yielding, breaker, paused
-        breaker.terms.add(lease.term)
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -2293,8 +1783,6 @@ class Poller:
         self.member.on_lost.append(self._cut)
         self.member.on_hand_over.append(self._hurry)
         try:
-            if not self._load(once):
-                return True
             while self.member.may_work(self.lease):
                 self.rounds.poll_begins()
                 trouble = self._poll_once()
@@ -2317,28 +1805,20 @@ class Poller:
             self.pool.close()
             self.workplace.close()
 
-    def _load(self, once: bool = False) -> bool:
-        """False: with `once`, where this host is not ready for the work."""
-        while self.member.may_work(self.lease):
-            try:
-                self.ledger.load()
-                self.workplace.clean(self._goes_on)
-                break
-            except LeaseLost:
-                break
-            except (DatabaseDown, DatabaseRefused):
-                self.member.wait(self.lease, self.config.heartbeat_frequency)
-            except LocalTrouble as exc:
-                event("local_trouble", logging.ERROR, term=self.lease.term, error=str(exc))
-                pause = self.failed(exc, self._server_trouble.next())
-                if once:
-                    return False
-                self.member.wait(self.lease, pause)
-        return True
+    def _load(self) -> None:
+        try:
+            self.ledger.load()
+            self.workplace.clean(self._goes_on)
+        except LocalTrouble as exc:
+            event("local_trouble", logging.ERROR, term=self.lease.term, error=str(exc))
+            raise
+        self._loaded = True
 
     def _poll_once(self) -> Optional[float]:
         """One poll; the seconds to wait because of trouble or a pause, or None."""
         try:
+            if not self._loaded:
+                self._load()
             if self._paused():
                 self.unreached = True  # `run --once` leaves something
                 self.workers.start()
@@ -2371,53 +1851,27 @@ class Poller:
         self.unreached = True
         self.stats.server_down(self.config, exc, pause)
         reached = isinstance(exc, (FileGone, FileRefused, LoginRefused))
-        if not reached and self._yielding.due():
+        if not reached and self._yielding.one_too_many():
             if self.member.hand_over_to_another("the file server cannot be reached from here"):
                 self._yielding.yielded()
         return pause
 
     def poll(self) -> None:
         """List, choose, hand to the workers; returns when they have taken everything."""
-        started = time.monotonic()
+        began = time.monotonic()
         self.unreached = False
         self.workers.start()
         self.ledger.refresh()
         self.pool.habits.spare_listing = True
-        if self.order.lines_up:
-            self._ended = {row.path: row for row in self.ledger.all() if row.action and row.state == "done"}
+        self.order.poll_begins(self.ledger.all())
         busy = self.workers.hold(self.order.lines_up)  # the listing may show these as they were before
-        listing = again = self._list()
+        listing = self._list()
         self.unreached = bool(listing.refused)
         self.listed = listing.paths
-        unclear = self.recognizer.recognize(listing, busy)
-        backlog = Backlog(self.route, self.stats.backlog)
-        choice = self.selector.choose(listing, self.ledger.get, busy | unclear, backlog.add)
-        self.stats.backlog = backlog
-        self._act_where_due(busy)
-        ready = choice.ready
-        unsettled = 0
-        self.progress.tell(self.config.settle)
-        if choice.unsettled and self.member.wait(self.lease, self.config.settle):
-            again = self._list()
-            settled = self.selector.settled(choice.unsettled, again)
-            unsettled = len(choice.unsettled) - len(settled)
-            ready = self.selector.order(ready + settled)
-        ready = [work for work in ready if self._wants(work.found)]
-        if self.order.lines_up:
-            ready = self._in_turn([*again, *listing], ready)
-        wanted, ready = len(ready), self._breaker.admit(ready, self.workers.busy.__contains__)
-        self.waiting = choice.waiting + wanted - len(ready)
-        if self.config.max_files:
-            ready = ready[: self.config.max_files]
-        companions = self.selector.companions.among(again)
-        works = (*ready, *self.workers.behind.values())
-        self._markers.update((work.path, self.selector.companions.of(work.path, companions)) for work in works)
-        self._more = bool(ready or unsettled or unclear)
-        comes = busy or choice.young or self.waiting or any(row.action for row in self.ledger.all())
-        self._goes_round = bool(self._more or comes)
+        ready = self._choose(listing, busy)
         self.workers.hand_in(ready)
-        seconds = time.monotonic() - started
-        self.stats.polled(len(listing), seconds, self.waiting, self.selector.refused, listing.lost)
+        refused = self.selector.tree.refused
+        self.stats.polled(len(listing), time.monotonic() - began, self.waiting, refused, listing.lost)
         self.progress.tell()
         event("polled", term=self.lease.term, listed=len(listing), new=len(ready), waiting=self.waiting)
         while self.workers.queue and self.member.may_work(self.lease):
@@ -2427,13 +1881,39 @@ class Poller:
             raise self.pool.trouble
         self._forget(listing, busy)
 
+    def _choose(self, listing: Look, busy: set[str]) -> list[Work]:
+        """What is to be handled now; what is new to this member only if it is the same `settle` seconds later."""
+        unclear = self.recognizer.recognize(listing, busy)
+        backlog = Backlog(self.route, self.stats.backlog)
+        choice = self.selector.choose(listing, self.ledger.get, busy | unclear, backlog.add)
+        self.stats.backlog = backlog
+        self._act_where_due(busy)
+        ready, again, unsettled = choice.ready, listing, 0
+        self.progress.tell(self.config.settle)
+        if choice.unsettled and self.member.wait(self.lease, self.config.settle):
+            again = self._list()
+            settled = self.selector.unchanged(choice.unsettled, again)
+            unsettled = len(choice.unsettled) - len(settled)
+            ready = in_order(ready + settled, self.config.sort)
+        ready = [work for work in ready if self._wants(work.found)]
+        if self.order.lines_up:
+            ready = self._in_turn([*again, *listing], ready)
+        rested = self._breaker.admit(ready, self.workers.busy.__contains__)
+        self.waiting = choice.waiting + len(ready) - len(rested)
+        ready = rested[: self.config.max_files or None]
+        self.selector.companions.hold((*ready, *self.workers.behind.values()), again)
+        self._more = bool(ready or unsettled or unclear)
+        comes = busy or choice.young or self.waiting or any(row.action for row in self.ledger.all())
+        self._goes_round = bool(self._more or comes)
+        return ready
+
     def _act_where_due(self, busy: set[str]) -> None:
         if self.selector.companions.known():
-            self.workers.hand_in(row for row in self.ledger.due_actions(busy) if self._breaker.rested(row.path))
+            self.workers.hand_in(row for row in self.ledger.due_actions(busy) if self._breaker.may_try(row.path))
 
     def _in_turn(self, listing: Sequence[Found], ready: Sequence[Work]) -> list[Work]:
-        rows = {**self._ended, **{row.path: row for row in self.ledger.all()}}
-        return self.workers.line_up(self.order, filter(self._wants, listing), rows, ready, self._breaker.rested)
+        rows = {**self.order.ended, **{row.path: row for row in self.ledger.all()}}
+        return self.workers.line_up(self.order, filter(self._wants, listing), rows, ready, self._breaker.may_try)
 
     def _wants(self, found: Found) -> bool:
         return self.selector.wants(found) and (self.route is None or self.route(found.entry.name) is not None)
@@ -2444,21 +1924,9 @@ class Poller:
             raise LeaseLost(self.lease.term)
         self.progress.tell()
 
-    @contextlib.contextmanager
-    def _looking(self) -> Iterator[FileServer]:
-        """A connection for listings and questions, which a stop cuts."""
-        self._goes_on()
-        with self.pool.server(self._goes_on) as server:
-            server.preparing = True
-            try:
-                self._goes_on()  # a stop that came before that has cut nothing
-                yield server
-            finally:
-                server.preparing = False
-
     def _list(self) -> Look:
-        with self._looking() as server:
-            return self.selector.walk(server, self._goes_on)
+        with self.pool.looking() as server:
+            return self.selector.tree.walk(server, self._goes_on)
 
     def _hurry(self) -> None:
         """A listing under way is of no use any more, nor a connect; what the handlers are doing is."""
@@ -2474,7 +1942,7 @@ class Poller:
         self.workers.alone &= listed
         self.recognizer.keep(listed)
         acting = {row.path for row in self.ledger.all() if row.action}
-        self._markers = {path: self._markers[path] for path in self._markers.keys() & (listed | busy | acting)}
+        self.selector.companions.keep(listed | busy | acting)
         retention = self.config.ledger_retention * SECONDS_A_DAY
         self.ledger.forget_unlisted(listed, retention, look.lacks, busy.__contains__, self.order.lines_up)
 
@@ -2516,12 +1984,12 @@ class Poller:
             if not isinstance(exc, Error):
                 event("worker_failed", logging.ERROR, exc=exc, error=reason(exc))
             for task in tasks:
-                self._stumble(task.path, exc)
+                self._leave(task.path, exc)
         return ()
 
     def _worked(self) -> None:
         self.progress.tell()
-        self.member.nudge()
+        self.member.note()
 
     # -- delivery -----------------------------------------------------------------------------------------------------
 
@@ -2555,12 +2023,12 @@ class Poller:
         items, free = [], []
         for work in works:
             old = work.old
-            if old is not None and old.state == "claimed" and work.attempts and old.term not in self._breaker.terms:
+            if old is not None and old.state == "claimed" and work.attempts and old.term not in self.member.terms:
                 old = old.marked(unlisted=False, deaths=old.marks.deaths + 1)
                 work = work._replace(old=old)
                 if old.marks.deaths >= 3:
                     items.append(Item(work, old, old.mtime))
-                    self._settle(items[-1], HandlerFailed("it may be the file that ends it"))
+                    self._fail(items[-1], HandlerFailed("it may be the file that ends it"))
                     continue
             free.append(work)
         for work, row in zip(free, self.ledger.claim(free)):
@@ -2575,8 +2043,8 @@ class Poller:
         """Steps 2 and 3. Gives what has come whole every 50 ms while the rest is fetched; what a handler gets, when the
         connection has been given back: the server may allow no other."""
         for item in items:
-            with self._judging(item):
-                item.local, item.out = self.workplace.create(item.work.found, private=item.work.delivered)
+            with self._failing(item):
+                item.local, item.out = self.workplace.create(item.work.found, private=item.work.marks.delivered)
                 item.temporary = item.local
         waiting = {item.work.path: item for item in items if not item.ended}
         jobs = [self._job(item) for item in waiting.values()]
@@ -2596,7 +2064,7 @@ class Poller:
                     if problem is None:
                         item.sha256, problem = item.seal.sha256(), self.selector.companions.judged(item.seal)
                     if problem is not None:
-                        self._settle(item, problem)
+                        self._fail(item, problem)
                         continue
                     self.stats.fetched(job.size)
                     come.append(item)
@@ -2611,12 +2079,12 @@ class Poller:
             failure = exc
         yield come
         if failure is not None:
-            self._broken(waiting, jobs, server, failure)
+            self._disconnected(waiting, jobs, server, failure)
 
     def _job(self, item: Item) -> Job:
         found = item.work.found
         self.recognizer.forget(found.path)
-        item.seal = self.selector.companions.seal(found, self._markers.get(found.path))
+        item.seal = self.selector.companions.seal(found)
 
         def write(data: memoryview) -> None:
             write_all(item.out, data)
@@ -2630,47 +2098,48 @@ class Poller:
 
         return Job(found.path, found.entry.size, write, found.entry, told)
 
-    def _broken(
+    def _disconnected(
         self, waiting: Mapping[str, Item], jobs: Sequence[Job], server: Optional[FileServer], exc: Exception
     ) -> None:
         """The connection ended, or there was none. What the server had not been asked for is as if never claimed, and
         goes again: at once, or at the next poll if there is no connection."""
         self.lease.check()
+        unasked = set(waiting)
         if server is None:
             self.workers.put_off()
-        paths = waiting.keys() if server is None else {job.path for job in server.unasked}
-        lost = isinstance(exc, ServerDown) and (server is None or len(jobs) > 1)
-        unasked = [item for path, item in waiting.items() if lost and path in paths]
-        olds = [item.work.old for item in unasked]  # a void claim was told and counted: it is not claimed any more
+        else:
+            unasked = {job.path for job in server.unasked if len(jobs) > 1}
+        back = [item for path, item in waiting.items() if path in unasked and isinstance(exc, ServerDown)]
+        left = [item for item in waiting.values() if item not in back]
+        olds = [item.work.old for item in back]  # a void claim was told and counted: it is not claimed any more
         olds = [old and old._replace(state=old.state.replace("claimed", "failed")) for old in olds]
-        self.ledger.write([Change(item.row, old) for item, old in zip(unasked, olds)])
-        for item in unasked:
+        self.ledger.write([Change(item.row, old) for item, old in zip(back, olds)])
+        for item in back:
             item.ended = True
             if server is not None:
                 item.then = Work(item.work.found, self.ledger.get(item.work.path))
-        left = [item for item in waiting.values() if not item.ended]
         if server is not None:
-            self.workers.alone.update(item.work.path for item in (unasked if len(unasked) == len(jobs) else left))
+            self.workers.alone.update(item.work.path for item in (back if len(back) == len(jobs) else left))
         for item in left:
             # What nobody foresaw may be any file's fault: it counts for one that was alone.
             own = isinstance(exc, (ServerDown, LocalTrouble, OSError)) or len(left) == 1
-            self._settle(item, exc if own else LocalTrouble(f"the group broke: {reason(exc)}"))
+            self._fail(item, exc if own else LocalTrouble(f"the group broke: {reason(exc)}"))
 
     def _land(self, items: Sequence[Item]) -> None:
         """Steps 4 to 7, each for all of them: one wait for the disk serves many."""
         for item in items:
-            with self._judging(item):
+            with self._failing(item):
                 if self.config.download_dir:
                     os.fsync(item.out.fileno())
                 item.out.close()
                 self.lease.check()
-                if not item.work.delivered:
+                if not item.work.marks.delivered:
                     again = bool(item.work.old) or not self.config.folders
                     item.local = self.workplace.name(item.local, item.work.found, again)
         durable: set[Path] = set()
         for item in items:
             if not item.ended:
-                with self._judging(item):
+                with self._failing(item):
                     if item.local != item.temporary and item.local.parent not in durable:
                         self.workplace.sync(item.local.parent)
                         durable.add(item.local.parent)
@@ -2690,29 +2159,15 @@ class Poller:
         with self.progress.handling(self.stats.handlers.add):
             if self.command is not None:
                 self.command.run(file)
-                return
-            handler = self.route(file.name) if self.route is not None else None
-            if handler is None:
-                return
-            try:
-                handler(file)
-            except (LeaseLost, HandlerFailed):
-                raise
-            except TryLater as exc:
-                cause = exc.__cause__ if self.config.error_output else None
-                why = f"{exc}: {type(cause).__name__}: {reason(cause)}" if cause is not None else str(exc)
-                raise TryLater(exc.seconds, why) from None
-            except BaseException as exc:  # sys.exit(), asyncio.CancelledError, whatever: a failure, counted
-                event("handler_failed", logging.DEBUG, exc=exc, path=file.path)
-                if isinstance(exc, SystemExit) and exc.code == TRY_LATER:
-                    raise TryLater from None
-                detail = f": {reason(exc)}" if self.config.error_output else ""
-                raise HandlerFailed(f"{type(exc).__name__}{detail}") from None
+            elif self.route is not None:
+                call_handler(self.route(file.name), file, self.config.error_output)
 
     def _done(self, items: Sequence[Item]) -> None:
         """Step 7. Only what is recorded as done is deleted or moved."""
         action = self.config.action(self.config.after)
-        finished = [item.row._replace(state="done", mtime=item.mtime, action=action, error="") for item in items]
+        finished = [
+            item.row._replace(state="done", mtime=item.mtime, action=action, error="", marks=Marks()) for item in items
+        ]
         for item in items:
             self._discard(item)
         steps = [Change(item.row, row, outcome=item.outcome(row)) for item, row in zip(items, finished)]
@@ -2721,24 +2176,22 @@ class Poller:
             item.ended = True
             if ok:
                 item.then = row if action else None
-                self._ended[row.path] = row
+                self.order.done(row)
                 self._breaker.done(row.path)
-                self.stats.file("done", row)
-                seconds = time.monotonic() - item.started
-                event("file_done", term=row.term, path=row.path, size=row.size, attempt=row.attempts, seconds=seconds)
+                self.stats.done(row, time.monotonic() - item.started)
             elif row.path in self.ledger.refused:
                 self._unstorable(item.row, row)
             else:
                 self.lease.check()
-                self._stumble(row.path, Error("it is handled, but its row in the ledger was changed meanwhile"))
+                self._leave(row.path, Error("it is handled, but its row in the ledger was changed meanwhile"))
 
     @contextlib.contextmanager
-    def _judging(self, item: Item) -> Iterator[None]:
+    def _failing(self, item: Item) -> Iterator[None]:
         """What goes wrong with a file has its consequence; the others of its group go on."""
         try:
             yield
         except Exception as exc:
-            self._settle(item, exc)
+            self._fail(item, exc)
 
     def _discard(self, item: Item) -> None:
         """Removes the copy, unless it has its name."""
@@ -2748,7 +2201,7 @@ class Poller:
             if item.local == item.temporary:
                 self.workplace.discard(item.temporary)
 
-    def _settle(self, item: Item, exc: Exception) -> None:
+    def _fail(self, item: Item, exc: Exception) -> None:
         """What becomes of a claimed file that is not done: the one place where an error gets its consequence.
 
         LeaseLost, DatabaseDown            it stays claimed, which is void in the next term
@@ -2763,86 +2216,69 @@ class Poller:
             if self.member.may_work(self.lease):
                 exc = HandlerFailed(f"{exc}, it says, but it is not")
             else:  # the member stops, and its command was cut: the next one need not take that for a death
-                failed = row._replace(state="failed", error=kept_error(row, Error("cut by a stop")))
+                failed = with_error(row, Error("cut by a stop"))._replace(state="failed")
                 self.ledger.change(row, failed, outcome=item.outcome(failed))
         if isinstance(exc, (LeaseLost, DatabaseDown)):
             raise exc
         self.lease.check()  # whatever failed after its end did so because it was cut
-        if isinstance(exc, (OSError, UnicodeError)):
-            exc = _local(exc, row.path, item.temporary)
-        elif not isinstance(exc, Error):  # nobody foresaw it
-            event("worker_failed", logging.ERROR, exc=exc, path=row.path, error=reason(exc))
-        failed = row._replace(state="failed", mtime=item.mtime, error=kept_error(row, exc))
+        exc = foreseen(exc, row.path, item.temporary)
+        failed = with_error(row, exc)._replace(state="failed", mtime=item.mtime)
         if isinstance(exc, FileGone) and not row.marks.gone:
-            self._note(item, failed, "file_gone", logging.INFO)
-        elif isinstance(exc, NotNow):
-            pause, tell, counts = self._breaker.rest(row.path, exc)
+            self._note(item, failed, "file_gone")
+            return
+        if isinstance(exc, NotNow):
+            pause, tell, counts = self._breaker.refuse(row.path, exc)
             if isinstance(exc, FileChanged):  # the next claim takes the version that the line shows by then
                 failed = failed._replace(mtime=times_of(row.mtime)[0] or row.mtime)
-            if counts:
-                self._count(item, failed)
-            else:  # what a handler refused is due at once for the next member, and for this one when another succeeds
+            if not counts:
+                # What a handler refused is due at once for the next member, and for this one when another succeeds.
                 due = None if isinstance(exc, TryLater) else pause
-                self._note(item, failed, "not_now", logging.WARNING if tell else logging.DEBUG, pause, due)
+                self._note(item, failed, "not_now", pause, due, quiet=not tell)
+                return
         elif isinstance(exc, (LocalTrouble, ServerDown)):
             if isinstance(exc, ServerDown) and self.pool.trouble is not None:
                 self.workers.put_off()
             pause = doubled(self.config.retry_delay, row.attempts)
-            self._note(item, failed, "file_failed", logging.WARNING, pause, pause)
-        else:
-            self._count(item, failed)
-
-    def _count(self, item: Item, failed: Row) -> None:
-        """One more failure of the file."""
+            self._note(item, failed, "file_failed", pause, pause)
+            return
         failed = failed._replace(failures=failed.failures + 1)
         if failed.failures >= self.config.max_attempts and self.config.ledger:
             action = self.config.action(self.config.after_error)
-            quarantined = failed._replace(state="quarantined", action=action)
-            self._note(item, quarantined, "file_quarantined", logging.ERROR)
+            self._note(item, failed._replace(state="quarantined", action=action), "file_quarantined")
         else:
             pause = doubled(self.config.retry_delay, failed.failures)
-            self._note(item, failed, "file_failed", logging.WARNING, pause, pause)
+            self._note(item, failed, "file_failed", pause, pause)
 
     def _note(
-        self, item: Item, row: Row, what: str, level: int, pause: Optional[float] = None, due: Optional[float] = None
+        self,
+        item: Item,
+        row: Row,
+        what: str,
+        pause: Optional[float] = None,
+        due: Optional[float] = None,
+        quiet: bool = False,
     ) -> None:
         """Keeps the consequence in the ledger, and says it."""
         try:
             self.ledger.change(item.row, row, due, None if what == "not_now" else item.outcome(row))
         except LedgerRefused:
             self._unstorable(item.row, row)
-            return
-        self._say(what, level, row, pause)
-        item.then = self.ledger.get(row.path) if row.action else None  # as this term has written it
-
-    def _say(self, what: str, level: int, row: Row, pause: Optional[float]) -> None:
-        if what in ("file_failed", "file_quarantined"):
-            self.stats.file(what[len("file_") :], row)
-        words = {"reason" if what == "file_gone" else "error": row.error}
-        event(
-            what,
-            level,
-            group=self.config.coordination_group,
-            term=self.lease.term,
-            path=row.path,
-            attempt=row.attempts,
-            action=row.action or None,
-            retry_in=pause,
-            **words,
-        )
+        else:
+            self.stats.failed(what, row, self._about, pause, quiet)
+            item.then = self.ledger.get(row.path) if row.action else None  # as this term has written it
 
     def _unstorable(self, old: Optional[Row], new: Row) -> None:
         """The ledger takes a row in no form: it is quarantined or, if that is refused, left for a growing pause."""
         error = Error(f"the ledger refuses it as {new.state}: {self.ledger.refused[new.path]}")
-        row = new._replace(state="quarantined", action="", error=kept_error(new, error))
+        row = with_error(new, error)._replace(state="quarantined", action="")
         if self.ledger.write([Change(old, row, outcome=Outcome(row.state, words=str(error)))])[0]:
-            self._say("file_quarantined", logging.ERROR, row, None)
+            self.stats.failed("file_quarantined", row, self._about)
         else:
-            self._stumble(new.path, error)
+            self._leave(new.path, error)
 
-    def _stumble(self, path: str, exc: BaseException) -> None:
+    def _leave(self, path: str, exc: BaseException) -> None:
         """What went wrong with a file and cannot be kept in the ledger: said, and left alone for a growing pause."""
-        pause = self._breaker.rest(path, NotNow(reason(exc)))[0]
+        pause = self._breaker.refuse(path, NotNow(reason(exc)))[0]
         event("file_failed", logging.ERROR, term=self.lease.term, path=path, retry_in=pause, error=reason(exc))
 
     # -- after-actions ------------------------------------------------------------------------------------------------
@@ -2853,7 +2289,7 @@ class Poller:
         Whoever may write to the ledger must not reach other files of the server by it, nor do else with these.
         """
         wanted = self.config.may_act(row.action)
-        if not wanted or not self.selector.below(row.path):
+        if not wanted or not self.selector.tree.below(row.path):
             why = "its path is not below url or folders" if wanted else f"{row.action} is neither after nor after_error"
             self._keep(row, f"the action in the ledger is dropped: {why}", logging.WARNING)
             return
@@ -2869,11 +2305,11 @@ class Poller:
             raise
         except Error as exc:
             self.lease.check()
-            failed = row._replace(error=kept_error(row, Error(f"{row.action}: {exc}")))
+            failed = with_error(row, Error(f"{row.action}: {exc}"))
             refused = not isinstance(exc, ServerDown)
-            delay = max(1.0, self._breaker.rest(row.path, NotNow())[0] if refused else self.config.retry_delay)
+            delay = max(1.0, self._breaker.refuse(row.path, NotNow())[0] if refused else self.config.retry_delay)
             self.ledger.change(row, failed, delay)
-            self._say("file_failed", logging.WARNING, failed, delay)
+            self.stats.failed("file_failed", failed, self._about, delay)
 
     def _keep(self, row: Row, why: str, level: int = logging.INFO, drop: bool = False) -> None:
         """Leaves a file where it is, for good."""
@@ -2887,13 +2323,7 @@ class Poller:
         companions = self.selector.companions
         with self.pool.server() as server:
             same = server.same(row.path, Entry(posixpath.basename(row.path), "file", row.size, row.mtime))
-            there: list[str] = []
-            replaced = False
-            beside = self._markers.get(row.path) or companions.of(row.path)
-            for _, path, at_claim in beside if same is not False else ():
-                shown = server.same(path, at_claim) if at_claim else server.exists(path)
-                replaced = replaced or (shown is False and at_claim is not None)
-                there += [path] * bool(shown)
+            there, replaced = companions.look(server, row.path) if same is not False else ([], False)
             self.lease.check()
             if same is False or replaced:
                 what = "the file" if same is False else "its companion"
@@ -2904,55 +2334,507 @@ class Poller:
                 return
             free = [path for path in there if not companions.needed(path, row.path, self.ledger.get)]
             for path in free + [row.path] * bool(same):
-                self._remove(server, path, row.action)
+                server.put_away(path, row.action)
                 self.lease.check()
             self.selector.unsteady.over(row.path)
             companions.gone(row.path)
             outcome = Outcome(f"{row.action.partition(':')[0]}d", words="" if same else "it was gone already")
             self.ledger.change(row, None if row.state == "done" else row._replace(action=""), outcome=outcome)
 
-    def _remove(self, server: FileServer, path: str, action: str) -> None:
-        if action == "delete":
-            with contextlib.suppress(FileGone):
-                server.delete(path)
-            return
-        folder = posixpath.normpath(posixpath.join(posixpath.dirname(path), action[len("move:") :]))
-        server.mkdir(folder)
-        name = posixpath.basename(path)
-        for number in range(MOST_NUMBERED):
-            self.lease.check()
+
+# ---------------------------------------------------------------------------------------------------------------------
+# I.10 What the poller leans on: walks, times, copies, known versions, pauses, workers, connections
+# ---------------------------------------------------------------------------------------------------------------------
+# -- walks ------------------------------------------------------------------------------------------------------------
+LONGEST_PATH = 4096  # characters; no file system has longer ones, and the ledger's column has an end
+
+
+def start_of_paths(folder: str) -> str:
+    """How the paths of what is in a folder begin."""
+    return "" if folder in (".", "") else posixpath.join(folder, "")
+
+
+class Walk(Look):
+    """A look under way."""
+
+    def __init__(self, goes_on: Callable[[], object] = bool) -> None:
+        super().__init__()
+        self.goes_on = goes_on
+        self.base = ""  # the polled folder
+        self.folders: set[str] = set()  # what was listed as a folder, below it
+        self.listings: dict[str, Any] = {}  # by folder, as the server gave them
+        self._size = 0
+
+    def add(self, found: Found) -> None:
+        self.append(found)
+        self.paths[found.path] = found
+        self._size += len(found.path)
+        if len(self) > MAX_ENTRIES or self._size > MAX_LISTING:
+            raise ServerDown(f"more than {MAX_ENTRIES} files or {MAX_LISTING} bytes of paths: poll fewer folders")
+
+
+class Tree:
+    """The polled folders, with subfolders if `recursive`. What is left out of them is said once."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.names = Patterns(config)
+        self.refused = 0
+        self._targets, self._bases = MoveTargets(config), config.polled()
+        self._told: set[tuple[str, str]] = set()
+        self._last = Walk()
+
+    def walk(self, server: FileServer, goes_on: Callable[[], object] = bool) -> Look:
+        """Lists the polled folders, with subfolders if `recursive`. Raises the last error if none can be listed,
+        FileRefused if files would be moved into one, and before each folder what `goes_on` raises."""
+        look = Walk(goes_on)
+        unresolved = self._targets.check(server)
+        for look.base in self._bases:
+            look.folders = set()
             try:
-                server.rename(path, posixpath.join(folder, numbered(name, number) if number else name))
-                return
-            except TargetExists:
-                continue
-            except FileGone:
-                return
-        raise TargetExists(f"{folder}: {MOST_NUMBERED} files named like {name} are there; make room")
+                if look.base in unresolved:
+                    raise unresolved[look.base]
+                self._visit(server, look, look.base, "", [])
+            except (FileGone, FileRefused) as exc:  # each for itself
+                look.lost[look.base] = look.refused[start_of_paths(look.base)] = str(exc)
+                if len(look.lost) == len(self._bases):
+                    raise
+        self._last = look
+        return look
+
+    def _visit(self, server: FileServer, look: Walk, folder: str, below: str, above: Above) -> None:
+        look.goes_on()
+        entries = look.listings[folder] = server.list(folder, self._last.listings.get(folder))
+        prefix = start_of_paths(folder)
+        if server.unread:
+            look.unread[prefix] = server.unread
+            self._refuse(folder, server.unread[0][:200], "a line of the listing that is not understood")
+        if len(server.unread) > MOST_UNREAD:
+            look.refused[prefix] = "too much of its listing is not understood"
+        folders = {entry.name for entry in entries if entry.kind == "dir"}
+        if repeats(folders, entries, above):
+            self._skip(look, folder, "it shows a folder above it once more, as a link to it does")
+            return
+        look.folders.update(below + name for name in folders)
+        if len(look.folders) > MAX_FOLDERS:
+            raise ServerDown(f"more than {MAX_FOLDERS} folders below {look.base}: poll fewer")
+        for entry in entries:
+            path, relative = prefix + entry.name, below + entry.name
+            found = self._last.paths.get(path)
+            if found is not None and found.entry is entry:
+                look.add(found)
+            elif not is_plain_name(entry.name) or len(path) > LONGEST_PATH:
+                self._refuse(folder, entry.name[:LONGEST_PATH], "not a plain file name")
+            elif entry.kind == "file":
+                look.add(Found(path, relative, entry))
+            elif entry.kind == "link":
+                self._skip(look, path, "a link; links are not followed")
+            elif entry.kind == "dir" and self.config.recursive:
+                why = self._stays_out(server, look, relative)
+                if why:
+                    look.skipped[path] = why
+                    continue
+                try:
+                    self._visit(server, look, path, relative + "/", [*above, (folders, entries)])
+                except (FileGone, FileRefused) as exc:  # each folder for itself
+                    look.refused[path + "/"] = str(exc)
+                    self._refuse(*split_path(path), str(exc))
+
+    def _stays_out(self, server: FileServer, look: Walk, relative: str) -> str:
+        """Why a folder is not entered, if it is not."""
+        why = self.names.leave_out(relative)
+        if not why and self._targets.include(server, look, relative):
+            why = "files are moved there"
+        return why or "more than 100 folders deep" * (relative.count("/") > 100)
+
+    def _refuse(self, folder: str, name: str, why: str) -> None:
+        self.refused += 1
+        self.tell(logging.WARNING, folder, name, why)
+
+    def _skip(self, look: Walk, path: str, why: str) -> None:
+        look.skipped[path] = why
+        self.tell(logging.INFO, *split_path(path), why)
+
+    def tell(self, level: int, folder: str, name: str, why: str) -> None:
+        if (folder, name + why) not in self._told and len(self._told) < 1000:
+            self._told.add((folder, name + why))
+            event("file_refused", level, folder=folder, name=repr(name), reason=why)
+
+    def below(self, path: str) -> bool:
+        """Whether a path is one of a file below a polled folder."""
+        starts = filter(path.startswith, map(start_of_paths, self._bases))
+        return any(all(map(is_plain_name, path.removeprefix(start).split("/"))) for start in starts)
 
 
-def kept_error(row: Row, exc: BaseException) -> str:
+def in_order(works: Iterable[Work], sort: str) -> list[Work]:
+    """In the order of `sort`; files of the same rank by path."""
+    key = sort.lstrip("-")
+
+    def rank(work: Work) -> tuple[int, str, str]:
+        entry = work.found.entry
+        return entry.size if key == "size" else 0, "" if key == "name" else entry.mtime, work.path
+
+    return sorted(works, key=rank, reverse=sort.startswith("-"))
+
+
+# -- times ------------------------------------------------------------------------------------------------------------
+MOST_AHEAD = datetime.timedelta(hours=15)  # no zone is farther from UTC
+UTC = datetime.timedelta(0)
+QUARTER = datetime.timedelta(minutes=15)  # zones are multiples of it
+MINUTE = len("2026-01-12T10:15")
+EPOCH_SECONDS = re.compile(r"-?\d{1,11}", re.ASCII)
+EPOCH = datetime.datetime(1970, 1, 1)
+
+
+def epoch_seconds(mtime: str) -> Optional[float]:
+    """A listed time as UTC epoch seconds, None if there is none. LIST has no zone: it is taken as UTC."""
+    line, exact = times_of(mtime)
+    seconds, point, fraction = (exact or line).partition(".")
+    with contextlib.suppress(ValueError):
+        moment = datetime.datetime.fromisoformat(seconds).replace(tzinfo=datetime.timezone.utc)
+        return moment.timestamp() + float(f"0{point}{fraction}")
+    return None
+
+
+@functools.lru_cache(maxsize=1024)  # files come in bursts: many of a listing share a second
+def _iso_seconds(seconds: int) -> str:
+    if seconds >= 2**31:  # unsigned in the draft, but servers send times before 1970
+        seconds -= 2**32
+    return (EPOCH + datetime.timedelta(seconds=seconds)).isoformat()
+
+
+def _moved(exact: str, by: datetime.timedelta) -> str:
+    """An exact time later by so much; its fraction is cut off."""
+    with contextlib.suppress(OverflowError, ValueError):
+        return (datetime.datetime.fromisoformat(exact[:19]) + by).isoformat()
+    return exact
+
+
+def may_still_run(mtime: str) -> bool:
+    """Whether the minute that a line shows may not be over yet. Generous: clocks differ, a line has no zone and
+    perhaps no year, and a yes costs one question."""
+    seconds = epoch_seconds(mtime)
+    if seconds is None:
+        return True
+    age, year = time.time() - seconds, 365.25 * SECONDS_A_DAY
+    return age < SECONDS_A_DAY if times_of(mtime)[1] else abs((age + year / 2) % year - year / 2) < 3 * SECONDS_A_DAY
+
+
+def zone_between(line: str, exact: str) -> Optional[datetime.timedelta]:
+    """What a line of LIST with minutes is ahead of the exact time of the same file; None if that cannot be a zone
+    (a multiple of 15 minutes, within 14 hours or so): then one of the two times is not what it seems to be."""
+    utc = datetime.datetime.fromisoformat(exact[:MINUTE])
+    ahead = datetime.datetime.fromisoformat(line[:MINUTE]) - utc
+    if abs(ahead) > MOST_AHEAD:  # a guessed year is most often one too early
+        with contextlib.suppress(ValueError):  # 29 February
+            ahead = datetime.datetime.fromisoformat(exact[:4] + line[4:MINUTE]) - utc
+    return ahead if abs(ahead) <= MOST_AHEAD and ahead % QUARTER == UTC else None
+
+
+# -- copies -----------------------------------------------------------------------------------------------------------
+COPY_BYTES = 256 * 1024
+PRIVATE = "ftpcoord-copies-"  # how the folders of private copies begin
+
+
+class PrivateFolder:
+    """Where copies are made that are not delivered: locked as long as this process lives."""
+
+    def __init__(self) -> None:
+        self._path: Optional[Path] = None
+        self._held: Optional[int] = None  # open and locked
+        self._lock = threading.Lock()
+
+    def path(self) -> Path:
+        """Made anew when somebody who tidies up has removed it."""
+        with self._lock:
+            while self._path is None or not self._is_held(self._path):
+                self.close()
+                place, held = Path(tempfile.mkdtemp(prefix=PRIVATE)), None
+                with contextlib.suppress(BlockingIOError, FileNotFoundError):  # taken for a dead process's: once more
+                    held = open_folder(place) if OPENAT else None
+                    if held is not None:
+                        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    self._path, self._held, held = place, held, None
+                if held is not None:
+                    os.close(held)
+            return self._path
+
+    def _is_held(self, place: Path) -> bool:
+        try:
+            return self._held is None or os.path.samestat(os.lstat(place), os.fstat(self._held))
+        except OSError:
+            return False
+
+    def has(self, path: Path) -> bool:
+        return self._path is not None and self._path in path.parents
+
+    def close(self) -> None:
+        if self._path is not None:
+            with contextlib.suppress(OSError, RecursionError):  # a command may have left a very deep tree there
+                shutil.rmtree(self._path)
+        if self._held is not None:
+            os.close(self._held)
+        self._path = self._held = None
+
+
+def _at(path: Path, folder: Optional[int]) -> str:
+    """What names a path in a call that takes `dir_fd`."""
+    return str(path) if folder is None else path.name
+
+
+class Folders:
+    """Where copies are: `download_dir`, the private folder, and what is below them."""
+
+    def __init__(self, first: Optional[Path], mode: int) -> None:
+        self.private = PrivateFolder()
+        self._first, self._mode = first, mode
+        self._durable: set[tuple[int, int]] = set()  # subfolders, by device and number
+
+    @contextlib.contextmanager
+    def inside(self, place: Path, make: bool = False) -> Iterator[Optional[int]]:
+        """A folder of copies held open, below the first one without any link.
+
+        None for the first one, which may be a link, and where there is no openat: then by its path.
+        """
+        if place == self._first:
+            yield None
+            return
+        delivered = self._first in place.parents and not self.private.has(place)
+        path = cast(Path, self._first) if delivered else place.parent  # of which private one, should it be made anew
+        handle = os.open(path, os.O_RDONLY) if OPENAT else None
+        try:
+            for part in place.relative_to(path).parts:
+                path = path / part
+                handle = self._enter(path, handle, make, delivered)
+            yield handle
+        finally:
+            if handle is not None:
+                os.close(handle)
+
+    def _enter(self, path: Path, parent: Optional[int], make: bool, delivered: bool) -> Optional[int]:
+        """From a folder, which is closed, into one in it. A new one is made durable before anything is in it."""
+        name, mode = _at(path, parent), self._mode if delivered else PRIVATE_MODE
+        if make:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700 | mode | (mode & 0o444) >> 2, dir_fd=parent)
+        if not stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode):
+            raise HandlerFailed(f"{path} is a link or a file: nothing is written through it")
+        if parent is None:
+            return None
+        handle = open_folder(name, parent)
+        info = os.fstat(handle)
+        if delivered and (info.st_dev, info.st_ino) not in self._durable:
+            os.fsync(parent)
+            self._durable.add((info.st_dev, info.st_ino))
+        os.close(parent)
+        return handle
+
+
+def write_all(out: io.RawIOBase, data: memoryview) -> None:
+    """An unbuffered file (small ones are many, large ones come in large pieces) may take less than it is given."""
+    while data:
+        data = data[out.write(data) :]
+
+
+def begin_sync(file: io.RawIOBase) -> None:
+    """Hands a file's content to the disk without waiting, where the system can: fsync of many then waits about once."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def sync_folder(folder: Path, held: Optional[int] = None) -> None:
+    """Makes the names in a folder durable, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY) if held is None else held
+        try:
+            os.fsync(handle)
+        finally:
+            if held is None:
+                os.close(handle)
+
+
+def open_folder(name: Union[str, Path], folder: Optional[int] = None) -> int:
+    """A folder, held open; never through a link."""
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+
+
+def files_below(folder: Path, goes_on: Callable[[], object]) -> Iterator[Path]:
+    """Not by os.walk(), which older Pythons end at a thousand levels."""
+    places = [folder]
+    while places:
+        place, entries = places.pop(), []
+        goes_on()
+        with contextlib.suppress(OSError), os.scandir(place) as found:
+            entries = list(found)
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                places.append(place / entry.name)
+            else:
+                yield place / entry.name
+
+
+def remove_dead_copies() -> None:
+    """Removes the private copies of this user's processes that are dead: they no longer hold their folder's lock.
+
+    A pid would say nothing: processes in other containers may share the place. (Not on Windows.)
+    """
+    places = Path(tempfile.gettempdir()).glob(PRIVATE + "*") if OPENAT else ()
+    for place in places:
+        with contextlib.suppress(OSError, RecursionError), contextlib.ExitStack() as stack:
+            handle = open_folder(place)
+            stack.callback(os.close, handle)
+            if os.fstat(handle).st_uid == os.geteuid():
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(place)
+                event("copies_removed", folder=str(place), reason="the process that made them is dead")
+
+
+def _same_content(a: str, b: str, folder: Optional[int]) -> bool:
+    info = os.lstat(b, dir_fd=folder)
+    if not stat.S_ISREG(info.st_mode) or info.st_size != os.lstat(a, dir_fd=folder).st_size:
+        return False
+
+    def opened(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), dir_fd=folder)
+
+    with open(a, "rb", opener=opened) as left, open(b, "rb", opener=opened) as right:
+        pieces = (iter(functools.partial(file.read, COPY_BYTES), b"") for file in (left, right))
+        return all(one == other for one, other in itertools.zip_longest(*pieces))
+
+
+def numbered(name: str, number: int) -> str:
+    """report.csv -> report.1.csv"""
+    stem, dot, suffix = name.rpartition(".")
+    return f"{stem}.{number}.{suffix}" if dot and stem else f"{name}.{number}"
+
+
+# -- rows in memory ---------------------------------------------------------------------------------------------------
+
+
+class MemoryRows:
+    """The rows where `ledger = off`: what this process alone remembers."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Row] = {}
+
+    def rows(self, group: str, only_open: bool = False) -> Iterator[Row]:
+        now = boot_clock()
+        for row in list(self._rows.values()):
+            if not only_open or row.state != "done" or row.action:
+                yield row._replace(due=None if row.due is None else row.due - now)
+
+    def done_count(self, group: str) -> int:
+        return sum(row.state == "done" and not row.action for row in self._rows.values())
+
+    def write(self, fence: Fence, changes: Sequence[Change]) -> list[bool]:
+        return [self._change(fence.term, change) for change in changes]
+
+    def _change(self, term: int, change: Change) -> bool:
+        row = self._rows.get(change.path)
+        if (row and row[1:6]) != (change.old and change.old[1:6]):
+            return False
+        if change.new is None:
+            self._rows.pop(change.path, None)
+        else:
+            due = None if change.delay is None else boot_clock() + change.delay
+            self._rows[change.path] = change.new._replace(term=term, due=due)
+        return True
+
+    def written(self, fence: Fence, changes: Sequence[Change]) -> list[bool]:
+        return [False] * len(changes)  # a try is never left without an answer
+
+
+# -- failures ---------------------------------------------------------------------------------------------------------
+
+
+UNLISTED, LATER = "not listed; ", "not now since "
+
+
+def marks_in(text: str) -> tuple[Marks, str]:
+    """The marks that the ledger's error begins with, and its words."""
+    pattern = rf"({UNLISTED})?(gone; )?(delivered; )?(?:its process ended (\d{{1,9}}) times; )?"
+    pattern += rf"(?:{LATER}(\S{{20}}); )?(.*)"
+    found = re.fullmatch(pattern, text, re.DOTALL)
+    assert found is not None
+    unlisted, gone, delivered, deaths, later, words = found.groups()
+    return Marks(bool(unlisted), bool(gone), bool(delivered), int(deaths or 0), later or ""), words
+
+
+def error_text(row: Row) -> str:
+    """The ledger's error, as marks_in() reads it."""
+    ended, later = f"its process ended {row.marks.deaths} times; ", f"{LATER}{row.marks.later}; "
+    texts = (UNLISTED, "gone; ", "delivered; ", ended, later)
+    begin = ": " if row.error and any(marks_in(f"{row.error} ")[0]) else ""  # words that would be read as marks
+    return "".join(text for mark, text in zip(row.marks, texts) if mark) + begin + row.error
+
+
+def with_error(row: Row, exc: BaseException) -> Row:
     """An error as the ledger keeps it: one line, and of a long one, besides its begin, the last words."""
     line = printable(" | ".join(part.strip() for part in str(exc).splitlines() if part.strip())) or reason(exc)
-    line = shortened(line)
-    begin = ": " if any(Marks.split(f"{line} ")[0]) else ""  # words that would be read as marks
     later = row.marks.later or utc_second(time.time()) if isinstance(exc, TryLater) else ""
-    return f"{row.marks._replace(unlisted=False, gone=isinstance(exc, FileGone), later=later)}{begin}{line}"
+    marked = row.marked(unlisted=False, gone=isinstance(exc, FileGone), later=later)
+    return marked._replace(error=shortened(line))
 
 
-def _local(exc: Union[OSError, UnicodeError], path: str, copy: Optional[Path]) -> Error:
-    """A local error: a name that this host cannot have is the file's trouble, the rest is the host's."""
+def foreseen(exc: Exception, path: str, copy: Optional[Path]) -> Exception:
+    """A local error as one of ours: a name that this host cannot have is the file's trouble, the rest is the host's."""
     if isinstance(exc, UnicodeError):
         return HandlerFailed(f"{path}: this host's names are in {sys.getfilesystemencoding()}, which lacks this one")
-    place = copy or f"the place of the copy, {exc.filename or tempfile.gettempdir()}"
-    own = exc.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
-    return (HandlerFailed if own else LocalTrouble)(f"{place}: {reason(exc)}")
+    if isinstance(exc, OSError):
+        place = copy or f"the place of the copy, {exc.filename or tempfile.gettempdir()}"
+        own = exc.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+        return (HandlerFailed if own else LocalTrouble)(f"{place}: {reason(exc)}")
+    if not isinstance(exc, Error):
+        event("worker_failed", logging.ERROR, exc=exc, path=path, error=reason(exc))
+    return exc
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# I.10 What the poller leans on: known versions, pauses, workers, connections
-# ---------------------------------------------------------------------------------------------------------------------
+class Outage:
+    """Why the database cannot be used, as the heartbeat and the ledger found it. Any thread may tell."""
 
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._lock = threading.Lock()
+        self._found: dict[str, str] = {}
+        self._said = 0.0
+
+    def of(self, user: str) -> str:
+        return self._found.get(user, "")
+
+    def error(self) -> str:
+        return self.of("heartbeat") or self.of("ledger")
+
+    def note(self, user: str, error: str) -> None:
+        """What one of them found, "" if the database answers. Trouble is said at once, then once a minute."""
+        now, group = boot_clock(), self._config.coordination_group
+        with self._lock:
+            was_down = bool(self._found)
+            self._found.pop(user, None)
+            self._found.update({user: error} if error else {})
+            say = bool(error) and not (was_down and now - self._said < 60)
+            self._said = now if say else self._said
+        if say:
+            event("database_down", logging.ERROR, group=group, error=error)
+        elif was_down and not self._found:
+            event("database_up", group=group, member=self._config.member_id)
+
+
+class Backoff:
+    """Growing delays: `first` seconds, then twice as much each time, at most `most`; `reset` begins anew."""
+
+    def __init__(self, first: float, most: float) -> None:
+        self.first, self.most, self.failures = first, most, 0
+
+    def next(self) -> float:
+        self.failures += 1
+        return min(self.most, self.first * 2.0 ** min(self.failures - 1, 30))
+
+    def reset(self) -> None:
+        self.failures = 0
+
+
+# -- known versions ---------------------------------------------------------------------------------------------------
 MOST_QUESTIONS = 500  # about the versions of known files, in one poll
 QUESTION_SECONDS = 10.0  # that they may take
 
@@ -3107,10 +2989,9 @@ class Breaker:
         self._pause = self._due = 0.0
         self._tried: set[str] = set()
         self._trial = ""
-        self.terms: set[int] = set()  # those that this process has held
         self.paused = False  # by an operator
 
-    def rest(self, path: str, exc: NotNow) -> tuple[float, bool, bool]:
+    def refuse(self, path: str, exc: NotNow) -> tuple[float, bool, bool]:
         """Notes a "not now": the pause, whether it is to be said, and whether it counts as the file's failure.
 
         It counts from the third time on if others succeed: then it is not the system behind that is away.
@@ -3162,7 +3043,7 @@ class Breaker:
         """Whether a file may be claimed."""
         return not self.paused and (not self._open_for or path == self._trial)
 
-    def rested(self, path: str) -> bool:
+    def may_try(self, path: str) -> bool:
         """Whether a file's own pause is over."""
         rest = self._files.get(path)
         return rest is None or rest.due <= boot_clock()
@@ -3173,7 +3054,7 @@ class Breaker:
         with self._lock:
             if self._open_for and (now < self._due or busy(self._trial)):
                 return []
-            rested = [work for work in works if self.rested(work.path)]
+            rested = [work for work in works if self.may_try(work.path)]
             if not self._open_for or not rested:
                 return rested
             untried = [work for work in rested if work.path not in self._tried]
@@ -3256,13 +3137,16 @@ class Yielding:
     def reached(self) -> None:
         self._failed, self._needed = 0, self._first
 
-    def due(self) -> bool:
+    def one_too_many(self) -> bool:
         """Counts a failed poll; whether it is one too many. `yield_after = 0` never yields."""
         self._failed += 1
         return 0 < self._needed <= self._failed
 
     def yielded(self) -> None:
         self._failed, self._needed = 0, min(self._most, 2 * self._needed)
+
+
+BATCH_BYTES = 1 << 20  # a group is full when it has so many bytes to fetch: the first must not wait for the last
 
 
 def is_done(row: Optional[Row], shown: Shown) -> bool:
@@ -3401,8 +3285,11 @@ class Pool:
     hour: accounts get locked.
     """
 
-    def __init__(self, config: Config, allowed: Callable[[], object] = bool) -> None:
+    def __init__(
+        self, config: Config, allowed: Callable[[], object] = bool, goes_on: Callable[[], object] = bool
+    ) -> None:
         self._config, self._allowed = config, allowed  # asked right before each command that changes something
+        self._goes_on = goes_on  # before a listing; raises once there is to be none
         self.habits = Habits()
         self.trouble: Optional[ServerDown] = None  # why there was no connection at all, the last time one was wanted
         self._changed = threading.Condition()  # over what follows
@@ -3429,6 +3316,18 @@ class Pool:
             self._drop(server)
             raise
         self._put(server)
+
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[FileServer]:
+        """A connection for listings and questions, which a stop cuts."""
+        self._goes_on()
+        with self.server(self._goes_on) as server:
+            server.preparing = True
+            try:
+                self._goes_on()  # a stop that came before that has cut nothing
+                yield server
+            finally:
+                server.preparing = False
 
     def _take(self, goes_on: Callable[[], object]) -> FileServer:
         """A connection that rests, or a new one, or the next that is given back."""
@@ -3610,9 +3509,62 @@ NEW = ("path", "size", "mtime", "state", "attempts", "failures", "action", "erro
 OLD = ("size", "mtime", "state", "term", "attempts")
 NEW_OF, OLD_OF, NO_ROW = attrgetter(*NEW), attrgetter(*OLD), Row("", 0, "", "", 0, 0, 0)
 COLUMNS = ("id", *(f"new_{name}" for name in NEW), "delay", *(f"old_{name}" for name in OLD))
+STEP_DOWN = "step-down:"  # health_check.task_id of a request to release the lease of a term: step-down:<term>
+PAUSE = "pause:"  # ... of an operator's pause of a group: pause:<UTC end or 0>:<user@host>, since last_heartbeat
+RESERVED = (STEP_DOWN, PAUSE)  # what begins so is no member's id
+LONGEST_DELAY = 36525 * SECONDS_A_DAY  # databases know no dates after the year 9999
 OPTIONAL = {"file_ledger": "ledger", "file_audit": "audit"}  # tables, and the settings that need them
 TRAIL = ("path", "size", "mtime", "sha256", "outcome", "term", "task_id", "attempt", "seconds", "error")
 AUDITED = ("outcome", "sha256", "seconds", "words")  # with audit = on
+# The columns as PostgreSQL and SQLite take them; token_holder and health_check are those of the WSO2 Integrator.
+TABLES = {
+    "token_holder": """
+    group_id VARCHAR(128) NOT NULL PRIMARY KEY,
+    task_id VARCHAR(128) NOT NULL,
+    term BIGINT NOT NULL DEFAULT 1
+""",
+    "health_check": """
+    task_id VARCHAR(128) NOT NULL,
+    group_id VARCHAR(128) NOT NULL,
+    last_heartbeat TIMESTAMP NOT NULL,
+    PRIMARY KEY (task_id, group_id)
+""",
+    "file_ledger": """
+    group_id VARCHAR(128) NOT NULL,
+    file_id CHAR(64) NOT NULL,
+    path TEXT NOT NULL,
+    size BIGINT NOT NULL,
+    mtime VARCHAR(32) NOT NULL,
+    state VARCHAR(16) NOT NULL,
+    term BIGINT NOT NULL,
+    task_id VARCHAR(128) NOT NULL,
+    attempts INTEGER NOT NULL,
+    failures INTEGER NOT NULL,
+    next_attempt_at TIMESTAMP,
+    updated_at TIMESTAMP NOT NULL,
+    error TEXT NOT NULL,
+    action TEXT NOT NULL,
+    PRIMARY KEY (group_id, file_id)
+""",
+    "file_audit": """
+    group_id VARCHAR(128) NOT NULL,
+    file_id CHAR(64) NOT NULL,
+    at TIMESTAMP NOT NULL,
+    path TEXT NOT NULL,
+    size BIGINT NOT NULL,
+    mtime VARCHAR(32) NOT NULL,
+    sha256 VARCHAR(64) NOT NULL,
+    outcome VARCHAR(16) NOT NULL,
+    term BIGINT NOT NULL,
+    task_id VARCHAR(128) NOT NULL,
+    attempt INTEGER NOT NULL,
+    seconds DOUBLE PRECISION,
+    error TEXT NOT NULL,
+    PRIMARY KEY (group_id, file_id, at, term, attempt, outcome),
+    UNIQUE (group_id, at, file_id, term, attempt, outcome),
+    UNIQUE (group_id, sha256, file_id, at, term, attempt, outcome)
+""",
+}
 
 
 def ddl(mysql: bool) -> dict[str, str]:
@@ -3931,9 +3883,10 @@ class Database(abc.ABC):
     def _columns(self, change: Change) -> tuple[str, ...]:
         """The values of COLUMNS, and of AUDITED."""
         new, path = change.new or change.old or NO_ROW, printable(change.path)
+        new = new._replace(error=self._error_text(change, error_text(new)))
         if change.plain:
             path, action = plain(change.path), new.action if new.action.isascii() else "%" + plain(new.action)
-            new = new._replace(action=action, error=self._error_text(change, new.error))
+            new = new._replace(action=action)
         delay = None if change.delay is None else min(change.delay, LONGEST_DELAY)
         fields = (path, *NEW_OF(new)[1:], delay, *OLD_OF(change.old or NO_ROW))
         if self.config.audit:
@@ -4174,6 +4127,7 @@ class Database(abc.ABC):
         while len(page) == PAGE_ROWS:
             page = self.execute(self.PAGE, group=group, after=page[-1][0], all=not only_open)
             for file_id, path, size, mtime, state, term, attempts, failures, action, due, error in page:
+                marks, words = marks_in(str(error)) if error else (Marks(), "")
                 # What makes no sense raises: it must not pass for another version of its file.
                 yield Row(
                     _true_path(str(path), str(file_id)),
@@ -4185,7 +4139,8 @@ class Database(abc.ABC):
                     int(failures),
                     _true_action(str(action)),
                     _number(due),
-                    str(error),
+                    words,
+                    marks,
                 )
 
     def done_count(self, group: str) -> int:
@@ -4252,7 +4207,7 @@ class Database(abc.ABC):
 
     def not_now(self, group: str) -> Optional[dict[str, Any]]:
         """Since when handlers say "not now", of how many files, and the first of these."""
-        rows = [(Marks.split(error)[0], _true_path(*name)) for error, *name in self.execute(self.NOT_NOW, group=group)]
+        rows = [(marks_in(error)[0], _true_path(*name)) for error, *name in self.execute(self.NOT_NOW, group=group)]
         found = sorted((marks.later, printable(path)) for marks, path in rows if marks.later and not marks.unlisted)
         paths = [path for _, path in found[:FIRST_PATHS]]
         return {"since": found[0][0], "count": len(found), "paths": paths} if found else None
@@ -4758,6 +4713,7 @@ MOST_UNREAD = 100  # lines of a listing that are kept though nobody understands 
 LARGEST_FILE = 2**63 - 1  # bytes; the ledger's column takes no more
 READ_BUFFER = 256 * 1024  # bytes; larger ones were slower
 NAMES_SERVE = 10.0  # seconds for which a listing answers what is in its folder
+MOST_NUMBERED = 1000  # names tried for one moved file; a server that says of each that it exists must not hold us
 MOST_PROXY_REPLY = 16384  # bytes of an HTTP proxy before the tunnel begins
 SOCKS_ERRORS = (  # from 1, RFC 1928 section 6
     "general failure",
@@ -5071,6 +5027,23 @@ class FileServer(abc.ABC):
         """Each with FileGone, FileChanged, FileRefused or None as it ends, in any order: None once it is known that it
         is still the version listed, or is gone since. Raises ServerDown when the connection is lost (for a look alone
         a new one is made). What write() raises closes it; leaving the loop early may close it."""
+
+    def put_away(self, path: str, action: str) -> None:
+        """Deletes a file, or moves it to a free name. One that is gone already is put away."""
+        if action == "delete":
+            with contextlib.suppress(FileGone):
+                self.delete(path)
+            return
+        folder = posixpath.normpath(posixpath.join(posixpath.dirname(path), action[len("move:") :]))
+        self.mkdir(folder)
+        name = posixpath.basename(path)
+        for number in range(MOST_NUMBERED):
+            self.allowed()
+            with contextlib.suppress(TargetExists):
+                with contextlib.suppress(FileGone):
+                    self.rename(path, posixpath.join(folder, numbered(name, number) if number else name))
+                return
+        raise TargetExists(f"{folder}: {MOST_NUMBERED} files named like {name} are there; make room")
 
     @abc.abstractmethod
     def delete(self, path: str) -> None:
@@ -7417,9 +7390,10 @@ def as_glob(pattern: str) -> str:
 
 
 class Patterns:
-    """What `pattern` and `exclude` say of a path below the polled folder."""
+    """What `pattern` and `exclude` say of a path below the polled folder, and limits of age and size of a file."""
 
     def __init__(self, config: Config) -> None:
+        self._config = config
         patterns, self._folded = config.patterns("pattern"), config.folded
         self._excluded = matcher(config.patterns("exclude"), config.ignore_case)
         self._wanted = {"": matcher(patterns, config.ignore_case)}
@@ -7432,6 +7406,18 @@ class Patterns:
         name = relative.rpartition("/")[2]
         kind = next((kind for kind, is_one in SPECIAL.items() if is_one(name)), "")
         return self._wanted[kind](relative) and not self._excluded(relative)
+
+    def limit(self, entry: Entry) -> tuple[str, str]:
+        """Selector.verdict's on a file that is outside of them."""
+        config = self._config
+        mtime = None if config.max_age is None else epoch_seconds(entry.mtime)
+        if config.max_age is not None and mtime is not None and time.time() - mtime > config.max_age:
+            return "skip", "older than max_age"
+        if entry.size < config.min_size:
+            return "skip", f"smaller than min_size: {entry.size} bytes"
+        if config.max_size is not None and entry.size > config.max_size:
+            return "warn", f"larger than max_size: {entry.size} bytes"
+        return "", ""
 
     def leave_out(self, relative: str) -> str:
         """Why a folder is not entered, if it is not."""
@@ -7471,6 +7457,7 @@ class Companions:
         self._wrong: dict[str, Seal] = {}  # of files that are not what their companion says
         self.renewed: set[str] = set()  # those of them whose companion is another one by now
         self._gone: set[str] = set()  # removed files, which that listing may show
+        self._claimed: dict[str, Beside] = {}  # by file: as they were at the claim
 
     def known(self) -> bool:
         """Whether it is known who needs what."""
@@ -7514,10 +7501,32 @@ class Companions:
                 return "warn", f"its marker {marker} is older than the file"
         return "", ""
 
-    def seal(self, found: Found, beside: Optional[Beside]) -> Seal:
+    def hold(self, works: Iterable[Work], listing: Iterable[Found]) -> None:
+        """Keeps them as they are, for files that are to be claimed."""
+        there = self.among(listing)
+        self._claimed.update((work.path, self.of(work.path, there)) for work in works)
+
+    def at_claim(self, path: str) -> Beside:
+        return self._claimed.get(path) or self.of(path)
+
+    def keep(self, paths: set[str]) -> None:
+        """Other files are forgotten."""
+        self._claimed = {path: self._claimed[path] for path in self._claimed.keys() & paths}
+
+    def seal(self, found: Found) -> Seal:
         """For one fetch, with the companions as they were at the claim."""
         self._wrong.pop(found.path, None)
-        return Seal(self._config, found, beside or self.of(found.path))
+        return Seal(self._config, found, self.at_claim(found.path))
+
+    def look(self, server: FileServer, path: str) -> tuple[list[str], bool]:
+        """The companions of a file that are there, and whether one is newer than at the claim."""
+        there: list[str] = []
+        replaced = False
+        for _, companion, at_claim in self.at_claim(path):
+            shown = server.same(companion, at_claim) if at_claim else server.exists(companion)
+            replaced = replaced or (shown is False and at_claim is not None)
+            there += [companion] * bool(shown)
+        return there, replaced
 
     def judged(self, seal: Seal) -> Optional[Error]:
         """What is wrong with a file that has come whole."""
@@ -7682,8 +7691,17 @@ class Order:
         self._config, self.lines_up = config, config.order != "none"
         self.pattern = re.compile(config.order.partition(EXPRESSION)[2], re.IGNORECASE * config.ignore_case)
         self._since: dict[str, Optional[float]] = {}
+        self.ended: dict[str, Row] = {}  # done since the poll began, whose rows may be gone
         self.before: dict[str, str] = {}  # what blocks a path
         self.blocked: Optional[list[dict[str, Any]]] = [] if self.lines_up else None  # the same for status
+
+    def poll_begins(self, rows: Iterable[Row]) -> None:
+        """Its listing may show what is done as it was before."""
+        self.ended = {row.path: row for row in rows if self.lines_up and row.action and row.state == "done"}
+
+    def done(self, row: Row) -> None:
+        if self.lines_up:
+            self.ended[row.path] = row
 
     def key(self, path: str) -> Optional[str]:
         """Names that do not match share one."""
@@ -7819,7 +7837,7 @@ class MoveTargets:
         head = posixpath.dirname(place.partition("{date:")[0]) if "{date:" in place else place
         return normal_path(f"{server.absolute(head)}/{place[len(head) :]}")
 
-    def include(self, server: FileServer, look: Look, relative: str) -> bool:
+    def include(self, server: FileServer, look: Walk, relative: str) -> bool:
         """Whether a folder of the tree is one of them, perhaps in another spelling."""
         parts = relative.split("/")
         for base in self._bases.get(look.base, {normal_path(look.base)}):
@@ -7865,6 +7883,8 @@ def _differ_in_case(a: str, b: str) -> bool:
 # II.7 Handlers: what they get, and commands
 # ---------------------------------------------------------------------------------------------------------------------
 
+TRY_LATER = 75  # EX_TEMPFAIL of sysexits.h: a command's way to say "not now"
+STDERR_BYTES = 2000  # of a failed command's last words, kept in the ledger
 LONGEST_LINE = 4096  # bytes of a command's output
 
 
@@ -7925,6 +7945,13 @@ class File:
 
     def __repr__(self) -> str:
         return f"File({self.path!r}, attempt={self.attempt})"
+
+
+def publish(temporary: Path, target: Path) -> Path:
+    """Gives a finished file its name, durably; gives the name it got. See `give_name`."""
+    named = give_name(temporary, target)
+    sync_folder(named.parent)
+    return named
 
 
 Handler = Callable[[File], object]
@@ -8093,6 +8120,26 @@ class Command:
             except RuntimeError:  # no thread is left
                 until = 0.0
                 kill()
+
+
+def call_handler(handler: Optional[Handler], file: File, error_output: bool) -> None:
+    """Raises TryLater, LeaseLost or HandlerFailed, whatever it raises."""
+    if handler is None:
+        return
+    try:
+        handler(file)
+    except (LeaseLost, HandlerFailed):
+        raise
+    except TryLater as exc:
+        cause = exc.__cause__ if error_output else None
+        why = f"{exc}: {type(cause).__name__}: {reason(cause)}" if cause is not None else str(exc)
+        raise TryLater(exc.seconds, why) from None
+    except BaseException as exc:  # sys.exit(), asyncio.CancelledError, whatever: a failure, counted
+        event("handler_failed", logging.DEBUG, exc=exc, path=file.path)
+        if isinstance(exc, SystemExit) and exc.code == TRY_LATER:
+            raise TryLater from None
+        detail = f": {reason(exc)}" if error_output else ""
+        raise HandlerFailed(f"{type(exc).__name__}{detail}") from None
 
 
 class _Tail:
@@ -9414,7 +9461,7 @@ class Pulse:
                     return
             began = boot_clock()
             for member in members:
-                if member.due <= boot_clock() and not member.beat(self.database):
+                if member.next_beat <= boot_clock() and not member.beat(self.database):
                     with self._lock:
                         self._members.remove(member)
                     member.finished.set()
@@ -9422,7 +9469,7 @@ class Pulse:
             # Without a connection the database is away.
             if len(members) > 1 and took > members[0].config.heartbeat_frequency / 2 and self.database.connection:
                 self._split()
-            self._woken.wait(max(0.0, min(member.due for member in members) - boot_clock()))
+            self._woken.wait(max(0.0, min(member.next_beat for member in members) - boot_clock()))
             self._woken.clear()
 
     def _split(self) -> None:
@@ -9706,7 +9753,7 @@ class Listener:
     def _take_part(self, database: Database) -> None:
         member, config, route = self.member, self.config, self._route if self._routes else None
         selector, yielding, breaker = Selector(config, boot_clock), Yielding(config), Breaker(config, member.stats)
-        rows: LedgerRows = database if config.ledger else {}
+        rows: Rows = database if config.ledger else MemoryRows()
         hold = Hold(config, database)
         while True:
             lease = member.wait_for_lease(0.2 if self._once else float("inf"))
@@ -9964,6 +10011,7 @@ class Stats:
         self._lock = threading.Lock()
         self._server_said = float("-inf")
         self._holder: Optional[tuple[str, int]] = None
+        self._follows: Optional[str] = None  # the active member that was said last
         self._why = "handed over"  # what it means if that changes now
         self._since: Optional[float] = None  # this member is active, or the last sign of life of another; by boot_clock
 
@@ -9974,7 +10022,7 @@ class Stats:
         self.late, self.beat_at = max(0.0, late), boot_clock()
         self.database_at = self.database_at if failed else self.beat_at
 
-    def looked(self, view: View, stale_after: float) -> None:
+    def looked(self, view: View, stale_after: float, group: str = "") -> None:
         """What a standby saw: another member's takeover, and when the holder was last alive."""
         now, seen = boot_clock(), (view.holder or "", view.term)
         if view.holder is not None and self._holder not in (None, seen):
@@ -9984,6 +10032,9 @@ class Stats:
         self._holder, self._why = seen, "handed over" if alive else "released" if view.released else "stale"
         if view.age is not None and alive:
             self._since = now - max(0.0, view.age)
+        if view.holder not in (None, self._follows):
+            self._follows = view.holder
+            event("standby", group=group, active=view.holder, seen_term=view.term)
 
     def role_event(self, name: str, fields: Mapping[str, object]) -> None:
         """elected, lost or released: this member's own role."""
@@ -9994,7 +10045,7 @@ class Stats:
         self._since, self._why = boot_clock(), "handed over"
         if name == "elected":
             self.elections[why] = self.elections.get(why, 0) + 1
-            self._holder, self.backlog = (self.member, term), Backlog()
+            self._holder, self._follows, self.backlog = (self.member, term), None, Backlog()
             self.own.update(active_since=time.time(), other_since=None)
         else:
             self.ends[name] += 1
@@ -10030,6 +10081,21 @@ class Stats:
             self.minutes[-1][1 + list(self.file_bytes).index(state)] += 1
             if state == "done":
                 self.work["last_done"] = now
+
+    def done(self, row: Row, seconds: float) -> None:
+        self.file("done", row)
+        event("file_done", term=row.term, path=row.path, size=row.size, attempt=row.attempts, seconds=seconds)
+
+    def failed(
+        self, what: str, row: Row, about: Mapping[str, Any], retry_in: Optional[float] = None, quiet: bool = False
+    ) -> None:
+        """file_failed, file_quarantined, file_gone or not_now."""
+        level = {"file_gone": logging.INFO, "file_quarantined": logging.ERROR}.get(what, logging.WARNING)
+        if what in ("file_failed", "file_quarantined"):
+            self.file(what[len("file_") :], row)
+        words: dict[str, Any] = {"path": row.path, "attempt": row.attempts, "action": row.action or None}
+        words.update({"retry_in": retry_in, "reason" if what == "file_gone" else "error": error_text(row)})
+        event(what, logging.DEBUG if quiet else level, **about, **words)
 
     def server_down(self, config: Config, exc: Error, pause: float) -> None:
         """Said at once, then once a minute."""
@@ -10272,19 +10338,22 @@ def why_stuck(listener: Listener) -> str:
     member = listener.member
     if member.finished.is_set() or member.pulse is None:
         return str(member.failure or "")
-    late = boot_clock() - max(member.due, member.stats.beat_at)
+    late = boot_clock() - max(member.next_beat, member.stats.beat_at)
     if not member.pulse.alive() or late > max(30.0, 2 * member.config.liveness_check_interval):
         return f"the heartbeat stands still for {duration(late)}"
     if not listener.polling():
         return "the polling has ended"
-    return "a handler hangs, or the work of a lost lease" if member.hangs() else ""
+    lease, now, patience = member.work, boot_clock(), member.config.drain_timeout
+    over = lease is not None and not lease.valid() and member.progress.overdue(now) > patience
+    hangs = over or member.progress.handler_overdue(now) > patience
+    return "a handler hangs, or the work of a lost lease" if hangs else ""
 
 
 def own_status(listener: Listener) -> dict[str, Any]:
     """What the process itself knows: probes need no database."""
     config, member, stats = listener.config, listener.member, listener.member.stats
     role, lease, view = role_of(member), member.lease, member.election.view if member.election else None
-    error, answered = member.database_error, stats.database_at
+    error, answered = member.outage.error(), stats.database_at
     return {
         **unread(config, error),
         "member": {
@@ -10937,7 +11006,7 @@ def command_check(configs: Sequence[Config], options: argparse.Namespace) -> int
             print(f"database: {database.where}, a heartbeat is stale after {database.timing.stale_after:g} s")
         selector = Selector(config, boot_clock)
         with contextlib.closing(open_server(config)) as server:
-            listing = selector.walk(server)
+            listing = selector.tree.walk(server)
         wanted = sum(selector.wants(found) for found in listing)
         print(f"file server: {config.where()}, {len(listing)} files, {wanted} match")
         if listing.lost:
@@ -10989,7 +11058,7 @@ def command_dry_run(configs: Sequence[Config]) -> int:
                 print(f"the group is {paused(wish)}")
         selector = Selector(config, lambda: 0.0)  # rows are due in seconds from now
         with contextlib.closing(open_server(config)) as server:
-            listing = selector.walk(server)
+            listing = selector.tree.walk(server)
         choice = selector.choose(listing, rows.get, set())
         taken = {work.path: "" for work in choice.ready}
         taken.update((work.path, f"if it is unchanged {config.settle:g} s later") for work in choice.unsettled)
@@ -11037,12 +11106,13 @@ def command_files(configs: Sequence[Config], options: argparse.Namespace) -> int
         since = {one["path"]: _for(one) for one in order.blocked or ()}
         for row in rows:
             before = printable(order.before.get(row.path, ""))
-            row = row._replace(path=printable(row.path), error=printable(row.error))
+            row = row._replace(path=printable(row.path), error=printable(error_text(row)))
             if options.state not in (None, row.state):
                 continue
             if options.json:
                 blocked = {"blocked_by": before} if config.order != "none" else {}
-                print(json.dumps({**row._asdict(), **blocked, "group": config.coordination_group}))
+                told = {name: value for name, value in row._asdict().items() if name != "marks"}
+                print(json.dumps({**told, **blocked, "group": config.coordination_group}))
                 continue
             due = f"attempts {row.attempts}" + (f"  due: {row.action}" if row.action else "")
             due += f"  blocked by {before}{since.get(before, '')}" * bool(before)
@@ -11109,7 +11179,7 @@ def command_adopt(configs: Sequence[Config], options: argparse.Namespace) -> int
     for config, database in opened(configs, ledger=True):
         database.close()  # until it is needed: a listing may take longer than a connection may idle
         with contextlib.closing(open_server(config)) as server:
-            listing = Selector(config, boot_clock).walk(server)
+            listing = Tree(config).walk(server)
         rows = [Row(found.path, found.entry.size, found.entry.mtime, "done", 0, 0, 0) for found in listing]
         database.adopt(config.coordination_group, config.member_id, rows)
         print(f"{len(rows)} files of {config.coordination_group} are recorded as done, unless they were known already")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ftpcoord
-from ftpcoord import Change, Choice, Config, Entry, Fence, Found, Row, Selector, Work, Workplace
+from ftpcoord import Choice, Config, Entry, Found, Row, Selector, Work, Workplace
 
 NOON = "2026-01-12T12:00"
 
@@ -47,37 +46,3 @@ def part_of(place: Workplace, file: Found) -> Path:
     path, out = place.create(file)
     out.close()
     return path
-
-
-class MemoryRows:
-    """A database's rows of one group, without the database."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, Row] = {}
-
-    def rows(self, group: str, only_open: bool = False) -> Iterator[Row]:
-        now = ftpcoord.boot_clock()
-        for row in list(self._rows.values()):
-            if not only_open or row.state != "done" or row.action:
-                yield row._replace(due=None if row.due is None else row.due - now)
-
-    def done_count(self, group: str) -> int:
-        return sum(row.state == "done" and not row.action for row in self._rows.values())
-
-    def write(self, fence: Fence, changes: Sequence[Change]) -> list[bool]:
-        return [self._change(fence.term, change) for change in changes]
-
-    def _change(self, term: int, change: Change) -> bool:
-        path = change.path
-        row = self._rows.get(path)
-        if (row and row[1:6]) != (change.old and change.old[1:6]):
-            return False
-        if change.new is None:
-            self._rows.pop(path, None)
-        else:
-            due = None if change.delay is None else ftpcoord.boot_clock() + change.delay
-            self._rows[path] = change.new._replace(term=term, due=due)
-        return True
-
-    def written(self, fence: Fence, changes: Sequence[Change]) -> list[bool]:
-        return [False] * len(changes)

@@ -484,19 +484,19 @@ def test_nothing_is_handed_over_on_a_mismatch_and_a_new_companion_makes_it_due_a
 def test_a_new_companion_makes_a_file_due_for_one_try() -> None:
     """What goes wrong with that, such as the connection, waits its time again."""
     selector = Selector(config(checksum="{name}.md5"), lambda: 0.0)
-    failed, beside = row("a", "failed", due=3000.0), selector.companions.of
+    failed = row("a", "failed", due=3000.0)
     listing = [found("a"), found("a.md5")]
 
     def waits(*files: Any) -> bool:
         return choose(selector, files, failed).waiting == 1
 
     assert waits(*listing)
-    seal = selector.companions.seal(found("a"), beside("/in/a"))
+    seal = selector.companions.seal(found("a"))
     assert seal.problem() is not None and selector.companions.judged(seal) is not None
     assert waits(*listing)
     listing[1] = found("a.md5", mtime=LATE)
     assert not waits(*listing) and not waits(*listing), "until it is tried"
-    selector.companions.seal(found("a"), beside("/in/a"))
+    selector.companions.seal(found("a"))
     assert waits(*listing)
 
 

@@ -85,11 +85,11 @@ def test_folders_that_share_no_file_are_taken(settings: dict[str, Any]) -> None:
 def test_paths_below_any_of_the_folders_are_below_them_and_no_others() -> None:
     selector = Selector(config(**SERVER, folders="/a,/b/c"), lambda: 0.0)
     for path in ("/a/x", "/a/y/x", "/b/c/x"):
-        assert selector.below(path)
+        assert selector.tree.below(path)
     for path in ("/b/x", "/ab/x", "/a/../b/x", "/c", "x", "/b/c/../x", "/a/", "/a//x"):
-        assert not selector.below(path)
-    assert Selector(config(**SERVER, folders="~/,/b"), lambda: 0.0).below("x/y")
-    assert not Selector(config(**SERVER, folders="~/x,/b"), lambda: 0.0).below("y")
+        assert not selector.tree.below(path)
+    assert Selector(config(**SERVER, folders="~/,/b"), lambda: 0.0).tree.below("x/y")
+    assert not Selector(config(**SERVER, folders="~/x,/b"), lambda: 0.0).tree.below("y")
 
 
 def deliver(place: Workplace, name: str, content: bytes, again: bool) -> str:

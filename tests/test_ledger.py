@@ -9,7 +9,7 @@ from typing import Any, Callable, Optional, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory import NOON, Clock, MemoryRows, choose, config, found, names, row
+from memory import NOON, Clock, choose, config, found, names, row
 
 import ftpcoord
 from ftpcoord import (
@@ -19,6 +19,7 @@ from ftpcoord import (
     Lease,
     LeaseLost,
     Ledger,
+    MemoryRows,
     Row,
     Selector,
     Work,
@@ -319,11 +320,12 @@ def test_marks_before_an_error_are_told_from_its_words() -> None:
     plain = row("a", state="failed", error="exit 3")
     assert plain.marks == ftpcoord.Marks()
     every = plain.marked(unlisted=True, gone=True, delivered=True, deaths=12)
-    assert every.marks == ftpcoord.Marks(True, True, True, 12) and every.error.endswith("; exit 3")
+    text = ftpcoord.error_text(every)
+    assert ftpcoord.marks_in(text) == (every.marks, "exit 3") and text.endswith("; exit 3")
     assert every.marked(unlisted=False, gone=False, delivered=False, deaths=0) == plain
     for words in ("delivered; ", "gone; x", "not listed;", "its process ended 9 times; "):
-        kept = ftpcoord.kept_error(plain, ftpcoord.Error(words))
-        assert plain._replace(error=kept).marks == ftpcoord.Marks(), "a handler's words are no marks"
+        kept = ftpcoord.error_text(ftpcoord.with_error(plain, ftpcoord.Error(words)))
+        assert ftpcoord.marks_in(kept)[0] == ftpcoord.Marks(), "a handler's words are no marks"
 
 
 def test_many_rows_are_forgotten_in_groups(clock: Clock) -> None:

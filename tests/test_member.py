@@ -66,7 +66,7 @@ class Scene:
 
     def close(self) -> None:
         self.member.finished.set()
-        self.member.nudge()
+        self.member.note()
         if self.ended is not None:
             self.ended.set()
 
@@ -162,9 +162,9 @@ class Scene:
         """With a heartbeat and a look of the guard in each."""
         for _ in range(int(count)):
             self.clock.now += 1
-            if self.member.due <= self.clock.now and not self.member.finished.is_set():
+            if self.member.next_beat <= self.clock.now and not self.member.finished.is_set():
                 self.beat()
-        self.member.nudge()
+        self.member.note()
         time.sleep(0.03)
         self.beat()  # what the guard asked for
 
@@ -308,7 +308,7 @@ def test_what_is_asked_during_a_heartbeat_makes_another_one(scene: Scene) -> Non
 
     scene.store.look = asked
     scene.beat()
-    assert scene.member.due == 0.0
+    assert scene.member.next_beat == 0.0
     scene.beat()
     assert scene.member.state is STOPPED
 

@@ -113,17 +113,17 @@ def test_the_handler_may_say_how_long_to_wait(tmp_path: Path) -> None:
 
 
 def test_a_file_keeps_since_when_it_is_told_not_now_until_something_else_happens() -> None:
-    first = row("a.csv", "claimed", error=str(ftpcoord.Marks(delivered=True, later="2026-01-12T10:15:00Z")))
-    again = ftpcoord.kept_error(first, ftpcoord.TryLater())
+    first = row("a.csv", "claimed", marks=ftpcoord.Marks(delivered=True, later="2026-01-12T10:15:00Z"))
+    again = ftpcoord.error_text(ftpcoord.with_error(first, ftpcoord.TryLater()))
     assert again == "delivered; not now since 2026-01-12T10:15:00Z; the handler said: not now"
-    assert ftpcoord.Marks.split(again)[0] == first.marks and first._replace(error=again).marks.later
+    assert ftpcoord.marks_in(again)[0] == first.marks and first.marks.later
     for other in (ftpcoord.HandlerFailed("no"), ftpcoord.FileChanged("new"), ftpcoord.LocalTrouble("full")):
-        assert not ftpcoord.Marks.split(ftpcoord.kept_error(first, other))[0].later
-    begun = ftpcoord.Marks.split(ftpcoord.kept_error(row("a.csv", "claimed"), ftpcoord.TryLater()))[0].later
+        assert not ftpcoord.with_error(first, other).marks.later
+    begun = ftpcoord.with_error(row("a.csv", "claimed"), ftpcoord.TryLater()).marks.later
     assert abs((ftpcoord.epoch_seconds(begun[:-1]) or 0) - time.time()) < 5
     # Words of a handler that look like it are words.
-    said = ftpcoord.kept_error(row("a.csv", "claimed"), ftpcoord.HandlerFailed(again.partition("; ")[2]))
-    assert not any(ftpcoord.Marks.split(said)[0])
+    said = ftpcoord.with_error(row("a.csv", "claimed"), ftpcoord.HandlerFailed(again.partition("; ")[2]))
+    assert not any(ftpcoord.marks_in(ftpcoord.error_text(said))[0])
 
 
 @pytest.mark.parametrize(("seconds", "kept"), [(None, None), (-1, 0.0), (float("nan"), 0.0), (1e9, 3600.0), (5, 5.0)])

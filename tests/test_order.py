@@ -15,10 +15,10 @@ from hostile import FtpHost, Site
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from members import PATIENCE, Crew
-from memory import NOON, MemoryRows, config, found, names, row
+from memory import NOON, config, found, names, row
 
 import ftpcoord
-from ftpcoord import Change, ConfigError, Fence, Found, Lease, Ledger, Order, Row, Work, Workers
+from ftpcoord import Change, ConfigError, Fence, Found, Lease, Ledger, MemoryRows, Order, Row, Work, Workers
 
 KEYED = r"re:([a-z]+)\d+"
 

@@ -117,14 +117,14 @@ def a_folder(name: str) -> Entry:
 
 
 def walk(server: Folders, **settings: Any) -> list[str]:
-    return [each.relative for each in Selector(config(**settings), time.monotonic).walk(server)]  # type: ignore[arg-type]
+    return [each.relative for each in Selector(config(**settings), time.monotonic).tree.walk(server)]  # type: ignore[arg-type]
 
 
 def test_a_walk_refuses_odd_names_and_counts_them(logged: Logged) -> None:
     server = Folders(**{"/in": [a_file("../x"), a_file("ok"), a_file("a\nb"), a_folder(".."), a_file("../x")]})
     selector = Selector(config(recursive=True), time.monotonic)
-    assert [each.path for each in selector.walk(server)] == ["/in/ok"]  # type: ignore[arg-type]
-    assert selector.refused == 4
+    assert [each.path for each in selector.tree.walk(server)] == ["/in/ok"]  # type: ignore[arg-type]
+    assert selector.tree.refused == 4
     assert server.listed == ["/in"]
     assert [record.getMessage() for record in logged()] == ["file_refused"] * 3, "each name is told once"
 
@@ -160,7 +160,7 @@ def test_a_walk_knows_what_it_could_not_see(base: str) -> None:
     server.errors = {prefix + "closed": FileRefused("closed")}
     server.lines = {base: ["???? c.csv", "???? link -> d"], prefix + "x": ["???? odd/"]}
     url = f"ftp://me@h/{'~/' * (base[0] != '/')}{base.lstrip('/').strip('.')}"
-    look = Selector(config(url=url, recursive=True), time.monotonic).walk(server)  # type: ignore[arg-type]
+    look = Selector(config(url=url, recursive=True), time.monotonic).tree.walk(server)  # type: ignore[arg-type]
     absent = ("b", "x/a", "x/y/z", "gone/c.csv", "c.csvx", "x/c.csv", "lin", "x/od/a")
     doubtful = ("c.csv", "csv", "link", "d", "closed/a", "closed/b/c", "c.csv/a", "x/odd", "x/odd/a")
     assert [name for name in absent if not look.lacks(prefix + name)] == []
@@ -171,13 +171,13 @@ def test_a_walk_knows_what_it_could_not_see(base: str) -> None:
 def test_a_folder_of_whose_listing_too_much_is_not_understood_is_not_seen_whole() -> None:
     server = Folders(**{"/in": [a_file("a")]})
     server.lines = {"/in": ["????"] * 101}
-    assert not Selector(config(), time.monotonic).walk(server).lacks("/in/b")  # type: ignore[arg-type]
+    assert not Selector(config(), time.monotonic).tree.walk(server).lacks("/in/b")  # type: ignore[arg-type]
 
 
 def test_a_walk_below_the_login_folder_gives_relative_paths() -> None:
     server = Folders(**{".": [a_file("a"), a_folder("x")], "x": [a_file("b")]})
     selector = Selector(config(url="ftp://me@h/~/", recursive=True), time.monotonic)
-    assert [each.path for each in selector.walk(server)] == ["a", "x/b"]  # type: ignore[arg-type]
+    assert [each.path for each in selector.tree.walk(server)] == ["a", "x/b"]  # type: ignore[arg-type]
 
 
 def test_folders_that_files_are_moved_to_and_excluded_ones_are_not_listed() -> None:
@@ -348,7 +348,7 @@ def test_hidden_and_temporary_folders_are_entered_only_where_a_pattern_names_the
 ) -> None:
     server = tree("/in/a", "/in/.c", "/in/.ssh/key", "/in/x/b", "/in/x/.snapshot/b", "/in/up.part/d", "/in/.Trash/a")
     selector = Selector(config(recursive=True, pattern=pattern), time.monotonic)
-    look = selector.walk(server)  # type: ignore[arg-type]
+    look = selector.tree.walk(server)  # type: ignore[arg-type]
     assert sorted(found.relative for found in look if selector.wants(found)) == polled
     assert "hidden" in look.skipped["/in/.Trash"]
 
@@ -357,9 +357,9 @@ def test_links_are_left_and_said_once(logged: Logged) -> None:
     server = Folders(**{"/in": [a_file("a"), Entry("l", "link", 0, NOON)]})
     selector = Selector(config(), time.monotonic)
     for _ in range(3):
-        look = selector.walk(server)  # type: ignore[arg-type]
+        look = selector.tree.walk(server)  # type: ignore[arg-type]
         assert [found.relative for found in look] == ["a"] and "link" in look.skipped["/in/l"]
-    assert [record.getMessage() for record in logged()] == ["file_refused"] and selector.refused == 0
+    assert [record.getMessage() for record in logged()] == ["file_refused"] and selector.tree.refused == 0
 
 
 @pytest.mark.parametrize("files", [["a", "b"], []])
@@ -376,7 +376,7 @@ def test_links_to_folders_above_that_are_listed_as_folders_are_not_descended(fil
 
     server = Linked()
     selector = Selector(config(recursive=True), time.monotonic)
-    look = selector.walk(server)  # type: ignore[arg-type]
+    look = selector.tree.walk(server)  # type: ignore[arg-type]
     assert {found.relative.rsplit("up/")[-1].rsplit("self/")[-1] for found in look} == {"x/c", *files}
     assert len(server.listed) < 20
     if files:
@@ -591,7 +591,7 @@ def test_a_new_file_has_to_settle_and_a_second_listing_decides_for_all() -> None
     assert choice.ready == []
     assert names(choice.unsettled) == ["a", "b", "c"]
     again = [found("a"), found("b", size=11), found("d")]
-    assert names(selector.settled(choice.unsettled, again)) == ["a"]
+    assert names(selector.unchanged(choice.unsettled, again)) == ["a"]
 
 
 def test_a_file_seen_unchanged_for_the_time_of_settle_needs_no_second_listing() -> None:
@@ -608,7 +608,7 @@ def test_a_file_that_grew_in_between_settles_anew() -> None:
     selector = Selector(config(settle=5), clock)
     choice = choose(selector, [found()])
     clock.now += 5
-    assert selector.settled(choice.unsettled, [found(size=11)]) == []
+    assert selector.unchanged(choice.unsettled, [found(size=11)]) == []
     assert names(choose(selector, [found(size=11)]).unsettled) == ["a.csv"]
     clock.now += 4
     assert names(choose(selector, [found(size=11, mtime="2026-01-12T12:01")]).unsettled) == ["a.csv"]
@@ -661,9 +661,9 @@ def test_a_claim_that_is_not_in_work_is_void_whatever_its_term() -> None:
 
 def test_attempts_and_failures_belong_to_a_version() -> None:
     known = row(state="failed", attempts=3, failures=2)
-    assert (Work(found(), known).attempts, Work(found(), known).failures) == (3, 2)
-    assert (Work(found(size=11), known).attempts, Work(found(size=11), known).failures) == (0, 0)
-    assert (Work(found(), None).attempts, Work(found(), None).failures) == (0, 0)
+    assert (Work(found(), known).attempts, Work(found(), known).known) == (3, known)
+    assert (Work(found(size=11), known).attempts, Work(found(size=11), known).known) == (0, None)
+    assert (Work(found(), None).attempts, Work(found(), None).known) == (0, None)
 
 
 times = st.sampled_from(

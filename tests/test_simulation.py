@@ -17,7 +17,6 @@ from typing import Any, Optional, cast
 import pytest
 import simulation
 from conftest import Database
-from memory import MemoryRows
 from simulation import EPOCH, GROUP, Violation, World
 from test_dialects import Tables
 
@@ -31,6 +30,7 @@ from ftpcoord import (
     Lease,
     Ledger,
     MemberRow,
+    MemoryRows,
     Outcome,
     Renewal,
     Row,

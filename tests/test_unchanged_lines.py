@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from memory import Clock
 
 import ftpcoord
-from ftpcoord import Entry, Found, Ledger, Recognizer, Row, Selector
+from ftpcoord import Change, Entry, Found, Ledger, Recognizer, Row, Selector
 
 KINDS = ["MLSD", "LIST", "SFTP"]
 MANY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -128,13 +128,13 @@ def test_what_has_not_changed_is_not_read_again(
     for number in range(200):
         host.put(f"{number:03}", b"1")
     selector = Selector(config_of(host), Clock())
-    assert len(selector.walk(server)) == 200
+    assert len(selector.tree.walk(server)) == 200
     assert len(read) >= 200
     read.clear()
     host.put("001", b"12")
     host.put("100a", b"1")
     del host.files["000"]
-    assert len(selector.walk(server)) == 200
+    assert len(selector.tree.walk(server)) == 200
     assert {b"001", b"100a"} <= {raw.rpartition(b" ")[2] for raw in read} and len(read) < 8
 
 
@@ -173,7 +173,7 @@ def test_only_the_lines_of_the_last_listing_are_kept(host: Any, server: ftpcoord
     selector, before = Selector(config_of(host), Clock()), alive()
     for start in range(0, 5000, 500):
         host.files = {f"{number:05}": b"1" for number in range(start, start + 500)}
-        assert len(selector.walk(server)) == 500
+        assert len(selector.tree.walk(server)) == 500
     assert alive() - before < 1100
 
 
@@ -199,9 +199,8 @@ class Side:
     def __init__(self, config: ftpcoord.Config, server: Any) -> None:
         self.config, self.server = config, server
         self.clock = Clock()
-        self.rows: dict[str, Row] = {}
         lease = ftpcoord.Lease(1, float("inf"), self.clock)
-        self.ledger = Ledger(self.rows, "g", "a", lease, self.clock)
+        self.ledger = Ledger(ftpcoord.MemoryRows(), "g", "a", lease, self.clock)
         self.selector = Selector(config, self.clock)
         self.recognizer = Recognizer(self.ledger, self._looking, lambda: None)
 
@@ -211,21 +210,20 @@ class Side:
 
     def poll(self) -> tuple[Any, ...]:
         left: list[tuple[Found, str]] = []
-        look = self.selector.walk(self.server)
+        look = self.selector.tree.walk(self.server)
         shown = list(look)
         unclear = self.recognizer.recognize(look, set())
         choice = self.selector.choose(look, self.ledger.get, unclear, lambda found, why: left.append((found, why)))
         self.ledger.forget_unlisted({found.path for found in look}, 1000.0, look.lacks)
-        counts = choice.waiting, choice.young, self.selector.refused
+        counts = choice.waiting, choice.young, self.selector.tree.refused
         return shown, list(look), choice.ready, choice.unsettled, counts, left, unclear, look.refused, look.unread
 
     def step(self, step: str, how: list[Any], host: Any) -> tuple[Any, ...]:
         if step == "wait":
             self.clock.now += how[0]
-        elif step == "operate" and f"/in/{how[0]}" in self.rows:  # by an operator, or by another member
-            row = self.rows[f"/in/{how[0]}"]
-            due = self.clock() + how[2] if how[1] == "failed" else None
-            self.rows[row.path] = row._replace(state=how[1], due=due)
+        elif step == "operate" and (row := self.ledger.get(f"/in/{how[0]}")):  # by an operator, or by another member
+            delay = how[2] if how[1] == "failed" else None
+            assert self.ledger.write([Change(row, row._replace(state=how[1]), delay)]) == [True]
         elif step == "refuse":
             host.on("READDIR" if isinstance(host, SftpHost) else "CWD", refused(host))
         try:
@@ -235,7 +233,8 @@ class Side:
         host.behave()
         for work in polled[2] if step == "handle" and len(polled) > 1 else ():
             entry = work.found.entry
-            self.rows[work.path] = Row(work.path, entry.size, entry.mtime, "done", 1, 1, 0)
+            done = Row(work.path, entry.size, entry.mtime, "done", 1, 1, 0)
+            assert self.ledger.write([Change(self.ledger.get(work.path), done)]) == [True]
         return polled
 
 
@@ -278,7 +277,7 @@ def test_each_poll_selects_the_same_as_one_that_reads_every_line_anew(
             host.files = dict(reversed(host.files.items()))
         polled = [side.step(step, how, host) for side in sides]
         assert polled[0] == polled[1], step
-        assert sides[0].rows == sides[1].rows
+        assert sorted(sides[0].ledger.all()) == sorted(sides[1].ledger.all())
 
 
 def refused(host: Any) -> Callable[[Any, str], None]:
