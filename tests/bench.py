@@ -4,7 +4,8 @@
 
 ftpcoord runs as users run it: `python -m ftpcoord run --once`, a process for each run, elected through
 PostgreSQL, with the ledger on, every commit durable (fsync), files landing atomically and fsynced in
-`download_dir`. The others (lftp, rclone, curl, OpenSSH's sftp, those that are found here) only copy.
+`download_dir`. The others (lftp, rclone, curl, OpenSSH's sftp, those that are found here, and the script
+that people write, bench/plain_script.py) only copy; part `guarantees` counts what each does beside that.
 Contenders take turns in changing order; the figures are medians, and ratios within one run. Each also
 fetches a folder with a single file: what start, login and election take, and a service pays but once.
 
@@ -47,6 +48,7 @@ from processes import Process, environment
 ROOT = setup_env.ROOT
 FOLDER = ROOT / "tests" / "bench"
 PRODUCT = ROOT / "ftpcoord.py"
+PLAIN_SCRIPT = FOLDER / "plain_script.py"
 TOOLS = ("lftp", "rclone", "curl", "sftp")
 KIB, MIB = 1 << 10, 1 << 20
 Result = dict[str, Any]
@@ -391,6 +393,21 @@ class Sftp(Contender):
         ]
 
 
+class Plain(Contender):
+    name = "plain script"
+
+    def command(self, site: Site, target: Path, names: Sequence[str]) -> list[str]:
+        server = site.server
+        login = f"{server.user}:{'' if site.scheme == 'sftp' else server.password}"
+        url = f"{site.scheme}://{login}@{site.host}:{server.port}{quote(site.folder)}"
+        command = [sys.executable, str(PLAIN_SCRIPT), url, str(target)]
+        if site.scheme == "sftp":
+            command += ["--key", str(server.key), "--known-hosts", site.known_hosts()]
+        elif site.scheme != "ftp":
+            command += ["--ca-file", str(server.ca)] if site.near else ["--insecure"]
+        return command
+
+
 def compare(
     contenders: Sequence[Contender],
     site: Site,
@@ -450,6 +467,7 @@ def fetch(contender: Contender, site: Site, sizes: Mapping[str, int], place: Pat
         return sample
     finally:
         shutil.rmtree(target)
+        (place / "names.txt").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -467,8 +485,11 @@ def settle_disk() -> None:
 # ----------------------------------------------------------------------------- setting up
 
 
-def fill(server: Any, count: int, size: int) -> tuple[str, dict[str, int]]:
-    """A new folder with files of that size; the folder and {name: size}."""
+AGE = 5 * 86400.0  # of the files: as long as LIST's minute may not be over, each costs two questions more
+
+
+def fill(server: Any, count: int, size: int, age: float = AGE) -> tuple[str, dict[str, int]]:
+    """A new folder with files of that size, written `age` seconds ago; the folder and {name: size}."""
     root = server.folder()
     block = os.urandom(min(size, MIB))
     names = {f"f{number:07}.dat": size for number in range(count)}
@@ -478,6 +499,7 @@ def fill(server: Any, count: int, size: int) -> tuple[str, dict[str, int]]:
                 file.write(block[: size - start])
             if setup_env.IS_ROOT and server.ids:
                 os.chown(file.fileno(), *server.ids)
+        os.utime(root / name, (time.time() - age,) * 2)
     return str(root), names
 
 
@@ -524,7 +546,7 @@ def answer(process: subprocess.Popen[str]) -> Any:
 
 
 def found_tools(*contenders: Contender) -> list[Contender]:
-    return [c for c in contenders if c.name == "ftpcoord" or shutil.which(c.name)]
+    return [c for c in contenders if c.name in ("ftpcoord", "plain script") or shutil.which(c.name)]
 
 
 def servers_of(schemes: Sequence[str], **ftp: str) -> Iterator[tuple[str, Any]]:
@@ -580,7 +602,7 @@ def moving(row: Result) -> float:
 
 def part_small(quick: bool) -> Result:
     """5,000 files of 1 KiB over loopback."""
-    count, rounds = (20, 1) if quick else (5000, 3)
+    count, rounds = (20, 1) if quick else (5000, 2)
     goals = {
         "sftp": {"lftp|rclone|sftp": 2.0, "curl": 1.0},
         "ftp": {"lftp|rclone|curl": 1.3},
@@ -592,7 +614,7 @@ def part_small(quick: bool) -> Result:
             folder, sizes = fill(server, count, KIB)
             contenders = found_tools(
                 Ftpcoord(database),
-                Ftpcoord(database, 2),
+                Plain(),
                 Lftp(4),
                 Rclone(4),
                 Curl(4),
@@ -603,6 +625,11 @@ def part_small(quick: bool) -> Result:
                 say(f"\n{scheme}: {count} files of 1 KiB to {where}")
                 found = compare(contenders, Site(server, server.host, folder), sizes, rounds, where == "memory", 60)
                 result[f"{scheme} {where}"] = verdict(found, goals[scheme])
+            if scheme == "ftp" and not quick:
+                folder, sizes = fill(server, count, KIB, age=0)
+                say(f"\n{scheme}: {count} files of 1 KiB that have just come, to memory")
+                found = compare(contenders[:1], Site(server, server.host, folder), sizes, rounds, True, 60)
+                result["ftp just come"] = verdict(found, {})
     return result
 
 
@@ -612,7 +639,7 @@ def part_far(quick: bool) -> Result:
     if reason:
         say(f"no slow network: {reason}")
         return {"skipped": reason}
-    count, size, rounds = (12, MIB, 1) if quick else (100, 256 * MIB, 2)
+    count, size, rounds = (12, MIB, 1) if quick else (100, 256 * MIB, 1)
     result: Result = {"files a connection": count, "round_trip": 0.02}
     options = {"listen_address": "0.0.0.0", "pasv_address": SlowNetwork.FAR}
     with coordination() as database, SlowNetwork(0.02):
@@ -622,6 +649,7 @@ def part_far(quick: bool) -> Result:
                 say(f"\n{scheme}, 20 ms: {count * number} files of 1 KiB, {number} connections each")
                 contenders = found_tools(
                     Ftpcoord(database, number),
+                    *([Plain()] if number == 1 else []),
                     Lftp(number),
                     Rclone(number),
                     Curl(number),
@@ -648,9 +676,9 @@ def part_large(quick: bool) -> Result:
     size, rounds = (MIB, 1) if quick else (256 * MIB, 3)
     fast = "aes128-gcm@openssh.com"
     goals = {
-        "sftp": {r"lftp|rclone|curl": 1.2, "sftp gcm": 0.9},
+        "sftp": {r"lftp|rclone|curl": 1.2, "sftp gcm": 0.85},
         "ftp": {"curl": 1.2},
-        "ftpes": {"lftp": 1.0},
+        "ftpes": {"lftp": 1.1},
     }
     result: Result = {"files": 4, "bytes": size}
     with coordination() as database:
@@ -660,11 +688,10 @@ def part_large(quick: bool) -> Result:
             contenders = found_tools(
                 Ftpcoord(database),
                 Ftpcoord(database, 1),
+                Plain(),
                 Lftp(4),
-                Lftp(1),
                 Rclone(4),
                 Curl(4),
-                Curl(1),
                 *([Sftp(), Sftp(label="sftp gcm", cipher=fast)] if scheme == "sftp" else []),
             )
             site = Site(server, server.host, folder)
@@ -676,6 +703,142 @@ def part_large(quick: bool) -> Result:
                 result[scheme]["memory_above_idle_mib"] = most["peak_mib"] - idle["peak_mib"]
                 say(f"  memory above a run with 4 tiny files: {most['peak_mib'] - idle['peak_mib']:.0f} MiB, goal 64")
     return result
+
+
+# ----------------------------------------------------------------------------- start, guarantees
+
+
+WITH_A_DRIVER = """
+import runpy, sys
+import pg8000.native
+pg8000.native.Connection("app", host="127.0.0.1", port=int(sys.argv.pop(1)), database="app", password=sys.argv.pop(1)).run("SELECT 1")
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""  # noqa: E501
+
+
+def part_start(quick: bool) -> Result:
+    """From exec to the first poll: ftpcoord as a module and as a script, the plain script, and that with a login."""
+    rounds = 1 if quick else 9
+    result: Result = {}
+    with coordination() as database:
+        for scheme, server in servers_of(["sftp", "ftp"]):
+            folder, _ = fill(server, 1, 1)
+            site, taken = Site(server, server.host, folder), dict[str, list[tuple[float, float]]]()
+            with scratch(True) as place:
+                (place / "target").mkdir()
+                ours = Ftpcoord(database)
+                plain = Plain().command(site, place / "target", [])
+                login = [sys.executable, "-c", WITH_A_DRIVER, str(database.port), database.password]
+                environments = ours.env(site, place / "target")
+                commands = {
+                    "plain script": plain,
+                    "plain script that logs in to PostgreSQL": [*login, *plain[1:]],
+                    "module": [sys.executable, "-m", "ftpcoord", "--config", "env"],
+                    "script": [sys.executable, str(PRODUCT), "--config", "env"],
+                }
+                for number, (label, command) in itertools.product(range(rounds + 1), commands.items()):
+                    ours.ready(site)
+                    for left in (*(place / "target").iterdir(), place / "names.txt"):
+                        left.unlink(missing_ok=True)
+                    seconds = until_polled(command, {**os.environ, **environments})
+                    if number:  # the first one compiles
+                        taken.setdefault(label, []).append(seconds)
+            found = {
+                label: {"wall": min(w for w, _ in runs), "cpu": min(c for _, c in runs)}
+                for label, runs in taken.items()
+            }
+            result[scheme] = found
+            for label, row in found.items():
+                ratio = row["wall"] / found["plain script"]["wall"]
+                say(f"{scheme} {label}: {row['wall'] * 1e3:.0f} ms, {ratio:.2f} x, CPU {row['cpu'] * 1e3:.0f} ms")
+    return result
+
+
+def until_polled(command: Sequence[str], env: Mapping[str, str]) -> tuple[float, float]:
+    """Seconds by the wall and of CPU until a process says `polled`; it is ended then."""
+    started = time.perf_counter()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=dict(env), cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        said = b""
+        for line in process.stdout:
+            said += line
+            if b"polled" in line:
+                break
+        seconds, cpu = time.perf_counter() - started, cpu_seconds(process.pid)
+        process.kill()
+    if b"polled" not in said:
+        raise RuntimeError(f"{command[0]} did not poll: {said.decode(errors='replace')[-600:]}")
+    return seconds, cpu
+
+
+def part_guarantees(quick: bool) -> Result:
+    """What each does beside copying, by what is seen: fsync, whole files alone under their names, memory, election."""
+    count, size = (5, 8 * MIB) if quick else (20, 128 * MIB)
+    result: Result = {"files": count}
+    with coordination() as database:
+        for scheme, server in servers_of(["sftp", "ftp"]):
+            folder, sizes = fill(server, count, KIB)
+            site, (big, one) = Site(server, server.host, folder), fill(server, 1, size)
+            others = [Sftp()] if scheme == "sftp" else [Plain(), Lftp(4), Rclone(4), Curl(4)]
+            for contender in found_tools(*([] if scheme == "sftp" else [Ftpcoord(database)]), *others):
+                with scratch(False) as place:
+                    row = result[contender.name] = {
+                        "fsync a file": synced(contender, site, sizes, place / "1"),
+                        "seen half": seen_half(contender, site._replace(folder=big), one, place / "2"),
+                        "again": len(names_of(contender, site, sizes, place / "3", 2)[1]),
+                        "twice": len(set.intersection(*names_of(contender, site, sizes, place / "4", 1, 2))),
+                    }
+                say(f"{scheme} {contender.name}: " + ", ".join(f"{key}: {value}" for key, value in row.items()))
+    return result
+
+
+def started(contender: Contender, site: Site, sizes: Mapping[str, int], target: Path, *under: str) -> Any:
+    """A process that copies into the target."""
+    target.mkdir(parents=True, exist_ok=True)
+    env = {**contender.env(site, target), "FTPCOORD_MEMBER_ID": target.parent.name}
+    command = [*under, *contender.command(site, target, list(sizes))]
+    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+
+
+def synced(contender: Contender, site: Site, sizes: Mapping[str, int], place: Path) -> Optional[float]:
+    """Calls of fsync for each file; None: nothing here counts them."""
+    if not shutil.which("strace"):
+        return None
+    contender.ready(site)
+    calls = place.with_name("calls")
+    trace = ("strace", "-f", "-qq", "-e", "trace=fsync,fdatasync,sync_file_range", "-o", str(calls))
+    started(contender, site, sizes, place / "target", *trace).wait(60)
+    return calls.read_text().count("sync(") / len(sizes)
+
+
+def seen_half(contender: Contender, site: Site, sizes: Mapping[str, int], place: Path) -> int:
+    """How often a file was seen under its name before it was whole."""
+    contender.ready(site)
+    target, seen = place / "target", 0
+    with started(contender, site, sizes, target) as process:
+        while process.poll() is None:
+            with contextlib.suppress(FileNotFoundError):
+                seen += any(0 <= entry.stat().st_size < sizes.get(entry.name, 0) for entry in os.scandir(target))
+            time.sleep(0.001)
+    return seen
+
+
+def names_of(
+    contender: Contender, site: Site, sizes: Mapping[str, int], place: Path, times: int, at_once: int = 1
+) -> list[set[str]]:
+    """What each run fetched, one after the other or at once; whoever handles files takes them away."""
+    contender.ready(site)
+    fetched = []
+    for _ in range(times):
+        targets = [place / f"host{number}" / "target" for number in range(at_once)]
+        for process in [started(contender, site, sizes, target) for target in targets]:
+            process.wait(90)
+        for target in targets:
+            fetched.append({entry.name for entry in os.scandir(target)} & set(sizes))
+            shutil.rmtree(target)
+    return fetched
 
 
 # ----------------------------------------------------------------------------- 4: big folders
@@ -1228,40 +1391,83 @@ def part_starve(quick: bool) -> Result:
 
 
 STYLE = """<style>
-text { font: 13px system-ui, sans-serif; fill: #1f2328 } .dim { fill: #59636e }
-.ours { fill: #0969da } .other { fill: #9aa4af }
-@media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .dim { fill: #9198a1 } .ours { fill: #4493f8 } }
+text { font: 13px system-ui, sans-serif; fill: #1f2328 } .dim { fill: #59636e } .head { font-weight: 600 }
+.ours { fill: #0969da } .other { fill: #b6bec7 } .no { fill: none; stroke: #b6bec7; stroke-width: 1.5 }
+@media (prefers-color-scheme: dark) {
+text { fill: #e6edf3 } .dim { fill: #9198a1 } .ours { fill: #4493f8 } .other { fill: #565e68 } .no { stroke: #565e68 }
+}
 </style>"""
+TOOLS_SHOWN = ("ftpcoord", "plain script", "curl", "rclone", "lftp", "sftp")
+MOST_SHOWN = 5.0  # times ftpcoord's seconds: longer bars are cut
+CELL, BAR, LINE = 300, 118, 19  # pixels: a scene's width, its longest bar, a line's height
 
 
 def draw(results: Result) -> str:
-    """Bars: seconds of each contender, ftpcoord's in colour."""
-    parts, y = [STYLE], 24
-    for part, key, title in (
-        ("small", "sftp memory", "SFTP, 5,000 files of 1 KiB"),
-        ("small", "ftp memory", "FTP, 5,000 files of 1 KiB"),
-        ("small", "ftpes memory", "FTPS, 5,000 files of 1 KiB"),
-        ("far", "sftp 4", "SFTP at 20 ms, 400 files of 1 KiB, 4 connections"),
-        ("far", "ftp 4", "FTP at 20 ms, 400 files of 1 KiB, 4 connections"),
-        ("large", "sftp", "SFTP, 4 files of 256 MiB"),
-        ("large", "ftp", "FTP, 4 files of 256 MiB"),
-        ("large", "ftpes", "FTPS, 4 files of 256 MiB"),
-    ):
-        best = fastest(results.get(part, {}).get(key))
-        if "ftpcoord" not in best:
-            continue
-        parts.append(f'<text x="10" y="{y}" font-weight="600">{title}</text>')
-        for tool, seconds in sorted(best.items(), key=lambda item: item[1]):
-            kind, width = "ours" if tool == "ftpcoord" else "other", 520 * seconds / max(best.values())
-            label = f"{seconds:.2f} s" + ("" if kind == "ours" else f"  {seconds / best['ftpcoord']:.1f} x")
-            parts += [
-                f'<text x="10" y="{y + 23}">{tool}</text>',
-                f'<rect x="90" y="{y + 11}" width="{width:.0f}" height="15" class="{kind}"/>',
-                f'<text x="{96 + width:.0f}" y="{y + 23}" class="dim">{label}</text>',
-            ]
-            y += 20
+    """A table of scenes, in each a bar of seconds for each tool; below, what each does beside copying."""
+    y, parts = 26, [STYLE, text(10, 26, "Seconds to fetch: shorter is better.", "head")]
+    parts.append(text(300, y, "ftpcoord elects one of its copies, records each file in PostgreSQL and fsyncs it."))
+    columns = (
+        ("small", " memory", "5,000 files of 1 KiB"),
+        ("far", " 1", "100 of them at 20 ms round trip"),
+        ("large", "", "4 files of 256 MiB"),
+    )
+    for protocol, scheme in (("SFTP", "sftp"), ("FTP", "ftp"), ("FTPS", "ftpes")):
+        scenes = [fastest(results.get(part, {}).get(scheme + suffix)) for part, suffix, _ in columns]
         y += 34
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 {y}" width="720" height="{y}">'
+        for column, ((_, _, words), best) in enumerate(zip(columns, scenes)):
+            if "ftpcoord" in best:
+                x = 10 + column * CELL
+                parts += [text(x, y, f"{protocol}, {words}", "head"), *bars(x, y + 6, best)]
+        y += LINE * max(map(len, scenes)) + 6
+    return page(y, [*parts, *guarantees(y + 26, results.get("guarantees", {}))])
+
+
+def text(x: float, y: float, words: str, kind: str = "") -> str:
+    return f'<text x="{x:.0f}" y="{y:.0f}" class="{kind}">{words}</text>'
+
+
+def bars(x: float, y: float, best: Mapping[str, float]) -> list[str]:
+    """ftpcoord's seconds, and those of the others as multiples of it."""
+    ours, parts = best["ftpcoord"], []
+    longest = min(max(best.values()), MOST_SHOWN * ours)
+    for tool, seconds in sorted(best.items(), key=lambda item: item[1]):
+        kind, width = "ours" if tool == "ftpcoord" else "other", BAR * min(seconds, longest) / longest
+        label = f"{seconds:.2g} s" if tool == "ftpcoord" else f"{seconds / ours:.1f} x" + " »" * (seconds > longest)
+        parts += [
+            text(x, y + 13, tool, "" if tool == "ftpcoord" else "dim"),
+            f'<rect x="{x + 88}" y="{y + 2:.0f}" width="{width:.0f}" height="14" rx="2" class="{kind}"/>',
+            text(x + 94 + width, y + 13, label, "" if tool == "ftpcoord" else "dim"),
+        ]
+        y += LINE
+    return parts
+
+
+def guarantees(y: float, found: Result) -> list[str]:
+    """A filled dot: it does; an empty one: it was seen not to."""
+    if not found:
+        return []
+    parts = [text(10, y, "Beside copying, as counted", "head")]
+    for number, tool in enumerate(tool for tool in TOOLS_SHOWN if tool in found):
+        parts.append(text(330 + number * 96, y, tool, "" if tool == "ftpcoord" else "dim"))
+        for line, (words, does) in enumerate(PROMISES.items(), 1):
+            if number == 0:
+                parts.append(text(10, y + line * LINE, words, "dim"))
+            kind = ("ours" if tool == "ftpcoord" else "other") if does(found[tool]) else "no"
+            parts.append(f'<circle cx="{348 + number * 96}" cy="{y + line * LINE - 4:.0f}" r="5" class="{kind}"/>')
+    return parts
+
+
+PROMISES: dict[str, Callable[[Result], bool]] = {
+    "content is on the disk before it counts (fsync)": lambda row: bool(row["fsync a file"]),
+    "a name appears only when its file is whole": lambda row: not row["seen half"],
+    "a file that was taken away is not fetched again": lambda row: not row["again"],
+    "two copies at once fetch each file once": lambda row: not row["twice"],
+}
+
+
+def page(y: float, parts: Sequence[str]) -> str:
+    width, height = 3 * CELL + 20, y + 26 + LINE * (len(PROMISES) + 1)
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
     return "\n".join([head, *parts, "</svg>"]) + "\n"
 
 
@@ -1314,6 +1520,8 @@ PARTS: dict[str, Callable[[bool], Result]] = {
     "small": part_small,
     "far": part_far,
     "large": part_large,
+    "start": part_start,
+    "guarantees": part_guarantees,
     "folder": part_folder,
     "cost": part_cost,
     "members": part_members,

@@ -130,7 +130,7 @@ def conversation(data: bytes) -> None:
     """Replies to passive mode, looks, renames: whatever they say, errors are the agreed ones."""
     server, _ = ftp_server(data[1:])
     if data[:1] > b"\x7f":
-        server._looker.begin(True)
+        server._looker = ftpcoord.Looker(server, True)
     with contextlib.suppress(ftpcoord._Broken, ftpcoord.LoginRefused):
         host, port = server._ftp.makepasv()
         assert host == "127.0.0.1" and 0 < port < 65536

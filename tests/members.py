@@ -37,8 +37,17 @@ from servers import Proxy
 sys.path.insert(0, str(MODULE.parent))
 ftpcoord: Any = importlib.import_module("ftpcoord")
 
-# What a service makes of itself when it is started as a script (`as_module`), without compiling 11,000 lines before.
-PROGRAM = [sys.executable, "-c", ftpcoord.AS_MODULE, str(MODULE)]
+# A service with the code that was compiled once, where the script itself would be compiled at each start.
+COMPILED = """
+import sys
+if sys.path[0] == "": sys.path[0] = sys.argv[1].rpartition("/")[0]
+import importlib.util
+spec = importlib.util.spec_from_file_location("ftpcoord", sys.argv.pop(1))
+module = sys.modules["ftpcoord"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+module.program()
+"""
+PROGRAM = [sys.executable, "-c", COMPILED, str(MODULE)]
 
 # Seconds that anything may take on a loaded machine where no promise names a time.
 PATIENCE = 30.0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,9 +16,9 @@ from typing import Any
 import pytest
 import servers
 from conftest import Database, Files, new_folder, wait_for
-from hostile import FtpHost
+from hostile import FtpHost, SftpHost
 from members import Crew, Member, ftpcoord, kinds, never
-from processes import MEMBER, MODULE, environment
+from processes import MEMBER, MODULE, Process, environment
 
 CANARY = "canary-2b7e1516"  # in every secret of the tests that look for secrets
 
@@ -337,6 +339,24 @@ def test_an_idle_standby_as_a_script_needs_little_memory_and_keeps_its_process(
         wait_for(lambda: resident() < 32 * 1024, 30, "KiB")
         assert str(MODULE) in Path(f"/proc/{standby.pid}/cmdline").read_text()
         assert standby.stop() == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="there is no /proc")
+def test_a_service_writes_nothing_beside_its_file_and_a_standby_loads_no_ssh(tmp_path: Path) -> None:
+    (tmp_path / "program").mkdir()
+    script = Path(shutil.copy(MODULE, tmp_path / "program"))
+    with SftpHost({"a": b"1"}) as host, contextlib.ExitStack() as stack:
+
+        def loaded(member: str, word: str) -> str:
+            settings = {**host.settings, "database": f"sqlite:///{tmp_path}/db", "member_id": member, "exec": "true"}
+            env = {**environment(settings), "PYTHONDONTWRITEBYTECODE": ""}
+            process = Process(member, [sys.executable, str(script), "--config", "env"], env, tmp_path)
+            stack.enter_context(process)
+            wait_for(lambda: any(word in line for line in process.lines()), 30, process.said())
+            return Path(f"/proc/{process.pid}/maps").read_text()
+
+        assert "cryptography" in loaded("active", " polled ") and "cryptography" not in loaded("standby", " standby ")
+    assert os.listdir(script.parent) == [script.name]
 
 
 def test_check_changes_nothing(crew: Crew) -> None:

@@ -411,6 +411,39 @@ def test_files_of_many_folders_are_asked_for_one_by_one_where_that_costs_less_th
         assert len(host.said("MLST")) == len(host.said("MLSD")) == 4
 
 
+def test_one_slow_answer_does_not_make_a_listing_cheaper_than_questions() -> None:
+    """Else a busy host would list a large folder again for each group of small files."""
+    with FtpHost(files=dict.fromkeys("abc", b"1")) as host, connected(host) as server:
+        entries = server.list("/in")
+        server.habits.listing, server.habits.question = 0.6, 0.0001  # seconds
+
+        def slow(session: FtpSession, argument: str) -> None:
+            time.sleep(0.3 if argument == "/in/c" else 0.0)
+            session.on_mlst(argument)
+
+        host.on("MLST", slow, times=None)
+        for _ in range(2):
+            jobs = [ftpcoord.Job(f"/in/{entry.name}", 1, bytes, entry) for entry in entries]
+            assert all(error is None for _, error in server.fetch_many(jobs))
+        assert len(host.said("MLST")) == 6 and len(host.said("MLSD")) == 1
+
+
+@pytest.mark.parametrize("mlsd", [True, False])
+def test_a_small_file_takes_no_more_commands_than_two_and_a_question_or_one_listing_for_all(mlsd: bool) -> None:
+    """curl takes three: EPSV, SIZE, RETR. Each waits for its answer: at 20 ms they are what a file costs."""
+    files = {f"{number:02}": b"1" for number in range(40)}
+    with FtpHost(files=files, mlsd=mlsd) as host, connected(host) as server:
+        host.times = dict.fromkeys(files, datetime.datetime(2026, 1, 12, 10, 15))
+        jobs = [ftpcoord.Job(f"/in/{entry.name}", 1, bytes, entry) for entry in server.list("/in")]
+        for listing, question, beside in ((1.0, 1.0, ["CWD", "EPSV", "MLSD" if mlsd else "LIST"]), (99.0, 1.0, [])):
+            server.habits.listing, server.habits.question = listing, question  # seconds
+            host.commands.clear()
+            assert [error for _, error in server.fetch_many(jobs)] == [None] * len(jobs)
+            asked = [] if beside else ["MLST" if mlsd else "MDTM"] * len(jobs)
+            verbs = sorted(said.split(" ")[0] for said in host.commands)
+            assert verbs == sorted(["EPSV", "RETR"] * len(jobs) + beside + asked)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Listings
 # ---------------------------------------------------------------------------------------------------------------------
