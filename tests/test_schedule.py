@@ -538,7 +538,7 @@ def test_a_scheduled_minute_starts_a_round(tmp_path: Path, monkeypatch: pytest.M
 def test_a_minute_that_comes_at_the_end_of_a_poll_starts_another_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    minute = [float("inf")]
+    minute = [1e12]
     poll = ftpcoord.Poller.poll
 
     def polled(self: ftpcoord.Poller) -> None:
