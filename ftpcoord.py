@@ -3822,9 +3822,10 @@ class Database(abc.ABC):
         "unfenced": "(SELECT 0 AS term) mine",
         "audit": f"INSERT INTO file_audit (group_id, file_id, at, {', '.join(TRAIL)}) SELECT",
         "note": "$audit :group, id, $utc, new_path, $of(size), $of(mtime), sha256, outcome, "
-        "$lost(l.term, mine.term), $lost(l.task_id, :by), $of(attempts), seconds, words FROM",
+        "$attempt(l.term, mine.term), $attempt(l.task_id, :by), $of(attempts), seconds, words FROM",
         "of": "$lost(l.{0}, new_{0})",
         "lost": "CASE outcome WHEN 'lost' THEN {0} ELSE {1} END",
+        "attempt": "CASE l.state WHEN 'claimed' THEN {0} ELSE {1} END",  # whose it was
         "as_read": "file_id = :file_id AND state = :state AND action = :action AND size = :size AND mtime = :mtime "
         "AND attempts = :attempts",
         "those": "(SELECT :group AS group_id, r.* FROM (:changes) r) v",

@@ -573,14 +573,14 @@ SABOTAGES = (
     Sabotage(
         "the trail's row is written before the ledger's",
         "Database._noted",
-        before("return self.execute", "told = told and self.execute(note, changes=changes, by=by, **values)"),
+        before("return self.execute", "told = told and self.execute(note, changes=changes, **values)"),
         "AssertionError",
         fix=AUDITED,
     ),
     Sabotage(
         "an operator's skip has no row in the trail",
         "Database._tell",
-        text("outcome=Outcome(what)", "outcome=None"),
+        text("self._noted(sql, note, changes, **values)", "self._noted(sql, note, [], **values)"),
         "the trail does not tell",
         fix=[*ORDERED, "audit='on'"],
     ),

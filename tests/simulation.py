@@ -786,9 +786,8 @@ class SimDatabase(Tables):
         if outcome is not None:
             of = row if outcome.what == "lost" or new is None else new
             assert of is not None
-            self.trail.append(
-                Noted(Attempt(path, of.term if outcome.what == "lost" else term, of.attempts), outcome.what)
-            )
+            began = row.term if row is not None and row.state == "claimed" else term
+            self.trail.append(Noted(Attempt(path, began, of.attempts), outcome.what))
             self.noted = len(self.trail)
 
     def skip(

@@ -128,6 +128,7 @@ def test_all_folders_are_polled_over_one_connection_and_files_of_one_name_arrive
         at_work.arrive({"x": b"1", "x.1": b"2", "y": b"3"})
         wait_for(lambda: not host.files, PATIENCE, "\n".join(at_work.log))
         assert host.sessions == 1
+        at_work.wait("file_done", 3)
         done = [event["path"] for event in at_work.all("file_done")]
         assert sorted(done) == ["/in/a/x", "/in/b/x", "/in/b/y"]
 
