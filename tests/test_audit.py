@@ -99,8 +99,8 @@ def test_a_change_without_outcome_has_no_row_among_others_that_have(ledger: ftpc
     made = ledger.write(
         FENCE,
         [
-            Change(row("/in/0"), row("/in/0", state="done"), outcome=DONE),
             Change(row("/in/1"), row("/in/1", state="failed"), 3.0),
+            Change(row("/in/0"), row("/in/0", state="done"), outcome=DONE),
             Change(row("/in/2", attempts=9), row("/in/2", state="done"), outcome=DONE),
             Change(row("/in/3"), None, outcome=moved),
             Change(row("/in/4"), None),
@@ -118,11 +118,16 @@ def test_a_change_without_outcome_has_no_row_among_others_that_have(ledger: ftpc
 
 
 def test_a_lost_attempt_is_told_of_who_had_it(tables: Tables, ledger: ftpcoord.Database) -> None:
+    """Also one that is counted as a failure."""
+    ledger.write(FENCE, [Change(None, row("/in/deadly"))])
     tables.set_token("b", 2)
+    counted = row("/in/deadly", term=2, state="failed", failures=1)
+    assert ledger.write(Fence("g", "b", 2), [Change(row("/in/deadly"), counted, outcome=Outcome("failed"))]) == [True]
     claim = row(term=2, attempts=2, mtime="2026-02-02T10:15:30", size=11)
     assert ledger.write(Fence("g", "b", 2), [Change(row(), claim, outcome=Outcome("lost"))]) == [True]
-    assert trail(ledger, "outcome", "term", "task_id", "attempt", "size", "mtime") == [
-        ("lost", 1, "a", 1, 10, row().mtime)
+    assert sorted(trail(ledger, "outcome", "term", "task_id", "attempt", "size", "mtime")) == [
+        ("failed", 1, "a", 1, 10, row().mtime),
+        ("lost", 1, "a", 1, 10, row().mtime),
     ]
 
 
