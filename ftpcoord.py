@@ -9330,10 +9330,12 @@ def judgements(config: Config, database: Database) -> Iterator[Judgement]:
     group, kept = config.coordination_group, config.audit_retention * SECONDS_A_DAY or float("inf")
     now, began = database.audited_since(group)
     for one in expectations(config.expect, config.zone()) if began is not None else ():
-        windows = one.windows(max(now - EXPECT_SECONDS, began or 0), now)
+        windows = one.windows(max(now - 2 * EXPECT_SECONDS, began or 0), now)
         windows = [window for window in windows if window.start >= now - kept]  # others' rows may be removed by now
+        alarms = database.alarms(group, now - 2 * EXPECT_SECONDS, sha256_text(one.text))
+        # Of older ones those whose file came late: it does not count again.
+        windows = [window for window in windows if window.end > now - EXPECT_SECONDS or ("late", window.end) in alarms]
         since = min((window.start for window in windows), default=now)
-        alarms = database.alarms(group, since, sha256_text(one.text))
         raised = {by for what, by in alarms if what == "missing"}
         missing, late = one.judge(windows, map(Came._make, database.came(group, since, one.glob)), raised, now)
         yield Judgement(one, now, missing, late, alarms)

@@ -326,6 +326,24 @@ def test_a_file_that_came_late_just_before_a_takeover_is_said_by_the_next_one(cr
     never(lambda: third.events("file_late") or third.events("file_missing"), 2.0, "said again")
 
 
+def test_a_version_that_ended_an_alarm_ends_no_other_one_when_that_is_forgotten() -> None:
+    """Two were missed, one came late: the second alarm stays as long as it is judged."""
+    first, second, now = at("2026-01-12T10:00"), at("2026-01-13T10:00"), at("2026-01-20T12:00")
+    seen = came("2026-01-13T11:00", *(f"2026-01-{day}T09:00" for day in range(14, 21)))
+    rows = {("missing", first): ("a", ""), ("late", first): ("a", ""), ("missing", second): ("a", "")}
+    database = types.SimpleNamespace(
+        audited_since=lambda group: (now, at("2026-01-12T08:00")),
+        came=lambda group, since, glob: [one for one in seen if one.at >= since],
+        alarms=lambda group, since, file_id: {key: row for key, row in rows.items() if key[1] >= since},
+    )
+    (found,) = ftpcoord.judgements(config(expect="a.csv from 08:00 by 10:00"), cast(Any, database))
+    assert found.missing == [second]
+    assert second not in found.late
+    del rows["late", first], rows["missing", second]  # an alarm that was never ended is forgotten for good
+    (found,) = ftpcoord.judgements(config(expect="a.csv from 08:00 by 10:00"), cast(Any, database))
+    assert list(found.late) == [second]
+
+
 def test_what_could_not_be_said_because_the_answer_was_lost_is_said_at_the_next_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

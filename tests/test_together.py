@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import zoneinfo
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from conftest import Database, Files, wait_for
@@ -19,7 +20,7 @@ def test_folders_order_companions_dates_and_the_trail_over_a_kill(
 ) -> None:
     files, zone = file_server, "Pacific/Kiritimati"  # where it is tomorrow already
     below = urlsplit(files.url).path
-    settings = {
+    settings: dict[str, Any] = {
         "url": files.url[: -len(below)],
         "folders": f"{below}/in1, {below}/in2",
         "order": "re:(k.)-.*",
