@@ -4792,8 +4792,7 @@ class Habits:
         try:
             yield
             with self._lock:
-                if folder in self._listed:
-                    self._listed[folder].names.add(name)
+                self._listed.get(folder, Listed()).names.add(name)
         except BaseException as error:
             if not isinstance(error, TargetExists):  # it may have been made after all
                 with self._lock:
@@ -6511,23 +6510,12 @@ OFFERED = {
     "ciphers": "server_encrypt_algo_list",
     "digests": "server_mac_algo_list",
 }  # the same in paramiko's reading of a KEXINIT
-(INIT, VERSION, OPEN, CLOSE, READ, LSTAT, FSTAT, OPENDIR, READDIR, REMOVE, MKDIR, REALPATH, STAT, RENAME) = (
-    1,
-    2,
-    3,
-    4,
-    5,
-    7,
-    8,
-    11,
-    12,
-    13,
-    14,
-    16,
-    17,
-    18,
-)
-(STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED, EXTENDED_REPLY) = (101, 102, 103, 104, 105, 200, 201)
+INIT, VERSION, OPEN, CLOSE, READ = range(1, 6)
+LSTAT, FSTAT = 7, 8
+OPENDIR, READDIR, REMOVE, MKDIR = range(11, 15)
+REALPATH, STAT, RENAME = range(16, 19)
+STATUS, HANDLE, DATA, NAME, ATTRS = range(101, 106)
+EXTENDED, EXTENDED_REPLY = 200, 201
 OPEN_TO_READ = b"\0\0\0\1\0\0\0\0"  # flags, no attributes
 OK = b"\0\0\0\0"
 
