@@ -817,12 +817,24 @@ class Election:
         rows = self._members()
         missing = self._missing = self._missing or rows
         found = self._found or {}
+
+        def may_hold(member: str) -> bool:
+            row = rows.get(member)
+            if member == self.member:
+                row = found.get(member, row)  # as it was, not as this process made it
+            elif member not in found and row is not None and row.stamp not in ("", missing[member].stamp):
+                return False  # it began after this process, and beats as a standby
+            if row is None or row.stamp == "":
+                return True
+            trusted = self._trusted or member == self.member
+            return not row.released and (row.age <= self.timing.stale_after or not trusted)
+
         # 1. Traces of a lease: a term seen, a health row. The own first beat is none, unless another process of this
         #    id can have been elected since.
         recent = 2 * self.timing.heartbeat + self.timing.call_timeout
         own = self.member if self._clock() - self._found_at <= recent else None
         traces = [member for member in {**found, **missing} if member != own or member in found]
-        held = self._seen_term > 0 or any(self._may_hold(member, rows.get(member), found, missing) for member in traces)
+        held = self._seen_term > 0 or any(map(may_hold, traces))
         if held and not self._stood_still:
             return None
         # 2. Above every term that was ever won: where the last ones left no number, time has gone by at least as fast.
@@ -832,18 +844,6 @@ class Election:
             ages = [0.0, *(row.age for row in (*rows.values(), *found.values()))]
             last = max(last, int(view.now - min(ages)))
         return self.store.first(self.group, self.member, last + 1, timed)
-
-    def _may_hold(
-        self, member: str, row: Optional[MemberRow], found: Mapping[str, MemberRow], missing: Mapping[str, MemberRow]
-    ) -> bool:
-        """Whether a member, whose health row is now `row`, may hold a lease of a token that has vanished."""
-        if member == self.member:
-            row = found.get(member, row)  # as it was, not as this process made it
-        elif member not in found and row is not None and row.stamp not in ("", missing[member].stamp):
-            return False  # it began after this process, and beats as a standby
-        if row is None or row.stamp == "":
-            return True
-        return not row.released and (row.age <= self.timing.stale_after or not (self._trusted or member == self.member))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1201,18 +1201,25 @@ def same_version(a: Shown, b: Shown, zones: Iterable[datetime.timedelta] = ()) -
     return None
 
 
+class Times(NamedTuple):
+    """What is known of a file's time, "" where it is not."""
+
+    line: str  # as LIST shows it
+    exact: str  # in UTC
+
+
 @functools.lru_cache(maxsize=1024)  # files of a listing share minutes
-def times_of(mtime: str) -> tuple[str, str]:
-    """(what a line of LIST shows, the exact UTC time), each "" if it is not known, of an Entry's text or the ledger's:
-    that has both as `2026-01-12T10:15=1768212907`, and a `~` behind if that minute may not have been over at the fetch.
-    """
+def times_of(mtime: str) -> Times:
+    """Those in an Entry's text or the ledger's, which has both as `2026-01-12T10:15=1768212907`, and a `~` behind if
+    that minute may not have been over at the fetch."""
     line, sign, seconds = mtime.rstrip("~").partition("=")
     if EPOCH_SECONDS.fullmatch(seconds):
-        return line, _iso_seconds(int(seconds))
+        return Times(line, _iso_seconds(int(seconds)))
     if sign or len(line) < len("2026-01-12T10:15:30"):
-        return line, ""
-    # A leap second (RFC 3659 section 2.3 allows it) is the one after it, as clocks that know none have it.
-    return "", _moved(line[:17] + "59", datetime.timedelta(seconds=1)) + line[19:] if line[17:19] == "60" else line
+        return Times(line, "")
+    if line[17:19] == "60":  # a leap second (RFC 3659 section 2.3) is the one after it, as for clocks that know none
+        line = _moved(line[:17] + "59", datetime.timedelta(seconds=1)) + line[19:]
+    return Times("", line)
 
 
 class Found(NamedTuple):
@@ -2230,7 +2237,7 @@ class Poller:
         if isinstance(exc, NotNow):
             pause, tell, counts = self._breaker.refuse(row.path, exc)
             if isinstance(exc, FileChanged):  # the next claim takes the version that the line shows by then
-                failed = failed._replace(mtime=times_of(row.mtime)[0] or row.mtime)
+                failed = failed._replace(mtime=times_of(row.mtime).line or row.mtime)
             if not counts:
                 # What a handler refused is due at once for the next member, and for this one when another succeeds.
                 due = None if isinstance(exc, TryLater) else pause
@@ -2519,7 +2526,7 @@ def may_still_run(mtime: str) -> bool:
     if seconds is None:
         return True
     age, year = time.time() - seconds, 365.25 * SECONDS_A_DAY
-    return age < SECONDS_A_DAY if times_of(mtime)[1] else abs((age + year / 2) % year - year / 2) < 3 * SECONDS_A_DAY
+    return age < SECONDS_A_DAY if times_of(mtime).exact else abs((age + year / 2) % year - year / 2) < 3 * SECONDS_A_DAY
 
 
 def zone_between(line: str, exact: str) -> Optional[datetime.timedelta]:
@@ -2872,9 +2879,9 @@ class Recognizer:
             elif same and "=" in row.mtime and row.state != "done":  # a claim keeps it: the display may move meanwhile
                 self._keep_as(at, row, row.mtime)
         moves = moves_of_display([(row, listing[at].entry) for at, row in unclear])
-        exact = [(at, row) for at, row in unclear if times_of(row.mtime)[1]]
+        exact = [(at, row) for at, row in unclear if times_of(row.mtime).exact]
         for at, row in unclear:
-            if not times_of(row.mtime)[1] and move_of_display(row, listing[at].entry) in moves:
+            if not times_of(row.mtime).exact and move_of_display(row, listing[at].entry) in moves:
                 self._keep_as(at, row, listing[at].entry.mtime)
         left = self._ask(exact) if exact else set()
         self._ledger.write_all(self._changes)
@@ -2896,7 +2903,7 @@ class Recognizer:
             delay = None if row.due is None else max(0.0, row.due - boot_clock())
             self._changes.append(Change(row, row._replace(mtime=mtime), delay))
         entry = self._listing[at].entry
-        line, exact = times_of(entry.mtime)[0], mtime.partition("=")[2]
+        line, exact = times_of(entry.mtime).line, mtime.partition("=")[2]
         self._show(at, entry._replace(mtime=f"{line}={exact}" if line and exact else mtime))
 
     def _show(self, at: int, entry: Entry) -> None:
@@ -2943,7 +2950,7 @@ class Recognizer:
 def move_of_display(row: Row, entry: Entry) -> Optional[datetime.timedelta]:
     """By what a line in the ledger without its exact time differs from what is listed now, if another zone, or UTC, can
     be the reason."""
-    line, now = times_of(row.mtime)[0], "".join(times_of(entry.mtime))
+    line, now = times_of(row.mtime).line, "".join(times_of(entry.mtime))
     return zone_between(line, now) if len(line) == MINUTE <= len(now) else None
 
 
@@ -2953,7 +2960,7 @@ def moves_of_display(unclear: Sequence[tuple[Row, Entry]]) -> set[datetime.timed
     shown = {
         (row.mtime, move_of_display(row, entry))
         for row, entry in unclear
-        if not times_of(row.mtime)[1] and not may_still_run(row.mtime) and not may_still_run(entry.mtime)
+        if not times_of(row.mtime).exact and not may_still_run(row.mtime) and not may_still_run(entry.mtime)
     }
     witnesses, moves = {mtime for mtime, _ in shown}, [move for _, move in shown if move is not None]
     return {move for move in set(moves) if moves.count(move) > 1 and 4 * moves.count(move) >= len(witnesses)}
@@ -3098,9 +3105,9 @@ class Unsteady:
 
     def claimed(self, work: Work, term: int) -> None:
         """Of what is kept, a version within the minute that the line of the one before shows; later ones are new."""
-        old, line = work.old, times_of(work.found.entry.mtime)[0]
+        old, line = work.old, times_of(work.found.entry.mtime).line
         if old is not None and old.state == "done" and not old.action:
-            same = line and line == times_of(old.mtime)[0] and old.size == work.found.entry.size
+            same = line and line == times_of(old.mtime).line and old.size == work.found.entry.size
             if same:
                 self.again(work.path, term)
             else:
@@ -6007,7 +6014,7 @@ class Looker:
         """What LIST shows and what a question tells, in one entry. None if their times differ by no zone. A place has
         two, summer's and winter's."""
         zones = self._server.habits.zones
-        line, exact = times_of(seen.mtime)[0], times_of(told.mtime)[1]
+        line, exact = times_of(seen.mtime).line, times_of(told.mtime).exact
         if not exact or not line:
             return seen._replace(size=told.size, mtime=told.mtime) if exact else None
         if len(line) >= MINUTE:
@@ -6400,7 +6407,7 @@ class FtpServer(FileServer):
 
     def _time_before(self, job: Job) -> str:
         """The exact time before the fetch, where the line's minute may still run."""
-        if job.seen is None or self._use_mlsd or times_of(job.seen.mtime)[1] or not may_still_run(job.seen.mtime):
+        if job.seen is None or self._use_mlsd or times_of(job.seen.mtime).exact or not may_still_run(job.seen.mtime):
             return ""
         told = self._looker.timed(self._full(job.path), job.size)
         return told.mtime if told else ""
