@@ -9339,31 +9339,36 @@ def judgements(config: Config, database: Database) -> Iterator[Judgement]:
 class Judge:
     """The alarms of `expect`, and the end of old rows of the audit trail, as long as the lease lasts.
 
-    On a thread of its own: polls may be far apart.
+    On a thread of its own: polls may be far apart. `run --once` looks once more at its end.
     """
 
     def __init__(self, config: Config, member: Member, poller: Poller) -> None:
         self.config, self.member, self.poller, self.lease = config, member, poller, poller.lease
         self._tried: set[tuple[str, str, float]] = set()  # rows that may stand unsaid: their answer was lost
         self._often = min(60.0, 10 * config.polling_interval)
+        self._looking = threading.Lock()
 
     def run(self) -> None:
-        config, lease, wait = self.config, self.lease, self.member.wait
-        if config.expect:  # until it is known what came and is not done
-            wait(lease, 30.0, lambda: self.poller.listed is not None)
-        while self.member.may_work(lease):
-            pause = self._often if config.expect else TRIM_SECONDS
-            try:
-                with contextlib.closing(open_database(config)) as database:
-                    if config.expect:
-                        pauses = [self._judged(database, one) for one in judgements(config, database)]
-                        pause = min(pauses, default=pause)  # none: the trail has no row yet
-                    if config.audit_retention:
-                        pause = min(pause, TRIM_SECONDS)
-                        database.trim(config.coordination_group, config.audit_retention)
-            except Exception as exc:
-                event("audit_failed", logging.WARNING, term=lease.term, error=reason(exc))
-            wait(lease, pause)
+        if self.config.expect:  # until it is known what came and is not done
+            self.member.wait(self.lease, 30.0, lambda: self.poller.listed is not None)
+        while self.member.may_work(self.lease):
+            self.member.wait(self.lease, self.look())
+
+    def look(self) -> float:
+        """The seconds until the next look."""
+        config = self.config
+        pause = self._often if config.expect else TRIM_SECONDS
+        try:
+            with self._looking, contextlib.closing(open_database(config)) as database:
+                if config.expect:
+                    pauses = [self._judged(database, one) for one in judgements(config, database)]
+                    pause = min(pauses, default=pause)  # none: the trail has no row yet
+                if config.audit_retention:
+                    pause = min(pause, TRIM_SECONDS)
+                    database.trim(config.coordination_group, config.audit_retention)
+        except Exception as exc:
+            event("audit_failed", logging.WARNING, term=self.lease.term, error=reason(exc))
+        return pause
 
     def _judged(self, database: Database, found: Judgement) -> float:
         """Says what is new; the seconds until the next look."""
@@ -9747,23 +9752,26 @@ class Listener:
             age = float("inf") if view is None or view.age is None else view.age
             if lease is not None:
                 poller = Poller(config, member, lease, selector, route, rows, yielding, breaker, hold.look)
+                wanted = config.audit and (config.audit_retention or config.expect)
+                judge = Judge(config, member, poller) if wanted else None
                 try:
-                    if config.audit and (config.audit_retention or config.expect):
-                        judge = Judge(config, member, poller)
+                    if judge is not None:
                         threading.Thread(target=judge.run, name="ftpcoord-audit", daemon=True).start()
                 except RuntimeError as exc:
                     event("audit_failed", logging.ERROR, term=lease.term, error=f"this host gives no thread ({exc})")
-                self._work(poller)
+                self._work(poller, judge)
             elif member.stopping or member.finished.is_set():
                 return
             elif view and view.holder and not view.mine and age <= member.timing.stale_after:  # else it is waited for
                 event("standby", group=config.coordination_group, reason="another member is active")
                 member.stop()
 
-    def _work(self, poller: Poller) -> None:
+    def _work(self, poller: Poller, judge: Optional[Judge]) -> None:
         member = self.member
         try:
             if poller.run(self._once):
+                if judge is not None:
+                    judge.look()
                 self.exit_code = 1 if poller.waiting or poller.unreached or poller.order.blocked else 0
                 member.stop()
         except LeaseLost:

@@ -310,6 +310,18 @@ def test_what_did_not_come_is_said_once_over_restarts_and_takeovers_and_again_wh
         never(lambda: third.events("file_late") or third.events("file_missing"), 2.0, "said again")
 
 
+def test_a_single_run_says_what_did_not_come_and_the_next_one_does_not(crew: Crew, files: Files) -> None:
+    crew.settings["expect"] = f"a*.csv by {passed(crew)}"
+    for missed, late in ((2, 0), (0, 0), (0, 1)):
+        if late:
+            files.put("a1.csv", b"1")
+        done = crew.run("run", "--once")
+        assert done.returncode == 0
+        said = done.stdout + done.stderr
+        assert (said.count("file_missing"), said.count("file_late")) == (missed, late), said
+    assert alarms(crew) == 2
+
+
 def test_a_file_that_came_late_just_before_a_takeover_is_said_by_the_next_one(crew: Crew, files: Files) -> None:
     crew.settings["expect"] = f"a*.csv by {passed(crew)}"
     first = crew.start("a")
