@@ -333,7 +333,7 @@ SABOTAGES = (
         drop("self._stand_from = "),
         "took the role of",
         fix=["files=False", "length=5"],
-        seed=36,
+        seed=237,
     ),
     Sabotage(
         "nobody is told that the lease is over",
