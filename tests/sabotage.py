@@ -430,6 +430,7 @@ SABOTAGES = (
         never("'=' in entry.mtime"),
         "which was done|is not told|files are left over|which no handler has finished",
         fix=["files=True", "lines=True"],
+        seed=6,
     ),
     Sabotage(
         "a claim forgets the exact time that the ledger has",
@@ -470,6 +471,7 @@ SABOTAGES = (
         text("not orderly", "0"),
         "arrives after its lease|which no handler has finished",
         fix=["files=True", "server_loss=0.1"],
+        seed=11,
     ),
     Sabotage(
         "a path that the database refuses is not tried in ASCII",
@@ -545,7 +547,7 @@ SABOTAGES = (
         text("retention, outcome=lost_attempt(row))", "retention)"),
         "claimed -> failed is told as nothing",
         fix=AUDITED,
-        seed=28,
+        seed=58,
     ),
     Sabotage(
         "a file becomes done without its row in the trail",
