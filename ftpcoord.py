@@ -1222,6 +1222,9 @@ def times_of(mtime: str) -> Times:
     return Times("", line)
 
 
+DONE, UNWANTED = "done before", "its name is not asked for (pattern, exclude, hidden or temporary)"
+
+
 class Found(NamedTuple):
     """A listed file: `relative` is its path below the polled folder."""
 
@@ -1299,6 +1302,13 @@ class Selector:
         self.config, self.clock = config, clock
         self.tree, self.companions, self.unsteady = Tree(config), Companions(config), Unsteady(config, clock)
         self._seen: dict[str, tuple[Entry, float]] = {}
+        self._final: dict[str, tuple[Found, Optional[Row]]] = {}
+
+    def leave_out_final(self, look: Look, known: Callable[[str], Optional[Row]]) -> None:
+        """What was done or unwanted needs no further verdict while neither its line nor its row changes."""
+        self._final = {path: pair for path, pair in self._final.items() if pair == (look.paths.get(path), known(path))}
+        if not self.config.companions():  # which may be any line
+            look[:] = [found for found in look if found.path not in self._final]
 
     def choose(
         self,
@@ -1324,6 +1334,8 @@ class Selector:
                 continue
             known_version = row is not None and bool(same_version(row, entry))
             word, why = self.verdict(found, row if known_version else None, companions, now)
+            if why in (DONE, UNWANTED) and not (row and row.mtime.endswith("~")):
+                self._final[path] = found, row
             waiting += word == "wait"
             if word != "skip":
                 left(found, why)
@@ -1347,11 +1359,11 @@ class Selector:
         entry = found.entry
         if row is not None and row.state == "done":
             self.unsteady.seen_again(row)
-            return "skip", "done before"
+            return "skip", DONE
         if self.companions.include(entry.name):
             return "skip", "a companion of files"
         if not self.wants(found):
-            return "skip", "its name is not asked for (pattern, exclude, hidden or temporary)"
+            return "skip", UNWANTED
         for word, why in (self.companions.verdict(found, companions), self.tree.names.limit(entry)):
             if why:
                 return word, why
@@ -1879,9 +1891,9 @@ class Poller:
         ready = self._choose(listing, busy)
         self.workers.hand_in(ready)
         refused = self.selector.tree.refused
-        self.stats.polled(len(listing), time.monotonic() - began, self.waiting, refused, listing.lost)
+        self.stats.polled(len(self.listed), time.monotonic() - began, self.waiting, refused, listing.lost)
         self.progress.tell()
-        event("polled", term=self.lease.term, listed=len(listing), new=len(ready), waiting=self.waiting)
+        event("polled", term=self.lease.term, listed=len(self.listed), new=len(ready), waiting=self.waiting)
         while self.workers.queue and self.member.may_work(self.lease):
             self.member.wait(self.lease, 1.0, lambda: not self.workers.queue)
             self._paused()
@@ -1891,6 +1903,7 @@ class Poller:
 
     def _choose(self, listing: Look, busy: set[str]) -> list[Work]:
         """What is to be handled now; what is new to this member only if it is the same `settle` seconds later."""
+        self.selector.leave_out_final(listing, self.ledger.get)
         unclear = self.recognizer.recognize(listing, busy)
         backlog = Backlog(self.route, self.stats.backlog)
         choice = self.selector.choose(listing, self.ledger.get, busy | unclear, backlog.add)
@@ -2429,7 +2442,7 @@ class Tree:
         for entry in entries:
             path, relative = prefix + entry.name, below + entry.name
             found = self._last.paths.get(path)
-            if found is not None and found.entry is entry:
+            if found and found.entry is entry:
                 look.add(found)
             elif not is_plain_name(entry.name) or len(path) > LONGEST_PATH:
                 self._refuse(folder, entry.name[:LONGEST_PATH], "not a plain file name")
@@ -3115,7 +3128,7 @@ class Unsteady:
 
     def seen_again(self, row: Row) -> None:
         """What was handled is listed as it was; with a `~` nobody asked."""
-        if row.path in self._files and not row.mtime.endswith("~"):
+        if not row.mtime.endswith("~"):
             self.over(row.path)
 
     def over(self, path: str) -> None:

@@ -23,7 +23,7 @@ import ftpcoord
 from ftpcoord import Change, Entry, Found, Ledger, Recognizer, Row, Selector
 
 KINDS = ["MLSD", "LIST", "SFTP"]
-MANY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(params=KINDS)
@@ -212,11 +212,13 @@ class Side:
         left: list[tuple[Found, str]] = []
         look = self.selector.tree.walk(self.server)
         shown = list(look)
+        if not isinstance(self.server, Forgetful):
+            self.selector.leave_out_final(look, self.ledger.get)
         unclear = self.recognizer.recognize(look, set())
         choice = self.selector.choose(look, self.ledger.get, unclear, lambda found, why: left.append((found, why)))
-        self.ledger.forget_unlisted({found.path for found in look}, 1000.0, look.lacks)
+        self.ledger.forget_unlisted(look.paths.keys(), 1000.0, look.lacks)
         counts = choice.waiting, choice.young, self.selector.tree.refused
-        return shown, list(look), choice.ready, choice.unsettled, counts, left, unclear, look.refused, look.unread
+        return shown, choice.ready, choice.unsettled, counts, left, unclear, look.refused, look.unread
 
     def step(self, step: str, how: list[Any], host: Any) -> tuple[Any, ...]:
         if step == "wait":
@@ -231,10 +233,10 @@ class Side:
         except ftpcoord.FileRefused as error:
             polled = (str(error),)
         host.behave()
-        for work in polled[2] if step == "handle" and len(polled) > 1 else ():
-            entry = work.found.entry
-            done = Row(work.path, entry.size, entry.mtime, "done", 1, 1, 0)
-            assert self.ledger.write([Change(self.ledger.get(work.path), done)]) == [True]
+        taken = {"handle": [work.found for work in polled[1]], "adopt": polled[0]} if len(polled) > 1 else {}
+        for path, _, entry in taken.get(step, ()):
+            done = Row(path, entry.size, entry.mtime, "done", 1, 1, 0)
+            assert self.ledger.write([Change(self.ledger.get(path), done)]) == [True]
         return polled
 
 
@@ -245,6 +247,7 @@ STEP = st.one_of(
     st.tuples(st.just("turn")),
     st.tuples(st.just("wait"), st.sampled_from([1, 100, 5000])),
     st.tuples(st.just("handle")),
+    st.tuples(st.just("adopt")),
     st.tuples(st.just("operate"), NAME, st.sampled_from(["done", "failed", "quarantined"]), st.sampled_from([0, 50])),
     st.tuples(st.just("refuse")),
     st.tuples(st.just("poll")),
@@ -262,7 +265,7 @@ SETTINGS = st.fixed_dictionaries(
 
 @MANY
 @given(chosen=SETTINGS, steps=st.lists(STEP, min_size=4, max_size=25))
-def test_each_poll_selects_the_same_as_one_that_reads_every_line_anew(
+def test_each_poll_selects_the_same_as_one_that_reads_and_judges_every_line_anew(
     host: Any, server: ftpcoord.FileServer, chosen: dict[str, Any], steps: list[tuple[Any, ...]]
 ) -> None:
     config = config_of(host, **{name: value for name, value in chosen.items() if value is not None})
