@@ -366,6 +366,22 @@ def test_a_lease_that_ends_during_the_looks_before_a_move_lets_nothing_be_moved(
             assert not [said for said in host.commands[first:second] if said.startswith("RNTO")]
 
 
+def test_leases_that_this_process_itself_has_lost_are_no_deaths_of_a_process(tmp_path: Path) -> None:
+    attempts: list[int] = []
+
+    def handle(file: ftpcoord.File) -> None:
+        attempts.append(file.attempt)
+        if file.attempt < 5:
+            file.lease.lose()
+
+    with FtpHost(files={"a": b"1"}) as host:
+        site = Site(tmp_path, host.settings, "own")
+        site.listener.on_file("*")(handle)
+        with site:
+            wait_for(lambda: site.all("file_done"), PATIENCE)
+            assert attempts == [1, 2, 3, 4, 5] and not site.all("file_failed") and not site.all("file_quarantined")
+
+
 def test_a_long_walk_through_many_folders_is_progress(tmp_path: Path) -> None:
     names = [f"sub{number:02}" for number in range(12)]
     with FtpHost(files={f"{name}/a": b"1" for name in names}) as host:
