@@ -17,7 +17,7 @@ import pytest
 from hostile import FtpHost, SftpHost, Site, reply
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from memory import Clock
+from memory import Clock, config, found, row
 
 import ftpcoord
 from ftpcoord import Change, Entry, Found, Ledger, Recognizer, Row, Selector
@@ -134,8 +134,18 @@ def test_what_has_not_changed_is_not_read_again(
     host.put("001", b"12")
     host.put("100a", b"1")
     del host.files["000"]
-    assert len(selector.tree.walk(server)) == 200
+    sizes = {one.path: one.entry.size for one in selector.tree.walk(server)}
+    assert len(sizes) == 200 and (sizes["/in/001"], sizes["/in/002"]) == (2, 1)
     assert {b"001", b"100a"} <= {raw.rpartition(b" ")[2] for raw in read} and len(read) < 8
+
+
+def test_a_total_that_does_not_come_first_is_not_understood() -> None:
+    with FtpHost(mlsd=False) as host, contextlib.closing(ftpcoord.open_server(config_of(host))) as server:
+        host.lines = [MODE + b"Jan 12  2024 a"]
+        last = server.list("/in")
+        host.lines += [b"total 5"]
+        server.list("/in", last)
+        assert server.unread == ["total 5"]
 
 
 def test_lines_are_read_anew_where_they_come_as_the_other_kind() -> None:
@@ -238,6 +248,40 @@ class Side:
             done = Row(path, entry.size, entry.mtime, "done", 1, 1, 0)
             assert self.ledger.write([Change(self.ledger.get(path), done)]) == [True]
         return polled
+
+
+def judged(selector: Selector, *rows: Row, names: Sequence[str] = ("a.csv",)) -> tuple[list[str], list[str]]:
+    """By a poll that lists these: the names that are judged, and those that are ready."""
+    look, known = ftpcoord.Look(), {one.path: one for one in rows}
+    look.extend(map(found, names))
+    look.paths.update((one.path, one) for one in look)
+    selector.leave_out_final(look, known.get)
+    choice = selector.choose(look, known.get, set())
+    return [one.relative for one in look], [work.found.relative for work in choice.ready]
+
+
+@pytest.mark.parametrize(("name", "rows"), [("a.csv", [row()]), ("a.tmp", []), ("a.txt", [])])
+def test_what_is_done_or_unwanted_is_judged_once(name: str, rows: list[Row]) -> None:
+    selector = Selector(config(pattern="*.csv"), Clock())
+    assert judged(selector, *rows, names=[name]) == ([name], [])
+    assert judged(selector, *rows, names=[name]) == ([], [])
+    assert judged(selector, *rows, names=[]) == ([], [])
+    assert judged(selector, *rows, names=[name]) == ([name], []), "it was away"
+    assert judged(selector, row(name, "failed"), names=[name])[0] == [name], "its row is another one"
+
+
+@pytest.mark.parametrize("waiting", [row(state="failed", due=1050.0), row(state="quarantined"), row(mtime="x~")])
+def test_what_waits_or_may_have_been_replaced_in_its_minute_is_judged_at_each_poll(waiting: Row) -> None:
+    selector = Selector(config(), Clock())
+    for _ in range(3):
+        assert judged(selector, waiting._replace(mtime=waiting.mtime.replace("x", found().entry.mtime)))[0] == ["a.csv"]
+
+
+def test_a_companion_counts_though_it_was_recorded_as_done() -> None:
+    selector, known = Selector(config(requires="{name}.ok"), Clock()), row("a.csv.ok")
+    for _ in range(3):
+        assert judged(selector, known, names=["a.csv.ok"])[1] == []
+    assert judged(selector, known, names=["a.csv.ok", "a.csv"])[1] == ["a.csv"]
 
 
 NAME = st.sampled_from(["a.csv", "b.csv", "c.csv", "c.csv.ok", "left.txt", ".hidden", "sub/a.csv", "sub/d.csv"])
