@@ -192,6 +192,16 @@ def test_bytes_that_come_in_tiny_pieces_cost_little_more_than_their_number(piece
     assert b"".join(iter(lambda: pipe.read(1000, 0) if len(pipe) else b"", b"")) == piece * 300_000
 
 
+def test_who_is_slower_than_the_server_takes_its_answers_in_pieces_and_in_order() -> None:
+    """All of it at once would be in the memory twice, on each connection."""
+    pipe = ftpcoord.FastPipe(16 << 20)
+    sent = [bytes([number]) * (256 << 10) for number in range(32)]
+    for piece in sent:
+        pipe.feed(piece)
+    taken = [pipe.read(1 << 20, 0.1) for _ in range(8)]
+    assert max(map(len, taken)) <= 1 << 20 and b"".join(taken) == b"".join(sent) and not len(pipe)
+
+
 FLOODS: dict[str, Callable[[Any], None]] = {
     "data beyond the window": lambda session: send_raw(session, 94, bytes(200_000), times=400),
     "stderr": lambda session: send_raw(session, 95, bytes(200_000), times=400),
