@@ -4296,7 +4296,7 @@ class Database(abc.ABC):
 
     def came(self, group: str, since: float, glob: str) -> list[tuple[float, str, int]]:
         """When which paths that may fit were done or skipped, each version once, and at which term."""
-        like = re.sub("[^A-Za-z0-9./-]+", "%", f"*{glob.partition('[')[0]}*")
+        like = re.sub("[^A-Za-z0-9./-]+", "%", f"*{glob.lstrip('/').partition('[')[0]}*")
         rows = self.execute(self.CAME, group=group, since=_database_time(since), like=like)
         return [(float(at), _true_path(*name), term) for at, *name, term in rows]
 
@@ -9271,7 +9271,8 @@ class Expectation:
         if not found or text.startswith(EXPRESSION):
             raise ValueError(f"{quoted(text)} is not GLOB [from HH:MM] by HH:MM [days]")
         self.text, (self.glob, self._from, by, days) = text, found.groups()
-        self.fits = matcher([f"*/{self.glob.lstrip('/')}" if "/" in self.glob else self.glob])
+        name = self.glob.lstrip("/")
+        self.fits = matcher([f"*/{name}", name] if "/" in self.glob else [name])
         start, end = ((clock[-2:], clock[:-3]) for clock in (self._from or by, by))
         self._start = Schedule(f"{' '.join(start)} * * *", zone)
         self._end = Schedule(f"{' '.join(end)} * * {days or '*'}", zone)

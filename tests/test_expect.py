@@ -112,6 +112,10 @@ def test_a_glob_is_for_the_name_or_with_a_slash_for_the_end_of_the_path() -> Non
     assert Expectation("a*.csv by 10:00", UTC).fits("/in/deep/a1.csv")
     assert Expectation("deep/a*.csv by 10:00", UTC).fits("/in/deep/a1.csv")
     assert not Expectation("deep/a*.csv by 10:00", UTC).fits("/in/a1.csv")
+    for glob in ("in/a*.csv", "/in/a*.csv"):
+        fits = Expectation(f"{glob} by 10:00", UTC).fits
+        assert fits("in/a1.csv"), "below the login folder paths begin with no slash"
+        assert fits("/home/in/a1.csv") and not fits("begin/a1.csv")
 
 
 # -- what is missing --------------------------------------------------------------------------------------------------
@@ -255,6 +259,14 @@ def test_what_came_is_found_by_whatever_a_glob_may_say(store: ftpcoord.Database,
     fits = Expectation(f"{glob} by 10:00", UTC).fits
     found = {path for _, path, _ in store.came("g", 0, glob) if fits(path)}
     assert found == {f"/in/{name}" for name in names if fits(f"/in/{name}")} != set()
+
+
+def test_what_came_below_the_login_folder_is_found_by_a_glob_with_a_slash(store: ftpcoord.Database) -> None:
+    fence, claim = Fence("g", "a", 1), row("in/a.csv")
+    store.write(fence, [Change(None, claim)])
+    store.write(fence, [Change(claim, claim._replace(state="done"), outcome=Outcome("done"))])
+    for glob in ("in/*.csv", "/in/*.csv"):
+        assert [path for _, path, _ in store.came("g", 0, glob)] == ["in/a.csv"]
 
 
 # -- members ----------------------------------------------------------------------------------------------------------
