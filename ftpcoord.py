@@ -9583,6 +9583,8 @@ class Herald:
             return
         with self._changed:
             told = self._waiting.setdefault(what, {"count": 0, "paths": []})
+            if any(one != what and one[:6] == what[:6] for one in self._waiting):
+                self._waiting[what] = self._waiting.pop(what)
             told.update(fields, event=what, time=utc_text(time.time()), group=group, member=config.member_id)
             told["count"] += 1
             if "path" in told:
@@ -9595,7 +9597,13 @@ class Herald:
         while True:
             with self._changed:
                 now = boot_clock()
-                due = [what for what in self._waiting if self._ending or self._not_before.get(what, now) <= now]
+                first: dict[str, str] = {}  # of server_down, server_up
+                due = [
+                    what
+                    for what in self._waiting
+                    if first.setdefault(what[:6], what) == what
+                    and (self._ending or self._not_before.get(what, now) <= now)
+                ]
                 if due:
                     told = self._waiting.pop(due[0])
                     self._not_before[due[0]] = now + NOTIFY_EVERY
@@ -9604,10 +9612,9 @@ class Herald:
                 else:
                     self._changed.wait(1.0)
                     continue
-            error = self._tell(json.dumps(told).encode())
-            if error:
-                more = {"about": due[0], "count": told["count"], "error": error}
-                event("notify_failed", logging.WARNING, group=told["group"], **more)
+            if error := self._tell(json.dumps(told).encode()):
+                group, count = told["group"], told["count"]
+                event("notify_failed", logging.WARNING, group=group, about=due[0], count=count, error=error)
 
     def _tell(self, told: bytes) -> str:
         """Why it could not be told."""

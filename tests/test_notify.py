@@ -134,6 +134,24 @@ def test_an_event_is_told_at_once_then_once_a_minute_with_its_number(
     assert len(desk.told("file_quarantined")) == 2
 
 
+@pytest.mark.parametrize("end", [False, True])
+@pytest.mark.parametrize("down, up", [("server_down", "server_up"), ("not_now", "not_now_over")])
+def test_the_last_that_is_told_of_a_thing_is_the_last_that_was_said_of_it(
+    down: str, up: str, end: bool, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ftpcoord, "NOTIFY_EVERY", 60.0 if end else 1.5)
+    with herald(desk):
+        for name in (down, up):
+            ftpcoord.event(name, 20, group="g")
+            desk.wait(name)
+        for number, name in enumerate((down, up, down)):
+            ftpcoord.event(name, 20, group="g", number=number)
+        if not end:
+            desk.wait(down, 2)
+    told = [(one["event"], one["count"], one.get("number")) for one in desk.told()]
+    assert told == [(down, 1, None), (up, 1, None), (up, 1, 1), (down, 2, 2)]
+
+
 def test_only_what_an_operator_wants_to_know_of_this_group_is_told(desk: Desk) -> None:
     with herald(desk):
         ftpcoord.event("polled", 20, group="g")
