@@ -300,6 +300,11 @@ class Timing:
         return 0.2 + self.stale_after / 10
 
     @property
+    def grace(self) -> float:
+        """How long after the deadline nobody else can be active, also if the own clock goes slower by 10 %."""
+        return self.stale_after / 1.1 - (self.stale_after - self.margin)
+
+    @property
     def still_after(self) -> float:
         """A heartbeat that has not moved for so long, by the observer's own clock, is a dead member's.
 
@@ -608,12 +613,14 @@ class ClockWatch:
     Each look brackets the difference of the two. Looks that allow a step of more than `tolerance` seconds make ages
     worthless for `distrust` seconds: as long as a lease given before the step can last. So do looks more than
     `longest_gap` seconds apart: two steps in between cancel each other out, but stamps of the time between are old.
+    A step just before the first look shows in no difference: `at_first` seconds let a living holder renew its stamp.
     """
 
-    def __init__(self, tolerance: float, distrust: float, longest_gap: float = float("inf")) -> None:
-        self.tolerance = tolerance
-        self.distrust = distrust
-        self.longest_gap = longest_gap
+    def __init__(
+        self, tolerance: float, distrust: float, longest_gap: float = float("inf"), at_first: float = 0.0
+    ) -> None:
+        self.tolerance, self.distrust = tolerance, distrust
+        self.longest_gap, self.at_first = longest_gap, at_first
         self._last: Optional[tuple[float, float, float]] = None  # the last bracket, and when that look was received
         self._trusted_from = float("-inf")
 
@@ -622,6 +629,7 @@ class ClockWatch:
         low, high = view.now - received, view.now - sent
         last, self._last = self._last, (low, high, received)
         if last is None:
+            self._trusted_from = received + self.at_first
             return False  # one look proves nothing
         largest_step, gap = max(high - last[0], last[1] - low), received - last[2]
         if largest_step > self.tolerance or gap > self.longest_gap:
@@ -661,7 +669,8 @@ class Election:
         self.step_down_asked = False
         self.database_error: Optional[DatabaseDown] = None
         self._clock, self._tell, self._chance = clock, tell, chance
-        self._watch = ClockWatch(timing.margin / 2, timing.stale_after, 2 * timing.heartbeat + timing.call_timeout)
+        renewed = timing.heartbeat + timing.call_timeout  # so soon if the holder reaches the database
+        self._watch = ClockWatch(timing.margin / 2, timing.stale_after, timing.heartbeat + renewed, renewed)
         self._own_term: Optional[int] = None  # the last term that this process itself won and did not release
         self._seen_term = 0
         self._found: Optional[dict[str, MemberRow]] = None  # the health rows before the own first beat ...
@@ -730,12 +739,12 @@ class Election:
     def release(self, now: float) -> None:
         """Gives the lease up, if there is one, after the work has stopped; the others go first for two heartbeats."""
         lease, self.lease, self.step_down_asked = self.lease, None, False
+        self._duplicate_term, self._own_term = self._own_term or 0, None  # also if its work hung, and it was lost
+        self._stand_from = now + 2 * self.timing.heartbeat
         if lease is None:
             return
         tries = 2 if lease.remaining(now) > 0 else 0
         lease.lose()
-        self._own_term = None
-        self._stand_from = now + 2 * self.timing.heartbeat
         for _ in range(tries):
             try:
                 self.store.release(self.group, self.member, lease.term)
@@ -968,7 +977,7 @@ class Member:
         self.ledger_answers()
         with self._changed:
             self.work = None
-        self.ask()
+        self.ask(lost_at=float("inf"))
 
     def hand_over(self, why: str, hangs: bool = False) -> None:
         """Lets the work end and then gives the lease up. Work that hangs has `drain_timeout` to end."""
@@ -1566,12 +1575,13 @@ class Ledger:
         lacks: Callable[[str], bool] = lambda path: True,
         busy: Callable[[str], bool] = lambda path: False,
         blocking: bool = False,
+        own: Collection[int] = (),
     ) -> None:
         """Dates the rows of files that are no longer listed, and drops them (`blocking`: if done) `retention` seconds
         later.
 
         `lacks` tells whether the listing proves that a path is not there. What the server called gone, too, is dropped
-        at once. Of a void claim the death is noted now, as the dated row is one of this term.
+        at once. Of a void claim of none of the `own` terms the death is noted now, as the dated row is this term's.
         """
         now, changes = self._clock(), []
         for row in self.all():
@@ -1584,7 +1594,7 @@ class Ledger:
                 if over and (row.state == "done" or not blocking):
                     changes.append(Change(row, None, outcome=lost_attempt(row)))
                 elif not row.dated or row.due is None:
-                    died = row.state == "claimed" and row.term != self.lease.term
+                    died = row.state == "claimed" and row.term not in (self.lease.term, *own)
                     dated = row.marked(unlisted=True, deaths=row.marks.deaths + died)._replace(state="failed")
                     changes.append(Change(row, dated if still_open else row, retention, outcome=lost_attempt(row)))
         self.write_all(changes)
@@ -1956,16 +1966,16 @@ class Poller:
     def _forget(self, look: Look, busy: set[str]) -> None:
         if not self.member.may_work(self.lease):
             return
-        busy = busy | self.workers.busy
-        listed = look.paths.keys()
-        self._breaker.forget((listed | busy) - self.selector.companions.renewed)
-        self.selector.unsteady.keep(listed | busy)
-        self.workers.alone &= listed
-        self.recognizer.keep(listed)
-        acting = {row.path for row in self.ledger.all() if row.action}
-        self.selector.companions.keep(listed | busy | acting)
-        retention = self.config.ledger_retention * SECONDS_A_DAY
-        self.ledger.forget_unlisted(listed, retention, look.lacks, busy.__contains__, self.order.lines_up)
+        busy, listed = busy | self.workers.busy, look.paths.keys()
+        # What a listing that is not whole may hide is not forgotten.
+        kept = listed | busy | {row.path for row in self.ledger.all() if row.action or not look.lacks(row.path)}
+        self._breaker.forget(kept - self.selector.companions.renewed)
+        self.selector.unsteady.keep(kept)
+        self.workers.alone &= kept
+        self.recognizer.keep(kept)
+        self.selector.companions.keep(kept)
+        retention, own = self.config.ledger_retention * SECONDS_A_DAY, self.member.terms
+        self.ledger.forget_unlisted(listed, retention, look.lacks, busy.__contains__, self.order.lines_up, own)
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
@@ -1983,12 +1993,12 @@ class Poller:
     def _cut(self) -> None:
         """No further effect: sockets are reset, commands ended. Called at the deadline by the guard's thread.
 
-        Commands may end by themselves for what is left of the lease and half of the margin: nobody else is active
-        before the margin has passed. After a pause of the whole machine nothing may be left.
+        Commands may end by themselves as long as nobody else can be active. After a pause of the whole machine nothing
+        may be left of that.
         """
         self.pool.abort()
         if self.command is not None:
-            self.command.cut(min(KILL_AFTER, max(0.0, self.lease.remaining() + self.member.timing.margin / 2)))
+            self.command.cut(min(KILL_AFTER, max(0.0, self.lease.remaining() + self.member.timing.grace)))
 
     def _work(self, tasks: list[Task]) -> Sequence[Task]:
         """An after-action, a file or a group of files, by a worker; what comes next."""
@@ -2203,8 +2213,7 @@ class Poller:
             elif row.path in self.ledger.refused:
                 self._unstorable(item.row, row)
             else:
-                self.lease.check()
-                self._leave(row.path, Error("it is handled, but its row in the ledger was changed meanwhile"))
+                self._changed_meanwhile(row)
 
     @contextlib.contextmanager
     def _failing(self, item: Item) -> Iterator[None]:
@@ -2284,6 +2293,8 @@ class Poller:
             self.ledger.change(item.row, row, due, None if what == "not_now" else item.outcome(row))
         except LedgerRefused:
             self._unstorable(item.row, row)
+        except LeaseLost:
+            self._changed_meanwhile(row)
         else:
             self.stats.failed(what, row, self._about, pause, quiet)
             item.then = self.ledger.get(row.path) if row.action else None  # as this term has written it
@@ -2296,6 +2307,11 @@ class Poller:
             self.stats.failed("file_quarantined", row, self._about)
         else:
             self._leave(new.path, error)
+
+    def _changed_meanwhile(self, row: Row) -> None:
+        """Somebody else changed the row of a file in work."""
+        self.lease.check()
+        self._leave(row.path, Error(f"it is {row.state}, but its row in the ledger was changed meanwhile"))
 
     def _leave(self, path: str, exc: BaseException) -> None:
         """What went wrong with a file and cannot be kept in the ledger: said, and left alone for a growing pause."""

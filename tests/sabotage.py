@@ -232,6 +232,18 @@ SABOTAGES = (
         fix=["duplicates=True"],
     ),
     Sabotage(
+        "a new process trusts an age at its second look",
+        "ClockWatch.trusts",
+        text("received + self.at_first", "received"),
+        "test_election.py::test_a_process_that_starts_after_a_forward_step_waits_for_the_renewal_of_a_living_holder[0.0]",
+    ),
+    Sabotage(
+        "what a listing that is not whole may hide is forgotten",
+        "Poller._forget",
+        text("row.action or not look.lacks(row.path)", "row.action"),
+        "test_not_now.py::test_a_pause_that_a_handler_asked_for_outlives_a_listing_of_its_folder_that_is_refused",
+    ),
+    Sabotage(
         "a vacant group is claimed with term 1",
         "Election._first",
         text("last + 1", "1"),

@@ -295,10 +295,17 @@ def test_a_stop_cuts_a_listing_and_lets_handlers_end(tmp_path: Path) -> None:
             assert site.handled == [("a", b"1", 1)] and site.all("file_done") and not host.files
 
 
-def test_a_row_that_an_operator_changes_while_its_file_is_in_work_is_said_and_the_others_are_done(
-    tmp_path: Path,
-) -> None:
-    with FtpHost(files={"a": b"1"}) as host, Held(tmp_path, host.settings, retry_delay=30, after="delete") as site:
+class Fails(Held):
+    """Its handler fails once it is let go."""
+
+    def receive(self, file: ftpcoord.File) -> None:
+        super().receive(file)
+        raise ValueError("no good")
+
+
+@pytest.mark.parametrize("kind", [Held, Fails])
+def test_a_row_that_an_operator_changes_while_its_file_is_in_work_is_said(tmp_path: Path, kind: type[Held]) -> None:
+    with FtpHost(files={"a": b"1"}) as host, kind(tmp_path, host.settings, retry_delay=30, after="delete") as site:
         wait_for(lambda: site.begun, PATIENCE)
         with contextlib.closing(sqlite3.connect(tmp_path / "coordination.db", timeout=10)) as connection:
             connection.execute("UPDATE file_ledger SET state = 'quarantined'")

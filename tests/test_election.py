@@ -76,6 +76,8 @@ def test_accepted_intervals_leave_time_for_two_failed_renewals(h: float, l: floa
     assert 0 < timing.lock_timeout < timing.call_timeout
     assert timing.stale_after + 2 * h <= l + 1e-6, "crash to takeover within the liveness interval"
     assert timing.margin >= timing.stale_after / 10, "clock rates may differ by a tenth"
+    lease = timing.stale_after - timing.margin
+    assert timing.grace > 0.1 and (lease + timing.grace) * 1.1 <= timing.stale_after * (1 + 1e-9)
 
 
 # -- lease ------------------------------------------------------------------------------------------------------------
@@ -892,7 +894,8 @@ def test_rows_of_members_long_gone_do_not_delay_a_group_whose_token_row_was_dele
     store.stamps["a"] = store.now - 100
     store.released = {"a"} if left == "released" else set()
     site = Site(store, "b")
-    assert run(60, site, until=lambda: site.active) <= 2 * TIMING.heartbeat
+    trusted = TIMING.call_timeout if left == "stale" else 0  # no age before a living holder would have renewed it
+    assert run(60, site, until=lambda: site.active) <= 2 * TIMING.heartbeat + trusted
     assert site.term >= int(store.now) - 2
 
 
@@ -1012,9 +1015,23 @@ def test_a_first_look_trusts_no_age(store: MemoryStore) -> None:
     store.clock.now += 100
     b.tick()
     assert not b.active
-    store.clock.now += 1
+    assert run(60, b, until=lambda: b.active) <= 2 * TIMING.heartbeat + TIMING.call_timeout
+    assert b.told[-1][1]["reason"] == "stale"
+
+
+@pytest.mark.parametrize("late", [0.0, TIMING.call_timeout - 0.1])
+def test_a_process_that_starts_after_a_forward_step_waits_for_the_renewal_of_a_living_holder(
+    store: MemoryStore, late: float
+) -> None:
+    """Both of its looks are behind the step and show the stamp from before it."""
+    a = elected(store)
+    store.clock.step = 3600
+    b = Site(store, "b")
+    b.chance = 1.0  # it looks as early as it may
     b.tick()
-    assert b.active
+    a.due += late  # by a slow call
+    run(60, b, a)
+    assert a.active and a.term == 1
 
 
 def test_a_forward_step_of_the_databases_clock_deposes_nobody(store: MemoryStore) -> None:
@@ -1091,6 +1108,18 @@ def test_after_a_release_the_others_go_first_for_two_heartbeats(store: MemorySto
     run(60, site, until=lambda: site.active)
     assert 2 * TIMING.heartbeat <= store.clock.now - released <= 3.2 * TIMING.heartbeat
     assert site.term == 2
+
+
+def test_a_lease_lost_because_its_work_hung_is_not_taken_back_when_the_work_ends(store: MemoryStore) -> None:
+    a, b = elected(store), watching(store)
+    run(10, a, b)
+    a.election.lose("the work hangs and does not end")
+    a.willing = False  # while it hangs
+    run(5, a, b)
+    a.election.release(store.clock.now)
+    a.willing = True
+    run(60, a, b, until=lambda: a.active or b.active)
+    assert b.active and "duplicate_member" not in a.events
 
 
 def test_a_released_lease_of_ones_own_is_not_taken_back_as_ones_own(store: MemoryStore) -> None:

@@ -316,6 +316,17 @@ def test_a_row_that_the_server_called_gone_goes_with_the_first_listing_that_lack
     assert [one.path for one in mine.all()] == ["/in/b"]
 
 
+@pytest.mark.parametrize(("own", "deaths"), [((), 1), ((7,), 0)])
+def test_a_claim_of_an_earlier_lease_of_this_process_is_dated_without_a_death(
+    clock: Clock, own: tuple[int, ...], deaths: int
+) -> None:
+    rows = MemoryRows()
+    rows.write(Fence("g", "a", 7), [Change(None, row("a", state="claimed", term=7))])
+    mine = ledger(rows, clock, 8)
+    mine.forget_unlisted(set(), 100.0, own=own)
+    assert [(one.state, one.marks.deaths) for one in mine.all()] == [("failed", deaths)]
+
+
 def test_marks_before_an_error_are_told_from_its_words() -> None:
     plain = row("a", state="failed", error="exit 3")
     assert plain.marks == ftpcoord.Marks()

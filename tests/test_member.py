@@ -298,6 +298,12 @@ def test_a_member_does_not_stand_again_before_the_work_of_its_lease_has_ended(sc
     assert scene.member.state is WORKING
 
 
+def test_a_hand_over_that_waits_for_a_reply_does_not_ask_the_database_without_end(scene: Scene) -> None:
+    scene.do("working, a minute, reply is missing, work ends, ten seconds, ten seconds, beat")
+    assert scene.member.lease is not None, "the file server may still obey"
+    assert scene.member.next_beat > scene.clock.now
+
+
 def test_what_is_asked_during_a_heartbeat_makes_another_one(scene: Scene) -> None:
     scene.standing_by()
     look = scene.store.look

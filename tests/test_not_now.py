@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from pathlib import Path
 from typing import Any, Optional
 
 import pytest
 from conftest import Database, Files, wait_for
-from hostile import FtpHost, Site
+from hostile import FtpHost, FtpSession, Site
 from members import PATIENCE, Crew
 from memory import row
 
@@ -73,6 +74,30 @@ def test_an_outage_behind_the_handler_opens_the_breaker_and_counts_for_no_file(t
         assert not site.all("file_failed") and not site.all("file_quarantined")
         assert {attempt for _, _, attempt in site.handled} <= {1, 2}
         assert all(site.state(name, "done")["failures"] == 0 for name in files)
+
+
+def test_a_pause_that_a_handler_asked_for_outlives_a_listing_of_its_folder_that_is_refused(tmp_path: Path) -> None:
+    with FtpHost(files={"sub/a": b"x"}) as host:
+        host.folders.add("/in/sub")
+        refused = threading.Event()
+
+        def listing(session: FtpSession, argument: str) -> None:
+            if refused.is_set() and session.folder == "/in/sub":
+                session.say("450 busy")
+            else:
+                session.on_mlsd(argument)
+
+        for verb in ("MLSD", "LIST"):
+            host.on(verb, listing, times=None)
+        with Backend(tmp_path, host.settings, recursive="yes") as site:
+            site.seconds = 3600.0
+            wait_for(lambda: site.asked, PATIENCE)
+            site.state("sub/a", "failed")
+            refused.set()
+            site.polls(3)
+            refused.clear()
+            site.polls(3)
+            assert len(site.asked) == 1
 
 
 def test_not_now_from_one_file_while_others_succeed_counts_from_its_third_time_on(tmp_path: Path) -> None:
