@@ -11157,7 +11157,8 @@ def command_files(configs: Sequence[Config], options: argparse.Namespace) -> int
 
 def command_history(configs: Sequence[Config], options: argparse.Namespace) -> int:
     glob, since = options.history or "*", options.since or "1970-01-01"
-    if not re.fullmatch(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?)?", since, re.ASCII):
+    shape, digits = r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:[0-5]\d)?)?", re.sub(r"\D", "", since)
+    if not (re.fullmatch(shape, since, re.ASCII) and iso_time(digits.ljust(14, "0"))):
         raise ConfigError(f"--since: {quoted(since)} is no date like 2026-01-31 or 2026-01-31T10:15")
     if not all(config.audit for config in configs):
         raise ConfigError("audit: is off, so there is no history")
@@ -11331,7 +11332,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         say("ftpcoord: " + "\n".join(map(printable, lines)))
         return 2 if isinstance(exc, ConfigError) else 1
     except BrokenPipeError:
-        sys.stdout = io.StringIO()  # nobody reads on, and what is left is not tried again at exit
+        sys.stdout = io.StringIO()  # else what is left is tried again at exit
         return 1
     except KeyboardInterrupt:
         return 1
