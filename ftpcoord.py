@@ -2518,8 +2518,8 @@ def in_order(works: Iterable[Work], sort: str) -> list[Work]:
 MOST_AHEAD = datetime.timedelta(hours=15)  # no zone is farther from UTC
 UTC = datetime.timedelta(0)
 QUARTER = datetime.timedelta(minutes=15)  # zones are multiples of it
-MINUTE = len("2026-01-12T10:15")
-EPOCH_SECONDS = re.compile(r"-?\d{1,11}", re.ASCII)
+MINUTE, SECOND = len("2026-01-12T10:15"), len("2026-01-12T10:15:30")
+EPOCH_SECONDS = re.compile(r"-[0-5]?\d{1,10}|\d{1,11}", re.ASCII)  # years 69 to 5138
 EPOCH = datetime.datetime(1970, 1, 1)
 
 
@@ -2536,8 +2536,6 @@ def epoch_seconds(mtime: str) -> Optional[float]:
 
 @functools.lru_cache(maxsize=1024)
 def _iso_seconds(seconds: int) -> str:
-    if seconds >= 2**31:  # unsigned in the draft, but servers send times before 1970
-        seconds -= 2**32
     return (EPOCH + datetime.timedelta(seconds=seconds)).isoformat()
 
 
@@ -2932,7 +2930,7 @@ class Recognizer:
             delay = None if row.due is None else max(0.0, row.due - boot_clock())
             self._changes.append(Change(row, row._replace(mtime=mtime), delay))
         entry = self._listing[at].entry
-        line, exact = times_of(entry.mtime).line, mtime.partition("=")[2]
+        line, exact = times_of(entry.mtime).line[:SECOND], mtime.partition("=")[2]
         self._show(at, entry._replace(mtime=f"{line}={exact}" if line and exact else mtime))
 
     def _show(self, at: int, entry: Entry) -> None:
@@ -6055,7 +6053,9 @@ class Looker:
             zones.add(zone)
         elif line not in (_moved(exact, days * MOST_AHEAD)[:10] for days in (-1, 0, 1)):
             return None
-        return seen._replace(size=told.size, mtime=f"{line}={epoch_seconds(exact[:19]):.0f}")
+        seconds = f"{epoch_seconds(exact[:SECOND]):.0f}"
+        joined = seen._replace(size=told.size, mtime=f"{line[:SECOND]}={seconds}")
+        return joined if EPOCH_SECONDS.fullmatch(seconds) else None
 
     def _facts(self, reply: str) -> list[Entry]:
         """What a reply to MLST tells."""
@@ -6674,6 +6674,7 @@ class FastPipe:
 
 
 BYTE, NUMBER, LONG = struct.Struct(">B"), struct.Struct(">I"), struct.Struct(">Q")  # compiled once: asked for often
+SIGNED = struct.Struct(">i")  # times are unsigned in the draft, but servers send those before 1970
 
 
 class _Fields:
@@ -6723,7 +6724,7 @@ class _Fields:
         mode = self.number() if flags & 4 else 0
         if flags & 8:
             self.number()  # time of last access
-        mtime = self.number() if flags & 8 else None
+        mtime = self.number(SIGNED) if flags & 8 else None
         for _ in range(self.number() if flags & 0x80000000 else 0):
             self.string(), self.string()
         if stat.S_IFMT(mode):

@@ -187,7 +187,7 @@ class FtpHost(Host):
             text = f"type=file;size={len(content)};modify={when:%Y%m%d%H%M%S}; {name}"
         else:
             when += datetime.timedelta(minutes=self.zone)
-            old = datetime.datetime.now() - when > datetime.timedelta(days=180)
+            old = abs(datetime.datetime.now() - when) > datetime.timedelta(days=180)
             clock = f"{when: %Y}" if old else f"{when:%H:%M}"
             text = f"-rw-r--r--    1 0        0     {len(content):12} {when:%b %d} {clock} {name}"
         return text.encode("latin-1")

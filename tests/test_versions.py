@@ -326,6 +326,35 @@ def test_a_file_that_is_replaced_within_its_minute_after_it_failed_is_handled_as
             assert [content for _, content, _ in site.handled] == [OLD, NEW]
 
 
+@pytest.mark.parametrize("year", [1960, 2037, 2038, 2040, 2105, 2199])
+def test_a_clock_that_is_wrong_by_years_makes_no_new_versions(tmp_path: Path, year: int) -> None:
+    with FtpHost({"a": OLD}, mlsd=False) as host:
+        host.times["a"] = datetime.datetime(year, 12, 12, 10, 15, 7)
+        with Site(tmp_path, host.settings, "handler", after="delete") as site:
+            wait_for(lambda: not host.files, PATIENCE, "\n".join(site.log[-20:]))
+            site.polls()
+            assert site.handled == [("a", OLD, 1)] and site.row("a") is None and not site.all("file_kept")
+
+
+@pytest.mark.parametrize("year", [2026, 5000])
+def test_a_time_is_never_longer_than_the_ledgers_column(tmp_path: Path, year: int) -> None:
+    """A line may show as many digits as a file system keeps."""
+
+    class Fine(FtpHost):
+        def line(self, name: str, content: bytes, when: datetime.datetime) -> bytes:
+            return f"-rw-r--r-- 1 0 0 {len(content)} {when + HOUR} {name}".encode()
+
+    when = datetime.datetime(year, 1, 12, 10, 15, 7, 123_456)
+    with Fine({"a": OLD}, mlsd=False) as host:
+        host.times["a"] = when
+        with Site(tmp_path, host.settings, "handler") as site:
+            row = site.state("a", "done")
+            assert row["mtime"].startswith(f"{year}-01-12T11:15:07") and len(row["mtime"]) <= 32
+            assert f"{when:%Y-%m-%dT%H:%M:%S}" == ftpcoord.times_of(row["mtime"]).exact
+            site.polls()
+            assert len(site.handled) == 1
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # A display that moves is no new version
 # ---------------------------------------------------------------------------------------------------------------------
