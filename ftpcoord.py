@@ -2519,7 +2519,7 @@ MOST_AHEAD = datetime.timedelta(hours=15)  # no zone is farther from UTC
 UTC = datetime.timedelta(0)
 QUARTER = datetime.timedelta(minutes=15)  # zones are multiples of it
 MINUTE, SECOND = len("2026-01-12T10:15"), len("2026-01-12T10:15:30")
-EPOCH_SECONDS = re.compile(r"-[0-5]?\d{1,10}|\d{1,11}", re.ASCII)  # years 69 to 5138
+EPOCH_SECONDS = re.compile(r"-[0-5]?\d{1,10}|\d{1,11}", re.ASCII)
 EPOCH = datetime.datetime(1970, 1, 1)
 
 
@@ -5792,6 +5792,13 @@ class FtpClient(ftplib.FTP):
     # -- replies
 
     def putline(self, line: str) -> None:
+        """What came unasked, as a reply said twice, is none to it."""
+        for _ in range(10):
+            if self.quiet():
+                break
+            self.getresp()
+        else:
+            raise _Broken("replies without an end")
         try:
             super().putline(line)
         except OSError as error:
@@ -5841,14 +5848,14 @@ class FtpClient(ftplib.FTP):
         try:
             self.sock.settimeout(0)
             try:
-                self._inbox += self.sock.recv(4096) or b"\n"
+                self._inbox += self.sock.recv(4096)
             finally:
                 self.sock.settimeout(self.timeout)
         except (BlockingIOError, ssl.SSLWantReadError):
-            pass
+            return not self._inbox
         except OSError:
-            return False
-        return not self._inbox
+            pass
+        return False
 
     def _speaks_before(self, other: socket.socket) -> bool:
         """Waits until this connection or the other one has something to read."""
@@ -5885,7 +5892,7 @@ class FtpClient(ftplib.FTP):
         """Raises error_reply if the server refuses, _Broken.
 
         The command travels while the connection is made. Only the first one is made before: as long as EPSV may lead
-        nowhere PASV can still be tried (firewalls open ports only for the one that they can read)."""
+        nowhere PASV can still be tried."""
         conn, self.asked = None, False
         try:
             while conn is None:
@@ -5930,7 +5937,7 @@ class FtpClient(ftplib.FTP):
                 self._answered()
                 return conn
             # Servers demand that the session is resumed. Read late (TLS 1.3 sends it after the handshake) and once (the
-            # getter copies the whole session each time).
+            # getter copies it).
             self._tls_session = self._tls_session or self.sock.session
             try:
                 conn = self._server._wrap(conn, self._tls_session)
@@ -6038,8 +6045,7 @@ class Looker:
         return told if told and told.mtime else None
 
     def joined(self, seen: Entry, told: Entry) -> Optional[Entry]:
-        """What LIST shows and what a question tells, in one entry. None if their times differ by no zone. A place has
-        two, summer's and winter's."""
+        """What LIST shows and what a question tells, in one entry. None if their times differ by no zone."""
         zones = self._server.habits.zones
         line, exact = times_of(seen.mtime).line, times_of(told.mtime).exact
         if not exact or not line:
@@ -6404,8 +6410,7 @@ class FtpServer(FileServer):
             return self._ftp.transfercmd(line)
 
     def _received(self, conn: socket.socket, job: Job) -> int:
-        """The bytes that came. TLS gives 16 KiB at a time: they are gathered, but not so long that a slow line seems to
-        stand still."""
+        """The bytes that came. TLS gives 16 KiB at a time: gathered, but a slow line is not to seem to stand still."""
         got, filled, buffer, last = 0, 0, self._buffer, time.monotonic()
         while True:
             count = self._ftp.read(conn, buffer[filled:])
@@ -6674,7 +6679,7 @@ class FastPipe:
 
 
 BYTE, NUMBER, LONG = struct.Struct(">B"), struct.Struct(">I"), struct.Struct(">Q")  # compiled once: asked for often
-SIGNED = struct.Struct(">i")  # times are unsigned in the draft, but servers send those before 1970
+SIGNED = struct.Struct(">i")  # unsigned in the draft, but servers send times before 1970
 
 
 class _Fields:

@@ -644,6 +644,43 @@ def test_a_transfer_that_begins_and_is_then_refused_is_refused_for_its_file(end:
             fetch(server, "/in/a", 1, bytes)
 
 
+def twice(verb: str) -> hostile.Action:
+    """Each final reply to it."""
+
+    def act(session: FtpSession, argument: str) -> None:
+        say = session.say
+        session.say = lambda text: say(f"{text}\r\n{text}" if text[0] == "2" else text)  # type: ignore[method-assign]
+        getattr(session, f"on_{verb.lower()}")(argument)
+        session.say = say  # type: ignore[method-assign]
+
+    return act
+
+
+@pytest.mark.parametrize("mlsd", [True, False])
+@pytest.mark.parametrize("verb", ["TYPE", "PWD", "CWD", "EPSV", "MLSD", "LIST", "RETR", "MLST", "SIZE", "MDTM"])
+def test_a_reply_that_comes_twice_is_none_to_the_next_command(verb: str, mlsd: bool) -> None:
+    with FtpHost({"a": b"1", "b": b"2"}, mlsd=mlsd) as host:
+        host.on(verb, twice(verb), times=None)
+        host.on("DELE", reply("550 not yours"), times=None)
+        with connected(host) as server:
+            listed = {entry.name: entry for entry in server.list("/in")}
+            fetch(server, "/in/a", 1, bytes)
+            assert server.same("/in/a", listed["a"]) and server.same("/in/b", listed["b"])
+            assert server.exists("/in/b") and not server.exists("/in/c")
+            server.exact("/in/a", listed["a"])
+            with pytest.raises(ftpcoord.FileRefused):
+                server.delete("/in/a")
+
+
+def test_replies_without_an_end_that_nobody_asked_for_end_the_connection() -> None:
+    with FtpHost({"a": b"1"}) as host, connected(host) as server:
+        server.list("/in")
+        host.on("CWD", reply("250 ok" + "\r\n200 and another thing" * 100_000))
+        with pytest.raises(ftpcoord.ServerDown):
+            server.list("/in")
+        assert names(server) == ["a"]
+
+
 @pytest.mark.parametrize("verb", ["MLST", "CWD", "DELE", "RNTO", "MKD"])
 def test_a_goodbye_is_no_yes_to_what_was_asked(verb: str) -> None:
     with FtpHost(files={"a": b"1"}) as host, connected(host) as server:
