@@ -26,9 +26,13 @@ have the same two intervals
      Again only after a failure, or if the member died, was stopped in its midst, or lost its lease or its database
      between the claim and the committed `done`; then `attempt` is greater than 1.
   4. An active member whose process is dead or stopped is replaced within `liveness_check_interval`, one that is
-     stopped gracefully within a heartbeat and a round trip after its last handler.
+     stopped gracefully within a heartbeat and a round trip after its last handler (and within S, if the file server
+     left a change without its reply).
   5. A standby opens no connection to the file server.
   6. While the database is away nothing is polled; work goes on by itself when it is back.
+
+How: a lease is a term, won by compare-and-set and ended by a clock. Each renewal and each write to the ledger proves
+the term in the database; each effect looks at the lease's deadline first.
 
 Timing (H heartbeat_frequency, L liveness_check_interval)
     stale after     S = L - 2H            a second less on a column of whole seconds; by the database's clock
@@ -153,8 +157,8 @@ __all__ = [
     "TryLater",
 ]
 
-# How to read this file: all that the promises rest on is part I, in order. Part II, the tongues of databases and file
-# servers, and part III, what a person and an operator see, are looked up. Part I knows of them only their interfaces.
+# How to read this file: part I, in order, is how the promises are kept. It relies on part II, the tongues of databases
+# and file servers, for what the interfaces say that it knows them by. II, and III, what people see, are looked up.
 
 BATCH_FILES = 64  # claims and completions committed together where delivery is the folder alone
 FILE_MODE = 0o640  # of delivered files, less what the umask takes
@@ -828,11 +832,19 @@ class Election:
         found = self._found or {}
 
         def may_hold(member: str) -> bool:
+            """Whether a member may still hold the lease that left no token:
+
+            its row came after this process began, and moves     no, it is a standby's
+            its row is gone, or its heartbeat is NULL             yes
+            it was released                                       no
+            it is older than S, and ages are to be trusted        no
+            else                                                  yes
+            """
             row = rows.get(member)
             if member == self.member:
                 row = found.get(member, row)  # as it was, not as this process made it
             elif member not in found and row is not None and row.stamp not in ("", missing[member].stamp):
-                return False  # it began after this process, and beats as a standby
+                return False
             if row is None or row.stamp == "":
                 return True
             trusted = self._trusted or member == self.member
@@ -867,7 +879,7 @@ class Election:
 #   working      stop, hand over                                 no new work: winding up
 #                the lease ends, or no progress                  cut: winding up
 #   winding up   the work has ended                              standing by; first release, if it is handed over
-#                it hangs longer than drain_timeout              lost: winding up, and the others wait no more
+#                it hangs longer than drain_timeout              lost: winding up; another one takes it once stale
 #
 # Other threads only ask. The heartbeat's thread does all that touches the election, the guard's thread cuts.
 
@@ -1419,7 +1431,8 @@ def lost_attempt(row: Optional[Row]) -> Optional[Outcome]:
 #                          v  |
 #                        failed --max_attempts--> quarantined [action due]
 #
-# A claim of another term is void. One of this term that is not in work had an unknown outcome: it is void, too.
+# A claim of another term is void. One of this term that is not in work had an unknown outcome: it is void, too. What
+# the server was not asked for goes back to what it was. A row goes some time after its file.
 
 
 class Ledger:
@@ -1913,12 +1926,14 @@ class Poller:
 
     def _choose(self, listing: Look, busy: set[str]) -> list[Work]:
         """What is to be handled now; what is new to this member only if it is the same `settle` seconds later."""
+        # 1. Of this listing: nothing final, nothing whose version has to be asked for first.
         self.selector.leave_out_final(listing, self.ledger.get)
         unclear = self.recognizer.recognize(listing, busy)
         backlog = Backlog(self.route, self.stats.backlog)
         choice = self.selector.choose(listing, self.ledger.get, busy | unclear, backlog.add)
         self.stats.backlog = backlog
         self._act_where_due(busy)
+        # 2. A second look at what may still be written.
         ready, again, unsettled = choice.ready, listing, 0
         self.progress.tell(self.config.settle)
         if choice.unsettled and self.member.wait(self.lease, self.config.settle):
@@ -1926,6 +1941,7 @@ class Poller:
             settled = self.selector.unchanged(choice.unsettled, again)
             unsettled = len(choice.unsettled) - len(settled)
             ready = in_order(ready + settled, self.config.sort)
+        # 3. Wanted, in its turn, not resting, and no more than `max_files`.
         ready = [work for work in ready if self._wants(work.found)]
         if self.order.lines_up:
             ready = self._in_turn([*again, *listing], ready)
@@ -1933,6 +1949,7 @@ class Poller:
         self.waiting = choice.waiting + len(ready) - len(rested)
         ready = rested[: self.config.max_files or None]
         self.selector.companions.hold((*ready, *self.workers.behind.values()), again)
+        # 4. Whether `run --once`, or a scheduled round, has more to come.
         self._more = bool(ready or unsettled or unclear)
         comes = busy or choice.young or self.waiting or any(row.action for row in self.ledger.all())
         self._goes_round = bool(self._more or comes)
@@ -1968,7 +1985,8 @@ class Poller:
             return
         busy, listed = busy | self.workers.busy, look.paths.keys()
         # What a listing that is not whole may hide is not forgotten.
-        kept = listed | busy | {row.path for row in self.ledger.all() if row.action or not look.lacks(row.path)}
+        unproven = (row for row in self.ledger.all() if row.path not in listed)
+        kept = listed | busy | {row.path for row in unproven if row.action or not look.lacks(row.path)}
         self._breaker.forget(kept - self.selector.companions.renewed)
         self.selector.unsteady.keep(kept)
         self.workers.alone &= kept
@@ -2028,7 +2046,7 @@ class Poller:
         """The way of a file, or of a group of small ones where delivery is the folder alone, in steps:
 
             1 claim   2 open a copy   3 fetch it, and look at the file again   4 its content durable
-            5 its name, and that durable   6 the handler   7 done
+            5 its name, and (item by item with 6) that durable   6 the handler   7 done
 
         A crash on the way repeats it; what has its name by then is recognized by its content. What comes next: due
         after-actions, and what the server had not been asked for when the connection ended.
@@ -2232,9 +2250,9 @@ class Poller:
                 self.workplace.discard(item.temporary)
 
     def _fail(self, item: Item, exc: Exception) -> None:
-        """What becomes of a claimed file that is not done: the one place where an error gets its consequence.
+        """What becomes of a claimed file that is not done.
 
-        LeaseLost, DatabaseDown            it stays claimed, which is void in the next term
+        LeaseLost, DatabaseDown            it stays claimed, which is void in the next term; failed, if a stop cut it
         FileGone, the first time           failed; dropped when a whole listing lacks it, too
         NotNow (TryLater, FileChanged)     failed, for a pause that doubles; said from the third time on
         LocalTrouble, ServerDown, OSError  failed, likewise: the host's or the network's
@@ -3491,15 +3509,17 @@ class Pool:
 
 #
 # In the statements `:name` is a value, as a literal: bound parameters take pg8000 three round trips, and break poolers
-# that share sessions. `$name` is one of WORDS, `$name(a, b)` one with two places. So RELEASE in PostgreSQL becomes
+# that share sessions. `$name` is one of WORDS, `$name(a, b)` one with two places. So a stale lease is taken by (TAKE in
+# PostgreSQL, its condition on the stamp shortened)
 #
 #     SELECT FROM token_holder WHERE group_id = 'g' FOR UPDATE;
 #     SELECT FROM health_check WHERE group_id = 'g' AND task_id = 'a' FOR UPDATE;
-#     UPDATE health_check AS h SET last_heartbeat = '1970-01-01 00:00:01+00'
-#      WHERE group_id = 'g' AND task_id = 'a' AND EXISTS (
-#            SELECT 1 FROM token_holder t
-#             WHERE t.group_id = 'g' AND t.task_id = 'a' AND t.term = 7 AND h.last_heartbeat < '9999-01-01')
-#     RETURNING (SELECT COUNT(*) FROM health_check r WHERE r.group_id = 'g' AND r.task_id = '') + 7 + 7
+#     UPDATE token_holder AS t SET task_id = 'b', term = t.term + 1
+#      WHERE t.group_id = 'g' AND t.task_id = 'a' AND t.term = 7 AND EXISTS (
+#            SELECT 1 FROM health_check h
+#             WHERE h.group_id = 'g' AND h.task_id = 'a' AND h.last_heartbeat = '2026-01-12 10:15:30.123456'
+#               AND h.last_heartbeat < (CURRENT_TIMESTAMP AT TIME ZONE 'UTC') + interval '1 second' * (-28.0))
+#     RETURNING term
 ANSWER_BYTES = 1 << 20  # of a login, or of one answer that is no page of a table
 LEDGER_BYTES = 64 << 20
 PAGE_ROWS = 5000
@@ -8364,7 +8384,8 @@ def setting(default: Any, **metadata: Any) -> Any:
 
 @dataclasses.dataclass(repr=False)
 class Config:
-    """The settings of one listener. Values may be text (as in a file) or of the setting's own type.
+    """The settings of one listener, explained in the README under Settings. Values may be text (as in a file) or of the
+    setting's own type.
 
     Raises ConfigError that names the setting. Secrets are never part of the representation.
     """
