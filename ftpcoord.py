@@ -4355,7 +4355,7 @@ class Database(abc.ABC):
         try:
             self.execute(self.ALARM, **fixed, **values)
         except RowRefused:
-            self.execute(self.ALARM, **fixed, **{**values, "path": plain(path), "error": plain(error)})
+            self.execute(self.ALARM, **fixed, **{**values, "path": plain(path), "error": plain(error)[:LONGEST_REASON]})
         return self.alarms(fence.group, by, file_id).get((outcome, by), ("",))[0] == fence.member
 
     def trim(self, group: str, days: float) -> None:

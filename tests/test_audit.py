@@ -225,6 +225,10 @@ def test_what_the_audit_table_has_no_room_for_is_kept_in_plain_form(narrow: Data
         store.adopt("g", "a", [row("/in/e-😀.csv")])
         store.retry("g", row("/in/e-😀.csv", state="done", attempts=0))
         assert [r.state for r in rows_of(store)] == ["failed"] * 5
+        by, words = 1768212000.0, f"came, but is not done: {', '.join(['/in/' + '😀€' * 2000] * 20)}"
+        assert store.alarm(Fence("g", "a", 1), "f" * 64, "missing", "😀-*.csv", by, words)
+        ((_, told),) = store.alarms("g", by, "f" * 64).values()
+        assert told.startswith("came, but is not done: /in/%F0%9F%98%80%E2%82%AC")
 
 
 @kinds("postgresql", "sqlite")
