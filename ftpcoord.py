@@ -7750,6 +7750,11 @@ class Order:
         found = self.pattern.fullmatch(posixpath.basename(path))
         return found and self._config.folded(found[1] or "")
 
+    def why(self, path: str, why: str) -> str:
+        """What blocks a file, else why it waits otherwise."""
+        first = self.before.get(path)
+        return f"blocked by {first} (order)" if first and first not in self.ended else why
+
     def line_up(
         self,
         busy: Set[str],
@@ -10037,9 +10042,10 @@ class Backlog:
                 since = self._before.get(found.path, (self._now,))[0]
                 self.waiting[found.path] = (since, why or "taken next, if it is at rest")
 
-    def told(self) -> dict[str, Any]:
+    def told(self, order: Optional[Order] = None) -> dict[str, Any]:
         """As /status shows it; ages in seconds."""
         first = sorted((since, path, why) for path, (since, why) in self.waiting.copy().items())[:FIRST_PATHS]
+        first = [(since, path, order.why(path, why) if order else why) for since, path, why in first]
         rows = [{"path": printable(path), "age": boot_clock() - at, "why": printable(why)} for at, path, why in first]
         return {"files": self.files, "bytes": self.bytes, "oldest": rows[0]["age"] if rows else 0.0, "first": rows}
 
@@ -10443,7 +10449,7 @@ def own_status(listener: Listener) -> dict[str, Any]:
             "minutes": [list(minute) for minute in list(stats.minutes)],
         },
         "takeovers": list(stats.takeovers),
-        "backlog": stats.backlog.told() if role == "active" else None,
+        "backlog": stats.backlog.told(stats.order) if role == "active" else None,
     }
 
 
@@ -11132,7 +11138,7 @@ def command_dry_run(configs: Sequence[Config]) -> int:
             path, row = found.path, rows.get(found.path)
             row = row if row is not None and same_version(row, found.entry) else None
             why = selector.verdict(found, row, listed, 0.0)[1] or "just seen for the first time (min_age)"
-            why = f"blocked by {order.before[path]} (order)" if path in order.before else why
+            why = order.why(path, why)
             word, why = ("take", taken[path]) if path in taken else ("skip", why)
             print(f"{word}  {printable(path)}  {found.entry.size} B  {found.entry.mtime}  {printable(why)}".rstrip())
         for path, why in sorted({**listing.skipped, **listing.lost}.items()):

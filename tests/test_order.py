@@ -415,6 +415,9 @@ def test_a_file_in_quarantine_blocks_its_key_alone_until_it_is_skipped_although_
         (blocked,) = status["blocked"]
         assert (blocked["path"], blocked["state"], blocked["files"]) == ("/in/a2", "quarantined, not listed", 1)
         assert time.time() - 60 < blocked["since"] <= time.time()
+        assert [(one["path"], one["why"]) for one in status["backlog"]["first"]] == [
+            ("/in/a3", "blocked by /in/a2 (order)")
+        ]
         assert any("/in/a2 blocks" in one["problem"] for one in status["problems"]), status["problems"]
         assert "/in/a2" in ftpcoord.page([status], 0) and "Blocked" in ftpcoord.page([status], 0)
         survey = ftpcoord.Survey(desk.listener.config)
