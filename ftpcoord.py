@@ -7602,11 +7602,13 @@ DIGEST = r"(?s)(?:(\w+) \((.+)\) = )?([0-9A-Fa-f]+)(?:[ \t]*|(?: [ *]|[ \t]+)(.+
 def digests_in(lines: Sequence[str], algorithm: str, is_name: Callable[[str], bool]) -> set[str]:
     """Beside a name, or a path that ends with it, or alone in the file."""
     found = set()
-    for match in filter(None, (re.fullmatch(DIGEST, line) for line in lines)):
-        kind, tagged, digest, name = match.groups()
-        name = tagged or name
+    for line in lines:
+        match = re.fullmatch(DIGEST, line.removeprefix("\\"))  # the sign that the name's are doubled
+        kind, tagged, digest, name = match.groups() if match else ("none", "", "", "")
+        name = tagged or name or "-"  # "-": of standard input
+        name = name.replace("\\\\", "\\") if line.startswith("\\") else name
         if (kind or algorithm).lower() == algorithm and (
-            is_name(posixpath.basename(name)) if name else len(lines) == 1
+            is_name(posixpath.basename(name)) or (name == "-" and len(lines) == 1)
         ):
             found.add(digest.lower())
     return found

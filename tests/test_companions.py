@@ -372,11 +372,21 @@ BAD = "0" * 64
         f"SHA256 (a) = {GOOD}\n",
         f"SHA256 (b) = {BAD}\nMD5 (a) = {'0' * 32}\nSHA256 (a) = {GOOD}\n",
         f"{GOOD}  a\n{GOOD}  x/a\n",
+        f"{GOOD}  -\n",
+        f"{GOOD} *-\r\n",
     ],
 )
 def test_a_digest_is_found_in_each_usual_form(text: str) -> None:
     assert verdict(text.encode()) is None
     assert "another content" in str(verdict(text.encode(), b"contend"))
+
+
+@pytest.mark.parametrize(
+    "line", [rf"\{GOOD}  x\\y", rf"\{GOOD} *out/x\\y", rf"\SHA256 (x\\y) = {GOOD}", rf"{GOOD}  x\y"]
+)
+def test_a_name_with_a_backslash_is_found_as_sha256sum_writes_it(line: str) -> None:
+    lines = [f"{BAD}  y", line]
+    assert ftpcoord.digests_in(lines, "sha256", lambda name: name == r"x\y") == {GOOD}
 
 
 @pytest.mark.parametrize("algorithm", ["md5", "sha1", "sha256", "sha512"])
@@ -397,6 +407,7 @@ def test_the_suffix_tells_the_algorithm(algorithm: str) -> None:
         (f"{GOOD[:32]}  a", "has 32 digits and not 64"),
         (f"{GOOD}  b\n", "has none for it"),
         (f"{GOOD}\n{GOOD}\n", "has none for it"),
+        (f"{GOOD}  -\n{GOOD}  b\n", "has none for it"),
         (f"MD5 (a) = {GOOD}\n", "has none for it"),
         ("<html>not found</html>", "has none for it"),
         (f"{GOOD}  a\n{BAD}  x/a\n", "has several for it"),
