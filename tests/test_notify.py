@@ -139,16 +139,22 @@ def test_an_event_is_told_at_once_then_once_a_minute_with_its_number(
 def test_the_last_that_is_told_of_a_thing_is_the_last_that_was_said_of_it(
     down: str, up: str, end: bool, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ftpcoord, "NOTIFY_EVERY", 60.0 if end else 1.5)
+    now = 0.0
+    monkeypatch.setattr(ftpcoord, "boot_clock", lambda: now)
     with herald(desk):
         for name in (down, up):
             ftpcoord.event(name, 20, group="g")
             desk.wait(name)
+            now += 30.0
         for number, name in enumerate((down, up, down)):
             ftpcoord.event(name, 20, group="g", number=number)
         if not end:
+            now = 61.0  # the minute of the one is over, but not of the other, which was said before it
+            ftpcoord.event("lost", 20, group="g")
+            desk.wait("lost")
+            now = 91.0
             desk.wait(down, 2)
-    told = [(one["event"], one["count"], one.get("number")) for one in desk.told()]
+    told = [(one["event"], one["count"], one.get("number")) for one in desk.told() if one["event"] != "lost"]
     assert told == [(down, 1, None), (up, 1, None), (up, 1, 1), (down, 2, 2)]
 
 
