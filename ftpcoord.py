@@ -3132,12 +3132,13 @@ UNSTEADY = "it is another version each time it has been handled"
 
 class Unsteady:
     """Files of which each look after their handling shows another version, as where a server tells other times each
-    time. The first new version is handled at once; from the second in a row on after a pause, which doubles; from the
-    third it is said. Outlives leases."""
+    time, or one that was there before, as where two servers take turns. The first new version is handled at once; from
+    the second in a row on after a pause, which doubles; from the third it is said. Outlives leases."""
 
     def __init__(self, config: Config, clock: Callable[[], float]) -> None:
         self._config, self._clock = config, clock
         self._files: dict[str, tuple[int, float]] = {}  # how often in a row; until when it rests
+        self._before: dict[str, deque[Row]] = {}  # what these were
 
     def again(self, path: str, term: int) -> None:
         """It has been handled, and is another version."""
@@ -3150,18 +3151,23 @@ class Unsteady:
 
     def claimed(self, work: Work, term: int) -> None:
         """Of what is kept, a version within the minute that the line of the one before shows; later ones are new."""
-        old, line = work.old, times_of(work.found.entry.mtime).line
-        if old is not None and old.state == "done" and not old.action:
-            same = line and line == times_of(old.mtime).line and old.size == work.found.entry.size
-            if same:
-                self.again(work.path, term)
-            else:
-                self.over(work.path)
+        old, entry = work.old, work.found.entry
+        if old is None or old.action or work.known:
+            return
+        line, back = times_of(entry.mtime).line, self._was(work.path, entry)
+        self._before.setdefault(work.path, deque(maxlen=4)).append(old)
+        if back or (old.state == "done" and line and line == times_of(old.mtime).line and old.size == entry.size):
+            self.again(work.path, term)
+        elif old.state == "done":
+            self.over(work.path)
 
     def seen_again(self, row: Row) -> None:
         """What was handled is listed as it was; with a `~` nobody asked."""
-        if not row.mtime.endswith("~"):
+        if not row.mtime.endswith("~") and not self._was(row.path, row):
             self.over(row.path)
+
+    def _was(self, path: str, shown: Shown) -> bool:
+        return bool(shown.mtime) and any(same_version(row, shown) for row in self._before.get(path, ()))
 
     def over(self, path: str) -> None:
         self._files.pop(path, None)
@@ -3172,7 +3178,8 @@ class Unsteady:
 
     def keep(self, listed: Collection[str]) -> None:
         """Files that are gone are forgotten."""
-        for path in self._files.keys() - listed:
+        for path in (self._files.keys() | self._before.keys()).difference(listed):
+            self._before.pop(path, None)
             self.over(path)
 
 

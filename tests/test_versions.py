@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import threading
 import time
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -324,6 +325,37 @@ def test_a_file_that_is_replaced_within_its_minute_after_it_failed_is_handled_as
         with Failing(tmp_path, host.settings, "handler") as site:
             assert site.state("a", "done")["failures"] <= 1
             assert [content for _, content, _ in site.handled] == [OLD, NEW]
+
+
+@pytest.mark.parametrize("kind", ["sftp", "mlsd"])
+def test_two_servers_of_one_name_whose_copies_have_other_times_are_said_and_waited_for(
+    tmp_path: Path, kind: str
+) -> None:
+    with a_host(kind, {"a": OLD}) as host:
+        times = [datetime.datetime(2026, 1, 12, 10), datetime.datetime(2026, 1, 12, 11)]
+        host.times["a"] = times[0]
+
+        class Turns(Site):
+            def receive(self, file: ftpcoord.File) -> None:
+                super().receive(file)
+                threading.Timer(0.3, lambda: host.times.update(a=times[len(self.handled) % 2])).start()
+
+        with Turns(tmp_path, host.settings, "handler", retry_delay=0.5) as site:
+            error = site.wait("not_now", count=2)["error"]
+            assert "another version each time" in error
+            handled = len(site.handled)
+            site.polls(10)
+            assert len(site.handled) == handled
+
+
+def test_a_name_that_is_listed_twice_as_two_versions_is_not_handled_without_end(tmp_path: Path) -> None:
+    with FtpHost({"a": OLD}) as host:
+        host.lines = [b"type=file;size=%d;modify=20240101000000; a" % len(OLD)]
+        host.on("MLST", reply("500 no"), times=None)
+        with Site(tmp_path, host.settings, "handler", retry_delay=0.5) as site:
+            site.wait("not_now")
+            site.polls(10)
+            assert len(site.handled) <= 5
 
 
 @pytest.mark.parametrize("year", [1960, 2037, 2038, 2040, 2105, 2199])
