@@ -7418,6 +7418,13 @@ SPECIAL: dict[str, Callable[[str], bool]] = {  # asked for by patterns of their 
 EXPRESSION = "re:"  # before a pattern that is a regular expression and no glob
 
 
+def glob_fits(name: str, glob: str) -> bool:
+    """As fnmatchcase(), which before Python 3.10 raises for a range like `[z-a]`: it fits nothing."""
+    with contextlib.suppress(re.error):
+        return fnmatch.fnmatchcase(name, glob)
+    return False
+
+
 def matcher(patterns: Iterable[str], ignore_case: bool = False) -> Callable[[str], bool]:
     """For paths below the polled folder: a pattern without a slash is for the name alone. Raises re.error."""
     texts = [p[len(EXPRESSION) :] if p.startswith(EXPRESSION) else fnmatch.translate(p) for p in patterns]
@@ -9763,7 +9770,7 @@ class Listener:
         return register
 
     def _route(self, name: str) -> Optional[Handler]:
-        return next((handler for pattern, handler in self._routes if fnmatch.fnmatchcase(name, pattern)), None)
+        return next((handler for pattern, handler in self._routes if glob_fits(name, pattern)), None)
 
     def start(self, pulse: Optional[Pulse] = None, once: bool = False) -> None:
         """Begins in threads of its own and returns."""
@@ -11207,7 +11214,7 @@ def command_history(configs: Sequence[Config], options: argparse.Namespace) -> i
     for config, database in opened(configs):
         for row in database.history(config.coordination_group, since.replace("T", " ")):
             names = (row["path"], posixpath.basename(row["path"]))
-            if glob in map(printable, names) or any(fnmatch.fnmatchcase(name, glob) for name in names):
+            if glob in map(printable, names) or any(glob_fits(name, glob) for name in names):
                 row.update(path=printable(row["path"]), error=printable(row["error"]), group=config.coordination_group)
                 texts = [f"{name}={value}" for name, value in row.items() if value not in ("", None)]
                 print(json.dumps(row) if options.json else printable("  ".join(texts)))
@@ -11231,7 +11238,7 @@ def meant(rows: Sequence[Row], glob: str) -> list[Row]:
     """Those whose path or name fits. A file may be called `[a]`: its name as it is shown means that file."""
     names = {row: (row.path, posixpath.basename(row.path)) for row in rows}
     named = [row for row in rows if glob != "*" and glob in map(printable, names[row])]
-    return named or [row for row in rows if any(fnmatch.fnmatchcase(name, glob) for name in names[row])]
+    return named or [row for row in rows if any(glob_fits(name, glob) for name in names[row])]
 
 
 def command_skip(configs: Sequence[Config], options: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Optional
@@ -445,6 +446,19 @@ def test_an_expression_is_for_the_whole_name_and_commas_in_it_are_its_own() -> N
     assert ready(listing, pattern=r"re:a\d|xa1\.csv") == ["xa1.csv"]
     assert ready(listing, exclude=r"re:.*a\d{1,2}\.csv") == ["a1.csvx", "a123.csv"]
     assert ready(listing, pattern="*.csv", exclude="re:a1.*") == ["xa1.csv"]
+
+
+@pytest.mark.parametrize(("glob", "fits"), [("[z-a]*", False), ("*", True)])
+def test_a_range_that_runs_backwards_fits_nothing_also_where_python_raises_for_it(
+    glob: str, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_before_3_10(name: str, pattern: str) -> bool:
+        if "z-a" in pattern:
+            raise re.error("bad character range z-a")
+        return True
+
+    monkeypatch.setattr(fnmatch, "fnmatchcase", as_before_3_10)
+    assert bool(ftpcoord.meant([row("a.csv")], glob)) is fits
 
 
 def test_an_expression_with_a_slash_is_for_the_path_below_the_folder_as_a_glob_is() -> None:
