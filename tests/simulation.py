@@ -39,7 +39,7 @@ dead member replaced within liveness_check_interval, a stopped one within a hear
 
 Where this cannot hold, it is bounded, and measured:
   - The database's clock is set forward while the active member is stalled, and a member that started after that takes
-    over at its second look (`_exposed`): for at most S - m - 0.9H. A member that looked before the step notices it.
+    over (`_exposed`): for at most S - m - H - T. A member that looked before the step notices it.
   - Commits are lost: two leases for at most one S after it; then one again, and terms grow from there.
 Left out, because nothing helps: two steps of the database's clock within 2H + T that cancel each other out, several
 forward steps too small to be noticed within one S, commits lost in a group with two members of one id, a hypervisor
@@ -1880,14 +1880,16 @@ class World:
 
     def _exposed(self, older: Process, newer: Process, overlap: float) -> bool:
         """EXPOSED: the clock was set forward while the older lease ran without a renewal, and the newer member's first
-        look came after that: it cannot know. For at most S - m - 0.9H, until the older deadline."""
+        look came after that: it cannot know. For at most S - m - H - T, until the older deadline: it waits for a
+        renewal."""
         timing = self.timing
         term = timing.stale_after - timing.margin
+        longest = term - timing.heartbeat - timing.call_timeout
         for when, size in self.steps:
             if size > 0 and when <= newer.first_view and self.now - when <= term / older.rate:
                 self.measure("overlap after a forward step, in S - m", overlap / term)
-                self.measure("overlap after a forward step, in S - m - 0.9H", overlap / (term - 0.9 * timing.heartbeat))
-                return bool(overlap <= (term - 0.9 * timing.heartbeat) / (1 - 2 * self.spread))
+                self.measure("overlap after a forward step, in S - m - H - T", overlap / longest)
+                return bool(overlap <= longest / (1 - 2 * self.spread))
         return False
 
     def term_written(self, term: int) -> None:

@@ -221,10 +221,10 @@ def test_the_defaults_and_bounds_of_the_readme_are_those_of_the_module() -> None
             if text not in ("system", "hostname:pid") and not text.startswith(("verify ", "scheme:")):
                 assert defaults[name] in words.get(text, ()) or f"{defaults[name]}" in (text, f"{text}.0"), name
     timing = ftpcoord.Timing(defaults["heartbeat_frequency"], defaults["liveness_check_interval"])
-    overlap = timing.stale_after - timing.margin - 0.9 * timing.heartbeat
+    overlap = timing.stale_after - timing.margin - timing.heartbeat - timing.call_timeout
     for told in (
         f"S is {timing.stale_after:g} s, m {timing.margin:g} s",
-        f"S - m - 0.9H ({overlap:g} s;",
+        f"S - m - H - T ({overlap:g} s)",
         f"answers for {ftpcoord.NAMES_SERVE:g} s",
         f"{ftpcoord.MAX_ENTRIES:,} files",
         f"{ftpcoord.MAX_FOLDERS:,} folders",
