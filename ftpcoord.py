@@ -158,7 +158,8 @@ __all__ = [
 ]
 
 # How to read this file: part I, in order, is how the promises are kept. It relies on part II, the tongues of databases
-# and file servers, for what the interfaces say that it knows them by. II, and III, what people see, are looked up.
+# and file servers, for what the interfaces say that it knows them by, and on Pulse and Listener in III for being
+# called. II, and III, what people see, are looked up.
 
 BATCH_FILES = 64  # claims and completions committed together where delivery is the folder alone
 FILE_MODE = 0o640  # of delivered files, less what the umask takes
@@ -213,7 +214,8 @@ class FileRefused(Error):
 
 
 class NotNow(Error):
-    """The file cannot be had at the moment: in use, or replaced since it was listed. Not counted as its failure."""
+    """The file cannot be had at the moment: in use, or replaced since it was listed. Not counted as its failure,
+    unless its handler says so again and again while others succeed."""
 
 
 class FileChanged(NotNow):
@@ -685,6 +687,7 @@ class Election:
         self._stood_still = False  # ... and whether that is long enough for a dead one
         self._trusted = False  # whether the database's clock goes on as the own one does
         self._swept = float("-inf")
+        self._answered = float("-inf")  # when the database last did
         self._duplicate_term = 0
 
     def tick(self, now: float, willing: bool = True) -> float:
@@ -705,11 +708,12 @@ class Election:
         return longest if self.lease is None else min(longest, max(0.02, self.lease.remaining(now) / 2))
 
     def _database_answers(self, now: float) -> None:
-        if self.database_error is not None:
-            self.database_error = None
-            if self.lease is None:
-                # The former holder comes first: every heartbeat is stale after an outage.
-                self._stand_from = max(self._stand_from, now + 2 * self.timing.heartbeat + self.timing.call_timeout)
+        failed, self.database_error = self.database_error, None
+        long = 2 * self.timing.heartbeat + self.timing.call_timeout
+        if failed is not None and self.lease is None and now - self._answered > long:
+            # After an outage every heartbeat is stale: the former holder comes first.
+            self._stand_from = max(self._stand_from, now + long)
+        self._answered = now
 
     # -- active -------------------------------------------------------------------------------------------------------
 
@@ -717,7 +721,7 @@ class Election:
         # 1. One statement: it holds only if token and term are still ours.
         renewal = self.store.renew(self.group, self.member, lease.term)
         self._database_answers(now)
-        # 2. Not held: another one has it. No effect from here on.
+        # 2. Not held: another one has it, or somebody removed a row. No effect from here on.
         if not renewal.held:
             self.lose("the token went to another member")
             return self.timing.heartbeat
@@ -879,7 +883,7 @@ class Election:
 #   working      stop, hand over                                 no new work: winding up
 #                the lease ends, or no progress                  cut: winding up
 #   winding up   the work has ended                              standing by; first release, if it is handed over
-#                it hangs longer than drain_timeout              lost: winding up; another one takes it once stale
+#                it made no progress, and drain_timeout is over  lost: winding up; another one takes it once stale
 #
 # Other threads only ask. The heartbeat's thread does all that touches the election, the guard's thread cuts.
 
@@ -994,12 +998,13 @@ class Member:
     def hand_over(self, why: str, hangs: bool = False) -> None:
         """Lets the work end and then gives the lease up. Work that hangs has `drain_timeout` to end."""
         lease, wanted = self.lease, self.wanted
-        lost_at = min(wanted.lost_at, boot_clock() + self.config.drain_timeout if hangs else float("inf"))
-        if lease is None or (wanted.hand_over and lost_at == wanted.lost_at):
+        lost_at = boot_clock() + self.config.drain_timeout if hangs else float("inf")
+        sooner = {"lost_at": lost_at} if lost_at < wanted.lost_at else {}  # nothing that another thread may have set
+        if lease is None or (wanted.hand_over and not sooner):
             return
         if not wanted.hand_over:
             event("handing_over", group=self.config.coordination_group, term=lease.term, reason=why)
-        self.ask(hand_over=wanted.hand_over or why, lost_at=lost_at)
+        self.ask(hand_over=wanted.hand_over or why, **sooner)
 
     def hand_over_to_another(self, why: str) -> bool:
         """Hands over if another member is alive, which the next heartbeat asks the database; whether it does."""
@@ -1142,6 +1147,9 @@ class Member:
             self.progress.tell()  # waiting for the database is no hang
         self.outage.note("ledger", error)
 
+    def _stalled(self) -> None:
+        self.hand_over(f"no progress for stall_timeout, {self.config.stall_timeout:g} s", hangs=True)
+
     # -- the guard's thread -------------------------------------------------------------------------------------------
 
     def _guard(self) -> None:
@@ -1157,10 +1165,10 @@ class Member:
                 if left > 0 and not stalled:
                     self._changed.wait(min(left, 1.0))
                     continue
-                cut = lease
+                cut, functions = lease, list(self.on_lost)  # its own: the next lease's work may begin at any time
             if left > 0:
-                self.hand_over(f"no progress for stall_timeout, {self.config.stall_timeout:g} s", hangs=True)
-            for function in list(self.on_lost):
+                functions.insert(0, self._stalled)
+            for function in functions:
                 try:
                     function()
                 except Exception as exc:

@@ -724,6 +724,24 @@ def test_after_an_outage_a_standby_takes_from_a_dead_holder_after_two_heartbeats
     assert wait <= took <= wait + 2.5 * TIMING.heartbeat
 
 
+@pytest.mark.parametrize("ends", ["released", "dead"])
+def test_a_database_that_fails_at_every_third_look_keeps_nobody_from_taking_over(store: MemoryStore, ends: str) -> None:
+    a, b = elected(store), watching(store)
+    run(10, a, b)
+    a.alive = False
+    if ends == "released":
+        a.election.release(store.clock.now)
+    began, looks = store.clock.now, 0
+    while not b.active and store.clock.now < began + 120:
+        looks += 1
+        if looks % 3 == 0:
+            store.before["*"] = DOWN
+        b.tick()
+        store.before.clear()
+        store.clock.now += 1
+    assert b.active and store.clock.now - began <= (4 if ends == "released" else TIMING.liveness + 2)
+
+
 def test_a_short_outage_within_the_lease_changes_nothing(store: MemoryStore) -> None:
     a, b = elected(store), watching(store)
     run(3, a, b)

@@ -304,6 +304,33 @@ def test_a_hand_over_that_waits_for_a_reply_does_not_ask_the_database_without_en
     assert scene.member.next_beat > scene.clock.now
 
 
+def test_work_that_stalls_is_cut_although_a_hand_over_cannot_be_told_and_the_next_work_is_not(scene: Scene) -> None:
+    """The work of the next lease may begin while the guard is about to cut that of the last one."""
+
+    def fails() -> None:
+        scene.member.on_lost[:] = [lambda: scene.effects.add("cut the next")]
+        raise OSError("no")
+
+    scene.member.on_hand_over.append(fails)
+    scene.do("working, a minute")
+    wait_for(lambda: {"cut", "handing_over", "guard_failed"} <= scene.effects, 5)
+    assert "cut the next" not in scene.effects
+
+
+def test_a_hand_over_of_work_that_hangs_ends_in_its_time_also_if_another_one_is_asked_for_at_once(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.do("working")
+
+    def event(name: str, *_: object, **__: object) -> None:
+        monkeypatch.setattr(ftpcoord, "event", lambda *_, **__: None)
+        scene.member.hand_over("it hangs", hangs=True)  # as the guard's thread would
+
+    monkeypatch.setattr(ftpcoord, "event", event)
+    scene.member.hand_over("an operator asked for it")
+    assert scene.member.wanted.lost_at == scene.clock.now + 10
+
+
 def test_what_is_asked_during_a_heartbeat_makes_another_one(scene: Scene) -> None:
     scene.standing_by()
     look = scene.store.look
