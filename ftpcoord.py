@@ -710,9 +710,11 @@ class Election:
     def _database_answers(self, now: float) -> None:
         failed, self.database_error = self.database_error, None
         long = 2 * self.timing.heartbeat + self.timing.call_timeout
-        if failed is not None and self.lease is None and now - self._answered > long:
-            # After an outage every heartbeat is stale: the former holder comes first.
-            self._stand_from = max(self._stand_from, now + long)
+        if self.lease is None and now - self._answered > long:
+            self._missing = None  # unseen, the token may have been won and removed again
+            if failed is not None:
+                # After an outage every heartbeat is stale: the former holder comes first.
+                self._stand_from = max(self._stand_from, now + long)
         self._answered = now
 
     # -- active -------------------------------------------------------------------------------------------------------
@@ -806,7 +808,7 @@ class Election:
         received = now + view.took
         self._trusted = self._watch.trusts(now, view)
         picture = (view.holder, view.term, view.stamp)
-        if picture != self._still[0]:
+        if picture != self._still[0] or (view.holder is None and self._missing is None):
             self._still = (picture, received)
         self._stood_still = now - self._still[1] >= self.timing.still_after
         if view.holder is not None:

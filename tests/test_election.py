@@ -247,9 +247,8 @@ class MemoryStore:
         stamp = None if self.holder is None else self.stamps.get(self.holder)
         age = None if stamp is None else 1e9 if self.holder in self.released else self.now - stamp
         shown = None if stamp is None else self._shown(self.holder)
-        return View(
-            self.holder, self.term, self.holder == member, shown, age, self.now, 0.0, self.holder in self.released
-        )
+        term = 0 if self.holder is None else self.term
+        return View(self.holder, term, self.holder == member, shown, age, self.now, 0.0, self.holder in self.released)
 
     def _shown(self, member: Optional[str]) -> str:
         return "released" if member in self.released else repr(self.stamps[str(member)])
@@ -915,6 +914,20 @@ def test_rows_of_members_long_gone_do_not_delay_a_group_whose_token_row_was_dele
     trusted = TIMING.call_timeout if left == "stale" else 0  # no age before a living holder would have renewed it
     assert run(60, site, until=lambda: site.active) <= 2 * TIMING.heartbeat + trusted
     assert site.term >= int(store.now) - 2
+
+
+def test_a_member_that_slept_while_the_token_was_missing_knows_nothing_of_who_won_it_since(store: MemoryStore) -> None:
+    store.stamps["old"] = store.now - 1  # a trace: nobody claims at once
+    b = Site(store, "b")
+    b.tick()
+    assert not b.active
+    store.clock.now += TIMING.stale_after + 1  # it is stopped; its row goes stale
+    a = Site(store, "a")
+    run(60, a, until=lambda: a.active)
+    store.holder = None  # somebody removes the row once more
+    b.due = 0.0
+    run(TIMING.stale_after - TIMING.margin, b, a)
+    assert not b.active
 
 
 def test_a_health_row_that_vanished_with_the_token_row_is_waited_for(store: MemoryStore) -> None:
