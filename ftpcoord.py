@@ -3647,7 +3647,7 @@ def ddl(mysql: bool) -> dict[str, str]:
         for table, text in made.items():
             text = re.sub(r"\w*CHAR\(\d+\)", r"\g<0> CHARACTER SET ascii COLLATE ascii_bin", text)
             text = text.replace("TIMESTAMP", "DATETIME(6)")
-            made[table] = f"{text} CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+            made[table] = f"{text} ENGINE=InnoDB CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
     return made
 
 
@@ -4007,7 +4007,7 @@ class Database(abc.ABC):
         if not isinstance(error, DatabaseBusy):
             self.close()
         # Servers drop connections that idle: what may be done twice is, without a word. Time-outs are told.
-        once = sql in (self.FIRST, self.TAKE, self.TAKE_ABSENT, self.CLAIM, self.CHANGE, self.FORGET)
+        once = sql in (self.FIRST, self.TAKE, self.TAKE_ABSENT, self.SEAT, self.CLAIM, self.CHANGE, self.FORGET)
         quick = boot_clock() - began < self.timing.call_timeout / 4
         if idle and quick and not once and isinstance(error, DatabaseDown) and self.connection is None:
             return self.execute(sql, **values)
@@ -4557,8 +4557,9 @@ class MySQL(Database):
     name = "mysql"
     least_timeout = 1.2  # innodb_lock_wait_timeout is a whole number of seconds, and the server gives up first
     FOUND_TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()"
+    # Behind a type in an old format stands a comment.
     HEARTBEAT_TYPE = """
-        SELECT column_type FROM information_schema.columns
+        SELECT SUBSTRING_INDEX(column_type, ' /*', 1) FROM information_schema.columns
          WHERE table_schema = DATABASE() AND table_name = 'health_check' AND column_name = 'last_heartbeat'"""
     TYPES = dict.fromkeys(("id", "old_mtime", "old_state"), "_ascii %s COLLATE ascii_bin")
     WORDS = {

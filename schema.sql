@@ -7,7 +7,7 @@
     group_id VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL PRIMARY KEY,
     task_id VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     term BIGINT NOT NULL DEFAULT 1
-) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin */;
+) ENGINE=InnoDB CHARACTER SET utf8mb4 COLLATE utf8mb4_bin */;
 
 CREATE TABLE IF NOT EXISTS token_holder (
     group_id VARCHAR(128) NOT NULL PRIMARY KEY,
@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS token_holder (
     group_id VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     last_heartbeat DATETIME(6) NOT NULL,
     PRIMARY KEY (task_id, group_id)
-) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin */;
+) ENGINE=InnoDB CHARACTER SET utf8mb4 COLLATE utf8mb4_bin */;
 
 CREATE TABLE IF NOT EXISTS health_check (
     task_id VARCHAR(128) NOT NULL,
@@ -45,7 +45,7 @@ CREATE TABLE IF NOT EXISTS health_check (
     error TEXT NOT NULL,
     action TEXT NOT NULL,
     PRIMARY KEY (group_id, file_id)
-) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin */;
+) ENGINE=InnoDB CHARACTER SET utf8mb4 COLLATE utf8mb4_bin */;
 
 CREATE TABLE IF NOT EXISTS file_ledger (
     group_id VARCHAR(128) NOT NULL,
@@ -82,7 +82,7 @@ CREATE TABLE IF NOT EXISTS file_ledger (
     PRIMARY KEY (group_id, file_id, at, term, attempt, outcome),
     UNIQUE (group_id, at, file_id, term, attempt, outcome),
     UNIQUE (group_id, sha256, file_id, at, term, attempt, outcome)
-) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin */;
+) ENGINE=InnoDB CHARACTER SET utf8mb4 COLLATE utf8mb4_bin */;
 
 CREATE TABLE IF NOT EXISTS file_audit (
     group_id VARCHAR(128) NOT NULL,

@@ -1428,14 +1428,19 @@ class World:
         return False
 
     def _compare_with_the_trail(self) -> None:
-        """Each file that was done or quarantined has its row in the audit trail, and only one."""
+        """Each file that was done or quarantined has its row in the audit trail, and only one, under the term of its
+        attempt: a death that is counted was that of an earlier term."""
         trail = self.store.execute("SELECT group_id, path, outcome, term, attempt FROM file_audit")
         told = Counter(tuple(row) for row in trail if row[2] in ENDS)
-        ends = Counter(
-            (change.group, change.path, change.state, change.term, change.attempts)
-            for change in self.history.changes
-            if change.what == "file" and change.state in ENDS and change.old_state != change.state
-        )
+        ends: Counter[tuple[object, ...]] = Counter()
+        claimed: dict[tuple[str, str], int] = {}
+        for change in self.history.changes:
+            path = (change.group, change.path)
+            if change.what == "file" and change.state == "claimed":
+                claimed[path] = change.term
+            elif change.what == "file" and change.state in ENDS and change.old_state != change.state:
+                term = claimed[path] if change.old_state == "claimed" else change.term
+                ends[(*path, change.state, term, change.attempts)] += 1
         for end in (ends - told) + (told - ends):
             self.trouble("audit trail", f"{end}: {ends[end]} in the ledger, {told[end]} in the trail")
 
