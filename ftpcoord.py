@@ -3526,16 +3526,18 @@ class Pool:
 
 #
 # In the statements `:name` is a value, as a literal: bound parameters take pg8000 three round trips, and break poolers
-# that share sessions. `$name` is one of WORDS, `$name(a, b)` one with two places. So a stale lease is taken by (TAKE in
-# PostgreSQL, its condition on the stamp shortened)
+# that share sessions. `$name` is one of WORDS, `$name(a, b)` one with two places. So TAKE in PostgreSQL becomes, for a
+# stale lease
 #
 #     SELECT FROM token_holder WHERE group_id = 'g' FOR UPDATE;
 #     SELECT FROM health_check WHERE group_id = 'g' AND task_id = 'a' FOR UPDATE;
 #     UPDATE token_holder AS t SET task_id = 'b', term = t.term + 1
 #      WHERE t.group_id = 'g' AND t.task_id = 'a' AND t.term = 7 AND EXISTS (
-#            SELECT 1 FROM health_check h
-#             WHERE h.group_id = 'g' AND h.task_id = 'a' AND h.last_heartbeat = '2026-01-12 10:15:30.123456'
-#               AND h.last_heartbeat < (CURRENT_TIMESTAMP AT TIME ZONE 'UTC') + interval '1 second' * (-28.0))
+#            SELECT 1 FROM health_check h WHERE h.group_id = 'g' AND h.task_id = 'a'
+#               AND (h.last_heartbeat = '2026-01-12 10:15:30.123456'
+#                    OR '2026-01-12 10:15:30.123456' IS NULL AND h.last_heartbeat IS NULL)
+#               AND (0 = 1 OR h.last_heartbeat
+#                    < (CURRENT_TIMESTAMP AT TIME ZONE 'UTC') + interval '1 second' * (-28.0)))
 #     RETURNING term
 ANSWER_BYTES = 1 << 20  # of a login, or of one answer that is no page of a table
 LEDGER_BYTES = 64 << 20

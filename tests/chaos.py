@@ -846,7 +846,7 @@ class Store:
         """The rows of the last one."""
         connection: Any
         if self.server is None:
-            connection = sqlite3.connect(self.file, timeout=10, isolation_level=None)
+            connection = sqlite3.connect(self.file, timeout=60, isolation_level=None)  # a stopped member may hold it
         elif isinstance(self.server, servers.Postgres):
             connection = servers.pg_login(self.server.port)
             connection.autocommit = True

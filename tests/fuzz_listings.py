@@ -84,8 +84,14 @@ class Pieces:
 
     def __init__(self, data: bytes) -> None:
         self.data, self.sent = data, b""
+        self.patient = True
+
+    def settimeout(self, seconds: float) -> None:
+        self.patient = seconds > 0
 
     def recv(self, count: int) -> bytes:
+        if not self.patient:
+            raise BlockingIOError  # nothing comes unasked
         count = min(count, 1 + (self.data[0] & 15) * 8) if self.data else 0
         piece, self.data = self.data[:count], self.data[count:]
         return piece

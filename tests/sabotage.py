@@ -426,7 +426,7 @@ SABOTAGES = (
         "the version is not looked at again after the fetch",
         "_job",
         text("write, found.entry, told)", "write)"),
-        "another version's content|content of two versions|which no handler has finished|before it is done",
+        "another version's content|content of two versions|which no handler has finished|before it is done|again and is not told",
         fix=FILES,
     ),
     Sabotage(

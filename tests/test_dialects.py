@@ -1273,5 +1273,6 @@ def test_the_statement_that_is_printed_in_the_source_is_what_is_sent() -> None:
         "database": "postgresql://app@db/app",
     }
     store = ftpcoord.open_database(Config(coordination_group="g", member_id="a", **settings))
-    sent = store._bind(store.RELEASE, {"group": "g", "member": "a", "term": 7, "request": ""})
+    seen = {"holder": "a", "old_term": 7, "stamp": "2026-01-12 10:15:30.123456", "stale_after": 28.0, "aged": True}
+    sent = store._bind(store.TAKE, {"group": "g", "member": "b", **seen})
     assert re.sub(r"\s+", "", "".join(printed)) == re.sub(r"\s+", "", sent)
