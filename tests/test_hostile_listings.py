@@ -19,7 +19,7 @@ from typing import Any, Union
 import hostile
 import pytest
 from conftest import Files, wait_for
-from hostile import PATIENCE, FtpHost, SftpHost, Site, bytes_of, reply
+from hostile import PATIENCE, FtpHost, FtpSession, SftpHost, Site, bytes_of, reply
 
 import ftpcoord
 
@@ -400,8 +400,15 @@ def test_a_small_file_does_not_wait_long_for_company(tmp_path: Path, monkeypatch
     monkeypatch.setattr(ftpcoord.FtpServer, "_retrieve", slow)
     monkeypatch.setattr(ftpcoord.Poller, "_land", counted)
     files = {f"{number}": b"x" for number in range(8)}
-    with FtpHost(files=dict(files)) as host, Site(tmp_path, host.settings, workers=1) as site:
-        site.arrive(files)
+
+    def dear(session: FtpSession, argument: str) -> None:
+        time.sleep(0.5)  # so that no listing is the look at a whole group
+        session.on_mlsd(argument)
+
+    with FtpHost(files=dict(files)) as host:
+        host.on("MLSD", dear, times=None)
+        with Site(tmp_path, host.settings, workers=1) as site:
+            site.arrive(files)
     assert sum(sizes) == 8 and max(sizes) <= 2, sizes
 
 
