@@ -373,6 +373,26 @@ def test_a_lease_that_ends_during_the_looks_before_a_move_lets_nothing_be_moved(
             assert not [said for said in host.commands[first:second] if said.startswith("RNTO")]
 
 
+def test_a_commands_grace_ends_before_another_member_can_be_active(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graces: list[float] = []
+    cut = ftpcoord.Command.cut
+
+    def noted(command: ftpcoord.Command, grace: float) -> None:
+        graces.append(grace)
+        cut(command, 0.0)
+
+    monkeypatch.setattr(ftpcoord.Command, "cut", noted)
+    with FtpHost(files={"a": b"1"}) as host, Site(tmp_path, host.settings, "own", exec="sleep 60") as site:
+        site.state("a", "claimed")
+        with monkeypatch.context() as at_the_deadline:
+            at_the_deadline.setattr(ftpcoord.Lease, "remaining", lambda lease, now=None: 0.0)
+            wait_for(lambda: graces, PATIENCE)
+        timing = site.listener.member.timing
+        assert graces[0] * 1.1 <= timing.stale_after - 1.1 * (timing.stale_after - timing.margin) + 1e-9
+
+
 def test_leases_that_this_process_itself_has_lost_are_no_deaths_of_a_process(tmp_path: Path) -> None:
     attempts: list[int] = []
 
