@@ -27,7 +27,7 @@ import ftpcoord
 if TYPE_CHECKING:
     from members import Crew
 
-__all__ = ["Database", "Files", "Logged", "fetch", "need", "new_database", "new_folder", "wait_for"]
+__all__ = ["Database", "Files", "Logged", "fetch", "need", "new_database", "new_folder", "tree", "wait_for"]
 
 # Files that take longest begin first, those that want nothing but the processor before all others.
 LONGEST = """
@@ -198,6 +198,11 @@ def fetch(server: ftpcoord.FileServer, path: str, size: int, write: Callable[[me
         raise problem
 
 
+def tree(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 FILE_SERVERS = {
     "vsftpd": "vsftpd_plain",
     "vsftpd-explicit": "vsftpd_explicit",
@@ -240,6 +245,14 @@ def sftp(sshd: servers.Sshd) -> Iterator[Files]:
 def sqlite(tmp_path: Path) -> Database:
     """A file that does not exist yet."""
     return Database("sqlite", f"sqlite:///{tmp_path / 'coordination.db'}")
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """A folder for what is delivered."""
+    folder = tmp_path / "delivered"
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture

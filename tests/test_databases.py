@@ -192,15 +192,22 @@ def test_a_server_that_treats_backslashes_as_plain_changes_nothing(tables: Table
 
 # -- collations -------------------------------------------------------------------------------------------------------
 
+
 CASELESS = "CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci"
 
 
-@MYSQLS
-def test_a_collation_that_merges_ids_is_an_error_that_says_what_to_do(tables: Tables) -> None:
+@pytest.fixture
+def caseless(tables: Tables) -> Tables:
+    """Made, two of them by WSO2's statements, where ids that differ in case alone are the same."""
     tables.database.execute(f"ALTER DATABASE {tables.database.database} {CASELESS}", admin=True)
     tables.apply_wso2()
     tables.apply()
-    store = tables.open()
+    return tables
+
+
+@MYSQLS
+def test_a_collation_that_merges_ids_is_an_error_that_says_what_to_do(caseless: Tables) -> None:
+    store = caseless.open()
     store.look("/IN", "a")
     store.check_ids("/IN", "a")
     store.look("/in", "a")
@@ -212,23 +219,17 @@ def test_a_collation_that_merges_ids_is_an_error_that_says_what_to_do(tables: Ta
 
 
 @MYSQLS
-def test_a_holder_whose_id_differs_in_case_alone_is_noticed_in_a_look(tables: Tables) -> None:
-    tables.database.execute(f"ALTER DATABASE {tables.database.database} {CASELESS}", admin=True)
-    tables.apply_wso2()
-    tables.apply()
-    store = tables.open()
+def test_a_holder_whose_id_differs_in_case_alone_is_noticed_in_a_look(caseless: Tables) -> None:
+    store = caseless.open()
     assert store.first("g", "Node", 1) == 1
     with pytest.raises(DatabaseRefused, match="collation"):
         store.look("g", "node")
 
 
 @MYSQLS
-def test_a_token_of_a_group_that_differs_in_case_alone_is_noticed(tables: Tables) -> None:
-    tables.database.execute(f"ALTER DATABASE {tables.database.database} {CASELESS}", admin=True)
-    tables.apply_wso2()
-    tables.apply()
-    store = tables.open()
-    tables.set_token("other", 1, group="/IN")
+def test_a_token_of_a_group_that_differs_in_case_alone_is_noticed(caseless: Tables) -> None:
+    store = caseless.open()
+    caseless.set_token("other", 1, group="/IN")
     store.look("/in", "a")
     with pytest.raises(DatabaseRefused, match="collation"):
         store.check_ids("/in", "a")

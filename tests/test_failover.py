@@ -223,20 +223,27 @@ def test_of_two_mysql_servers_the_writable_one_is_used(
 # ----------------------------------------------------------------------------- behind a pooler
 
 
+@contextlib.contextmanager
+def pooled(
+    tmp_path: Path, postgres: servers.Postgres, files: servers.Vsftpd, connections: int
+) -> Iterator[tuple[Crew, servers.Pgbouncer, Database]]:
+    """A crew behind a pooler that has so many connections to a fresh database."""
+    need("pgbouncer")
+    with new_database("postgresql", postgres) as database, inbox(files) as folder:
+        with servers.pgbouncer(postgres, options={"default_pool_size": str(connections)}) as pooler:
+            with Crew(tmp_path, database, folder, after="delete") as crew:
+                crew.settings["database"] = named(pooler.url, database)
+                yield crew, pooler, database
+
+
 def test_behind_a_transaction_pooler_with_fewer_connections_than_members_all_works(
     postgres: servers.Postgres, files: servers.Vsftpd, tmp_path: Path
 ) -> None:
     """Statements of all members take turns on two connections; then the active dies, then the pooler is restarted."""
-    need("pgbouncer")
-    with contextlib.ExitStack() as stack:
-        database = stack.enter_context(new_database("postgresql", postgres))
-        pooler = stack.enter_context(servers.pgbouncer(postgres, options={"default_pool_size": "2"}))
-        folder = stack.enter_context(inbox(files))
-        crew = stack.enter_context(Crew(tmp_path, database, folder, after="delete"))
-        crew.settings["database"] = named(pooler.url, database)
+    with pooled(tmp_path, postgres, files, connections=2) as (crew, pooler, database):
         members = [crew.start(name) for name in "abc"]
         active = crew.active()
-        uploads = Uploads(folder)
+        uploads = Uploads(crew.files)
         wait_for(lambda: len(crew.runs()) >= 20, 30)
         assert all(run.attempt == 1 for run in crew.runs("begin"))
 
@@ -280,13 +287,7 @@ def test_a_login_that_a_pooler_refuses_ends_the_program_at_its_start(
 def test_a_member_stopped_behind_a_pooler_holds_no_locks(
     postgres: servers.Postgres, files: servers.Vsftpd, tmp_path: Path
 ) -> None:
-    need("pgbouncer")
-    with contextlib.ExitStack() as stack:
-        database = stack.enter_context(new_database("postgresql", postgres))
-        pooler = stack.enter_context(servers.pgbouncer(postgres, options={"default_pool_size": "1"}))
-        folder = stack.enter_context(inbox(files))
-        crew = stack.enter_context(Crew(tmp_path, database, folder, after="delete"))
-        crew.settings["database"] = named(pooler.url, database)
+    with pooled(tmp_path, postgres, files, connections=1) as (crew, _, _):
         members = [crew.start(name) for name in "ab"]
         active = crew.active()
         wait_for(lambda: active.polls() >= 2, 20)
@@ -295,7 +296,7 @@ def test_a_member_stopped_behind_a_pooler_holds_no_locks(
         assert elected.at - stopped <= crew.liveness + 1
         active.send(signal.SIGCONT)
         active.wait("lost", since=stopped)
-        folder.put("x.csv", b"1")
+        crew.files.put("x.csv", b"1")
         crew.handled("x.csv")
 
 

@@ -18,18 +18,6 @@ def crew(postgresql: Database, files: Files, tmp_path: Path) -> Iterator[Crew]:
         yield crew
 
 
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    folder = tmp_path / "delivered"
-    folder.mkdir()
-    return folder
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """All files below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 # ----------------------------------------------------------------------------- versions
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import servers
-from conftest import Database, Files, new_folder, wait_for
+from conftest import Database, Files, new_folder, tree, wait_for
 from hostile import FtpHost, Site
 from members import PATIENCE, Crew
 from memory import config, found, part_of
@@ -29,18 +29,6 @@ from ftpcoord import (
 )
 
 OPENAT = pytest.mark.skipif(os.name != "posix", reason="openat")
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    folder = tmp_path / "delivered"
-    folder.mkdir()
-    return folder
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """All files below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # -- names that files get ---------------------------------------------------------------------------------------------

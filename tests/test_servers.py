@@ -272,13 +272,20 @@ def echo() -> Iterator[int]:
             process.kill()
 
 
-def test_a_proxy_delays_and_counts(echo: int) -> None:
+@contextlib.contextmanager
+def answering(port: int) -> Iterator[tuple[servers.Proxy, socket.socket]]:
+    """A proxy before that server, and a connection through it that has had an answer."""
     with (
-        servers.Proxy(servers.HOST, echo) as proxy,
+        servers.Proxy(servers.HOST, port) as proxy,
         socket.create_connection((servers.HOST, proxy.port), 10) as client,
     ):
         client.sendall(b"a")
         assert client.recv(9) == b"a"
+        yield proxy, client
+
+
+def test_a_proxy_delays_and_counts(echo: int) -> None:
+    with answering(echo) as (proxy, client):
         proxy.delay = 0.1
         began = time.monotonic()
         for _ in range(2):
@@ -305,48 +312,39 @@ def test_a_proxy_passes_megabytes_and_an_end_in_each_direction(echo: int) -> Non
 
 
 def test_a_cut_proxy_resets_its_connections_and_takes_new_ones(echo: int) -> None:
-    with servers.Proxy(servers.HOST, echo) as proxy:
-        with socket.create_connection((servers.HOST, proxy.port), 10) as client:
-            client.sendall(b"a")
-            assert client.recv(9) == b"a"
-            proxy.cut()
-            with pytest.raises(ConnectionResetError):
-                client.recv(9)
+    with answering(echo) as (proxy, client):
+        proxy.cut()
+        with pytest.raises(ConnectionResetError):
+            client.recv(9)
         with socket.create_connection((servers.HOST, proxy.port), 10) as client:
             client.sendall(b"a")
             assert client.recv(9) == b"a"
 
 
 def test_a_black_hole_is_silent_and_gives_back_what_it_swallowed(echo: int) -> None:
-    with servers.Proxy(servers.HOST, echo) as proxy:
-        with socket.create_connection((servers.HOST, proxy.port), 10) as client:
-            client.sendall(b"a")
-            assert client.recv(9) == b"a"
-            proxy.blackhole()
-            client.sendall(b"b")
-            with socket.create_connection((servers.HOST, proxy.port), 10) as late:
-                late.sendall(b"c")
-                for end in (client, late):
-                    end.settimeout(0.3)
-                    with pytest.raises(TimeoutError if sys.version_info >= (3, 10) else socket.timeout):
-                        end.recv(9)
-                    end.settimeout(10)
-                proxy.blackhole(False)
-                assert (client.recv(9), late.recv(9)) == (b"b", b"c")
+    with answering(echo) as (proxy, client):
+        proxy.blackhole()
+        client.sendall(b"b")
+        with socket.create_connection((servers.HOST, proxy.port), 10) as late:
+            late.sendall(b"c")
+            for end in (client, late):
+                end.settimeout(0.3)
+                with pytest.raises(TimeoutError if sys.version_info >= (3, 10) else socket.timeout):
+                    end.recv(9)
+                end.settimeout(10)
+            proxy.blackhole(False)
+            assert (client.recv(9), late.recv(9)) == (b"b", b"c")
 
 
 def test_a_refusing_proxy_keeps_its_port_and_its_connections(echo: int) -> None:
-    with servers.Proxy(servers.HOST, echo) as proxy:
-        with socket.create_connection((servers.HOST, proxy.port), 10) as client:
-            client.sendall(b"a")
-            assert client.recv(9) == b"a"
-            proxy.refuse()
-            with pytest.raises(ConnectionRefusedError):
-                socket.create_connection((servers.HOST, proxy.port), 10)
-            client.sendall(b"b")
-            assert client.recv(9) == b"b"
-            proxy.refuse(False)
-            socket.create_connection((servers.HOST, proxy.port), 10).close()
+    with answering(echo) as (proxy, client):
+        proxy.refuse()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((servers.HOST, proxy.port), 10)
+        client.sendall(b"b")
+        assert client.recv(9) == b"b"
+        proxy.refuse(False)
+        socket.create_connection((servers.HOST, proxy.port), 10).close()
 
 
 def test_sqlite_has_a_file_of_its_own(tmp_path: Path) -> None:
