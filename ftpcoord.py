@@ -258,42 +258,22 @@ class LedgerRefused(Error):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# I.2 Timing, lease, progress
+# I.2 Timing, lease, clock
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """The group's intervals and what follows from them, all in seconds. Raises ConfigError.
-
-    `least_timeout` is the shortest call that the dialect can bound; `whole_seconds`: the heartbeat column keeps no
-    fractions.
-    """
+    """The group's intervals and what follows from them, all in seconds. Raises ConfigError if L < 5H or
+    H + 2T + m > S."""
 
     heartbeat: float
     liveness: float
-    least_timeout: float = 0.1
-    whole_seconds: bool = False
+    least_timeout: float = 0.1  # the shortest call that the dialect can bound
+    whole_seconds: bool = False  # the heartbeat column keeps no fractions
 
     def __post_init__(self) -> None:
-        if self.liveness < 5 * self.heartbeat:
-            raise ConfigError(
-                f"liveness_check_interval: must be at least five times heartbeat_frequency, "
-                f"{5 * self.heartbeat:g} s, not {self.liveness:g} s"
-            )
-        if self.whole_seconds and self.stale_after != int(self.stale_after):
-            raise ConfigError(
-                f"liveness_check_interval: health_check.last_heartbeat keeps whole seconds here, so "
-                f"liveness_check_interval - 2 heartbeat_frequency must be a whole number, not "
-                f"{self.liveness - 2 * self.heartbeat:g} s"
-            )
-        needed = self.heartbeat + 2 * self.call_timeout + self.margin
-        if needed > self.stale_after:
-            raise ConfigError(
-                f"liveness_check_interval: {self.liveness:g} s leaves no time for two failed renewals; a heartbeat, "
-                f"two database calls and the margin take {needed:.2f} s, but a heartbeat is stale after "
-                f"{self.stale_after:.2f} s. Lengthen liveness_check_interval or shorten heartbeat_frequency"
-            )
+        check_timing(self)
 
     @property
     def stale_after(self) -> float:
@@ -340,13 +320,13 @@ class Lease:
 
     def __init__(self, term: int, deadline: float, clock: Callable[[], float]) -> None:
         self.term = term
-        self._handing_over = False
+        self._stopped = False
         self._deadline = deadline
         self._clock = clock
 
     def valid(self, now: Optional[float] = None) -> bool:
         """Whether effects are allowed at this instant."""
-        return self.remaining(now) > 0 and not self._handing_over
+        return self.remaining(now) > 0 and not self._stopped
 
     def remaining(self, now: Optional[float] = None) -> float:
         """Seconds until the deadline; below zero once it has passed."""
@@ -362,9 +342,9 @@ class Lease:
         if self.remaining() > 0:
             self._deadline = max(self._deadline, deadline)
 
-    def hand_over(self) -> None:
+    def stop(self) -> None:
         """No longer valid for its work, although the member still holds it."""
-        self._handing_over = True
+        self._stopped = True
 
     def lose(self) -> None:
         """Over for good, whatever a renewal that is under way may say."""
@@ -372,61 +352,6 @@ class Lease:
 
     def __repr__(self) -> str:
         return f"Lease(term={self.term})"
-
-
-LEAST_RATE = 10.0  # bytes a second: a third of what a modem of 300 bit/s carries; a transfer below it stands still
-
-
-class Progress:
-    """Until when silence of a lease's work is fine: for `stall_timeout` seconds, and while a handler takes at most
-    `exec_timeout` (None: as long as it runs). Any thread may tell."""
-
-    def __init__(self, stall_timeout: float, exec_timeout: Optional[float]) -> None:
-        self._stall_timeout = stall_timeout
-        self._exec_timeout = float("inf") if exec_timeout is None else exec_timeout
-        self._told = self._quiet_until = 0.0
-        self._handlers: dict[int, float] = {}  # thread -> until when its handler may run
-        self._received = 0
-
-    def begin(self) -> None:
-        """The work of a new lease begins."""
-        self._told, self._quiet_until = boot_clock(), 0.0
-
-    def tell(self, ahead: float = 0.0) -> None:
-        """Work goes on; for `ahead` seconds nothing more is to be expected."""
-        self._told = boot_clock()
-        if ahead:
-            self._quiet_until = self._told + ahead
-
-    def received(self, count: int) -> None:
-        """Bytes of files, of all workers together: below LEAST_RATE they are no progress."""
-        self._received += count
-        if self._received >= LEAST_RATE * self._stall_timeout:
-            self._received = 0
-            self.tell()
-
-    @contextlib.contextmanager
-    def handling(self, told: Callable[[float], None]) -> Iterator[None]:
-        """While a handler runs; `told` gets the seconds that it took."""
-        thread, began = threading.get_ident(), boot_clock()
-        self._handlers[thread] = began + self._exec_timeout
-        try:
-            yield
-        finally:
-            del self._handlers[thread]
-            told(boot_clock() - began)
-
-    def handlers(self) -> int:
-        """How many run."""
-        return len(self._handlers)
-
-    def overdue(self, now: float) -> float:
-        """Seconds since which silence is not fine any more; below zero: it is."""
-        return now - max([self._told, self._quiet_until, *list(self._handlers.values())]) - self._stall_timeout
-
-    def handler_overdue(self, now: float) -> float:
-        """Seconds by which a handler is over its time and `stall_timeout`; below zero: none is."""
-        return now - min(list(self._handlers.values()), default=float("inf")) - self._stall_timeout
 
 
 def boot_clock() -> float:
@@ -676,19 +601,23 @@ class Election:
         self.database_error: Optional[DatabaseDown] = None
         self._clock, self._tell, self._chance = clock, tell, chance
         renewed = timing.heartbeat + timing.call_timeout  # so soon if the holder reaches the database
-        self._watch = ClockWatch(timing.margin / 2, timing.stale_after, timing.heartbeat + renewed, renewed)
-        self._own_term: Optional[int] = None  # the last term that this process itself won and did not release
-        self._seen_term = 0
-        self._found: Optional[dict[str, MemberRow]] = None  # the health rows before the own first beat ...
-        self._found_at = 0.0  # ... and when that was
-        self._missing: Optional[dict[str, MemberRow]] = None  # and when the token was first seen missing
-        self._stand_from = float("-inf")  # after a release or an outage others go first
-        self._still: tuple[object, float] = (None, 0.0)  # what the holder looked like, and since when ...
-        self._stood_still = False  # ... and whether that is long enough for a dead one
-        self._trusted = False  # whether the database's clock goes on as the own one does
-        self._swept = float("-inf")
-        self._answered = float("-inf")  # when the database last did
-        self._duplicate_term = 0
+        self._round = timing.heartbeat + renewed  # in which every member that reaches it has looked or renewed
+        self._watch = ClockWatch(timing.margin / 2, timing.stale_after, self._round, renewed)
+        # Terms: the last one that this process itself won and did not release, the last under its id that needs no
+        # warning (more), the highest seen.
+        self._own_term: Optional[int] = None
+        self._explained_term = self._seen_term = 0
+        # What the looks prove: since when the holder looks the same, whether so long that it is dead, and whether the
+        # database's clock goes on as the own one does, so that ages tell it, too.
+        self._still: tuple[object, float] = (None, 0.0)
+        self._stood_still = self._trusted = False
+        # Traces of a lease without a token: the health rows from before the own first beat, and when that was; those
+        # from when the token was first seen missing.
+        self._found: Optional[dict[str, MemberRow]] = None
+        self._found_at = 0.0
+        self._missing: Optional[dict[str, MemberRow]] = None
+        # After a release or an outage others go first; when the database last answered, and was swept.
+        self._stand_from = self._answered = self._swept = float("-inf")
 
     def tick(self, now: float, willing: bool = True) -> float:
         """Renews, or looks and perhaps takes over; gives the seconds until the next tick. Raises DatabaseRefused."""
@@ -709,12 +638,11 @@ class Election:
 
     def _database_answers(self, now: float) -> None:
         failed, self.database_error = self.database_error, None
-        long = 2 * self.timing.heartbeat + self.timing.call_timeout
-        if self.lease is None and now - self._answered > long:
+        if self.lease is None and now - self._answered > self._round:
             self._missing = None  # unseen, the token may have been won and removed again
             if failed is not None:
                 # After an outage every heartbeat is stale: the former holder comes first.
-                self._stand_from = max(self._stand_from, now + long)
+                self._stand_from = max(self._stand_from, now + self._round)
         self._answered = now
 
     # -- active -------------------------------------------------------------------------------------------------------
@@ -749,7 +677,7 @@ class Election:
     def release(self, now: float) -> None:
         """Gives the lease up, if there is one, after the work has stopped; the others go first for two heartbeats."""
         lease, self.lease, self.step_down_asked = self.lease, None, False
-        self._duplicate_term, self._own_term = self._own_term or 0, None  # also if its work hung, and it was lost
+        self._own_term = None  # also if its work hung, and it was lost
         self._stand_from = now + 2 * self.timing.heartbeat
         if lease is None:
             return
@@ -781,8 +709,8 @@ class Election:
         view = self.view = view._replace(took=max(view.took, self._clock() - now))
         self._database_answers(now)
         self._seen_term = max(self._seen_term, view.term)
-        if view.mine and view.term not in (self._own_term, self._duplicate_term):
-            self._duplicate_term = view.term  # that this process did not win: no heartbeat is written for it
+        if view.mine and view.term not in (self._own_term, self._explained_term):
+            self._explained_term = view.term  # that this process did not win: no heartbeat is written for it
             if not view.released:
                 self._tell("duplicate_member", term=view.term, hint="duplicate member id or previous run; waiting")
         # 2. Decide whether the lease is free; the clocks are watched also while it is not wanted.
@@ -797,7 +725,7 @@ class Election:
         if term is None:
             # 4. A little early, so that members do not march in step.
             return self.timing.heartbeat * (1 - 0.1 * self._chance())
-        self._own_term = self._seen_term = term
+        self._own_term = self._explained_term = self._seen_term = term
         # 5. The lease counts from before the look was sent; the heartbeat was written after that.
         self.lease = Lease(term, now + self.timing.stale_after - self.timing.margin, self._clock)
         self._tell("elected", term=term, reason=why, before=view.holder)
@@ -814,7 +742,7 @@ class Election:
         if view.holder is not None:
             self._missing = None
         # Nobody but this process ever held the term that it won: no need to wait for itself.
-        if view.holder is not None and view.mine and view.term == self._own_term:
+        if view.mine and view.term == self._own_term:
             return "own"
         if received < self._stand_from:
             return None
@@ -838,29 +766,21 @@ class Election:
         found = self._found or {}
 
         def may_hold(member: str) -> bool:
-            """Whether a member may still hold the lease that left no token:
-
-            its row came after this process began, and moves     no, it is a standby's
-            its row is gone, or its heartbeat is NULL             yes
-            it was released                                       no
-            it is older than S, and ages are to be trusted        no
-            else                                                  yes
-            """
-            row = rows.get(member)
-            if member == self.member:
-                row = found.get(member, row)  # as it was, not as this process made it
-            elif member not in found and row is not None and row.stamp not in ("", missing[member].stamp):
-                return False
+            """Whether a member may still hold the lease that left no token."""
+            own = member == self.member
+            row = found.get(member, rows.get(member)) if own else rows.get(member)  # not as this process made it
             if row is None or row.stamp == "":
                 return True
-            trusted = self._trusted or member == self.member
-            return not row.released and (row.age <= self.timing.stale_after or not trusted)
+            if not own and member not in found and row.stamp != missing[member].stamp:
+                return False  # it came after this process, and beats without a token: a standby
+            stale = row.age > self.timing.stale_after and (own or self._trusted)
+            return not row.released and not stale
 
         # 1. Traces of a lease: a term seen, a health row. The own first beat is none, unless another process of this
         #    id can have been elected since.
-        recent = 2 * self.timing.heartbeat + self.timing.call_timeout
-        own = self.member if self._clock() - self._found_at <= recent else None
-        traces = [member for member in {**found, **missing} if member != own or member in found]
+        traces = found.keys() | missing.keys()
+        if self.member not in found and self._clock() - self._found_at <= self._round:
+            traces.discard(self.member)
         held = self._seen_term > 0 or any(map(may_hold, traces))
         if held and not self._stood_still:
             return None
@@ -2408,7 +2328,7 @@ class Poller:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# I.10 What the poller leans on: walks, times, copies, known versions, pauses, workers, connections
+# I.10 What the poller leans on: walks, times, copies, progress, known versions, pauses, workers, connections
 # ---------------------------------------------------------------------------------------------------------------------
 # -- walks ------------------------------------------------------------------------------------------------------------
 LONGEST_PATH = 4096  # characters; no file system has longer ones, and the ledger's column has an end
@@ -2771,6 +2691,84 @@ def numbered(name: str, number: int) -> str:
     """report.csv -> report.1.csv"""
     stem, dot, suffix = name.rpartition(".")
     return f"{stem}.{number}.{suffix}" if dot and stem else f"{name}.{number}"
+
+
+# -- timing and progress ----------------------------------------------------------------------------------------------
+def check_timing(timing: Timing) -> None:
+    """Raises ConfigError unless two failed renewals leave time for a third."""
+    heartbeat, liveness, stale_after = timing.heartbeat, timing.liveness, timing.stale_after
+    if liveness < 5 * heartbeat:
+        raise ConfigError(
+            f"liveness_check_interval: must be at least five times heartbeat_frequency, {5 * heartbeat:g} s, "
+            f"not {liveness:g} s"
+        )
+    if timing.whole_seconds and stale_after != int(stale_after):
+        raise ConfigError(
+            "liveness_check_interval: health_check.last_heartbeat keeps whole seconds here, so liveness_check_interval "
+            f"- 2 heartbeat_frequency must be a whole number, not {liveness - 2 * heartbeat:g} s"
+        )
+    needed = heartbeat + 2 * timing.call_timeout + timing.margin
+    if needed > stale_after:
+        raise ConfigError(
+            f"liveness_check_interval: {liveness:g} s leaves no time for two failed renewals; a heartbeat, two "
+            f"database calls and the margin take {needed:.2f} s, but a heartbeat is stale after {stale_after:.2f} s. "
+            "Lengthen liveness_check_interval or shorten heartbeat_frequency"
+        )
+
+
+LEAST_RATE = 10.0  # bytes a second: a third of what a modem of 300 bit/s carries; a transfer below it stands still
+
+
+class Progress:
+    """Until when silence of a lease's work is fine: for `stall_timeout` seconds, and while a handler takes at most
+    `exec_timeout` (None: as long as it runs). Any thread may tell."""
+
+    def __init__(self, stall_timeout: float, exec_timeout: Optional[float]) -> None:
+        self._stall_timeout = stall_timeout
+        self._exec_timeout = float("inf") if exec_timeout is None else exec_timeout
+        self._told = self._quiet_until = 0.0
+        self._handlers: dict[int, float] = {}  # thread -> until when its handler may run
+        self._received = 0
+
+    def begin(self) -> None:
+        """The work of a new lease begins."""
+        self._told, self._quiet_until = boot_clock(), 0.0
+
+    def tell(self, ahead: float = 0.0) -> None:
+        """Work goes on; for `ahead` seconds nothing more is to be expected."""
+        self._told = boot_clock()
+        if ahead:
+            self._quiet_until = self._told + ahead
+
+    def received(self, count: int) -> None:
+        """Bytes of files, of all workers together: below LEAST_RATE they are no progress."""
+        self._received += count
+        if self._received >= LEAST_RATE * self._stall_timeout:
+            self._received = 0
+            self.tell()
+
+    @contextlib.contextmanager
+    def handling(self, told: Callable[[float], None]) -> Iterator[None]:
+        """While a handler runs; `told` gets the seconds that it took."""
+        thread, began = threading.get_ident(), boot_clock()
+        self._handlers[thread] = began + self._exec_timeout
+        try:
+            yield
+        finally:
+            del self._handlers[thread]
+            told(boot_clock() - began)
+
+    def handlers(self) -> int:
+        """How many run."""
+        return len(self._handlers)
+
+    def overdue(self, now: float) -> float:
+        """Seconds since which silence is not fine any more; below zero: it is."""
+        return now - max([self._told, self._quiet_until, *list(self._handlers.values())]) - self._stall_timeout
+
+    def handler_overdue(self, now: float) -> float:
+        """Seconds by which a handler is over its time and `stall_timeout`; below zero: none is."""
+        return now - min(list(self._handlers.values()), default=float("inf")) - self._stall_timeout
 
 
 # -- rows in memory ---------------------------------------------------------------------------------------------------
@@ -9615,9 +9613,9 @@ class Coordinator:
             lease = member.wait_for_lease()
             if lease is None:
                 return
-            member.on_hand_over[:] = [lease.hand_over]
+            member.on_hand_over[:] = [lease.stop]
             if not member.may_work(lease):  # asked for meanwhile
-                lease.hand_over()
+                lease.stop()
             try:
                 yield lease
             finally:
