@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import yaml
 from hostile import FtpHost, Site
 from members import ftpcoord
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+RULES = Path(__file__).resolve().parent / "site" / "alerts.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +33,6 @@ def check(promtool: str, *words: str, stdin: str = "") -> str:
     return done.stdout + done.stderr
 
 
-@pytest.fixture
-def rules(tmp_path: Path) -> Path:
-    (text,) = [
-        block for block in re.findall(r"^```yaml\n(.*?)^```", README, re.DOTALL | re.MULTILINE) if "alert:" in block
-    ]
-    path = tmp_path / "rules.yml"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
 def test_promtool_accepts_the_metrics_of_an_active_member(promtool: str, tmp_path: Path) -> None:
     with FtpHost(files={"a": b"1", "b": b"22"}) as host, Site(tmp_path, host.settings) as site:
         site.arrive({"a": b"1", "b": b"22"})
@@ -53,9 +42,9 @@ def test_promtool_accepts_the_metrics_of_an_active_member(promtool: str, tmp_pat
     assert check(promtool, "check", "metrics", stdin=told) == ""
 
 
-def test_promtool_accepts_the_alert_rules_of_the_readme(promtool: str, rules: Path) -> None:
-    number = len(yaml.safe_load(rules.read_text(encoding="utf-8"))["groups"][0]["rules"])
-    assert f"SUCCESS: {number} rules found" in check(promtool, "check", "rules", str(rules))
+def test_promtool_accepts_the_alert_rules(promtool: str) -> None:
+    number = len(yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"][0]["rules"])
+    assert f"SUCCESS: {number} rules found" in check(promtool, "check", "rules", str(RULES))
 
 
 # The series of one group over an hour and more, a value a minute, and what is alerted at its end.
@@ -92,10 +81,10 @@ CASES: list[tuple[dict[str, str], set[str]]] = [
 
 
 @pytest.mark.parametrize(("changes", "alerts"), CASES, ids=[",".join(alerts) or "none" for _, alerts in CASES])
-def test_the_alert_rules_of_the_readme_fire_when_they_are_to(
-    promtool: str, rules: Path, tmp_path: Path, changes: dict[str, str], alerts: set[str]
+def test_the_alert_rules_fire_when_they_are_to(
+    promtool: str, tmp_path: Path, changes: dict[str, str], alerts: set[str]
 ) -> None:
-    named = [one["alert"] for one in yaml.safe_load(rules.read_text(encoding="utf-8"))["groups"][0]["rules"]]
+    named = [one["alert"] for one in yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"][0]["rules"]]
     assert alerts <= set(named)
     judged: list[dict[str, Any]] = []
     for name in named:
@@ -104,5 +93,5 @@ def test_the_alert_rules_of_the_readme_fire_when_they_are_to(
     series = [{"series": name, "values": values} for name, values in {**WELL, **changes}.items()]
     test = {"interval": "1m", "input_series": series, "alert_rule_test": judged}
     path = tmp_path / "test.yml"
-    path.write_text(yaml.safe_dump({"rule_files": [str(rules)], "tests": [test]}), encoding="utf-8")
+    path.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "tests": [test]}), encoding="utf-8")
     check(promtool, "test", "rules", str(path))

@@ -1,4 +1,4 @@
-"""The README's recipes, as they stand there."""
+"""The recipes, as they stand in tests/recipes and in the README."""
 
 from __future__ import annotations
 
@@ -19,12 +19,7 @@ from members import PATIENCE, Crew
 from processes import MODULE
 
 README = (MODULE.parent / "README.md").read_text(encoding="utf-8")
-
-
-def block(language: str, told: str) -> str:
-    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    (one,) = [text for text in found if told in text]
-    return one
+RECIPES = Path(__file__).resolve().parent / "recipes"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -39,9 +34,9 @@ class Queue:
         assert database.server is not None
         self.folder, self.database, self.shared = folder, database, folder / "shared"
         self.shared.mkdir()
-        (folder / "orders_queue.py").write_text(block("python", "# orders_queue.py"))
+        shutil.copy(RECIPES / "orders_queue.py", folder)
         self.environment = {"ORDERS_DSN": database.url, "ORDERS_SHARED": str(self.shared)}
-        for statement in block("sql", "orders_done").split(";")[:-1]:
+        for statement in (RECIPES / "orders_queue.sql").read_text().split(";")[:-1]:
             database.execute(statement)
         self.run("schema", "--apply")
 
@@ -149,8 +144,8 @@ def test_files_are_decrypted_and_what_is_not_for_us_ends_in_quarantine(
 ) -> None:
     clear = tmp_path / "clear"
     clear.mkdir()
-    (line,) = block("ini", "exec = sh -c").splitlines()
-    run = line.partition(" = ")[2].replace("/srv/clear", str(clear)).replace("/etc/ftpcoord/gnupg", str(keys))
+    (line,) = re.findall(r"^exec = (sh -c '.*gpg .*)", README, re.MULTILINE)
+    run = line.replace("/srv/clear", str(clear)).replace("/etc/ftpcoord/gnupg", str(keys))
     encrypt = ("--trust-model", "always", "--encrypt", "--recipient", "ours@files.example")
     secret, large = gpg(keys, *encrypt, text=b"paid"), gpg(keys, *encrypt, text=os.urandom(1 << 20))
     for name in ("a.csv.gpg", "-b c.csv.gpg", "$(touch x);`id`.gpg"):

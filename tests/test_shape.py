@@ -1,4 +1,4 @@
-"""The shape of the project: one file, its copies, and a README whose blocks are true."""
+"""The shape of the project: one file, its copies, and a README whose blocks and files are true."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ import ftpcoord
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EVIDENCE = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
+SITE = ROOT / "tests" / "site"  # what the README leads to
+REFERENCE = (SITE / "settings.md").read_text(encoding="utf-8")
 SOURCE = (ROOT / "ftpcoord.py").read_text(encoding="utf-8")
 
 
@@ -234,8 +236,8 @@ def test_the_defaults_and_bounds_of_the_readme_are_those_of_the_module() -> None
         assert told in README
 
 
-def test_every_event_stands_in_the_readme() -> None:
-    listed = README[README.index("time level event key=value") : README.index("## Database")]
+def test_every_event_is_listed() -> None:
+    listed = section(REFERENCE, "Log and events")
     contract = [
         "starting",
         "ready",
@@ -264,7 +266,7 @@ def test_every_event_stands_in_the_readme() -> None:
     texts = [word.value for word in told if isinstance(word, ast.Constant)]
     said = {text for text in texts if isinstance(text, str) and re.fullmatch("[a-z_]+", text)}
     words = set(re.findall(r"[a-z_]+", " ".join(re.findall(r"`([a-z_\s]+)`", listed))))
-    assert said == words, "every event has its place in the README, and no other"
+    assert said == words, "every event has its place in the list, and no other"
 
 
 def test_what_notify_tells_is_said_of_a_group_so_that_no_other_listener_of_the_process_tells_it() -> None:
@@ -290,8 +292,11 @@ def test_the_readme_has_exactly_two_set_up_commands() -> None:
     assert "python3 tests/run.py" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
-def test_the_ini_blocks_of_the_readme_are_accepted(tmp_path: Path) -> None:
-    (listeners,) = [block for block in blocks("ini") if "[DEFAULT]" in block]
+def test_the_settings_beside_the_systemd_unit_are_accepted(tmp_path: Path) -> None:
+    listeners = (SITE / "ftpcoord.ini").read_text(encoding="utf-8")
+    (unit,) = [block for block in blocks("ini") if "[Service]" in block]
+    credentials = re.findall(r"_?(?:file|key) = /run/credentials/ftpcoord.service/(.*)", listeners)
+    assert credentials and set(credentials) == set(re.findall(r"LoadCredential=([^:]*):", unit))
     password = tmp_path / "password"
     password.write_text("secret\n", encoding="utf-8")
     path = tmp_path / "ftpcoord.ini"
@@ -318,9 +323,20 @@ def test_the_systemd_unit_of_the_readme_is_verified(tmp_path: Path) -> None:
     assert not complaints
 
 
-def test_the_kubernetes_deployment_of_the_readme_fits_the_settings() -> None:
-    manifests = [loaded for block in blocks("yaml") for loaded in yaml.safe_load_all(block) if "kind" in loaded]
+def is_part(part: Any, whole: Any) -> bool:
+    """Whether all of it stands in the whole; lists in any order."""
+    if isinstance(part, dict):
+        return isinstance(whole, dict) and all(key in whole and is_part(part[key], whole[key]) for key in part)
+    if isinstance(part, list):
+        return isinstance(whole, list) and all(any(is_part(one, other) for other in whole) for one in part)
+    return bool(part == whole)
+
+
+def test_the_kubernetes_deployment_fits_the_settings_and_the_readme_shows_a_part_of_it() -> None:
+    manifests = list(yaml.safe_load_all((SITE / "kubernetes.yaml").read_text(encoding="utf-8")))
     deployment, policy = sorted(manifests, key=lambda loaded: str(loaded["kind"]))
+    (shown,) = map(yaml.safe_load, blocks("yaml"))
+    assert is_part(shown, deployment) and not is_part({"spec": {"replicas": 1}}, deployment)
     pod = deployment["spec"]["template"]["spec"]
     container = pod["containers"][0]
     rights = pod["securityContext"]
@@ -336,8 +352,8 @@ def test_the_kubernetes_deployment_of_the_readme_fits_the_settings() -> None:
     assert config.http_address()[1] == container["ports"][0]["containerPort"]
 
 
-def test_the_alert_rules_of_the_readme_name_metrics_that_exist() -> None:
-    (rules,) = [loaded for block in blocks("yaml") for loaded in yaml.safe_load_all(block) if "groups" in loaded]
+def test_the_alert_rules_name_metrics_that_exist() -> None:
+    rules = yaml.safe_load((SITE / "alerts.yaml").read_text(encoding="utf-8"))
     for rule in rules["groups"][0]["rules"]:
         for metric in re.findall(r"ftpcoord_(\w+)", rule["expr"]):
             assert re.search(rf'\(\s*"{metric}",\s*"[A-Z1]', SOURCE) and "_duration_" not in metric, metric
@@ -361,8 +377,8 @@ BALLERINA = {
 }
 
 
-def test_each_setting_of_ballerinas_listener_has_its_place_in_the_readme() -> None:
-    text = README[README.index("### From a Ballerina") : README.index("## Recipes")]
+def test_each_setting_of_ballerinas_listener_has_its_place() -> None:
+    text = (SITE / "ballerina.md").read_text(encoding="utf-8")
     parts, ours = dict.fromkeys(BALLERINA, ""), set()
     for theirs, answer in rows(text):
         title = theirs.strip("*`")
@@ -380,7 +396,7 @@ def test_each_setting_of_ballerinas_listener_has_its_place_in_the_readme() -> No
 
 def test_the_tests_that_are_named_exist() -> None:
     everything = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
-    for name in re.findall(r"`(test_\w+)`", README + EVIDENCE):
+    for name in re.findall(r"`(test_\w+)`", README + REFERENCE + EVIDENCE):
         assert f"def {name}(" in everything or (ROOT / "tests" / f"{name}.py").exists(), name
 
 
@@ -400,11 +416,33 @@ def test_each_promise_rule_and_threat_has_its_tests() -> None:
     assert [row[0] for row in threats] == [row[0] for row in rows(section(README, "Security"))]
 
 
+def test_the_readme_stays_short_and_its_rows_can_be_read() -> None:
+    assert len(README.splitlines()) <= 397 and len(README.split()) <= 6_114
+    for text in (README, REFERENCE, (SITE / "ballerina.md").read_text(encoding="utf-8")):
+        assert [line for line in text.splitlines() if len(line) > 400] == []
+
+
+def test_the_readme_leads_to_all_that_lies_beside_it() -> None:
+    for folder in ("site", "recipes"):
+        for name in (name for name in tracked() if name.startswith(f"tests/{folder}/")):
+            assert f"({name})" in README or f"({name}#" in README or f"({name[len('tests/site/') :]})" in REFERENCE, (
+                name
+            )
+
+
+def test_figures_of_the_comparison_are_those_of_the_evidence() -> None:
+    evidence = section(EVIDENCE, "Beside the systems that do the same job")
+    measured = re.sub(r"\]\(.*?\)", "", section(README, "How it compares").partition("Measured ")[2])
+    figure = re.compile(r"\d(?:[\d.,]*\d)?")
+    assert len(figure.findall(measured)) > 60
+    assert set(figure.findall(measured)) <= set(figure.findall(evidence))
+
+
 def test_the_places_that_the_readmes_lead_to_exist() -> None:
-    for text, folder in ((README, ROOT), (EVIDENCE, ROOT / "tests")):
-        for target in re.findall(r"\]\(([^)]+)\)", text):
+    for page in (ROOT / "README.md", ROOT / "tests" / "README.md", *SITE.glob("*.md")):
+        for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
             path, _, heading = target.partition("#")
-            place = folder / path if path else folder / "README.md"
+            place = page.parent / path if path else page
             assert place.exists(), target
             titles = re.findall(r"^##+ (.*)", place.read_text(encoding="utf-8"), re.MULTILINE)
             anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
