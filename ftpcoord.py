@@ -453,7 +453,7 @@ class Row(NamedTuple):
         return self._replace(marks=self.marks._replace(**changes))
 
     @property
-    def dated(self) -> bool:
+    def unlisted(self) -> bool:
         """Whether a whole listing lacked it, so that next_attempt_at is when it may be dropped."""
         return self.marks.unlisted if self.state in ("failed", "claimed") else self.due is not None
 
@@ -832,9 +832,9 @@ class Wanted(NamedTuple):
 class Member:
     """One member of one group.
 
-    Work goes: `lease = wait_for_lease()`, effects while `lease.valid()`, then `work_ended()`. Functions in `on_lost`
-    cut it at the end of the lease, in the guard's own thread, which no call that hangs can hold up. Those in
-    `on_hand_over` are called when it is to come to an end.
+    Work goes: `lease = wait_for_lease()`, effects while `lease.valid()`, then `work_ended()`. Functions in
+    `on_hand_over` are called when it is to come to its end; those in `on_lost` cut it at the end of the lease, in the
+    guard's own thread, which no call that hangs can hold up.
     """
 
     def __init__(self, config: Config, watched: bool = True) -> None:
@@ -884,19 +884,19 @@ class Member:
         (pulse or Pulse(open_database(self.config))).add(self)
 
     def wait_for_lease(self, timeout: float = float("inf")) -> Optional[Lease]:
-        """Waits until this member is active; None if it stops first, or after `timeout` seconds. Raises what kept it
-        from starting."""
+        """Waits until this member is active, and takes its lease; None if it stops first, or after `timeout` seconds.
+        Raises what kept it from starting."""
 
-        def taken() -> Optional[Lease]:
+        def come() -> object:
             lease = self.lease
             if lease is not None and self.may_work(lease):
                 self.progress.begin()
                 self.terms.add(lease.term)
                 self.work = lease
                 return lease
-            return None
+            return self.failure or self.stopping or self.finished.is_set()
 
-        found = self._wait(lambda: self.failure or self.stopping or self.finished.is_set() or taken(), timeout)
+        found = self._wait(come, timeout)
         if self.failure is not None:
             raise self.failure
         return found if isinstance(found, Lease) else None
@@ -912,7 +912,7 @@ class Member:
 
     def work_ended(self) -> None:
         """Nothing of the last lease is running any more."""
-        self.ledger_answers()
+        self.ledger_trouble("")
         with self._changed:
             self.work = None
         self.ask(lost_at=float("inf"))
@@ -969,7 +969,7 @@ class Member:
     # -- the heartbeat's thread ---------------------------------------------------------------------------------------
 
     def beat(self, database: Database) -> bool:
-        """One heartbeat, or the end that is due in its place; called by the pulse alone. False: it has stopped."""
+        """One heartbeat; called by the pulse alone. False: this member has stopped."""
         now = boot_clock()
         with self._changed:
             late, self.next_beat = now - (self.next_beat or now), now  # who asks from here on has another one follow
@@ -987,6 +987,7 @@ class Member:
     def _beat(self, database: Database) -> Optional[float]:
         """The seconds until the next one; None: this member has stopped."""
         state, wanted = self.state, self.wanted
+        # 1. The first one joins the group.
         if self.election is None:
             if wanted.stop:
                 return None
@@ -996,10 +997,11 @@ class Member:
             self.election = Election(database, group, member, self.timing, boot_clock, self._tell)
         election, now = self.election, boot_clock()
         election.store = database  # its members may have been divided
-        # The file server may still obey a command of this lease, and delete what the next member finds.
+        # 2. The work has ended, and the lease is to be given up. The file server may still obey a command of it, and
+        #    delete what the next member finds: a hand-over waits for that, a stop lets the others wait.
         uncertain = now - self.unanswered < self.timing.stale_after
         if state is State.STANDING_BY and (wanted.stop or (wanted.hand_over and not uncertain)):
-            if uncertain:  # and it cannot be waited for
+            if uncertain:
                 election.lose("a command to the file server was left without its reply")
             elif wanted.release:
                 election.release(now)
@@ -1008,9 +1010,11 @@ class Member:
                 election.stop()
             self.outage.note("heartbeat", str(election.database_error or ""))
             return None if wanted.stop else 0.0
+        # 3. The work hangs.
         if state is State.WINDING_UP and now >= wanted.lost_at:
             election.lose("the work hangs and does not end")
             self.note(lost_at=float("inf"))
+        # 4. Renew, or look and perhaps take over.
         wait = election.tick(now, willing=state is State.STANDING_BY and not wanted.stop)
         self.outage.note("heartbeat", str(election.database_error or ""))
         if election.database_error is None:
@@ -1031,8 +1035,8 @@ class Member:
         if hangs:  # alone it is better to go on with the other workers
             why = f"a handler is over its time, and no end of it, for stall_timeout, {self.config.stall_timeout:g} s"
         if why and election.lease is not None:
-            others = [row for row in database.members(election.group) if row.member_id != election.member]
-            if any(row.age <= self.timing.stale_after for row in others):
+            ages = [row.age for row in database.members(election.group) if row.member_id != election.member]
+            if min(ages, default=float("inf")) <= self.timing.stale_after:
                 self.hand_over(why, hangs)
             self.note(another="")
 
@@ -1043,8 +1047,7 @@ class Member:
             if not self.ready.is_set():
                 self.failure = exc
                 return None
-            # A rotated password, a privilege taken away: said again and again, never fatal to a running member.
-            wait = self._backoff.next()
+            wait = self._backoff.next()  # a rotated password is said again and again, never fatal to a running member
         elif isinstance(exc, DatabaseDown):
             wait = min(self._backoff.next(), 5.0)
         else:  # A fault of ours must not look like health: no heartbeat, the lease runs out, and it is said.
@@ -1062,15 +1065,12 @@ class Member:
         self.stats.role_event(name, fields)
         event(name, level, group=self.config.coordination_group, member=self.config.member_id, **fields)
 
-    def ledger_answers(self, error: str = "") -> None:
+    def ledger_trouble(self, error: str) -> None:
         """What stands in the way of the ledger's statements, "" if nothing does: a locked table costs no lease, as no
         other member could do better."""
         if error:
             self.progress.tell()  # waiting for the database is no hang
         self.outage.note("ledger", error)
-
-    def _stalled(self) -> None:
-        self.hand_over(f"no progress for stall_timeout, {self.config.stall_timeout:g} s", hangs=True)
 
     # -- the guard's thread -------------------------------------------------------------------------------------------
 
@@ -1089,7 +1089,8 @@ class Member:
                     continue
                 cut, functions = lease, list(self.on_lost)  # its own: the next lease's work may begin at any time
             if left > 0:
-                functions.insert(0, self._stalled)
+                why = f"no progress for stall_timeout, {self.config.stall_timeout:g} s"
+                functions.insert(0, functools.partial(self.hand_over, why, hangs=True))
             for function in functions:
                 try:
                     function()
@@ -1320,7 +1321,7 @@ class Selector:
                 return word, why
         if row is not None and row.state == "quarantined":
             return "skip", f"quarantined: {error_text(row)}"
-        if row is not None and row.state == "failed" and row.due is not None and row.due > now and not row.dated:
+        if row is not None and row.state == "failed" and row.due is not None and row.due > now and not row.unlisted:
             if found.path in self.companions.renewed:
                 return "take", ""
             return "wait", f"failed, tried again in {duration(row.due - now)}: {error_text(row)}"
@@ -1369,7 +1370,7 @@ class Ledger:
     """The rows of one group during one term: read once, then kept; every write is fenced and compares the old row.
 
     For several threads. All raises LeaseLost once the lease is over; reading DatabaseDown, too, while writing tries
-    again as long as the lease lasts, and tells it.
+    again as long as the lease lasts. `trouble` hears why the ledger cannot be used, "" when it can be again.
     """
 
     def __init__(
@@ -1379,11 +1380,11 @@ class Ledger:
         member: str,
         lease: Lease,
         clock: Callable[[], float],
-        tell: Callable[[str], None] = lambda error: None,
+        trouble: Callable[[str], object] = bool,
     ) -> None:
         self.lease = lease
         self.refused: dict[str, RowRefused] = {}  # why a path's last change was refused in every form
-        self._tell, self._told = tell, ""  # who hears why the ledger cannot be used; "" when it can be again
+        self._trouble, self._in_trouble = trouble, False
         self._store, self._clock = rows, clock
         self._fence = Fence(group, member, lease.term)
         self._rows: dict[str, Row] = {}
@@ -1491,12 +1492,12 @@ class Ledger:
                 raise
             except (DatabaseDown, DatabaseRefused) as exc:
                 if not quiet or boot_clock() - began > 0.2:
-                    self._told = f"the ledger cannot be used: {exc}"
-                    self._tell(self._told)
+                    self._in_trouble = True
+                    self._trouble(f"the ledger cannot be used: {exc}")
                 raise
-            if self._told and proves:
-                self._told = ""
-                self._tell("")
+            if self._in_trouble and proves:
+                self._in_trouble = False
+                self._trouble("")
 
     def _remember(self, change: Change) -> None:
         self.refused.pop(change.path, None)
@@ -1521,25 +1522,26 @@ class Ledger:
         own: Collection[int] = (),
     ) -> None:
         """Dates the rows of files that are no longer listed, and drops them (`blocking`: if done) `retention` seconds
-        later.
-
-        `lacks` tells whether the listing proves that a path is not there. What the server called gone, too, is dropped
-        at once. Of a void claim of none of the `own` terms the death is noted now, as the dated row is this term's.
-        """
+        later; at once what the server called gone, too. `lacks` tells whether the listing proves that a path is not
+        there, `own` are this process's earlier terms."""
         now, changes = self._clock(), []
         for row in self.all():
+            still_open, lost = row.state in ("failed", "claimed"), lost_attempt(row)
+            over = (still_open and row.marks.gone) or (row.unlisted and row.due is not None and row.due <= now)
+            if row.action or busy(row.path):
+                continue
             if row.path in listed:
-                if row.dated and not row.action:
+                if row.unlisted:
                     changes.append(Change(row, row.marked(unlisted=False)))
-            elif not row.action and not busy(row.path) and lacks(row.path):
-                still_open = row.state in ("failed", "claimed")
-                over = (still_open and row.marks.gone) or (row.dated and row.due is not None and row.due <= now)
-                if over and (row.state == "done" or not blocking):
-                    changes.append(Change(row, None, outcome=lost_attempt(row)))
-                elif not row.dated or row.due is None:
-                    died = row.state == "claimed" and row.term not in (self.lease.term, *own)
-                    dated = row.marked(unlisted=True, deaths=row.marks.deaths + died)._replace(state="failed")
-                    changes.append(Change(row, dated if still_open else row, retention, outcome=lost_attempt(row)))
+            elif not lacks(row.path):
+                continue
+            elif over and (row.state == "done" or not blocking):
+                changes.append(Change(row, None, outcome=lost))
+            elif not row.unlisted or row.due is None:
+                # A void claim's death is noted now: the new row will be this term's.
+                died = row.state == "claimed" and row.term not in (self.lease.term, *own)
+                dated = row.marked(unlisted=True, deaths=row.marks.deaths + died)._replace(state="failed")
+                changes.append(Change(row, dated if still_open else row, retention, outcome=lost))
         self.write_all(changes)
 
     def write_all(self, changes: Sequence[Change]) -> None:
@@ -1727,7 +1729,7 @@ class Poller:
         self.selector, self.route = selector, route
         selector.companions = Companions(config)  # what was listed in an earlier lease tells nothing
         self.stats, self.progress = member.stats, member.progress
-        group, told = config.coordination_group, member.ledger_answers
+        group, told = config.coordination_group, member.ledger_trouble
         self.ledger = Ledger(rows, group, config.member_id, lease, boot_clock, told)
         self.pool = Pool(config, lease.check, self._goes_on)
         self.recognizer = Recognizer(self.ledger, self.pool.looking, self._goes_on)
@@ -7802,7 +7804,7 @@ class Order:
         def state(path: str) -> str:
             row = rows.get(path)
             known = row.state if row and same_version(row, shown.get(path, row)) else "waits"
-            return "in work" if path in busy else known + ", not listed" * bool(row and row.dated)
+            return "in work" if path in busy else known + ", not listed" * bool(row and row.unlisted)
 
         works, room = {work.path: work for work in ready}, self._config.max_files or len(ready)
         last = {self.key(path): path for path in busy if path in shown or path not in rows}

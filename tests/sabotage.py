@@ -556,7 +556,7 @@ SABOTAGES = (
     Sabotage(
         "a lost attempt whose file is gone is not told",
         "Ledger.forget_unlisted",
-        text("retention, outcome=lost_attempt(row))", "retention)"),
+        text("retention, outcome=lost)", "retention)"),
         "claimed -> failed is told as nothing",
         fix=AUDITED,
         seed=58,

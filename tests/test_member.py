@@ -145,7 +145,7 @@ class Scene:
         self.store.before["*"] = TypeError("nonsense")
 
     def ledger_is_locked(self) -> None:
-        self.member.ledger_answers("it is locked")
+        self.member.ledger_trouble("it is locked")
 
     def handler_runs(self) -> None:
         began, self.ended = threading.Event(), threading.Event()
