@@ -856,7 +856,6 @@ class Member:
         self.on_lost: list[Callable[[], None]] = []
         self.on_hand_over: list[Callable[[], None]] = []
         self._changed = threading.Condition()
-        self._backoff = Backoff(1.0, 60.0)
 
     @property
     def lease(self) -> Optional[Lease]:
@@ -1008,7 +1007,7 @@ class Member:
             self.note(hand_over="", another="", lost_at=float("inf"))
             if wanted.stop and wanted.release:
                 election.stop()
-            self.outage.note("heartbeat", str(election.database_error or ""))
+            self.outage.heartbeat(election.database_error)
             return None if wanted.stop else 0.0
         # 3. The work hangs.
         if state is State.WINDING_UP and now >= wanted.lost_at:
@@ -1016,13 +1015,12 @@ class Member:
             self.note(lost_at=float("inf"))
         # 4. Renew, or look and perhaps take over.
         wait = election.tick(now, willing=state is State.STANDING_BY and not wanted.stop)
-        self.outage.note("heartbeat", str(election.database_error or ""))
+        self.outage.heartbeat(election.database_error)
         if election.database_error is None:
             self._answered(election, database)
         return wait
 
     def _answered(self, election: Election, database: Database) -> None:
-        self._backoff.reset()
         if not self.ready.is_set():
             database.check_ids(election.group, election.member)
             self.ready.set()
@@ -1042,23 +1040,15 @@ class Member:
 
     def _failed(self, exc: Exception, database: Database) -> Optional[float]:
         """The seconds until the next heartbeat after one that failed; None: this member cannot even start."""
-        error, wait = str(exc), self.config.heartbeat_frequency
-        if isinstance(exc, (ConfigError, DatabaseRefused)):
-            if not self.ready.is_set():
-                self.failure = exc
-                return None
-            wait = self._backoff.next()  # a rotated password is said again and again, never fatal to a running member
-        elif isinstance(exc, DatabaseDown):
-            wait = min(self._backoff.next(), 5.0)
-        else:  # A fault of ours must not look like health: no heartbeat, the lease runs out, and it is said.
-            if not self.outage.of("heartbeat"):
-                event("heartbeat_failed", logging.ERROR, exc=exc, error=reason(exc))
-            database.close()
-            error = f"its answer cannot be used: {reason(exc)}"
-        self.outage.note("heartbeat", error)
-        if self.election is None or not isinstance(exc, Error):
-            return wait
-        return self.election.failed(DatabaseDown(error), boot_clock(), wait)
+        if isinstance(exc, (ConfigError, DatabaseRefused)) and not self.ready.is_set():
+            self.failure = exc
+            return None
+        wait = self.outage.pause(exc)
+        if not isinstance(exc, Error):
+            database.close()  # a fault of ours must not look like health: the lease runs out
+        elif self.election is not None:
+            wait = self.election.failed(DatabaseDown(str(exc)), boot_clock(), wait)
+        return wait
 
     def _tell(self, name: str, **fields: object) -> None:
         level = logging.WARNING if name in ("lost", "duplicate_member") else logging.INFO
@@ -1151,27 +1141,6 @@ def same_version(a: Shown, b: Shown, zones: Iterable[datetime.timedelta] = ()) -
         if x[first : len(y)] == y[first : len(x)]:
             return True
     return None
-
-
-class Times(NamedTuple):
-    """What is known of a file's time, "" where it is not."""
-
-    line: str  # as LIST shows it
-    exact: str  # in UTC
-
-
-@functools.lru_cache(maxsize=1024)  # files of a listing share minutes
-def times_of(mtime: str) -> Times:
-    """Those in an Entry's text or the ledger's, which has both as `2026-01-12T10:15=1768212907`, and a `~` behind if
-    that minute may not have been over at the fetch."""
-    line, sign, seconds = mtime.rstrip("~").partition("=")
-    if EPOCH_SECONDS.fullmatch(seconds):
-        return Times(line, _iso_seconds(int(seconds)))
-    if sign or len(line) < len("2026-01-12T10:15:30"):
-        return Times(line, "")
-    if line[17:19] == "60":  # a leap second (RFC 3659 section 2.3) is the one after it, as for clocks that know none
-        line = _moved(line[:17] + "59", datetime.timedelta(seconds=1)) + line[19:]
-    return Times("", line)
 
 
 DONE, UNWANTED = "done before", "its name is not asked for (pattern, exclude, hidden or temporary)"
@@ -1581,14 +1550,16 @@ class Workplace:
             return
         try:
             if not self._folder.is_dir():
-                raise LocalTrouble(f"download_dir {self._folder}: is not a folder; create it")
+                raise NotADirectoryError(errno.ENOTDIR, "is not a folder; create it")
             for path in files_below(self._folder, goes_on):
                 mine = path.name.startswith(f"{self._mark}{self._term}-")
                 if path.name.startswith(self._mark) and path.name.endswith(".part") and not mine:
                     with self._folders.inside(path.parent) as folder:
                         os.unlink(_at(path, folder), dir_fd=folder)
         except OSError as exc:
-            raise LocalTrouble(f"download_dir {self._folder}: {reason(exc)}") from None
+            trouble = LocalTrouble(f"download_dir {self._folder}: {reason(exc)}")
+            event("local_trouble", logging.ERROR, term=self._term, error=str(trouble))
+            raise trouble from None
 
     def create(self, found: Found, private: bool = False) -> tuple[Path, io.RawIOBase]:
         """A new file for a copy; its name carries the term, unless it is `private` and so never delivered."""
@@ -1725,31 +1696,34 @@ class Poller:
         breaker: Breaker,
         paused: Callable[[], bool] = bool,
     ) -> None:
-        self.config, self.member, self.lease = config, member, lease
-        self.selector, self.route = selector, route
-        selector.companions = Companions(config)  # what was listed in an earlier lease tells nothing
-        self.stats, self.progress = member.stats, member.progress
-        group, told = config.coordination_group, member.ledger_trouble
-        self.ledger = Ledger(rows, group, config.member_id, lease, boot_clock, told)
+        # What outlives leases ...
+        self.config, self.member, self.stats, self.progress = config, member, member.stats, member.progress
+        self.selector, self.route, self._yielding, self._breaker = selector, route, yielding, breaker
+        self._operator_pauses = paused
+        # ... and what does not.
+        self.lease, self._about = lease, {"group": config.coordination_group, "term": lease.term}
+        self.ledger = Ledger(
+            rows, config.coordination_group, config.member_id, lease, boot_clock, member.ledger_trouble
+        )
         self.pool = Pool(config, lease.check, self._goes_on)
         self.recognizer = Recognizer(self.ledger, self.pool.looking, self._goes_on)
+        self.companions = selector.companions = Companions(config)
+        self.order = self.stats.order = Order(config)
         self.workplace = Workplace(config, lease.term)
         self.command = Command(config) if config.exec else None
-        self.unreached = False  # the server, or something that it listed, could not be had at the last poll
-        self.waiting = 0  # failed files whose back-off has not passed, at the last poll
-        self.stuck = False  # a Python handler is still running although everything was to end
-        self.listed: Optional[Collection[str]] = None  # at the last poll
-        self._loaded = False
-        self._more = False  # the last poll left something that the next one may take
-        self._goes_round = False  # ... or that comes by itself: a scheduled round of polls goes on
-        self.rounds = Rounds(config)
         self._folder_alone = bool(config.download_dir) and route is None and self.command is None
-        self.order = self.stats.order = Order(config)
         self.workers = Workers(config.workers, self._folder_alone, self._work, self._worked, self.ledger.get)
         self.stats.queued = self.workers.busy.__len__
+        self._rounds = Rounds(config)
         self._server_trouble = Backoff(1.0, min(60.0, max(1.0, config.polling_interval)))
-        self._about = {"group": group, "term": lease.term}
-        self._yielding, self._breaker, self._pause = yielding, breaker, paused
+        self._loaded = False
+        # Of the last poll:
+        self.listed: Optional[Collection[str]] = None
+        self.unreached = False  # the server, or something that it listed, could not be had
+        self.waiting = 0  # failed files whose back-off has not passed
+        self._more = False  # it left something that the next one may take ...
+        self._goes_round = False  # ... or that comes by itself: a scheduled round of polls goes on
+        self.stuck = False  # a Python handler is still running although everything was to end
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -1759,15 +1733,15 @@ class Poller:
         self.member.on_hand_over.append(self._hurry)
         try:
             while self.member.may_work(self.lease):
-                self.rounds.poll_begins()
+                self._rounds.poll_begins()
                 trouble = self._poll_once()
-                pause = self.config.polling_interval if trouble is None else trouble
                 if once and (trouble is None or self.unreached):
                     self.member.wait(self.lease, float("inf"), lambda: not self.workers.busy)
-                    if trouble is not None or not self._more:
-                        return trouble is not None or self.member.may_work(self.lease)
-                    pause = 0.0
-                for seconds in self.rounds.pauses(pause, trouble is None and not self._goes_round):
+                    if trouble is None and self._more:
+                        continue
+                    return trouble is not None or self.member.may_work(self.lease)
+                pause = self.config.polling_interval if trouble is None else trouble
+                for seconds in self._rounds.pauses(pause, trouble is None and not self._goes_round):
                     self.progress.tell(seconds)
                     if not self.member.wait(self.lease, seconds):
                         break
@@ -1780,20 +1754,13 @@ class Poller:
             self.pool.close()
             self.workplace.close()
 
-    def _load(self) -> None:
-        try:
-            self.ledger.load()
-            self.workplace.clean(self._goes_on)
-        except LocalTrouble as exc:
-            event("local_trouble", logging.ERROR, term=self.lease.term, error=str(exc))
-            raise
-        self._loaded = True
-
     def _poll_once(self) -> Optional[float]:
         """One poll; the seconds to wait because of trouble or a pause, or None."""
         try:
             if not self._loaded:
-                self._load()
+                self.ledger.load()
+                self.workplace.clean(self._goes_on)
+                self._loaded = True
             if self._paused():
                 self.unreached = True  # `run --once` leaves something
                 self.workers.start()
@@ -1816,7 +1783,7 @@ class Poller:
 
     def _paused(self) -> bool:
         """Whether an operator wants no new polls and claims."""
-        self._breaker.paused = self.ledger.ask(self._pause)
+        self._breaker.paused = self.ledger.ask(self._operator_pauses)
         return self._breaker.paused
 
     def failed(self, exc: Error, pause: float) -> float:
@@ -1825,10 +1792,8 @@ class Poller:
             return 0.0  # the connections were cut by ourselves
         self.unreached = True
         self.stats.server_down(self.config, exc, pause)
-        reached = isinstance(exc, (FileGone, FileRefused, LoginRefused))
-        if not reached and self._yielding.one_too_many():
-            if self.member.hand_over_to_another("the file server cannot be reached from here"):
-                self._yielding.yielded()
+        if not isinstance(exc, (FileGone, FileRefused, LoginRefused)):
+            self._yielding.not_reached(self.member)
         return pause
 
     def poll(self) -> None:
@@ -1841,8 +1806,7 @@ class Poller:
         self.order.poll_begins(self.ledger.all())
         busy = self.workers.hold(self.order.lines_up)  # the listing may show these as they were before
         listing = self._list()
-        self.unreached = bool(listing.refused)
-        self.listed = listing.paths
+        self.unreached, self.listed = bool(listing.refused), listing.paths
         ready = self._choose(listing, busy)
         self.workers.hand_in(ready)
         refused = self.selector.tree.refused
@@ -1854,7 +1818,8 @@ class Poller:
             self._paused()
         if self.pool.trouble is not None:
             raise self.pool.trouble
-        self._forget(listing, busy)
+        if self.member.may_work(self.lease):
+            self._forget(listing, busy)
 
     def _choose(self, listing: Look, busy: set[str]) -> list[Work]:
         """What is to be handled now; what is new to this member only if it is the same `settle` seconds later."""
@@ -1876,11 +1841,12 @@ class Poller:
         # 3. Wanted, in its turn, not resting, and no more than `max_files`.
         ready = [work for work in ready if self._wants(work.found)]
         if self.order.lines_up:
-            ready = self._in_turn([*again, *listing], ready)
+            wanted = filter(self._wants, [*again, *listing])
+            ready = self.workers.line_up(self.order, wanted, self.ledger.all(), ready, self._breaker.may_try)
         rested = self._breaker.admit(ready, self.workers.busy.__contains__)
         self.waiting = choice.waiting + len(ready) - len(rested)
         ready = rested[: self.config.max_files or None]
-        self.selector.companions.hold((*ready, *self.workers.behind.values()), again)
+        self.companions.hold((*ready, *self.workers.behind.values()), again)
         # 4. Whether `run --once`, or a scheduled round, has more to come.
         self._more = bool(ready or unsettled or unclear)
         comes = busy or choice.young or self.waiting or any(row.action for row in self.ledger.all())
@@ -1888,12 +1854,8 @@ class Poller:
         return ready
 
     def _act_where_due(self, busy: set[str]) -> None:
-        if self.selector.companions.known():
+        if self.companions.known():
             self.workers.hand_in(row for row in self.ledger.due_actions(busy) if self._breaker.may_try(row.path))
-
-    def _in_turn(self, listing: Sequence[Found], ready: Sequence[Work]) -> list[Work]:
-        rows = {**self.order.ended, **{row.path: row for row in self.ledger.all()}}
-        return self.workers.line_up(self.order, filter(self._wants, listing), rows, ready, self._breaker.may_try)
 
     def _wants(self, found: Found) -> bool:
         return self.selector.wants(found) and (self.route is None or self.route(found.entry.name) is not None)
@@ -1913,17 +1875,13 @@ class Poller:
         self.pool.hurry(self.config.heartbeat_frequency)
 
     def _forget(self, look: Look, busy: set[str]) -> None:
-        if not self.member.may_work(self.lease):
-            return
+        """What is proven not to be there."""
         busy, listed = busy | self.workers.busy, look.paths.keys()
-        # What a listing that is not whole may hide is not forgotten.
-        unproven = (row for row in self.ledger.all() if row.path not in listed)
-        kept = listed | busy | {row.path for row in unproven if row.action or not look.lacks(row.path)}
-        self._breaker.forget(kept - self.selector.companions.renewed)
-        self.selector.unsteady.keep(kept)
-        self.workers.alone &= kept
-        self.recognizer.keep(kept)
-        self.selector.companions.keep(kept)
+        unlisted = (row for row in self.ledger.all() if row.path not in listed)
+        kept = listed | busy | {row.path for row in unlisted if row.action or not look.lacks(row.path)}
+        self._breaker.keep(kept - self.companions.renewed)
+        for memory in (self.selector.unsteady, self.workers, self.recognizer, self.companions):
+            memory.keep(kept)
         retention, own = self.config.ledger_retention * SECONDS_A_DAY, self.member.terms
         self.ledger.forget_unlisted(listed, retention, look.lacks, busy.__contains__, self.order.lines_up, own)
 
@@ -2017,7 +1975,7 @@ class Poller:
                 self.selector.unsteady.claimed(work, self.lease.term)
                 items.append(Item(work, row, row.mtime))
             elif work.path in self.ledger.refused:
-                self._unstorable(work.old, self.ledger.claimed(work))
+                self._not_kept(work.old, self.ledger.claimed(work))
         return items
 
     def _fetch(self, items: Sequence[Item]) -> Generator[list[Item], None, None]:
@@ -2043,7 +2001,7 @@ class Poller:
                 for job, problem in server.fetch_many(jobs):
                     item = waiting.pop(job.path)
                     if problem is None:
-                        item.sha256, problem = item.seal.sha256(), self.selector.companions.judged(item.seal)
+                        item.sha256, problem = item.seal.sha256(), self.companions.judged(item.seal)
                     if problem is not None:
                         self._fail(item, problem)
                         continue
@@ -2054,7 +2012,7 @@ class Poller:
                         if time.monotonic() - last > BATCH_SECONDS:
                             yield come
                             come, last = [], time.monotonic()
-        except (LeaseLost, DatabaseDown):
+        except LeaseLost:
             raise
         except Exception as exc:
             failure = exc
@@ -2065,7 +2023,7 @@ class Poller:
     def _job(self, item: Item) -> Job:
         found = item.work.found
         self.recognizer.forget(found.path)
-        item.seal = self.selector.companions.seal(found)
+        item.seal = self.companions.seal(found)
 
         def write(data: memoryview) -> None:
             write_all(item.out, data)
@@ -2083,15 +2041,11 @@ class Poller:
         self, waiting: Mapping[str, Item], jobs: Sequence[Job], server: Optional[FileServer], exc: Exception
     ) -> None:
         """The connection ended, or there was none. What the server had not been asked for is as if never claimed, and
-        goes again: at once, or at the next poll if there is no connection."""
+        goes again: at once, or at the next poll if there is no connection. The others have failed."""
         self.lease.check()
-        unasked = set(waiting)
-        if server is None:
-            self.workers.put_off()
-        else:
-            unasked = {job.path for job in server.unasked if len(jobs) > 1}
+        unasked = waiting.keys() if server is None else {job.path for job in server.unasked if len(jobs) > 1}
         back = [item for path, item in waiting.items() if path in unasked and isinstance(exc, ServerDown)]
-        left = [item for item in waiting.values() if item not in back]
+        failed = [item for item in waiting.values() if item not in back]
         olds = [item.work.old for item in back]  # a void claim was told and counted: it is not claimed any more
         olds = [old and old._replace(state=old.state.replace("claimed", "failed")) for old in olds]
         self.ledger.write([Change(item.row, old) for item, old in zip(back, olds)])
@@ -2099,11 +2053,13 @@ class Poller:
             item.ended = True
             if server is not None:
                 item.then = Work(item.work.found, self.ledger.get(item.work.path))
-        if server is not None:
-            self.workers.alone.update(item.work.path for item in (back if len(back) == len(jobs) else left))
-        for item in left:
+        if server is None:
+            self.workers.put_off()
+        else:
+            self.workers.alone.update(item.work.path for item in (back if len(back) == len(jobs) else failed))
+        for item in failed:
             # What nobody foresaw may be any file's fault: it counts for one that was alone.
-            own = isinstance(exc, (ServerDown, LocalTrouble, OSError)) or len(left) == 1
+            own = isinstance(exc, (ServerDown, LocalTrouble, OSError)) or len(failed) == 1
             self._fail(item, exc if own else LocalTrouble(f"the group broke: {reason(exc)}"))
 
     def _land(self, items: Sequence[Item]) -> None:
@@ -2160,10 +2116,8 @@ class Poller:
                 self.order.done(row)
                 self._breaker.done(row.path)
                 self.stats.done(row, time.monotonic() - item.started)
-            elif row.path in self.ledger.refused:
-                self._unstorable(item.row, row)
             else:
-                self._changed_meanwhile(row)
+                self._not_kept(item.row, row)
 
     @contextlib.contextmanager
     def _failing(self, item: Item) -> Iterator[None]:
@@ -2182,30 +2136,24 @@ class Poller:
                 self.workplace.discard(item.temporary)
 
     def _fail(self, item: Item, exc: Exception) -> None:
-        """What becomes of a claimed file that is not done.
-
-        LeaseLost, DatabaseDown            it stays claimed, which is void in the next term; failed, if a stop cut it
-        FileGone, the first time           failed; dropped when a whole listing lacks it, too
-        NotNow (TryLater, FileChanged)     failed, for a pause that doubles; said from the third time on
-        LocalTrouble, ServerDown, OSError  failed, likewise: the host's or the network's
-        all else                           the file's own: counted, and quarantined in the end
-        """
+        """What becomes of a claimed file that is not done."""
         item.ended, row = True, item.row
         self._discard(item)
-        if isinstance(exc, LeaseLost) and self.lease.valid():
-            if self.member.may_work(self.lease):
-                exc = HandlerFailed(f"{exc}, it says, but it is not")
-            else:  # the member stops, and its command was cut: the next one need not take that for a death
+        # 1. After the end of the lease all fails because it is cut: it stays claimed, which is void in the next term.
+        self.lease.check()
+        if isinstance(exc, LeaseLost):
+            if not self.member.may_work(self.lease):  # a stop cut the command: no death for the next member to count
                 failed = with_error(row, Error("cut by a stop"))._replace(state="failed")
                 self.ledger.change(row, failed, outcome=item.outcome(failed))
-        if isinstance(exc, (LeaseLost, DatabaseDown)):
-            raise exc
-        self.lease.check()  # whatever failed after its end did so because it was cut
+                raise exc
+            exc = HandlerFailed(f"{exc}, it says, but it is not")
         exc = foreseen(exc, row.path, item.temporary)
         failed = with_error(row, exc)._replace(state="failed", mtime=item.mtime)
+        # 2. Gone for the first time: dropped when a whole listing lacks it, too.
         if isinstance(exc, FileGone) and not row.marks.gone:
             self._note(item, failed, "file_gone")
             return
+        # 3. "Not now": after a pause, said from the third time on.
         if isinstance(exc, NotNow):
             pause, tell, counts = self._breaker.refuse(row.path, exc)
             if isinstance(exc, FileChanged):  # the next claim takes the version that the line shows by then
@@ -2215,18 +2163,15 @@ class Poller:
                 due = None if isinstance(exc, TryLater) else pause
                 self._note(item, failed, "not_now", pause, due, quiet=not tell)
                 return
-        elif isinstance(exc, (LocalTrouble, ServerDown)):
-            if isinstance(exc, ServerDown) and self.pool.trouble is not None:
-                self.workers.put_off()
-            pause = doubled(self.config.retry_delay, row.attempts)
-            self._note(item, failed, "file_failed", pause, pause)
-            return
-        failed = failed._replace(failures=failed.failures + 1)
-        if failed.failures >= self.config.max_attempts and self.config.ledger:
+        # 4. The host's or the network's: after a pause. All else is the file's own: counted, too, and quarantined in
+        #    the end.
+        counts = not isinstance(exc, (LocalTrouble, ServerDown))
+        failed = failed._replace(failures=failed.failures + counts)
+        if counts and failed.failures >= self.config.max_attempts and self.config.ledger:
             action = self.config.action(self.config.after_error)
             self._note(item, failed._replace(state="quarantined", action=action), "file_quarantined")
         else:
-            pause = doubled(self.config.retry_delay, failed.failures)
+            pause = doubled(self.config.retry_delay, failed.failures if counts else row.attempts)
             self._note(item, failed, "file_failed", pause, pause)
 
     def _note(
@@ -2239,29 +2184,25 @@ class Poller:
         quiet: bool = False,
     ) -> None:
         """Keeps the consequence in the ledger, and says it."""
-        try:
-            self.ledger.change(item.row, row, due, None if what == "not_now" else item.outcome(row))
-        except LedgerRefused:
-            self._unstorable(item.row, row)
-        except LeaseLost:
-            self._changed_meanwhile(row)
-        else:
+        outcome = None if what == "not_now" else item.outcome(row)
+        if self.ledger.write([Change(item.row, row, due, outcome=outcome)])[0]:
             self.stats.failed(what, row, self._about, pause, quiet)
             item.then = self.ledger.get(row.path) if row.action else None  # as this term has written it
-
-    def _unstorable(self, old: Optional[Row], new: Row) -> None:
-        """The ledger takes a row in no form: it is quarantined or, if that is refused, left for a growing pause."""
-        error = Error(f"the ledger refuses it as {new.state}: {self.ledger.refused[new.path]}")
-        row = with_error(new, error)._replace(state="quarantined", action="")
-        if self.ledger.write([Change(old, row, outcome=Outcome(row.state, words=str(error)))])[0]:
-            self.stats.failed("file_quarantined", row, self._about)
         else:
-            self._leave(new.path, error)
+            self._not_kept(item.row, row)
 
-    def _changed_meanwhile(self, row: Row) -> None:
-        """Somebody else changed the row of a file in work."""
+    def _not_kept(self, old: Optional[Row], new: Row) -> None:
+        """The ledger has not taken a step of a file in work: in no form, so that it is quarantined, or because somebody
+        else changed the row."""
+        error = Error(f"it is {new.state}, but its row in the ledger was changed meanwhile")
+        if new.path in self.ledger.refused:
+            error = Error(f"the ledger refuses it as {new.state}: {self.ledger.refused[new.path]}")
+            row = with_error(new, error)._replace(state="quarantined", action="")
+            if self.ledger.write([Change(old, row, outcome=Outcome(row.state, words=str(error)))])[0]:
+                self.stats.failed("file_quarantined", row, self._about)
+                return
         self.lease.check()
-        self._leave(row.path, Error(f"it is {row.state}, but its row in the ledger was changed meanwhile"))
+        self._leave(new.path, error)
 
     def _leave(self, path: str, exc: BaseException) -> None:
         """What went wrong with a file and cannot be kept in the ledger: said, and left alone for a growing pause."""
@@ -2287,8 +2228,7 @@ class Poller:
                 if self.member.may_work(self.lease):
                     raise
                 self._act_on(row)  # a stop may have cut the connect: once more, in haste
-        except (LeaseLost, DatabaseDown):
-            self.lease.check()
+        except LeaseLost:
             raise
         except Error as exc:
             self.lease.check()
@@ -2307,7 +2247,7 @@ class Poller:
         """Looks at the file and its companions, and removes none if one of them is newer than at the claim. Companions
         go first, and also when the file is gone: else they would make the next version ready too early. What another
         file still needs stays."""
-        companions = self.selector.companions
+        companions = self.companions
         with self.pool.server() as server:
             same = server.same(row.path, Entry(posixpath.basename(row.path), "file", row.size, row.mtime))
             there, replaced = companions.look(server, row.path) if same is not False else ([], False)
@@ -2471,6 +2411,27 @@ QUARTER = datetime.timedelta(minutes=15)  # zones are multiples of it
 MINUTE, SECOND = len("2026-01-12T10:15"), len("2026-01-12T10:15:30")
 EPOCH_SECONDS = re.compile(r"-[0-5]?\d{1,10}|\d{1,11}", re.ASCII)
 EPOCH = datetime.datetime(1970, 1, 1)
+
+
+class Times(NamedTuple):
+    """What is known of a file's time, "" where it is not."""
+
+    line: str  # as LIST shows it
+    exact: str  # in UTC
+
+
+@functools.lru_cache(maxsize=1024)  # files of a listing share minutes
+def times_of(mtime: str) -> Times:
+    """Those in an Entry's text or the ledger's, which has both as `2026-01-12T10:15=1768212907`, and a `~` behind if
+    that minute may not have been over at the fetch."""
+    line, sign, seconds = mtime.rstrip("~").partition("=")
+    if EPOCH_SECONDS.fullmatch(seconds):
+        return Times(line, _iso_seconds(int(seconds)))
+    if sign or len(line) < len("2026-01-12T10:15:30"):
+        return Times(line, "")
+    if line[17:19] == "60":  # a leap second (RFC 3659 section 2.3) is the one after it, as for clocks that know none
+        line = _moved(line[:17] + "59", datetime.timedelta(seconds=1)) + line[19:]
+    return Times("", line)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -2862,12 +2823,34 @@ class Outage:
         self._lock = threading.Lock()
         self._found: dict[str, str] = {}
         self._said = 0.0
+        self._backoff = Backoff(1.0, 60.0)
 
     def of(self, user: str) -> str:
         return self._found.get(user, "")
 
     def error(self) -> str:
         return self.of("heartbeat") or self.of("ledger")
+
+    def heartbeat(self, error: Optional[Error]) -> None:
+        """What the last one that was answered, or not in time, found."""
+        if error is None:
+            self._backoff.reset()
+        self.note("heartbeat", str(error or ""))
+
+    def pause(self, exc: Exception) -> float:
+        """The seconds until the next heartbeat after one that failed, whatever the failure. What will be the same the
+        next time, as a rotated password, is said again and again, and never fatal to a running member."""
+        error, wait = str(exc), self._config.heartbeat_frequency
+        if isinstance(exc, (ConfigError, DatabaseRefused)):
+            wait = self._backoff.next()
+        elif isinstance(exc, DatabaseDown):
+            wait = min(self._backoff.next(), 5.0)
+        else:
+            if not self.of("heartbeat"):
+                event("heartbeat_failed", logging.ERROR, exc=exc, error=reason(exc))
+            error = f"its answer cannot be used: {reason(exc)}"
+        self.note("heartbeat", error)
+        return wait
 
     def note(self, user: str, error: str) -> None:
         """What one of them found, "" if the database answers. Trouble is said at once, then once a minute."""
@@ -3131,7 +3114,7 @@ class Breaker:
             self._due = now + self._pause
             return [trial]
 
-    def forget(self, listed: set[str]) -> None:
+    def keep(self, listed: set[str]) -> None:
         """Files that are gone rest no more."""
         with self._lock:
             self._files = {path: rest for path, rest in self._files.items() if path in listed}
@@ -3208,13 +3191,12 @@ class Yielding:
     def reached(self) -> None:
         self._failed, self._needed = 0, self._first
 
-    def one_too_many(self) -> bool:
-        """Counts a failed poll; whether it is one too many. `yield_after = 0` never yields."""
+    def not_reached(self, member: Member) -> None:
+        """Counts a failed poll; if it is one too many, another member takes over. `yield_after = 0` never yields."""
         self._failed += 1
-        return 0 < self._needed <= self._failed
-
-    def yielded(self) -> None:
-        self._failed, self._needed = 0, min(self._most, 2 * self._needed)
+        why = "the file server cannot be reached from here"
+        if 0 < self._needed <= self._failed and member.hand_over_to_another(why):
+            self._failed, self._needed = 0, min(self._most, 2 * self._needed)
 
 
 BATCH_BYTES = 1 << 20  # a group is full when it has so many bytes to fetch: the first must not wait for the last
@@ -3271,11 +3253,15 @@ class Workers:
                 self.put_off((Row,))
             return self.busy.copy()
 
-    def line_up(self, order: Order, *known: Any) -> list[Work]:
+    def line_up(self, order: Order, listed: Iterable[Found], rows: Iterable[Row], *ready: Any) -> list[Work]:
         """What is to be handed in, and what behind it, by the busy paths as they are."""
+        known = {**order.ended, **{row.path: row for row in rows}}
         with self._changed:
-            first, self.behind = order.line_up(self.busy, *known)
+            first, self.behind = order.line_up(self.busy, listed, known, *ready)
             return first
+
+    def keep(self, listed: Set[str]) -> None:
+        self.alone &= listed
 
     def put_off(self, kept: tuple[type, ...] = ()) -> None:
         """Leaves what waits, but these kinds, to the next poll: the file server cannot be reached, or the work ends."""

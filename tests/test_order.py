@@ -235,7 +235,7 @@ class Run:
         ready = [Work(one, self.rows.get(one.path)) for one in self.listed if one.path not in self.busy]
         ready = [work for work in ready if work.old is None or work.old.state in ("failed", "claimed")]
         rows = {**self.ended, **self.rows}
-        first = self.workers.line_up(self.order, self.listed, rows, ready)
+        first = self.workers.line_up(self.order, self.listed, rows.values(), ready)
         self.seen = {one.path for one in self.listed}
         self.workers.hand_in(first)
         self.busy = None
