@@ -4819,6 +4819,7 @@ class Habits:
         self.listing = self.question = 0.0  # seconds that the last of each took
         self.unanswered: set[str] = set()  # commands that got no answer at all
         self.spare_listing = True  # one for a look where only LIST tells; renewed by each poll
+        self.open_files = OPEN_FILES  # at once in a pipeline
         self._lock = threading.Lock()
         self._listed: dict[str, Listed] = {}
         self._making: set[str] = set()  # paths
@@ -6541,13 +6542,12 @@ PORTABLE_READ = 32_768  # bytes of a READ that every server answers in full (dra
 LARGEST_READ = 261_120  # what OpenSSH allows, and is asked for (limits@openssh.com)
 SMALL_PIECE = 1024  # bytes
 IN_FLIGHT = 8 << 20  # bytes; below SSH_WINDOW, so that answers never block
-OPEN_FILES = 64  # at once in a pipeline
+OPEN_FILES = 64
 MAX_MESSAGE = 4 << 20  # bytes of one SFTP message; more is not SFTP
-LARGEST_PACKET = SSH_PACKET + 4096  # of SSH, with padding and MAC: we allow no more, and none is larger before
+LARGEST_PACKET = SSH_PACKET + 4096  # of SSH, with padding and MAC
 MOST_GREETING = 65_536  # bytes before the SSH handshake
 MOST_STDERR = 1 << 20  # bytes of what nobody reads
-# The best first, whichever paramiko is installed: no SHA-1, no MD5, no CBC, nothing that MUST NOT or SHOULD NOT be used
-# by RFC 9142 and RFC 8332.
+# The best first, whichever paramiko is installed; nothing that MUST NOT or SHOULD NOT be used by RFC 9142 and RFC 8332.
 SSH_ALGORITHMS = {
     "kex": (
         "mlkem768x25519-sha256",
@@ -6576,7 +6576,7 @@ OFFERED = {
     "key_types": "server_key_algo_list",
     "ciphers": "server_encrypt_algo_list",
     "digests": "server_mac_algo_list",
-}  # the same in paramiko's reading of a KEXINIT
+}  # paramiko's names in a KEXINIT
 INIT, VERSION, OPEN, CLOSE, READ = range(1, 6)
 LSTAT, FSTAT = 7, 8
 OPENDIR, READDIR, REMOVE, MKDIR = range(11, 15)
@@ -6599,8 +6599,8 @@ def _paramiko() -> Any:
 
 
 def _bounded_transport(paramiko: Any, sock: socket.socket) -> Any:
-    """Bounds packets and greeting: paramiko reads a packet of any length into memory before it knows who sent it. Keeps
-    what the server offers."""
+    """Bounds packets and greeting: paramiko reads a packet of any length before it knows who sent it. Keeps what the
+    server offers."""
 
     class Transport(paramiko.Transport):  # type: ignore[misc]
         offer: Mapping[str, Any] = {}
@@ -6683,8 +6683,7 @@ class FastPipe:
             self._ready.notify()
 
     def read(self, nbytes: int, timeout: Optional[float] = None) -> bytes:
-        """So much of it, or a piece more."""
-        with self._ready:
+        with self._ready:  # or a piece more
             if not self._ready.wait_for(lambda: self._length or self._closed, timeout):
                 raise socket.timeout
             pieces: list[bytes] = []
@@ -6704,7 +6703,7 @@ class FastPipe:
         return self._length
 
 
-BYTE, NUMBER, LONG = struct.Struct(">B"), struct.Struct(">I"), struct.Struct(">Q")  # compiled once: asked for often
+BYTE, NUMBER, LONG = struct.Struct(">B"), struct.Struct(">I"), struct.Struct(">Q")
 SIGNED = struct.Struct(">i")  # unsigned in the draft, but servers send times before 1970
 
 
@@ -6911,8 +6910,9 @@ class SftpPipeline:
     proves the version; where it does not, or the size is another one, LSTAT decides. What cannot be opened for no
     stated reason is tried once more at the end, alone: servers limit the number of open files."""
 
-    def __init__(self, session: SftpSession, encoding: str) -> None:
-        self._session, self._encoding = session, encoding
+    def __init__(self, session: SftpSession, encoding: str, habits: Optional[Habits] = None) -> None:
+        self._session, self._encoding, self._habits = session, encoding, habits or Habits()
+        self._closed: dict[bytes, float] = {}  # handle -> request of CLOSE
         self._waiting: dict[int, tuple[_Download, int, int, int]] = {}  # request -> file, kind; offset, length of READ
         self._hungry: deque[_Download] = deque()  # files of which more is to be asked for
         self._alone = False
@@ -6922,7 +6922,7 @@ class SftpPipeline:
         self.fetched: set[_Download] = set()  # whole, and not looked at yet
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
-        for most in (OPEN_FILES, 1):
+        for most in (self._habits.open_files, 1):
             todo, self._again, self._alone = deque(jobs), [], most == 1
             while todo or self._open or self._waiting or self._ended:
                 while todo and self._open < most:
@@ -6985,7 +6985,7 @@ class SftpPipeline:
             return
         try:
             if asked == OPEN:
-                self._opened(file, kind, fields)
+                self._opened(file, number, kind, fields)
             elif asked == READ and not file.problem:
                 self._take_piece(file, kind, fields, offset, length)
             elif number == file.look:
@@ -6999,9 +6999,14 @@ class SftpPipeline:
         except Error as error:
             self._close(file, error)
 
-    def _opened(self, file: _Download, kind: int, fields: _Fields) -> None:
+    def _opened(self, file: _Download, number: int, kind: int, fields: _Fields) -> None:
         if kind == HANDLE:
             file.handle = fields.handle()
+            if self._closed.get(file.handle, 0) > number:
+                self._habits.open_files = 1
+                self.fetched.clear()
+                raise _Broken("an SFTP server that gives open files the same handle")
+            self._closed[file.handle] = float("inf")
             self._hungry.append(file)
             return
         error = _status_error(file.job.path, kind, fields)
@@ -7069,7 +7074,7 @@ class SftpPipeline:
         self._open -= 1
         self.fetched.discard(file)
         if file.handle:
-            self._ask(file, CLOSE, file.handle)
+            self._closed[file.handle] = self._ask(file, CLOSE, file.handle)
         self._ended.append((file.job, error))
 
 
@@ -7343,19 +7348,21 @@ class SftpServer(FileServer):
         return False if isinstance(_status_error(path, kind, fields), FileGone) else None
 
     def fetch_many(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
-        pipeline, ended = None, 0
+        pipeline, left, most = None, list(jobs), self.habits.open_files
         try:
             with self._talking("fetching"):  # left early, it closes: answers are under way
-                pipeline = SftpPipeline(self._talk(), self.encoding)
+                pipeline = SftpPipeline(self._talk(), self.encoding, self.habits)
                 for job, error in pipeline.run(jobs):
-                    ended += 1
+                    left.remove(job)
                     yield job, error and self._masked(error)
         except ServerDown:
-            fetched = [file.job for file in pipeline.fetched] if pipeline else []
-            for job in fetched:
+            for job in [file.job for file in pipeline.fetched] if pipeline else []:
+                left.remove(job)
                 changed = job.seen is not None and self.same(job.path, job.seen) is False  # on a new connection
                 yield job, FileChanged(f"{job.path}: another version than the one listed") if changed else None
-            if ended + len(fetched) < len(jobs):
+            if self.habits.open_files < most:
+                self.unasked = left
+            if left:
                 raise
 
     @conversation("deleting")

@@ -574,7 +574,7 @@ class FewHandles:
             self.answers.append((101, self.number, struct.pack(">II", 4, 0)))
         elif kind == 3:
             self.open += 1
-            self.answers.append((102, self.number, struct.pack(">I", 1) + b"h"))
+            self.answers.append((102, self.number, struct.pack(">II", 4, self.number)))
         elif kind == 4:
             self.open -= 1
             self.answers.append((101, self.number, struct.pack(">II", 0, 0)))
@@ -602,6 +602,34 @@ def test_answers_in_any_order_short_ones_and_a_limit_of_open_files_do_no_harm(si
     ended = {job.path: error for job, error in pipeline.run(jobs)}
     assert ended == {f"{number}": None for number in range(100)}
     assert all(bytes(one) == content for one in received)
+
+
+def test_a_handle_that_another_file_had_when_it_was_given_is_not_trusted_although_that_is_closed() -> None:
+    """Their CLOSE may have hit the one that came later, and what it is a handle of now nobody knows."""
+
+    class Late(FewHandles):
+        """Tells of what it has opened when nothing else is left to tell."""
+
+        def send(self, kind: int, body: bytes) -> int:
+            super().send(kind, body)
+            if kind == 3:
+                self.answers[-1] = (102, self.number, struct.pack(">I", 4) + b"same")
+            return self.number
+
+        def receive(self) -> tuple[int, int, Any]:
+            self.answers.sort(key=lambda answer: answer[0] == 102)
+            kind, number, body = self.answers.pop(0)
+            return kind, number, ftpcoord._Fields(memoryview(body))
+
+    received = [bytearray(), bytearray()]
+    jobs = [Job(f"{number}", 10, received[number].extend) for number in range(2)]
+    habits, ended = ftpcoord.Habits(), []
+    with pytest.raises(ftpcoord._Broken, match="the same handle"):
+        for job, error in ftpcoord.SftpPipeline(Late(b"x" * 10, most=2), "utf-8", habits).run(jobs):  # type: ignore[arg-type]
+            ended.append((job.path, error))
+    assert ended == [("0", None)] and not received[1]
+    again = ftpcoord.SftpPipeline(Late(b"x" * 10, most=1), "utf-8", habits).run(jobs)  # type: ignore[arg-type]
+    assert [error for _, error in again] == [None, None]
 
 
 class Replaced(FewHandles):

@@ -6,6 +6,7 @@ Each test runs a whole Listener against a server of hostile.py; both ways of del
 
 from __future__ import annotations
 
+import collections
 import resource
 import threading
 import time
@@ -89,6 +90,40 @@ def test_one_broken_transfer_leaves_the_other_files_of_the_poll_alone(tmp_path: 
         with Site(tmp_path, host.settings, delivery, workers=2) as site:
             site.arrive(files)
             assert not site.all("server_down")
+
+
+@DELIVERIES
+def test_a_server_that_gives_open_files_the_same_handle_is_asked_for_one_file_at_a_time(
+    tmp_path: Path, delivery: str
+) -> None:
+    """As Erlang's does from the third on. Their sizes and times are alike: nothing else tells what a READ read."""
+    files = {f"{number:02}": b"%04d" % number for number in range(40)}
+    opened: dict[Any, list[tuple[int, str]]] = collections.defaultdict(list)  # the newest first
+
+    def open_file(session: Any, path: str) -> None:
+        number = 0
+        for handle, _ in opened[session]:
+            number = handle + 1 if handle <= number else number
+        opened[session].insert(0, (number, path))
+        session.answer(102, hostile.string(b"%d" % number))
+
+    def of_handle(verb: str) -> Any:
+        def answer(session: Any, handle: str) -> None:
+            known = next(((number, path) for number, path in opened[session] if handle == str(number)), None)
+            if verb == "CLOSE" and known:
+                opened[session].remove(known)
+            session.behave(verb, known[1] if known else handle, b"")
+
+        return answer
+
+    with SftpHost(files=dict(files)) as host:
+        host.on("OPEN", open_file, None)
+        for verb in ("READ", "FSTAT", "CLOSE"):
+            host.on(verb, of_handle(verb), None)
+        with Site(tmp_path, host.settings, delivery, workers=2) as site:
+            site.arrive(files)
+            assert all(site.state(name, "done")["attempts"] == 1 for name in files)
+            assert not site.all("file_failed") and not site.all("server_down")
 
 
 @pytest.mark.parametrize("code", ["451", "550", "553"])
