@@ -1358,25 +1358,21 @@ class Ledger:
         self._fence = Fence(group, member, lease.term)
         self._rows: dict[str, Row] = {}
         self._lock = threading.Lock()
-        self._outdated = False  # a write found another row than the one remembered
-
-    def load(self) -> None:
-        """Reads all rows."""
-        with self._asking():
-            self._rows = self._read()
-            self._outdated = False
+        self._outdated = True  # unread, or a write found another row than remembered
 
     def refresh(self) -> None:
-        """Reads what an operator may have changed: two statements, however many files are known."""
+        """Reads all rows, then what an operator may have changed: two statements, however many files are known."""
         with self._asking():
-            still_open = self._read(only_open=True)
-            were_open = [path for path, row in self._rows.items() if row.state != "done" or row.action]
-            for path in set(were_open) - still_open.keys():
-                del self._rows[path]
-            self._rows.update(still_open)
-            unchanged = self._store.done_count(self._fence.group) == len(self._rows) - len(still_open)
-        if self._outdated or not unchanged:
-            self.load()
+            if not self._outdated:
+                still_open = self._read(only_open=True)
+                were_open = [path for path, row in self._rows.items() if row.state != "done" or row.action]
+                for path in set(were_open) - still_open.keys():
+                    del self._rows[path]
+                self._rows.update(still_open)
+                done = self._store.done_count(self._fence.group)
+                self._outdated = done != len(self._rows) - len(still_open)
+            if self._outdated:
+                self._rows, self._outdated = self._read(), False
 
     def _read(self, only_open: bool = False) -> dict[str, Row]:
         """Rows by path, due by the member's own clock."""
@@ -1716,7 +1712,7 @@ class Poller:
         self.stats.queued = self.workers.busy.__len__
         self._rounds = Rounds(config)
         self._server_trouble = Backoff(1.0, min(60.0, max(1.0, config.polling_interval)))
-        self._loaded = False
+        self._cleaned = False
         # Of the last poll:
         self.listed: Optional[Collection[str]] = None
         self.unreached = False  # the server, or something that it listed, could not be had
@@ -1757,10 +1753,9 @@ class Poller:
     def _poll_once(self) -> Optional[float]:
         """One poll; the seconds to wait because of trouble or a pause, or None."""
         try:
-            if not self._loaded:
-                self.ledger.load()
+            if not self._cleaned:
                 self.workplace.clean(self._goes_on)
-                self._loaded = True
+                self._cleaned = True
             if self._paused():
                 self.unreached = True  # `run --once` leaves something
                 self.workers.start()
@@ -9736,7 +9731,6 @@ class Hold:
         """Whether the group is paused. Says changes, and reminds every hour."""
         now, before, group = boot_clock(), self._found, self._config.coordination_group
         if now >= self._next:
-            self._database.prepare()
             self._found = self._database.pauses(group)[2]
             self._next = now + min(PAUSE_SECONDS, self._config.polling_interval)
             if self._found and (self._found != before or now - self._said >= 3600):
@@ -9843,8 +9837,8 @@ class Listener:
         while True:
             lease = member.wait_for_lease(0.2 if self._once else float("inf"))
             view = member.election.view if member.election else None
-            age = float("inf") if view is None or view.age is None else view.age
             if lease is not None:
+                database.timing = member.timing  # prepared there
                 poller = Poller(config, member, lease, selector, route, rows, yielding, breaker, hold.look)
                 wanted = config.audit and (config.audit_retention or config.expect)
                 judge = Judge(config, member, poller) if wanted else None
@@ -9856,9 +9850,10 @@ class Listener:
                 self._work(poller, judge)
             elif member.stopping or member.finished.is_set():
                 return
-            elif view and view.holder and not view.mine and age <= member.timing.stale_after:  # else it is waited for
-                event("standby", group=config.coordination_group, reason="another member is active")
-                member.stop()
+            elif view and view.holder and not view.mine and view.age is not None:
+                if view.age <= member.timing.stale_after:  # else it is waited for
+                    event("standby", group=config.coordination_group, reason="another member is active")
+                    member.stop()
 
     def _work(self, poller: Poller, judge: Optional[Judge]) -> None:
         member = self.member
@@ -11057,12 +11052,11 @@ def opened(configs: Sequence[Config], ledger: bool = False) -> Iterator[tuple[Co
             yield config, database
 
 
-def give_memory_back() -> None:
-    """What compiling modules took, and glibc would keep."""
-    with contextlib.suppress(Exception):
+def of_glibc(function: str, *numbers: int) -> None:
+    with contextlib.suppress(Exception):  # other systems
         import ctypes
 
-        ctypes.CDLL(None).malloc_trim(0)
+        getattr(ctypes.CDLL(None), function)(*numbers)
 
 
 # The documentation of a command is what --help says of it.
@@ -11070,7 +11064,7 @@ def command_run(configs: Sequence[Config], options: argparse.Namespace) -> int:
     """coordinate and poll until SIGTERM or SIGINT, then hand over (default)"""
     if options.dry_run:
         return command_dry_run(configs)
-    later = threading.Timer(3.0, give_memory_back)  # when the drivers are there, too
+    later = threading.Timer(3.0, of_glibc, ("malloc_trim", 0))  # what compiling took
     later.daemon = True
     with contextlib.suppress(RuntimeError):  # no thread is left
         later.start()
@@ -11395,10 +11389,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 def program() -> None:
     """The process of a command; does not return, whatever hangs: others wait for its end."""
-    with contextlib.suppress(Exception):  # glibc keeps what compiling took
-        import ctypes
-
-        ctypes.CDLL(None).malloc_trim(0)
+    of_glibc("mallopt", -8, 1)  # M_ARENA_MAX: one for all threads
     code = main()
     until = time.monotonic() + LAST_WORDS
     for box, stream in ((log, sys.stdout), (said, sys.stderr)):
@@ -11408,22 +11399,25 @@ def program() -> None:
     os._exit(code)
 
 
-# For `python -c`: modules are found where a script's are, never in the working folder.
+# For `python -c`: modules are found where a script's are, never in the working folder; what ran once is let go.
 ONCE_MORE = """
-import sys
+import pathlib, sys, types
 if sys.path[0] == "": sys.path[0] = sys.argv[1].rpartition("/")[0]
-import runpy
-runpy.run_path(sys.argv.pop(1), run_name="__main__")
+del sys.argv[0]
+ftpcoord = sys.modules["ftpcoord"] = types.ModuleType("ftpcoord")
+ftpcoord.__file__ = sys.argv[0]
+exec(compile(pathlib.Path(sys.argv[0]).read_bytes(), sys.argv[0], "exec"), vars(ftpcoord))
+ftpcoord.program()
 """
 
 
 def start_small() -> None:
-    """Starts a service again, in the same process, if its command line is plain: Python keeps what compiling a script
-    took, 26 MiB here, until that ends; runpy does not."""
+    """Starts a service again, in its process, if its command line is plain: Python keeps what compiling a script
+    took, 26 MiB, until that ends."""
     words = list(getattr(sys, "orig_argv", ()))
     flags, rest = words[1 : -len(sys.argv)], words[-len(sys.argv) :]
     options = parse_arguments(None)
-    service = options.command == "run" and not options.once and not options.dry_run
+    service = options.command == "run" and not (options.once or options.dry_run)
     if os.name == "posix" and rest == sys.argv and service and all(re.match(r"-[a-zA-Z]", flag) for flag in flags):
         with contextlib.suppress(OSError):
             os.execv(sys.executable, [words[0], *flags, "-c", ONCE_MORE, os.path.realpath(__file__), *rest[1:]])

@@ -873,7 +873,7 @@ def role_poll(order: Mapping[str, Any]) -> None:
         config, member, lease, selector, None, database, yielding, ftpcoord.Breaker(config, member.stats)
     )
     started = time.perf_counter()
-    poller._load()
+    poller.ledger.refresh()
     load = time.perf_counter() - started
     bare, polls = [], []
     setattr(database, "_run", counted)  # noqa: B010
@@ -1284,6 +1284,8 @@ def part_footprint(quick: bool) -> Result:
                 dialect = "postgresql" if name == "postgresql" else "mysql"
                 product(["schema", dialect, "--apply"], {"database": url, "url": "ftp://x@127.0.0.1/"})
             files = stack.enter_context(servers.vsftpd())
+            landed = place / "landed"  # modules are found in the working folder: nothing may be delivered there
+            landed.mkdir()
             # Python compiles a script anew at each start, and keeps some of the memory; of a module it keeps the code.
             commands = {"active": [str(PRODUCT)], "standby": [str(PRODUCT)], "standby as module": ["-m", "ftpcoord"]}
             for role, command in commands.items():
@@ -1292,7 +1294,7 @@ def part_footprint(quick: bool) -> Result:
                     "database": url,
                     "member_id": role.replace(" ", "-"),
                     "coordination_group": "idle",
-                    "download_dir": place,
+                    "download_dir": landed,
                     "polling_interval": 3600,
                 }
                 started = time.perf_counter()

@@ -336,7 +336,7 @@ def test_an_idle_standby_as_a_script_needs_little_memory_and_keeps_its_process(
         def resident() -> int:
             return int(next(line.split()[1] for line in status.read_text().splitlines() if "VmRSS" in line))
 
-        wait_for(lambda: resident() < 32 * 1024, 30, "KiB")
+        wait_for(lambda: resident() < 31 * 1024, 30, "KiB")
         assert str(MODULE) in Path(f"/proc/{standby.pid}/cmdline").read_text()
         assert standby.stop() == 0
 

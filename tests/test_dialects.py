@@ -945,7 +945,7 @@ def test_a_refresh_asks_for_the_open_rows_and_one_number_however_many_files_are_
     ledger.adopt("g", "a", [row(f"/in/{n}") for n in range(200)])
     ledger.write(FENCE, [Change(None, row("/in/open")), Change(None, row("/in/due", state="done", action="delete"))])
     mine = ftpcoord.Ledger(ledger, "g", "a", ftpcoord.Lease(1, math.inf, time.monotonic), time.monotonic)
-    mine.load()
+    mine.refresh()
     answers: list[int] = []
     execute = ledger.execute
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Callable, Optional, cast
 
 import pytest
@@ -59,7 +59,7 @@ class Shaky(MemoryRows):
 
 def ledger(rows: MemoryRows, clock: Callable[[], float], term: int = 1, lasting: float = 1e9) -> Ledger:
     made = Ledger(cast(Any, rows), "g", "a", Lease(term, clock() + lasting, clock), clock)
-    made.load()
+    made.refresh()
     return made
 
 
@@ -190,6 +190,27 @@ def test_done_files_that_were_put_back_or_removed_or_adopted_are_seen_after_a_re
     rows.write(operator, [Change(row("b"), None)])
     mine.refresh()
     assert {one.path[4:]: one.state for one in mine.all()} == {"a": "failed", "c": "done", "d": "done"}
+
+
+def test_the_first_refresh_of_a_term_reads_all_rows_and_asks_for_nothing_else(clock: Clock) -> None:
+    asked: list[str] = []
+
+    class Asked(MemoryRows):
+        def rows(self, group: str, only_open: bool = False) -> Iterator[Row]:
+            asked.append("open" if only_open else "all")
+            return super().rows(group, only_open)
+
+        def done_count(self, group: str) -> int:
+            asked.append("count")
+            return super().done_count(group)
+
+    rows = Asked()
+    rows.write(Fence("g", "operator", 1), [Change(None, row("a"))])
+    mine = Ledger(cast(Any, rows), "g", "a", Lease(1, clock() + 9, clock), clock)
+    mine.refresh()
+    assert asked == ["all"] and [one.path for one in mine.all()] == [row("a").path]
+    mine.refresh()
+    assert asked == ["all", "open", "count"]
 
 
 def test_open_rows_that_were_removed_are_forgotten_by_a_refresh(clock: Clock) -> None:

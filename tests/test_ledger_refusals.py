@@ -89,7 +89,7 @@ def test_names_and_words_that_the_database_lacks_are_kept_in_ascii_and_read_back
         assert ledger.write(changes) == [True] * len(odd)
         store = ftpcoord.open_database(config(narrow))
         again = ftpcoord.Ledger(store, "g", "a", ledger.lease, time.monotonic)
-        again.load()
+        again.refresh()
         assert sorted(row.path for row in again.all()) == sorted(f"/in/{name}" for name in odd)
         assert {row.action for row in again.all()} == {action}
         assert all("exit 3: 50" in row.error for row in again.all())

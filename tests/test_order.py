@@ -331,7 +331,7 @@ def test_a_row_that_blocks_is_never_dropped_and_a_skipped_one_is_dropped_like_a_
     ]
     rows.write(Fence("g", "a", 1), [Change(None, one) for one in each])
     for _ in range(3):
-        ledger.load()
+        ledger.refresh()
         ledger.forget_unlisted(set(), 0.0, blocking=True)
     assert {one.path[4:]: one.state for one in rows.rows("g")} == {
         "failed": "failed",

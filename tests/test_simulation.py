@@ -536,7 +536,7 @@ def test_a_row_that_is_another_one_than_remembered_is_read_anew_at_the_next_poll
     ledger = Ledger(cast(Any, store), "g", "a", Lease(1, 100.0, lambda: 0.0), lambda: 0.0)
     done = Row("/x", 2, "", "done", 1, 1, 0)
     assert store.write(Fence("g", "a", 1), [Change(None, done)]) == [True]
-    ledger.load()
+    ledger.refresh()
     older = done._replace(size=1)
     assert store.write(Fence("g", "a", 1), [Change(done, None), Change(None, older)]) == [True, True]
     ledger.refresh()
