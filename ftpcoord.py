@@ -157,9 +157,9 @@ __all__ = [
     "TryLater",
 ]
 
-# How to read this file: part I, in order, is how the promises are kept. It relies on part II, the tongues of databases
-# and file servers, for what the interfaces say that it knows them by, and on Pulse and Listener in III for being
-# called. II, and III, what people see, are looked up.
+# How to read this file: I.1 to I.9, in order, are how the promises are kept. They rely on I.10 and on part II, the
+# tongues of databases and file servers, for what the interfaces say, and on Pulse and Listener in III for being called.
+# These, and III, what people see, are looked up.
 
 BATCH_FILES = 64  # claims and completions committed together where delivery is the folder alone
 FILE_MODE = 0o640  # of delivered files, less what the umask takes
@@ -190,7 +190,7 @@ class DatabaseBusy(DatabaseDown):
 
 
 class RowRefused(DatabaseBusy):
-    """A value or a constraint stands in the way, and will the next time: in the ledger it is the row's own fault."""
+    """A value or a constraint stands in the way, and will the next time: in the ledger the row's own fault."""
 
 
 class DatabaseRefused(Error):
@@ -238,7 +238,7 @@ class TargetExists(Error):
 
 
 class LeaseLost(Error):
-    """The lease ran out or went to another member: no further effect is allowed."""
+    """The lease ran out, went to another member or is to be given up: nothing more may be begun."""
 
     def __init__(self, term: int) -> None:
         super().__init__(f"the lease of term {term} is over")
@@ -251,10 +251,6 @@ class HandlerFailed(Error):
 
 class LocalTrouble(Error):
     """This host, not the file, is the reason: a full disk, a missing command. Not counted as the file's failure."""
-
-
-class LedgerRefused(Error):
-    """The ledger takes a file's row in no form; see RowRefused."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -425,7 +421,7 @@ class Fence(NamedTuple):
 
 
 class Marks(NamedTuple):
-    """What is known of a version beside its state; the ledger keeps it before the words of `error`."""
+    """What else is known of a version; the ledger keeps it before the words of `error`."""
 
     unlisted: bool = False  # failed or claimed, and dropped at next_attempt_at unless it is listed again
     gone: bool = False  # the server had no such file at the fetch: dropped when a whole listing lacks it, too
@@ -539,7 +535,7 @@ class Rows(Protocol):
 
 
 class ClockWatch:
-    """Whether the database's clock went on as the member's own did.
+    """Whether the database's clock goes on as the member's own does, so that ages can be trusted.
 
     Each look brackets the difference of the two. Looks that allow a step of more than `tolerance` seconds make ages
     worthless for `distrust` seconds: as long as a lease given before the step can last. So do looks more than
@@ -604,11 +600,10 @@ class Election:
         self._round = timing.heartbeat + renewed  # in which every member that reaches it has looked or renewed
         self._watch = ClockWatch(timing.margin / 2, timing.stale_after, self._round, renewed)
         # Terms: the last one that this process itself won and did not release, the last under its id that needs no
-        # warning (more), the highest seen.
+        # warning, the highest seen.
         self._own_term: Optional[int] = None
         self._explained_term = self._seen_term = 0
-        # What the looks prove: since when the holder looks the same, whether so long that it is dead, and whether the
-        # database's clock goes on as the own one does, so that ages tell it, too.
+        # What looks prove: since when the holder looks the same, whether so long that it is dead; that ages tell it.
         self._still: tuple[object, float] = (None, 0.0)
         self._stood_still = self._trusted = False
         # Traces of a lease without a token: the health rows from before the own first beat, and when that was; those
@@ -616,7 +611,7 @@ class Election:
         self._found: Optional[dict[str, MemberRow]] = None
         self._found_at = 0.0
         self._missing: Optional[dict[str, MemberRow]] = None
-        # After a release or an outage others go first; when the database last answered, and was swept.
+        # Times: before the first, others go first; when the database last answered, and was swept.
         self._stand_from = self._answered = self._swept = float("-inf")
 
     def tick(self, now: float, willing: bool = True) -> float:
@@ -667,15 +662,14 @@ class Election:
         return self.timing.heartbeat
 
     def lose(self, why: str) -> None:
-        """Ends the lease, if there is one, without a release, as work of it may still run: the others wait until it
-        is stale."""
+        """Ends the lease, if there is one. As work of it may still run, the others wait until it is stale."""
         lease, self.lease, self.step_down_asked = self.lease, None, False
         if lease is not None:
             lease.lose()
             self._tell("lost", term=lease.term, reason=why)
 
     def release(self, now: float) -> None:
-        """Gives the lease up, if there is one, after the work has stopped; the others go first for two heartbeats."""
+        """Gives the lease up, if there is one, after the work has stopped; others go first for two heartbeats."""
         lease, self.lease, self.step_down_asked = self.lease, None, False
         self._own_term = None  # also if its work hung, and it was lost
         self._stand_from = now + 2 * self.timing.heartbeat
@@ -716,12 +710,11 @@ class Election:
         # 2. Decide whether the lease is free; the clocks are watched also while it is not wanted.
         why = self._free(now, view)
         # 3. Take it: only one member's statement finds the rows as they were seen.
-        term: Optional[int] = None
-        if why is not None and willing:
-            if why == "vacant":
-                term = self._first(view)
-            else:
-                term = self.store.take(self.group, self.member, view, self.timing.stale_after, why)
+        term = None
+        if why == "vacant" and willing:
+            term = self._first(view)
+        elif why is not None and willing:
+            term = self.store.take(self.group, self.member, view, self.timing.stale_after, why)
         if term is None:
             # 4. A little early, so that members do not march in step.
             return self.timing.heartbeat * (1 - 0.1 * self._chance())
@@ -741,9 +734,8 @@ class Election:
         self._stood_still = now - self._still[1] >= self.timing.still_after
         if view.holder is not None:
             self._missing = None
-        # Nobody but this process ever held the term that it won: no need to wait for itself.
         if view.mine and view.term == self._own_term:
-            return "own"
+            return "own"  # nobody else ever held the term that this process won
         if received < self._stand_from:
             return None
         if view.holder is None:
@@ -760,7 +752,7 @@ class Election:
         return {row.member_id: row for row in self.store.members(self.group)}
 
     def _first(self, view: View) -> Optional[int]:
-        """The first claim of a group without token row, which never had one, or lost it with a lease still running."""
+        """Claims a group without token row: it never had one, or lost it with a lease still running."""
         rows = self._members()
         missing = self._missing = self._missing or rows
         found = self._found or {}
@@ -833,8 +825,8 @@ class Member:
     """One member of one group.
 
     Work goes: `lease = wait_for_lease()`, effects while `lease.valid()`, then `work_ended()`. Functions in
-    `on_hand_over` are called when it is to come to its end; those in `on_lost` cut it at the end of the lease, in the
-    guard's own thread, which no call that hangs can hold up.
+    `on_hand_over` are called when it is to end; those in `on_lost` cut it at the end of the lease, in the guard's own
+    thread, which no call that hangs can hold up.
     """
 
     def __init__(self, config: Config, watched: bool = True) -> None:
@@ -883,8 +875,8 @@ class Member:
         (pulse or Pulse(open_database(self.config))).add(self)
 
     def wait_for_lease(self, timeout: float = float("inf")) -> Optional[Lease]:
-        """Waits until this member is active, and takes its lease; None if it stops first, or after `timeout` seconds.
-        Raises what kept it from starting."""
+        """Takes the next lease; None if this member stops first, or after `timeout` seconds. Raises what kept it from
+        starting."""
 
         def come() -> object:
             lease = self.lease
@@ -928,18 +920,18 @@ class Member:
         self.ask(hand_over=wanted.hand_over or why, **sooner)
 
     def hand_over_to_another(self, why: str) -> bool:
-        """Hands over if another member is alive, which the next heartbeat asks the database; whether it does."""
+        """Hands over if another member is alive, as the next heartbeat finds; whether it does."""
         self.ask(another=why)
         self._wait(lambda: not self.wanted.another, self.timing.heartbeat + 2 * self.timing.call_timeout)
         self.note(another="")
         return bool(self.wanted.hand_over)
 
     def stop(self, release: bool = True) -> None:
-        """Leaves the group once the work has ended. Without `release` the others wait until the lease is stale."""
+        """Leaves the group once the work has ended; without `release` the others wait until the lease is stale."""
         self.ask(stop=True, release=release and self.wanted.release)
 
     def ask(self, **wishes: Any) -> None:
-        """Notes what is wanted, for the heartbeat's thread; tells the work if it is to come to its end."""
+        """Notes what is wanted, for the heartbeat's thread; tells the work if it is to end."""
         self.note(**wishes)
         for function in list(self.on_hand_over) if self.wanted.stop or self.wanted.hand_over else ():
             function()
@@ -956,7 +948,7 @@ class Member:
             self._changed.notify_all()
 
     def _wait(self, come: Callable[[], object], seconds: float) -> object:
-        """Waits until `come` gives something, at most so long; looks each second, as leases end by the clock alone."""
+        """Waits until `come` gives something, at most so long; looks each second: leases end by the clock alone."""
         until = boot_clock() + seconds
         with self._changed:
             while True:
@@ -1056,8 +1048,8 @@ class Member:
         event(name, level, group=self.config.coordination_group, member=self.config.member_id, **fields)
 
     def ledger_trouble(self, error: str) -> None:
-        """What stands in the way of the ledger's statements, "" if nothing does: a locked table costs no lease, as no
-        other member could do better."""
+        """What stands in the way of the ledger, "" if nothing does: a locked table costs no lease, as no other member
+        could do better."""
         if error:
             self.progress.tell()  # waiting for the database is no hang
         self.outage.note("ledger", error)
@@ -1065,7 +1057,7 @@ class Member:
     # -- the guard's thread -------------------------------------------------------------------------------------------
 
     def _guard(self) -> None:
-        """Cuts the work when its lease ends, however it ends, and when it makes no progress any more."""
+        """Cuts the work when its lease ends, however it ends, and when it makes no progress."""
         cut: Optional[Lease] = None
         while not self.finished.is_set():
             with self._changed:
@@ -1159,14 +1151,14 @@ class Look(list[Found]):
 
     def __init__(self) -> None:
         super().__init__()
+        self.paths: dict[str, Found] = {}
         self.refused: dict[str, str] = {}  # folders that could not be listed whole, and why
+        self.lost: dict[str, str] = {}  # the polled ones of these
         self.unread: dict[str, list[str]] = {}  # lines that nobody understands, by folder
         self.skipped: dict[str, str] = {}  # links and folders that are left out, and why
-        self.lost: dict[str, str] = {}  # the polled ones of these
-        self.paths: dict[str, Found] = {}
 
     def lacks(self, path: str) -> bool:
-        """Whether it proves that a path which is not in it is not there: its folder was listed whole, or is missing
+        """Whether it proves that a path which it does not show is not there: its folder was listed whole, or is missing
         itself, and no line that nobody understands may tell of it."""
         while path:
             head, slash, name = path.rpartition("/")
@@ -1201,7 +1193,7 @@ class Work(NamedTuple):
 
     @property
     def suspect(self) -> bool:
-        """Whether the process ended twice with this version in work: its next death counts, so it must be its own."""
+        """Whether the process ended twice with this version in work: the next time counts, so it must be its own."""
         died = self.known is not None and self.known.state == "claimed" and self.attempts > 0
         return self.marks.deaths + died >= 2
 
@@ -1216,8 +1208,8 @@ class Choice(NamedTuple):
 
 
 class Selector:
-    """Which listed files are to be handled. `clock` is the member's own: as LIST tells no zone, ages are counted from
-    when a file was first seen as it is."""
+    """Which listed files are to be handled. Ages are counted from when a file was first seen as it is: LIST tells no
+    zone."""
 
     def __init__(self, config: Config, clock: Callable[[], float]) -> None:
         self.config, self.clock = config, clock
@@ -1236,9 +1228,9 @@ class Selector:
         listing: Sequence[Found],
         known: Callable[[str], Optional[Row]],
         busy: Set[str],
-        left: Callable[[Found, str], object] = lambda found, why: None,
+        backlog: Callable[[Found, str], object] = lambda found, why: None,
     ) -> Choice:
-        """Divides a listing. `known` gives the ledger's row of a path, `busy` are the paths in work; `left` hears of
+        """Divides a listing. `known` gives the ledger's row of a path, `busy` are the paths in work; `backlog` hears of
         each file that is wanted and not done, and why."""
         now = self.clock()
         companions = self.companions.see(listing, self.wants, busy)
@@ -1251,7 +1243,7 @@ class Selector:
             row = known(path)
             if path in busy:
                 if row is None or row.state not in ("done", "quarantined"):
-                    left(found, "in work")
+                    backlog(found, "in work")
                 continue
             known_version = row is not None and bool(same_version(row, entry))
             word, why = self.verdict(found, row if known_version else None, companions, now)
@@ -1259,7 +1251,7 @@ class Selector:
                 self._final[path] = found, row
             waiting += word == "wait"
             if word != "skip":
-                left(found, why)
+                backlog(found, why)
             if word == "warn":
                 self.tree.tell(logging.WARNING, *split_path(path), why)
             if word != "take":
@@ -1275,8 +1267,8 @@ class Selector:
         return Choice(in_order(ready, self.config.sort), in_order(unsettled, self.config.sort), waiting, young)
 
     def verdict(self, found: Found, row: Optional[Row], companions: Mapping[str, Found], now: float) -> tuple[str, str]:
-        """Whether a listed file is to be taken, and why not: take, skip, warn (skip, and say so), hold, or wait for the
-        end of a pause. `row` is the ledger's of this very version."""
+        """Whether a listed file is to be taken, and why not: take, skip, hold, warn (and say so), or wait for the end
+        of a pause. `row` is the ledger's of this very version."""
         entry = found.entry
         if row is not None and row.state == "done":
             self.unsteady.seen_again(row)
@@ -1331,8 +1323,8 @@ def lost_attempt(row: Optional[Row]) -> Optional[Outcome]:
 #                          v  |
 #                        failed --max_attempts--> quarantined [action due]
 #
-# A claim of another term is void. One of this term that is not in work had an unknown outcome: it is void, too. What
-# the server was not asked for goes back to what it was. A row goes some time after its file.
+# A claim of another term is void; so is one of this term that is not in work: its outcome was unknown. What the server
+# was not asked for goes back to what it was. A row goes some time after its file.
 
 
 class Ledger:
@@ -1405,11 +1397,9 @@ class Ledger:
     def change(
         self, old: Row, new: Optional[Row], delay: Optional[float] = None, outcome: Optional[Outcome] = None
     ) -> None:
-        """One step that only this term may make. Raises LedgerRefused, and LeaseLost if the row is not this term's."""
+        """One step that only this term may make. Raises RowRefused, and LeaseLost if the row is not this term's."""
         if not self.write([Change(old, new, delay, outcome=outcome)])[0]:
-            if old.path in self.refused:
-                raise LedgerRefused(str(self.refused[old.path]))
-            raise LeaseLost(self.lease.term)
+            raise self.refused.get(old.path) or LeaseLost(self.lease.term)
 
     def write(self, changes: Sequence[Change], unknown: bool = False) -> list[bool]:
         """Which changes were made; tries until there is an answer or the lease is over.
@@ -1446,8 +1436,8 @@ class Ledger:
 
     @contextlib.contextmanager
     def _asking(self, quiet: bool = False, proves: bool = True) -> Iterator[None]:
-        """One caller at a time, under the lease. What stands in the way is told, but (`quiet`) no quick failure that is
-        tried again at once; an answer that `proves` it ends that."""
+        """One caller at a time, under the lease. Trouble is told, but (`quiet`) no quick failure that is tried again at
+        once; an answer that `proves` it ends it."""
         with self._lock:
             self.lease.check()  # only now: a database that hangs keeps one caller after the other waiting
             began = boot_clock()
@@ -1526,9 +1516,7 @@ _numbers = itertools.count(1)
 
 class Workplace:
     """Where fetched copies are made: in `download_dir`, whose finished files stay, or in a private temporary folder.
-
-    Each step enters the folders anew: others may remove them, or put a link in their place.
-    """
+    Each step enters the folders anew: others may remove them, or put a link in their place."""
 
     def __init__(self, config: Config, term: int) -> None:
         # Absolute, so that a file called `-rf` never is a command's option.
@@ -1542,16 +1530,8 @@ class Workplace:
         """Removes what dead processes, and in `download_dir` earlier terms, left. Raises LocalTrouble, and before each
         folder what `goes_on` raises: copies of a later term are not ours to remove."""
         remove_dead_copies()
-        if self._folder is None:
-            return
         try:
-            if not self._folder.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, "is not a folder; create it")
-            for path in files_below(self._folder, goes_on):
-                mine = path.name.startswith(f"{self._mark}{self._term}-")
-                if path.name.startswith(self._mark) and path.name.endswith(".part") and not mine:
-                    with self._folders.inside(path.parent) as folder:
-                        os.unlink(_at(path, folder), dir_fd=folder)
+            self._folders.remove_parts(self._mark, f"{self._mark}{self._term}-", goes_on)
         except OSError as exc:
             trouble = LocalTrouble(f"download_dir {self._folder}: {reason(exc)}")
             event("local_trouble", logging.ERROR, term=self._term, error=str(trouble))
@@ -1576,7 +1556,7 @@ class Workplace:
         return path, out
 
     def name(self, temporary: Path, found: Found, again: bool = True) -> Path:
-        """Gives a finished copy its name, which is durable only after `sync`; a private one keeps its own."""
+        """Gives a finished copy its name, durable after `sync`; a private one keeps its own."""
         if self._folder is None:
             return temporary
         with self._folders.inside(temporary.parent) as folder:
@@ -1603,20 +1583,11 @@ class Workplace:
         self._folders.private.close()
 
 
-def create_file(path: Path, mode: int = FILE_MODE, folder: Optional[int] = None) -> io.RawIOBase:
-    """A new file for writing: never an existing one, never through a link; of this mode, less what the umask takes.
-
-    Unbuffered: see `write_all`. Here and below `folder` is the path's folder, held open: whoever puts another one in
-    its place leads nobody astray (CWE-367)."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    return io.FileIO(os.open(_at(path, folder), flags, mode, dir_fd=folder), "wb")
-
-
 def give_name(temporary: Path, target: Path, folder: Optional[int] = None, again: bool = True) -> Path:
-    """Gives a finished file its name, replacing nothing; gives the name it got.
+    """Gives a finished file its name, replacing nothing; gives the name it got. What is there with the same content
+    counts as this file (`again`); another one makes the name a numbered one.
 
-    What is there with the same content counts as this file (`again`); another one makes the name a numbered one.
-    """
+    `folder` is the path's, held open: whoever puts another one in its place leads nobody astray (CWE-367)."""
     for number in itertools.count():
         wanted = target if number == 0 else target.with_name(numbered(target.name, number))
         try:
@@ -1782,7 +1753,7 @@ class Poller:
         return self._breaker.paused
 
     def failed(self, exc: Error, pause: float) -> float:
-        """Says why nothing can be polled, and lets another member try after some times; the seconds to wait."""
+        """Says why nothing can be polled; the seconds to wait."""
         if not self.member.may_work(self.lease):
             return 0.0  # the connections were cut by ourselves
         self.unreached = True
@@ -1818,7 +1789,7 @@ class Poller:
 
     def _choose(self, listing: Look, busy: set[str]) -> list[Work]:
         """What is to be handled now; what is new to this member only if it is the same `settle` seconds later."""
-        # 1. Of this listing: nothing final, nothing whose version has to be asked for first.
+        # 1. Nothing final, nothing whose version has to be asked for first.
         self.selector.leave_out_final(listing, self.ledger.get)
         unclear = self.recognizer.recognize(listing, busy)
         backlog = Backlog(self.route, self.stats.backlog)
@@ -1883,8 +1854,8 @@ class Poller:
     # -- workers ------------------------------------------------------------------------------------------------------
 
     def _stop_workers(self) -> None:
-        """Lets the handlers end within `drain_timeout`, with the after-actions of what gets done, then cuts what can be
-        cut; waits for all that still runs."""
+        """Lets the handlers end within `drain_timeout`, with their after-actions, then cuts what can be cut; waits for
+        all that still runs."""
         self.workers.end()
         if not self.workers.join(self.config.drain_timeout, self.lease.valid):
             self._cut()
@@ -1896,8 +1867,7 @@ class Poller:
     def _cut(self) -> None:
         """No further effect: sockets are reset, commands ended. Called at the deadline by the guard's thread.
 
-        Commands may end by themselves as long as nobody else can be active. After a pause of the whole machine nothing
-        may be left of that.
+        Commands may end by themselves as long as nobody else can be active: no time, after a pause of the machine.
         """
         self.pool.abort()
         if self.command is not None:
@@ -1913,7 +1883,7 @@ class Poller:
             if untried or self.member.may_work(self.lease):  # a stop waits for no others
                 self._act(row)
         except LeaseLost:
-            pass  # what was claimed stays claimed under this term: void for the next one
+            pass
         except BaseException as exc:  # whatever it is, the worker goes on
             if not isinstance(exc, Error):
                 event("worker_failed", logging.ERROR, exc=exc, error=reason(exc))
@@ -1933,15 +1903,15 @@ class Poller:
             1 claim   2 open a copy   3 fetch it, and look at the file again   4 its content durable
             5 its name, and (item by item with 6) that durable   6 the handler   7 done
 
-        A crash on the way repeats it; what has its name by then is recognized by its content. What comes next: due
-        after-actions, and what the server had not been asked for when the connection ended.
+        A crash on the way repeats it; what has its name by then is recognized by its content. Gives what comes next:
+        after-actions, and what the server was not asked for.
         """
         if not self.member.may_work(self.lease):
             return []
         items = self._claim([work for work in works if self._breaker.allows(work.path)])
         try:
-            with contextlib.closing(self._fetch([item for item in items if not item.ended])) as parts:
-                for part in parts:
+            with contextlib.closing(self._fetch([item for item in items if not item.ended])) as come:
+                for part in in_parts(come, BATCH_SECONDS):
                     self._land(part)
         finally:
             for item in items:
@@ -1951,8 +1921,8 @@ class Poller:
     def _claim(self, works: Sequence[Work]) -> list[Item]:
         """Step 1.
 
-        A claim that a dead process left is void. Its file may have killed it: the third counts as the file's failure,
-        and each one after. Of its own earlier terms this process knows that they did not end so.
+        The file of a void claim may have killed the process: the third counts as its failure, and each one after. Of
+        its own earlier terms this process knows that they did not end so.
         """
         items, free = [], []
         for work in works:
@@ -1973,19 +1943,17 @@ class Poller:
                 self._not_kept(work.old, self.ledger.claimed(work))
         return items
 
-    def _fetch(self, items: Sequence[Item]) -> Generator[list[Item], None, None]:
-        """Steps 2 and 3. Gives what has come whole every 50 ms while the rest is fetched; what a handler gets, when the
-        connection has been given back: the server may allow no other."""
+    def _fetch(self, items: Sequence[Item]) -> Generator[Item, None, None]:
+        """Steps 2 and 3. Gives what has come whole; what a handler gets, when the connection has been given back: the
+        server may allow no other."""
         for item in items:
             with self._failing(item):
                 item.local, item.out = self.workplace.create(item.work.found, private=item.work.marks.delivered)
                 item.temporary = item.local
         waiting = {item.work.path: item for item in items if not item.ended}
         jobs = [self._job(item) for item in waiting.values()]
-        come: list[Item] = []
-        last = time.monotonic()
         server: Optional[FileServer] = None
-        failure: Optional[Exception] = None
+        come: list[Item] = []
         if not jobs:
             return
         try:
@@ -2001,19 +1969,16 @@ class Poller:
                         self._fail(item, problem)
                         continue
                     self.stats.fetched(job.size)
-                    come.append(item)
                     if self._folder_alone:
                         begin_sync(item.out)
-                        if time.monotonic() - last > BATCH_SECONDS:
-                            yield come
-                            come, last = [], time.monotonic()
+                        yield item
+                    else:
+                        come.append(item)
         except LeaseLost:
             raise
         except Exception as exc:
-            failure = exc
-        yield come
-        if failure is not None:
-            self._disconnected(waiting, jobs, server, failure)
+            self._disconnected(waiting, jobs, server, exc)
+        yield from come
 
     def _job(self, item: Item) -> Job:
         found = item.work.found
@@ -2035,8 +2000,8 @@ class Poller:
     def _disconnected(
         self, waiting: Mapping[str, Item], jobs: Sequence[Job], server: Optional[FileServer], exc: Exception
     ) -> None:
-        """The connection ended, or there was none. What the server had not been asked for is as if never claimed, and
-        goes again: at once, or at the next poll if there is no connection. The others have failed."""
+        """The connection ended, or there was none. What the server was not asked for is as if never claimed, and goes
+        again: at once, or at the next poll if there is no connection. The others have failed."""
         self.lease.check()
         unasked = waiting.keys() if server is None else {job.path for job in server.unasked if len(jobs) > 1}
         back = [item for path, item in waiting.items() if path in unasked and isinstance(exc, ServerDown)]
@@ -2116,7 +2081,7 @@ class Poller:
 
     @contextlib.contextmanager
     def _failing(self, item: Item) -> Iterator[None]:
-        """What goes wrong with a file has its consequence; the others of its group go on."""
+        """What goes wrong with a file is its own; the others of its group go on."""
         try:
             yield
         except Exception as exc:
@@ -2239,9 +2204,9 @@ class Poller:
         self.ledger.change(row, None if drop else row._replace(action=""))
 
     def _act_on(self, row: Row) -> None:
-        """Looks at the file and its companions, and removes none if one of them is newer than at the claim. Companions
-        go first, and also when the file is gone: else they would make the next version ready too early. What another
-        file still needs stays."""
+        """Removes neither the file nor its companions if one of them is newer than at the claim. Companions go first,
+        and also when the file is gone: else they would make the next version ready too early. What another file still
+        needs stays."""
         companions = self.companions
         with self.pool.server() as server:
             same = server.same(row.path, Entry(posixpath.basename(row.path), "file", row.size, row.mtime))
@@ -2570,6 +2535,23 @@ class Folders:
             self._durable.add((info.st_dev, info.st_ino))
         os.close(parent)
         return handle
+
+    def remove_parts(self, mark: str, kept: str, goes_on: Callable[[], object]) -> None:
+        """Unfinished copies below the first one whose names begin with `mark`, and not with `kept`. Raises OSError."""
+        if self._first is not None and not self._first.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "is not a folder; create it")
+        for path in files_below(self._first, goes_on) if self._first else ():
+            if path.name.startswith(mark) and path.name.endswith(".part") and not path.name.startswith(kept):
+                with self.inside(path.parent) as folder:
+                    os.unlink(_at(path, folder), dir_fd=folder)
+
+
+def create_file(path: Path, mode: int = FILE_MODE, folder: Optional[int] = None) -> io.RawIOBase:
+    """A new file for writing: never an existing one, never through a link; of this mode, less what the umask takes.
+
+    Unbuffered: see `write_all`."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    return io.FileIO(os.open(_at(path, folder), flags, mode, dir_fd=folder), "wb")
 
 
 def write_all(out: io.RawIOBase, data: memoryview) -> None:
@@ -3195,6 +3177,17 @@ class Yielding:
 
 
 BATCH_BYTES = 1 << 20  # a group is full when it has so many bytes to fetch: the first must not wait for the last
+
+
+def in_parts(items: Iterable[Item], seconds: float) -> Iterator[list[Item]]:
+    """Those that come within so long together."""
+    part, began = [], time.monotonic()
+    for item in items:
+        part.append(item)
+        if time.monotonic() - began > seconds:
+            yield part
+            part, began = [], time.monotonic()
+    yield part
 
 
 def is_done(row: Optional[Row], shown: Shown) -> bool:
