@@ -41,18 +41,18 @@ Timing (H heartbeat_frequency, L liveness_check_interval)
     database call   T <= 5 s              H + 2T + m <= S, so that two failed renewals still leave time for a third
 
 Not guaranteed, because no program of this kind can
-  - A pause between the last look at the lease and the packet leaving. The window is one call wide; `move` and
-    `delete` look at the file again, and handlers get the term so that a receiver can refuse an older one.
+  - A pause between the last look at the lease and the packet leaving, one call wide: `move` and `delete` look at the
+    file again, and handlers get the term so that a receiver can refuse an older one.
   - A database that loses commits (asynchronous failover, a restored backup): terms may repeat. Use synchronous
     replication.
   - A hypervisor that stops the guest's clocks during a pause. Handlers should be idempotent in (path, size, mtime).
-  - A database clock that is put forward while the active member is cut off from it, for a process that starts just
-    then: members that see the step wait, it cannot have seen it.
+  - A database clock that is put forward while the active member is cut off from it and a process starts: it cannot
+    have seen the step; members that do wait.
   - An upload that stalls longer than `settle`. Let uploaders rename, or use `requires`.
   - A new version uploaded between the last look and the delete; one of equal size and equal (shown) time. Where LIST
     alone tells times these are minutes, and kept files may come again when its display moves (zone, summer time).
-  - A move target that another client makes between look and rename: a round trip, or ten seconds on an FTP server
-    whose "not there" cannot be told from its other refusals.
+  - A move target that another client makes between look and rename: a round trip, or ten seconds where an FTP server's
+    "not there" cannot be told from its other refusals.
   - A lost lease told from a death: for another process both leave a claim, and from the third on each counts.
   - A command that outlives its stopped (SIGSTOP) parent, until the parent runs again or dies; and children of a
     command that left its process group (setsid) or run as another user (sudo): only a cgroup ends them.
@@ -283,15 +283,13 @@ class Timing:
 
     @property
     def grace(self) -> float:
-        """How long after the deadline nobody else can be active, also if the own clock goes slower by 10 %."""
+        """How long after the deadline nobody else can be active, even if the own clock goes slower by 10 %."""
         return self.stale_after / 1.1 - (self.stale_after - self.margin)
 
     @property
     def still_after(self) -> float:
-        """A heartbeat that has not moved for so long, by the observer's own clock, is a dead member's.
-
-        A column of whole seconds hides moves within one second, and within another one if the clock is set back.
-        """
+        """A heartbeat that has not moved for so long, by the observer's own clock, is a dead member's. Whole seconds
+        hide moves within one, and within another one if the clock is set back."""
         return self.stale_after + (2 if self.whole_seconds else 0)
 
     @property
@@ -309,10 +307,7 @@ ENDED = float("-inf")  # the deadline of a lease that was lost or released
 
 
 class Lease:
-    """The right to act, for one term: a comparison of clocks. Given to handlers as `file.lease`.
-
-    `clock` is the member's own, in seconds; it is never compared with another machine's.
-    """
+    """The right to act, for one term: a comparison of times by the member's own clock. `file.lease` of handlers."""
 
     def __init__(self, term: int, deadline: float, clock: Callable[[], float]) -> None:
         self.term = term
@@ -325,7 +320,7 @@ class Lease:
         return self.remaining(now) > 0 and not self._stopped
 
     def remaining(self, now: Optional[float] = None) -> float:
-        """Seconds until the deadline; below zero once it has passed."""
+        """Seconds until the deadline."""
         return self._deadline - (self._clock() if now is None else now)
 
     def check(self) -> None:
@@ -351,8 +346,8 @@ class Lease:
 
 
 def boot_clock() -> float:
-    """Seconds since boot, counting suspended time where the system can tell: CLOCK_MONOTONIC stops then, and macOS's
-    CLOCK_MONOTONIC_RAW does not (mach_continuous_time)."""
+    """Seconds since boot, counting suspended time where the system can: CLOCK_MONOTONIC does not, and on macOS
+    CLOCK_MONOTONIC_RAW does (mach_continuous_time)."""
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     if sys.platform == "darwin" and hasattr(time, "CLOCK_MONOTONIC_RAW"):
@@ -451,11 +446,11 @@ class Row(NamedTuple):
     @property
     def unlisted(self) -> bool:
         """Whether a whole listing lacked it, so that next_attempt_at is when it may be dropped."""
-        return self.marks.unlisted if self.state in ("failed", "claimed") else self.due is not None
+        return self.marks.unlisted if self.state in ("failed", "claimed") else self.due is not None and not self.action
 
 
 class Outcome(NamedTuple):
-    """What became of an attempt: with audit = on a row of the audit trail, which stands exactly if the change does."""
+    """What became of an attempt: a row of the audit trail, which stands exactly if the change does."""
 
     what: str
     sha256: str = ""  # of the content, where it was fetched
@@ -504,7 +499,7 @@ class Store(Protocol):
         """Removes the member's health row, if another id holds the token: without one it is a trace."""
 
     def sweep(self, group: str, member: str) -> None:
-        """Removes health rows older than a day, except its own, the holder's and pauses: ids of pods change."""
+        """Removes health rows older than a day but its own, the holder's and pauses: ids of pods change."""
 
     def last_term(self, group: str) -> int:
         """The highest term that the ledger knows, 0 without one."""
@@ -627,16 +622,14 @@ class Election:
     def failed(self, exc: DatabaseDown, now: float, longest: float) -> float:
         """The database could not be used; gives the seconds until the next try, at most `longest`."""
         self.database_error = exc
-        # 2. What is unknown never extends a deadline. Half of what is left goes by before the next try, so that a last
-        #    one still fits.
+        # 2. What is unknown extends no deadline. Half of the rest goes by before the next try: a last one still fits.
         return longest if self.lease is None else min(longest, max(0.02, self.lease.remaining(now) / 2))
 
     def _database_answers(self, now: float) -> None:
         failed, self.database_error = self.database_error, None
         if self.lease is None and now - self._answered > self._round:
             self._missing = None  # unseen, the token may have been won and removed again
-            if failed is not None:
-                # After an outage every heartbeat is stale: the former holder comes first.
+            if failed is not None:  # after an outage every heartbeat is stale: the former holder comes first
                 self._stand_from = max(self._stand_from, now + self._round)
         self._answered = now
 
@@ -707,7 +700,7 @@ class Election:
             self._explained_term = view.term  # that this process did not win: no heartbeat is written for it
             if not view.released:
                 self._tell("duplicate_member", term=view.term, hint="duplicate member id or previous run; waiting")
-        # 2. Decide whether the lease is free; the clocks are watched also while it is not wanted.
+        # 2. Decide whether the lease is free, also while it is not wanted: the clocks are watched.
         why = self._free(now, view)
         # 3. Take it: only one member's statement finds the rows as they were seen.
         term = None
@@ -768,8 +761,8 @@ class Election:
             stale = row.age > self.timing.stale_after and (own or self._trusted)
             return not row.released and not stale
 
-        # 1. Traces of a lease: a term seen, a health row. The own first beat is none, unless another process of this
-        #    id can have been elected since.
+        # 1. Traces of a lease: a term seen, a health row; not the own first beat, unless another process of this id can
+        #    have been elected since.
         traces = found.keys() | missing.keys()
         if self.member not in found and self._clock() - self._found_at <= self._round:
             traces.discard(self.member)
@@ -779,7 +772,7 @@ class Election:
         # 2. Above every term that was ever won: where the last ones left no number, time has gone by at least as fast.
         last = max(self._seen_term, self.store.last_term(self.group))
         timed = bool(last or traces)
-        if timed:  # a time may be ahead of it; that of the look may be long past
+        if timed:  # stamps may be ahead of it, and that of the look be long past
             ages = [0.0, *(row.age for row in (*rows.values(), *found.values()))]
             last = max(last, int(view.now - min(ages)))
         return self.store.first(self.group, self.member, last + 1, timed)
@@ -812,7 +805,7 @@ class State(enum.Enum):
 
 
 class Wanted(NamedTuple):
-    """What was asked of a member and is not done yet."""
+    """What is asked of a member."""
 
     stop: bool = False
     release: bool = True  # at the stop; else the others wait until the lease is stale
@@ -841,7 +834,7 @@ class Member:
         self.wanted = Wanted()
         self.outage = Outage(config)
         self.progress = Progress(config.stall_timeout if watched else float("inf"), config.exec_timeout)
-        self.unanswered = float("-inf")  # when the work left a command to the file server without its reply, if ever
+        self.unanswered = float("-inf")  # when the work sent the file server a command whose reply never came
         self.ready = threading.Event()  # the tables were found good
         self.finished = threading.Event()
         self.failure: Optional[Error] = None  # why it could not start
@@ -870,7 +863,7 @@ class Member:
     # -- the work's side ----------------------------------------------------------------------------------------------
 
     def start(self, pulse: Optional[Pulse] = None) -> None:
-        """Begins to take part, on a connection shared with others or on one of its own."""
+        """Begins to take part, on a connection of others or on one of its own."""
         threading.Thread(target=self._guard, name="ftpcoord-guard", daemon=True).start()
         (pulse or Pulse(open_database(self.config))).add(self)
 
@@ -912,7 +905,7 @@ class Member:
         """Lets the work end and then gives the lease up. Work that hangs has `drain_timeout` to end."""
         lease, wanted = self.lease, self.wanted
         lost_at = boot_clock() + self.config.drain_timeout if hangs else float("inf")
-        sooner = {"lost_at": lost_at} if lost_at < wanted.lost_at else {}  # nothing that another thread may have set
+        sooner = {"lost_at": lost_at} if lost_at < wanted.lost_at else {}  # else another thread's stays
         if lease is None or (wanted.hand_over and not sooner):
             return
         if not wanted.hand_over:
@@ -1135,9 +1128,6 @@ def same_version(a: Shown, b: Shown, zones: Iterable[datetime.timedelta] = ()) -
     return None
 
 
-DONE, UNWANTED = "done before", "its name is not asked for (pattern, exclude, hidden or temporary)"
-
-
 class Found(NamedTuple):
     """A listed file: `relative` is its path below the polled folder."""
 
@@ -1218,7 +1208,7 @@ class Selector:
         self._final: dict[str, tuple[Found, Optional[Row]]] = {}
 
     def leave_out_final(self, look: Look, known: Callable[[str], Optional[Row]]) -> None:
-        """What was done or unwanted needs no further verdict while neither its line nor its row changes."""
+        """A final verdict stands while neither the file's line nor its row changes."""
         self._final = {path: pair for path, pair in self._final.items() if pair == (look.paths.get(path), known(path))}
         if not self.config.companions():  # which may be any line
             look[:] = [found for found in look if found.path not in self._final]
@@ -1247,10 +1237,10 @@ class Selector:
                 continue
             known_version = row is not None and bool(same_version(row, entry))
             word, why = self.verdict(found, row if known_version else None, companions, now)
-            if why in (DONE, UNWANTED) and not (row and row.mtime.endswith("~")):
+            if word == "final" and not (row and row.mtime.endswith("~")):
                 self._final[path] = found, row
             waiting += word == "wait"
-            if word != "skip":
+            if word not in ("final", "skip"):
                 backlog(found, why)
             if word == "warn":
                 self.tree.tell(logging.WARNING, *split_path(path), why)
@@ -1267,16 +1257,16 @@ class Selector:
         return Choice(in_order(ready, self.config.sort), in_order(unsettled, self.config.sort), waiting, young)
 
     def verdict(self, found: Found, row: Optional[Row], companions: Mapping[str, Found], now: float) -> tuple[str, str]:
-        """Whether a listed file is to be taken, and why not: take, skip, hold, warn (and say so), or wait for the end
-        of a pause. `row` is the ledger's of this very version."""
+        """Whether a listed file is to be taken, and why not: take, final, skip, hold, warn (and say so), or wait for
+        the end of a pause. `row` is the ledger's of this very version."""
         entry = found.entry
         if row is not None and row.state == "done":
             self.unsteady.seen_again(row)
-            return "skip", DONE
+            return "final", "done before"
         if self.companions.include(entry.name):
             return "skip", "a companion of files"
         if not self.wants(found):
-            return "skip", UNWANTED
+            return "final", "its name is not asked for (pattern, exclude, hidden or temporary)"
         for word, why in (self.companions.verdict(found, companions), self.tree.names.limit(entry)):
             if why:
                 return word, why
@@ -1548,12 +1538,12 @@ class Workplace:
         try:
             with self._folders.inside(path.parent, make=True) as folder:
                 out = create_file(path, mode, folder)
+            if mode not in (FILE_MODE, PRIVATE_MODE) and hasattr(os, "fchmod"):  # asked for: the umask takes none of it
+                os.fchmod(out.fileno(), mode)
+            return path, out
         except BaseException:
             self.discard(path)
             raise
-        if mode not in (FILE_MODE, PRIVATE_MODE) and hasattr(os, "fchmod"):  # asked for: the umask takes none of it
-            os.fchmod(out.fileno(), mode)
-        return path, out
 
     def name(self, temporary: Path, found: Found, again: bool = True) -> Path:
         """Gives a finished copy its name, durable after `sync`; a private one keeps its own."""

@@ -98,6 +98,12 @@ def test_the_first_of_each_key_goes_and_the_others_follow_it_one_by_one() -> Non
     assert lined(Order(config(order="strict")), LISTED, (), all_ready)[0] == ["a1"]
 
 
+def test_a_quarantined_file_that_could_not_be_moved_yet_is_not_told_to_be_missing() -> None:
+    order = Order(config(order="strict"))
+    lined(order, LISTED[1:], [row("a2", "quarantined", action="move:bad", due=5.0)])
+    assert [one["state"] for one in order.blocked or ()] == ["quarantined"]
+
+
 @pytest.mark.parametrize(
     "blocking",
     [

@@ -348,6 +348,20 @@ def test_a_new_subfolder_is_durable_before_a_file_in_it_is_done(
     assert (str(tmp_path / "in"), True) in synced and (str(tmp_path / "in/x"), True) in synced
 
 
+@pytest.mark.skipif(not hasattr(os, "fchmod"), reason="fchmod")
+def test_a_copy_whose_permissions_cannot_be_set_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(number: int, mode: int) -> None:
+        raise PermissionError("as some mounted file systems say")
+
+    monkeypatch.setattr(os, "fchmod", refused)
+    place = Workplace(config(download_dir=str(tmp_path), file_mode="0644"), 1)
+    with pytest.raises(PermissionError):
+        place.create(found("a.csv"))
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("umask", [0o022, 0o077])
 @pytest.mark.parametrize(
     ("file_mode", "wanted"),
