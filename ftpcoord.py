@@ -864,6 +864,8 @@ class Member:
 
     def start(self, pulse: Optional[Pulse] = None) -> None:
         """Begins to take part, on a connection of others or on one of its own."""
+        if self.pulse is not None:
+            raise Error(f"{self.config.coordination_group}: was started before; each run needs a new one")
         threading.Thread(target=self._guard, name="ftpcoord-guard", daemon=True).start()
         (pulse or Pulse(open_database(self.config))).add(self)
 
@@ -1510,7 +1512,7 @@ class Workplace:
 
     def __init__(self, config: Config, term: int) -> None:
         # Absolute, so that a file called `-rf` never is a command's option.
-        self._folder = Path(config.download_dir).expanduser().absolute() if config.download_dir else None
+        self._folder = Path(config.place(config.download_dir)) if config.download_dir else None
         self._file_mode = int(config.file_mode, 8)
         self._folders = Folders(self._folder, self._file_mode)
         self._mark = f".ftpcoord-{sha256_text(config.coordination_group)[:8]}-"
@@ -3017,7 +3019,7 @@ class Breaker:
             pause = doubled(self._config.retry_delay, last.times + 1)
             if isinstance(exc, TryLater):
                 least = exc.seconds or 0.0
-                pause = pause if exc.seconds is None else least
+                pause = pause if exc.seconds is None else max(least, min(pause, 1.0))
                 self._in_a_row.add(path)
                 if len(self._in_a_row) >= 3 and not self._open_for:
                     self._open_for = printable(str(exc))
@@ -3997,7 +3999,8 @@ class Database(abc.ABC):
 
     def _tls(self) -> ssl.SSLContext:
         config = self.config
-        context = tls_context("database_ca_file", config.database_ca_file, config.database_tls == "verify")
+        ca_file = config.place(config.database_ca_file)
+        context = tls_context("database_ca_file", ca_file, config.database_tls == "verify")
         context.sslsocket_class = self.allowance.metered(ssl.SSLSocket)
         return context
 
@@ -4314,12 +4317,12 @@ class Database(abc.ABC):
     def came(self, group: str, since: float, glob: str) -> list[tuple[float, str, int]]:
         """When which paths that may fit were done or skipped, each version once, and at which term."""
         like = re.sub("[^A-Za-z0-9./-]+", "%", f"*{glob.lstrip('/').partition('[')[0]}*")
-        rows = self.execute(self.CAME, group=group, since=_database_time(since), like=like)
+        rows = self.execute(self.CAME, group=group, since=moment(since), like=like)
         return [(float(at), _true_path(*name), term) for at, *name, term in rows]
 
     def alarms(self, group: str, since: float, file_id: str) -> dict[tuple[str, float], tuple[str, str]]:
         """Of an expectation: what was said of which deadline, "missing" or "late", by whom, and with which words."""
-        rows = self.execute(self.ALARMS, group=group, since=_database_time(since), file_id=file_id)
+        rows = self.execute(self.ALARMS, group=group, since=moment(since), file_id=file_id)
         return {(what, float(round(at))): (by, error) for at, what, by, error in rows}
 
     def alarm(
@@ -4333,7 +4336,7 @@ class Database(abc.ABC):
         seconds: Optional[float] = None,
     ) -> bool:
         """Whether it is this member that says so of that deadline."""
-        values = {"file_id": file_id, "by": _database_time(by), "path": printable(path), "error": error}
+        values = {"file_id": file_id, "by": moment(by), "path": printable(path), "error": error}
         fixed = {"outcome": outcome, "seconds": seconds, **fence._asdict()}
         try:
             self.execute(self.ALARM, **fixed, **values)
@@ -4344,10 +4347,6 @@ class Database(abc.ABC):
     def trim(self, group: str, days: float) -> None:
         """Removes some older rows of the audit trail."""
         self.execute(self.TRIM, group=group, age=min(days * SECONDS_A_DAY, LONGEST_DELAY))
-
-
-def _database_time(seconds: float) -> str:
-    return utc_text(seconds)[:19].replace("T", " ")
 
 
 def _number(value: Any) -> Optional[float]:
@@ -4688,9 +4687,12 @@ class SQLite(Database):
         if sqlite3.sqlite_version_info < (3, 35):
             raise DatabaseRefused(f"needs SQLite 3.35, this is {sqlite3.sqlite_version}")
         with contextlib.suppress(OSError):  # sqlite3 says why
-            create_file(Path(self.config.endpoint.name)).close()
+            create_file(Path(self.config.place(self.config.endpoint.name))).close()
         self.connection = sqlite3.connect(
-            self.config.endpoint.name, timeout=self.timing.lock_timeout, isolation_level=None, check_same_thread=False
+            self.config.place(self.config.endpoint.name),
+            timeout=self.timing.lock_timeout,
+            isolation_level=None,
+            check_same_thread=False,
         )
         for statement in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", *ddl(mysql=False).values()):
             self.connection.execute(statement)
@@ -6119,8 +6121,8 @@ class FtpServer(FileServer):
         self.scheme, self._strict = config.target.scheme, config.tls_close == "strict"
         self.context: Optional[ssl.SSLContext] = None
         if self.scheme != "ftp":
-            files = (config.ca_file, config.tls_verify, config.client_cert, config.client_key)
-            self.context = tls_context("ca_file", *files)
+            ca_file, *own = map(config.place, (config.ca_file, config.client_cert, config.client_key))
+            self.context = tls_context("ca_file", ca_file, config.tls_verify, *own)
         self._ftp, self._looker = FtpClient(self), Looker(self)
         self._site = config.site_commands()
         self._home: Optional[str] = None
@@ -7067,9 +7069,9 @@ class SftpServer(FileServer):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self._paramiko = _paramiko()
-        self._key_file, self._passphrase = config.key, config.secret("key_passphrase")
+        self._key_file, self._passphrase = config.place(config.key), config.secret("key_passphrase")
         self._host_key = config.host_key or ""
-        self._known_hosts = os.path.expanduser(config.known_hosts or "~/.ssh/known_hosts")
+        self._known_hosts = config.place(config.known_hosts or "~/.ssh/known_hosts")
         self._transport: Any = None
         self._session: Optional[SftpSession] = None
 
@@ -7104,7 +7106,7 @@ class SftpServer(FileServer):
 
     def _private_key(self) -> Any:
         """Raises ConfigError; a passphrase never shows in it."""
-        paramiko, path = self._paramiko, os.path.expanduser(self._key_file or "")
+        paramiko, path = self._paramiko, self._key_file
         problems = []
         for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
             try:
@@ -7394,7 +7396,6 @@ def is_plain_name(name: str) -> bool:
     return os.name == "posix" or not re.search(r'[\\:*?"<>|]', name)
 
 
-# -- names and patterns -----------------------------------------------------------------------------------------------
 SPECIAL: dict[str, Callable[[str], bool]] = {  # asked for by patterns of their kind alone
     "hidden": lambda name: name.startswith("."),
     "temporary": lambda name: name.lower().endswith(TEMPORARY),
@@ -7460,7 +7461,6 @@ class Patterns:
         return "", ""
 
     def leave_out(self, relative: str) -> str:
-        """Why a folder is not entered, if it is not."""
         if self._excluded(relative):
             return "excluded"
         name = self._folded(relative.rpartition("/")[2])
@@ -7500,7 +7500,6 @@ class Companions:
         self._claimed: dict[str, Beside] = {}  # by file: as they were at the claim
 
     def known(self) -> bool:
-        """Whether it is known who needs what."""
         return not self._templates or self._there is not None
 
     def include(self, name: str) -> bool:
@@ -7550,7 +7549,6 @@ class Companions:
         return self._claimed.get(path) or self.of(path)
 
     def keep(self, paths: set[str]) -> None:
-        """Other files are forgotten."""
         self._claimed = {path: self._claimed[path] for path in self._claimed.keys() & paths}
 
     def seal(self, found: Found) -> Seal:
@@ -7569,7 +7567,6 @@ class Companions:
         return there, replaced
 
     def judged(self, seal: Seal) -> Optional[Error]:
-        """What is wrong with a file that has come whole."""
         problem = seal.problem()
         if problem is not None:
             self._wrong[seal.found.path] = seal
@@ -7586,7 +7583,6 @@ class Companions:
         return any(waits(other, others[other]) for other in others.keys() - self._gone - {path})
 
     def gone(self, path: str) -> None:
-        """A file needs nothing any more."""
         self._gone.add(path)
 
 
@@ -7631,7 +7627,6 @@ class Seal:
         )
 
     def is_replaced(self, beside: Beside) -> bool:
-        """Whether the companion is another one now."""
         now = self._own(beside)[1]
         return now is not None and (self.entry is None or not same_version(self.entry, now))
 
@@ -7831,7 +7826,6 @@ class MoveTargets:
         self._answers: dict[str, bool] = {}  # to a spelling
 
     def lead_back(self) -> bool:
-        """Whether files would be moved into a polled folder."""
         bases = list(map(normal_path, self._folders))
         return any(as_in(base, place) == base for base in bases for other in bases for place in self._from(other))
 
@@ -8018,10 +8012,8 @@ for group in groups:
 
 
 class Warden:
-    """A small process that kills the process groups of commands when this one has died, however it died.
-
-    It reads their numbers from a pipe whose end is ours. Started with the first command; on POSIX alone.
-    """
+    """A small process that kills the process groups of commands when this one has died, however it died; on POSIX
+    alone."""
 
     def __init__(self) -> None:
         self._groups: set[int] = set()
@@ -8065,8 +8057,7 @@ warden = Warden()
 class Command:
     """`exec`: runs a command without a shell, in a process group of its own, and ends what is left of it.
 
-    It gets names by its arguments and its environment alone, none of the settings, and nothing on its standard input.
-    Its output goes to standard error.
+    It gets names by its arguments and its environment alone. Its output goes to standard error.
     """
 
     def __init__(self, config: Config) -> None:
@@ -8139,6 +8130,8 @@ class Command:
         said, code = f": {words_of_error}" if words_of_error and self.config.error_output else "", process.returncode
         if timed_out:
             raise HandlerFailed(f"command took longer than exec_timeout, {self.config.exec_timeout:g} s{said}")
+        if code in (126, 127) and words_of_error.startswith("setpriv: "):  # as Popen, without it
+            raise LocalTrouble(f"exec: {words[0]} cannot be started ({words_of_error})")
         if code == TRY_LATER:
             raise TryLater(None, f"command exited with {code}, not now{said}")
         if code:
@@ -8164,9 +8157,25 @@ class Command:
         if running and grace > 0:
             try:
                 threading.Thread(target=kill, daemon=True).start()
-            except RuntimeError:  # no thread is left
+            except RuntimeError:
                 until = 0.0
                 kill()
+
+
+def run_handler(handler: Handler, file: File) -> None:
+    """What it forked and comes back ends here: one process goes on with the file."""
+    process, code = os.getpid(), 1
+    try:
+        result, code = handler(file), 0
+    except SystemExit as exc:
+        code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+        raise
+    finally:
+        if os.getpid() != process:
+            os._exit(code)
+    if any(hasattr(result, name) for name in ("__await__", "__next__", "__anext__")):
+        kind = type(result).__name__
+        raise HandlerFailed(f"the handler gave a {kind}, which nobody runs: it must be a function that does the work")
 
 
 def call_handler(handler: Optional[Handler], file: File, error_output: bool) -> None:
@@ -8174,13 +8183,13 @@ def call_handler(handler: Optional[Handler], file: File, error_output: bool) -> 
     if handler is None:
         return
     try:
-        handler(file)
+        run_handler(handler, file)
     except (LeaseLost, HandlerFailed):
         raise
     except TryLater as exc:
         cause = exc.__cause__ if error_output else None
-        why = f"{exc}: {type(cause).__name__}: {reason(cause)}" if cause is not None else str(exc)
-        raise TryLater(exc.seconds, why) from None
+        why = reason(exc) + (f": {type(cause).__name__}: {reason(cause)}" if cause is not None else "")
+        raise TryLater(getattr(exc, "seconds", None), why) from None
     except BaseException as exc:  # sys.exit(), asyncio.CancelledError, whatever: a failure, counted
         event("handler_failed", logging.DEBUG, exc=exc, path=file.path)
         if isinstance(exc, SystemExit) and exc.code == TRY_LATER:
@@ -8265,10 +8274,10 @@ def load_handler(name: str, download_dir: str = "") -> Handler:
     """`module:function` of sys.path, and then of the working folder, unless files are delivered there: what was
     uploaded is imported by nobody (CWE-427)."""
     module_name, _, attribute = name.partition(":")
-    here = os.getcwd()
-    if not {"", here} & set(sys.path) and not (download_dir and in_folder(here, download_dir)):
-        sys.path.append(here)
     try:
+        here = os.getcwd()
+        if not {"", here} & set(sys.path) and not (download_dir and in_folder(here, download_dir)):
+            sys.path.append(here)
         found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
@@ -8314,7 +8323,7 @@ class Endpoint(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What a setting's value is made of. `parse` raises ValueError or KeyError."""
+    """`parse` raises ValueError or KeyError."""
 
     wanted: str
     parse: Callable[[Any], Any]
@@ -8352,7 +8361,6 @@ def _file_mode(value: Any) -> str:
     return f"{mode:04o}"
 
 
-# 0 to 65535
 PORT = r"(?:[0-5]?[0-9]{1,4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 BYTES = Kind("a number of bytes, or of K, M or G of 1024", _byte_size)
 MODE = Kind("permissions in octal that let the owner read, like 0640", _file_mode)
@@ -8467,6 +8475,9 @@ class Config:
         self.files: dict[str, str] = {}  # NAME -> path, from NAME_file
         self.source = ""  # the file with these settings, if it holds a secret
         self.minutes: Optional[Schedule] = None  # `schedule`
+        self._begun_in = ""
+        with contextlib.suppress(OSError):  # a working folder that was removed
+            self._begun_in = os.getcwd()
         self._spelling = ""  # of the URL, if the group follows from it and the database has not been asked
         for name, field in fields.items():
             setattr(self, name, field.default)
@@ -8499,9 +8510,11 @@ class Config:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Config:
-        """FTPCOORD_NAME variables; an empty one counts as not set. What Kubernetes adds for a Service is not ours."""
+        """FTPCOORD_NAME variables, without a line's end at theirs; an empty one counts as not set. What Kubernetes adds
+        for a Service is not ours."""
+        texts = {name[9:].lower(): value.rstrip("\r\n") for name, value in environ.items() if OURS.match(name)}
         try:
-            return cls(**{name[9:].lower(): value for name, value in environ.items() if value and OURS.match(name)})
+            return cls(**{name: text for name, text in texts.items() if text})
         except ConfigError as exc:
             name, colon, text = str(exc).partition(":")
             raise ConfigError(f"FTPCOORD_{name.upper()}{colon}{text}" if name.isidentifier() else str(exc)) from None
@@ -8535,14 +8548,18 @@ class Config:
         """A secret's present value; one that came from a file is read anew, so that it can be rotated."""
         if name not in self.files:
             return str(getattr(self, name))
-        path = self.files[name]
+        path = self.place(self.files[name])
         try:
-            if not stat.S_ISREG(os.stat(os.path.expanduser(path)).st_mode):
+            if not stat.S_ISREG(os.stat(path).st_mode):
                 raise ConfigError(f"{name}_file: {path} is not a plain file, and so cannot be read at each login")
-            with open(os.path.expanduser(path), encoding="utf-8-sig") as stream:
+            with open(path, encoding="utf-8-sig") as stream:
                 return stream.read(65536).rstrip("\r\n")
-        except (OSError, UnicodeError) as exc:
+        except (OSError, ValueError) as exc:
             raise ConfigError(f"{name}_file: {path} cannot be read ({reason(exc)})") from None
+
+    def place(self, path: str) -> str:
+        """Relative paths are meant from where the settings were read, wherever a handler goes."""
+        return os.path.join(self._begun_in, os.path.expanduser(path)) if path else ""
 
     @property
     def target(self) -> Target:
@@ -8550,11 +8567,9 @@ class Config:
         return _parse_url(self.url)[0]
 
     def where(self) -> str:
-        """The file server and what is polled there, for people."""
         return f"{without_password(self.url)}{f' ({printable(self.folders)})' * bool(self.folders)}{self.through()}"
 
     def polled(self) -> list[str]:
-        """The folders that are polled, as Target has paths."""
         return list(map(_folder, self.patterns("folders"))) or [self.target.path]
 
     @property
@@ -8570,7 +8585,6 @@ class Config:
         return _parse_proxy(self.proxy)[0] if self.proxy else None
 
     def through(self) -> str:
-        """As messages about the file server name the proxy."""
         return f" through {without_password(self.proxy)}" if self.proxy else ""
 
     def proxy_login(self) -> str:
@@ -8595,7 +8609,6 @@ class Config:
     # -- checks -------------------------------------------------------------------------------------------------------
 
     def _wrong(self) -> Iterator[str]:
-        """What is wrong with settings together."""
         if not self.database:
             yield (
                 "database: is required, e.g. postgresql://user@host/name, mysql://user@host/name or "
@@ -8640,6 +8653,9 @@ class Config:
                 "url, folders, pattern, exclude: {date:...} is for after and after_error; "
                 "poll the folder above, recursive"
             )
+        for name in ("expect", "requires", "checksum", "exec", "download_dir"):
+            if "{date:" in getattr(self, name):
+                yield f"{name}: {{date:...}} is for after and after_error"
         if self.ready_suffix and self.requires:
             yield f"ready_suffix and requires: keep requires, and add {{name}}{self.ready_suffix} to it"
         if self.max_size is not None and self.min_size > self.max_size:
@@ -8684,7 +8700,6 @@ class Config:
         return dated(template, lambda letter: today.strftime(f"%{letter}"))
 
     def may_act(self, action: str) -> bool:
-        """Whether `after` or `after_error` can mean this."""
         meant = [as_in(action, template) for template in (self.after, self.after_error)]
         return action in meant and not DATE.search(action)
 
@@ -8701,7 +8716,6 @@ class Config:
                 yield f"folders: {quoted(other)} would be polled twice, in {quoted(one)}, too"
 
     def command(self, name: str = "exec") -> list[str]:
-        """`exec` or `notify` split into its words."""
         try:
             words = shlex.split(getattr(self, name))
         except ValueError as exc:
@@ -8874,7 +8888,7 @@ def _folder(text: str) -> str:
 
 
 def _parse_url(url: str) -> tuple[Target, str]:
-    """The file server's URL (RFC 3986; `/~/` as curl reads it): its target and its password."""
+    """RFC 3986; `/~/` as curl reads it."""
     match = FILE_URL.fullmatch(url)
     scheme = match[1].lower() if match else ""
     if not match or scheme not in DEFAULT_PORTS:
@@ -8898,7 +8912,6 @@ def _parse_url(url: str) -> tuple[Target, str]:
 
 
 def _parse_proxy(url: str) -> tuple[Target, str]:
-    """The proxy's URL: its target and its password."""
     match = re.fullmatch(PROXY_URL, url)
     if not match:
         raise ConfigError(
@@ -8909,7 +8922,6 @@ def _parse_proxy(url: str) -> tuple[Target, str]:
 
 
 def _parse_database(url: str) -> tuple[Endpoint, str]:
-    """The database's URL: its endpoint and its password."""
     unquote, (scheme, _, rest) = urllib.parse.unquote, url.partition("://")
     if scheme == "sqlite":
         path = unquote(rest[1:])
@@ -8928,7 +8940,6 @@ def _parse_database(url: str) -> tuple[Endpoint, str]:
 
 
 def without_password(url: str) -> str:
-    """A URL as people may see it."""
     scheme, colon, rest = url.partition("://")
     login, at, place = rest.rpartition("@")
     return f"{scheme}{colon}{login.partition(':')[0]}{at}{place}"
@@ -8973,7 +8984,6 @@ def sha256_text(text: str) -> str:
 
 
 def shortened(text: str) -> str:
-    """A text, or of a long one its begin and its last words."""
     return text if len(text) <= STDERR_BYTES else f"{text[:200]} ... {text[205 - STDERR_BYTES :]}"
 
 
@@ -8982,7 +8992,7 @@ def reason(exc: BaseException) -> str:
     if isinstance(exc, OSError) and exc.strerror:
         return str(exc.strerror)
     text = ""
-    with contextlib.suppress(Exception):  # a script's own exception may have no text
+    with contextlib.suppress(BaseException):  # a script's own exception may have no text
         text = " ".join(str(exc).split())
     return text or type(exc).__name__
 
@@ -9324,7 +9334,7 @@ class Expectation:
         start, end = ((clock[-2:], clock[:-3]) for clock in (self._from or by, by))
         self._start = Schedule(f"{' '.join(start)} * * *", zone)
         self._end = Schedule(f"{' '.join(end)} * * {days or '*'}", zone)
-        self.next = self._end.next  # deadline
+        self.next = self._end.next
 
     def windows(self, after: float, until: float) -> list[Window]:
         """Those that end later than `after`, and the first that ends later than `until`."""
@@ -9382,7 +9392,7 @@ class Judgement(NamedTuple):
     now: float
     missing: list[float]
     late: dict[float, Came]
-    alarms: dict[tuple[str, float], tuple[str, str]]  # as Database.alarms tells them
+    alarms: dict[tuple[str, float], tuple[str, str]]
 
 
 def judgements(config: Config, database: Database) -> Iterator[Judgement]:
@@ -9461,7 +9471,6 @@ class Judge:
         return own
 
     def _undone(self, one: Expectation) -> str:
-        """What came and is not done."""
         rows = {row.path: row.state for row in self.poller.ledger.all()}
         states = {**dict.fromkeys(self.poller.listed or (), "listed"), **rows}
         came = [f"{path} ({state})" for path, state in sorted(states.items()) if one.fits(path) and state != "done"]
@@ -9555,20 +9564,23 @@ class Coordinator:
     def __init__(self, config: Optional[Config] = None, **settings: Any) -> None:
         self.config = config or Config(**settings)
         self._member = Member(self.config, watched=False)
+        self._worker = 0  # the thread that has the lease
         self._herald = Herald(self.config)
 
     def start(self) -> None:
         warn_of_weaknesses(self.config)
-        self._herald.start()
         self._member.start()
+        self._herald.start()
 
     def stop(self) -> None:
         """Makes the lease invalid, waits for the work to come back from it, releases it and leaves the group.
 
-        Returns when that is done, or after three liveness intervals.
+        Returns when that is done, or after three liveness intervals; at once if the work itself calls it.
         """
-        self._member.stop()
-        self._member.finished.wait(3 * self.config.liveness_check_interval)
+        member = self._member
+        member.stop()
+        if member.pulse is not None and not (member.work and self._worker == threading.get_ident()):
+            member.finished.wait(3 * self.config.liveness_check_interval)
         self._herald.close()
 
     def __enter__(self) -> Coordinator:
@@ -9586,7 +9598,7 @@ class Coordinator:
             lease = member.wait_for_lease()
             if lease is None:
                 return
-            member.on_hand_over[:] = [lease.stop]
+            self._worker, member.on_hand_over[:] = threading.get_ident(), [lease.stop]
             if not member.may_work(lease):  # asked for meanwhile
                 lease.stop()
             try:
@@ -9665,7 +9677,6 @@ class Herald:
                 event("notify_failed", logging.WARNING, group=group, about=due[0], count=count, error=error)
 
     def _tell(self, told: bytes) -> str:
-        """Why it could not be told."""
         try:
             process = self._process = subprocess.Popen(
                 self._config.command("notify"),
@@ -9746,6 +9757,9 @@ class Listener:
     def on_file(self, pattern: str = "*") -> Callable[[Handler], Handler]:
         """Registers a handler for names that match a glob; the first match counts, others are left untouched."""
 
+        if callable(pattern):
+            raise ConfigError("on_file: needs its brackets, @listener.on_file() or with a pattern")
+
         def register(handler: Handler) -> Handler:
             self._routes.append((pattern, handler))
             return handler
@@ -9766,13 +9780,13 @@ class Listener:
                 raise ConfigError("url: sftp:// needs paramiko: pip install paramiko")
         else:
             new_server(config)  # reads the certificate files
-        self._once = once
         event("starting", group=config.coordination_group, member=config.member_id, version=__version__)
         warn_of_weaknesses(config)
         thread = threading.Thread(target=self._run, name="ftpcoord-poller", daemon=True)
         try:
-            self._herald.start()
             self.member.start(pulse)
+            self._once = once
+            self._herald.start()
             thread.start()
         except RuntimeError as exc:
             self.stop()
@@ -9867,7 +9881,7 @@ def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
     SIGTERM and SIGINT stop them gracefully, if this is the main thread.
     """
     configs = [listener.config for listener in listeners]
-    addresses = {config.http: config.http_address() for config in configs if config.http}
+    addresses = {config.http_address() for config in configs if config.http}
     pulses: dict[tuple[object, ...], Pulse] = {}
     notifier = Notifier(listeners, os.environ)
     for one, other in itertools.combinations(configs, 2):
@@ -9893,8 +9907,8 @@ def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
         try:
             for number in (signal.SIGTERM, signal.SIGINT) if main else ():
                 ends.callback(signal.signal, number, signal.signal(number, stop))
-            for http, address in addresses.items():  # a listener without one is shown by all
-                told_of = [listener for listener in listeners if listener.config.http in ("", http)]
+            for address in addresses:  # a listener without one is shown by all
+                told_of = [one for one in listeners if not one.config.http or one.config.http_address() == address]
                 ends.callback(StatusServer(address, told_of).close)
             for config, listener in zip(configs, listeners):
                 alike = tuple((getattr(config, name), config.files.get(name)) for name in PULSE_SETTINGS)
@@ -9944,7 +9958,7 @@ def weaknesses(config: Config) -> Iterator[tuple[str, str]]:
         yield "proxy", f"{without_password(config.proxy)}: shows its login to everybody between here and it"
     if scheme == "sftp" and config.host_key:
         with contextlib.suppress(OSError):
-            lines = Path(config.known_hosts).expanduser().read_text(encoding="utf-8", errors="surrogateescape")
+            lines = Path(config.place(config.known_hosts)).read_text(encoding="utf-8", errors="surrogateescape")
             known, revoked = known_host_keys(lines, config.target.host, config.target.port)
             pins = config.host_key.replace("=", "")
             pinned, refused = ([key for key in keys if fingerprint(key) in pins] for keys in (known, revoked))
@@ -9958,14 +9972,14 @@ def weaknesses(config: Config) -> Iterator[tuple[str, str]]:
     secret = {f"{name}_file": path for name, path in config.files.items()}
     secret.update(key=config.key, client_key=config.client_key or config.client_cert, config=config.source)
     if config.endpoint.dialect == "sqlite":
-        secret["database"] = config.endpoint.name
-        folder = os.path.dirname(os.path.abspath(config.endpoint.name))
+        secret["database"] = config.place(config.endpoint.name)
+        folder = os.path.dirname(config.place(config.endpoint.name))
         with contextlib.suppress(OSError):
             if os.name == "posix" and os.stat(folder).st_mode & 0o002:
                 yield "database", f"every user of this host can put another file in its place: chmod o-w {folder}"
     for name, path in secret.items():
         with contextlib.suppress(OSError):
-            if path and os.name == "posix" and os.stat(os.path.expanduser(path)).st_mode & 0o006:
+            if os.name == "posix" and os.stat(config.place(path)).st_mode & 0o006:
                 yield name, "the file can be read or written by every user of this host: chmod o-rwx"
     if config.download_dir and os.name == "posix":
         umask = os.umask(0o077)
@@ -9990,10 +10004,8 @@ def warn_of_weaknesses(config: Config) -> None:
 # III.5 Status: what this process has seen, what the database shows, and how people, programs and systemd are told
 # ---------------------------------------------------------------------------------------------------------------------
 
-SURVEY_SECONDS, SURVEY_SHARE = (
-    2.0,
-    20,
-)  # pages have the database read so often, and for a twentieth of the time, at most
+SURVEY_SECONDS = 2.0  # pages have the database read so often at most,
+SURVEY_SHARE = 20  # and for a twentieth of the time
 SURVEY_WAIT = 1.0  # a request waits so long for that, then shows what was read before
 HTTP_SECONDS, HTTP_BYTES = 5.0, 8192  # the longest that a request may take, to our last byte, and be
 HTTP_REQUESTS = 16  # connections at once
@@ -10045,8 +10057,14 @@ class Backlog:
     def told(self, order: Optional[Order] = None) -> dict[str, Any]:
         """As /status shows it; ages in seconds."""
         first = sorted((since, path, why) for path, (since, why) in self.waiting.copy().items())[:FIRST_PATHS]
-        first = [(since, path, order.why(path, why) if order else why) for since, path, why in first]
-        rows = [{"path": printable(path), "age": boot_clock() - at, "why": printable(why)} for at, path, why in first]
+        rows = [
+            {
+                "path": printable(path),
+                "age": boot_clock() - at,
+                "why": printable(order.why(path, why) if order else why),
+            }
+            for at, path, why in first
+        ]
         return {"files": self.files, "bytes": self.bytes, "oldest": rows[0]["age"] if rows else 0.0, "first": rows}
 
 
@@ -10083,7 +10101,6 @@ class Stats:
         self._since: Optional[float] = None  # this member is active, or the last sign of life of another; by boot_clock
 
     def heartbeat(self, took: float, late: float, failed: bool) -> None:
-        """One heartbeat took `took` seconds and left `late` seconds after it was due."""
         self.heartbeats.add(took)
         self.failed_heartbeats += failed
         self.late, self.beat_at = max(0.0, late), boot_clock()
@@ -10136,7 +10153,6 @@ class Stats:
             self.work["bytes"] += size
 
     def file(self, state: str, row: Row) -> None:
-        """A file is done, has failed or is quarantined."""
         now = time.time()
         with self._lock:
             if state != "failed":
@@ -10454,12 +10470,10 @@ def own_status(listener: Listener) -> dict[str, Any]:
 
 
 def why_unready(listener: Listener) -> str:
-    """Why this member cannot do what its role asks for."""
     return in_short(own_status(listener), ("stuck", "unready", "passing"))
 
 
 def listener_status(listener: Listener, survey: Survey) -> dict[str, Any]:
-    """What /status tells of one listener."""
     config, found = listener.config, own_status(listener)
     read, age = survey.get()
     error = found["database_error"] or survey.error or ("" if read is not None else "it has not answered yet")
@@ -10768,7 +10782,6 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cards(group: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """Name, state, and two lines below it."""
     own, heartbeat, server, work = group["member"], group["heartbeat"], group["server"], group["work"]
     yield "This member", f"{SYMBOLS[own['role']]} {own['role']}", own["member_id"], f"started {ago(own['started'])}"
     state = "✔ up" if heartbeat["up"] else "▲ down" if heartbeat["error"] else "◐ not reached yet"
@@ -10812,9 +10825,8 @@ PROBES: dict[str, Callable[[Listener], str]] = {
 class StatusServer:
     """GET and HEAD: / for people, /status and /metrics for programs, /livez, /readyz and /active for probes.
 
-    Small on purpose: a request is one read of at most HTTP_BYTES, an answer closes the connection, each has
-    HTTP_SECONDS. Nothing waits for a heartbeat or keeps one waiting. Where too many are connected, one of the peer with
-    the most is cut, so that nobody can keep probes away. Raises Error if the port is taken.
+    An answer closes the connection. Where too many are connected, one of the peer with the most is cut, so that nobody
+    can keep probes away. Raises Error if the port is taken.
     """
 
     def __init__(self, address: tuple[str, int], listeners: Sequence[Listener]) -> None:
@@ -10855,7 +10867,7 @@ class StatusServer:
                 self._peers[connection] = peer[0]
             try:
                 threading.Thread(target=self._talk, args=(connection,), name="ftpcoord-http", daemon=True).start()
-            except RuntimeError:  # no thread is left
+            except RuntimeError:
                 self._peers.pop(connection, None)
                 connection.close()
 
@@ -10923,8 +10935,7 @@ class StatusServer:
         return head.encode("latin-1") + (b"" if method == "HEAD" else content)
 
     def _is_ours(self, host: str) -> bool:
-        """Whether a Host is none, an address or a name of this host; another may be a web page's name that was made to
-        resolve to our address, to read us through a browser (DNS rebinding)."""
+        """Whether a Host is none, an address or a name of this host; others may mean DNS rebinding."""
         name = re.sub(r":\d*\Z", "", host).strip("[]").rstrip(".").lower()
         with contextlib.suppress(ValueError):
             return bool(ipaddress.ip_address(name.partition("%")[0]))
@@ -10936,7 +10947,6 @@ class StatusServer:
         return not name or name in self._names
 
     def _route(self, target: str) -> tuple[int, str, str]:
-        """Status, type and body."""
         path, _, query = target.partition("?")
         wanted = urllib.parse.parse_qs(query)
         group = wanted.get("group", [""])[0]
@@ -10952,9 +10962,9 @@ class StatusServer:
         if path == "/metrics":
             return 200, "text/plain; version=0.0.4", metrics(chosen)
         if path in PROBES:
-            told = {listener.config.coordination_group: PROBES[path](listener) for listener, _ in chosen}
-            well = "active" in told.values() if path == "/active" else {*told.values()} == {"ok"}
-            lines = "".join(f"{group}: {text}\n" for group, text in told.items())
+            told = [PROBES[path](listener) for listener, _ in chosen]
+            well = "active" in told if path == "/active" else {*told} == {"ok"}
+            lines = "".join(f"{one.config.coordination_group}: {text}\n" for (one, _), text in zip(chosen, told))
             return 200 if well else 503, "text/plain", lines
         return 404, "text/plain", "/, /status, /metrics, /livez, /readyz and /active are here\n"
 
@@ -11049,7 +11059,7 @@ def command_run(configs: Sequence[Config], options: argparse.Namespace) -> int:
         return command_dry_run(configs)
     later = threading.Timer(3.0, of_glibc, ("malloc_trim", 0))  # what compiling took
     later.daemon = True
-    with contextlib.suppress(RuntimeError):  # no thread is left
+    with contextlib.suppress(RuntimeError):
         later.start()
     start_logging(configs[0].log_level, configs[0].log_format, sys.stdout)
     log.always = said.always = True
@@ -11066,8 +11076,9 @@ def command_check(configs: Sequence[Config], options: argparse.Namespace) -> int
         for name in PROGRAMS:
             if getattr(config, name) and shutil.which(config.command(name)[0]) is None:
                 raise ConfigError(f"{name}: {config.command(name)[0]} is not a command here")
-        if config.download_dir and not Path(config.download_dir).expanduser().is_dir():
-            raise ConfigError(f"download_dir: {config.download_dir} is not a folder")
+        folder = config.place(config.download_dir)
+        if folder and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
+            raise ConfigError(f"download_dir: {folder} is not a folder that this user can write to")
         for _, database in opened([config]):
             print(f"database: {database.where}, a heartbeat is stale after {database.timing.stale_after:g} s")
         selector = Selector(config, boot_clock)
@@ -11116,7 +11127,9 @@ def command_dry_run(configs: Sequence[Config]) -> int:
     """What a poll would take now, and why it would leave the rest; no election, nothing is written anywhere."""
     start_logging("warning", configs[0].log_format, sys.stderr)
     for config in configs:
-        there = config.ledger and (config.endpoint.dialect != "sqlite" or Path(config.endpoint.name).exists())
+        there = config.ledger and (
+            config.endpoint.dialect != "sqlite" or os.path.exists(config.place(config.endpoint.name))
+        )
         rows: dict[str, Row] = {}
         for _, database in opened([config] if there else []):
             rows = {row.path: row for row in database.rows(config.coordination_group)}
@@ -11137,8 +11150,7 @@ def command_dry_run(configs: Sequence[Config]) -> int:
             path, row = found.path, rows.get(found.path)
             row = row if row is not None and same_version(row, found.entry) else None
             why = selector.verdict(found, row, listed, 0.0)[1] or "just seen for the first time (min_age)"
-            why = order.why(path, why)
-            word, why = ("take", taken[path]) if path in taken else ("skip", why)
+            word, why = ("take", taken[path]) if path in taken else ("skip", order.why(path, why))
             print(f"{word}  {printable(path)}  {found.entry.size} B  {found.entry.mtime}  {printable(why)}".rstrip())
         for path, why in sorted({**listing.skipped, **listing.lost}.items()):
             print(printable(f"skip  {printable(path)}  {why}"))
@@ -11153,18 +11165,21 @@ def command_schema(configs: Sequence[Config], options: argparse.Namespace) -> in
         for statement in ddl(options.dialect == "mysql").values():
             print(f"{statement};\n")
         return 0
-    dialect = configs[0].endpoint.dialect
-    if dialect != options.dialect:
-        raise ConfigError(f"schema: the database setting is {dialect}, not {options.dialect}")
-    with contextlib.closing(open_database(configs[0])) as database:
-        made = database.apply_schema()
-    print(f"created {', '.join(made)}" if made else "all tables are there")
+    wanted = {config.database: config for config in configs if config.endpoint.dialect == options.dialect}
+    if not wanted:
+        raise ConfigError(f"schema: the database setting is {configs[0].endpoint.dialect}, not {options.dialect}")
+    for config in wanted.values():
+        with contextlib.closing(open_database(config)) as database:
+            made = database.apply_schema()
+        print(f"created {', '.join(made)}" if made else "all tables are there")
     return 0
 
 
 def command_files(configs: Sequence[Config], options: argparse.Namespace) -> int:
     """what the ledger or the audit trail knows"""
     if options.history or options.since:
+        if options.state:
+            raise ConfigError("--since: is for --history, which has no --state")
         return command_history(configs, options)
     for config, database in opened(configs, ledger=True):
         rows = sorted(database.rows(config.coordination_group))
@@ -11196,8 +11211,7 @@ def command_history(configs: Sequence[Config], options: argparse.Namespace) -> i
         raise ConfigError("audit: is off, so there is no history")
     for config, database in opened(configs):
         for row in database.history(config.coordination_group, since.replace("T", " ")):
-            names = (row["path"], posixpath.basename(row["path"]))
-            if glob in map(printable, names) or any(glob_fits(name, glob) for name in names):
+            if any(fits(row["path"], glob)):
                 row.update(path=printable(row["path"]), error=printable(row["error"]), group=config.coordination_group)
                 texts = [f"{name}={value}" for name, value in row.items() if value not in ("", None)]
                 print(json.dumps(row) if options.json else printable("  ".join(texts)))
@@ -11217,11 +11231,16 @@ def command_retry(configs: Sequence[Config], options: argparse.Namespace) -> int
     return 0
 
 
+def fits(path: str, glob: str) -> tuple[bool, bool]:
+    """Whether its path or name is shown as that text, and whether it matches."""
+    names = path, posixpath.basename(path)
+    return glob in map(printable, names), any(glob_fits(name, glob) for name in names)
+
+
 def meant(rows: Sequence[Row], glob: str) -> list[Row]:
     """Those whose path or name fits. A file may be called `[a]`: its name as it is shown means that file."""
-    names = {row: (row.path, posixpath.basename(row.path)) for row in rows}
-    named = [row for row in rows if glob != "*" and glob in map(printable, names[row])]
-    return named or [row for row in rows if any(glob_fits(name, glob) for name in names[row])]
+    named = [row for row in rows if glob != "*" and fits(row.path, glob)[0]]
+    return named or [row for row in rows if fits(row.path, glob)[1]]
 
 
 def command_skip(configs: Sequence[Config], options: argparse.Namespace) -> int:
@@ -11363,8 +11382,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         lines = str(exc).split("\n") if isinstance(exc, DatabaseRefused) else [" ".join(str(exc).split())]
         say("ftpcoord: " + "\n".join(map(printable, lines)))
         return 2 if isinstance(exc, ConfigError) else 1
-    except BrokenPipeError:
+    except OSError as exc:
         sys.stdout = io.StringIO()  # else what is left is tried again at exit
+        if not isinstance(exc, BrokenPipeError):
+            say(f"ftpcoord: {exc.filename or 'standard output'}: {reason(exc)}")
         return 1
     except KeyboardInterrupt:
         return 1
@@ -11373,6 +11394,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 def program() -> None:
     """The process of a command; does not return, whatever hangs: others wait for its end."""
     of_glibc("mallopt", -8, 1)  # M_ARENA_MAX: one for all threads
+    # Closed ones: their numbers must not become those of sockets.
+    sys.stdout, sys.stderr = (
+        stream or io.TextIOWrapper(io.FileIO(os.devnull, "w")) for stream in (sys.stdout, sys.stderr)
+    )
     code = main()
     until = time.monotonic() + LAST_WORDS
     for box, stream in ((log, sys.stdout), (said, sys.stderr)):

@@ -323,6 +323,61 @@ def test_whoever_stops_reading_gets_no_more_and_nothing_else_is_said(crew: Crew)
         assert process.stderr.read() == b"" and process.wait() == 1
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_change_no_exit_code_and_nothing_is_said(tmp_path: Path, closed: str) -> None:
+    with FtpHost(files={"a.csv": b"x"}) as host:
+        settings = {**host.settings, "database": f"sqlite:///{tmp_path / 'c.db'}", "exec": "true", "settle": 0}
+        for words in ("run --once", "check", "files", "status --json", "schema sqlite", "run --dry-run"):
+            shell = f'exec "$0" "$@" {closed}'
+            done = subprocess.run(
+                ["sh", "-c", shell, sys.executable, str(MODULE), *words.split()],
+                env=environment(settings),
+                capture_output=True,
+            )
+            assert (done.returncode, done.stderr) == (0, b""), words
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("command", ["status", "status --json", "schema sqlite", "pause", "run --dry-run"])
+def test_output_that_cannot_be_written_is_one_line_and_exit_code_1(tmp_path: Path, command: str) -> None:
+    with FtpHost(files={"a.csv": b"x"}) as host, open("/dev/full", "wb") as full:
+        settings = {**host.settings, "database": f"sqlite:///{tmp_path / 'c.db'}", "exec": "true", "settle": 0}
+        done = subprocess.run(
+            [sys.executable, str(MODULE), *command.split()],
+            env=environment(settings),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    done.stdout = ""
+    refused(done, 1, "standard output: no space left")
+
+
+def test_schema_apply_makes_the_tables_of_every_section_of_that_kind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    urls = ["postgresql://u@127.0.0.1:1/x", f"sqlite:///{tmp_path / 'a.db'}", f"sqlite:///{tmp_path / 'b.db'}"]
+    sections = [
+        f"[{number}]\ncoordination_group = g{number}\ndatabase = {url}\n"
+        for number, url in enumerate([*urls, urls[-1]])
+    ]
+    (tmp_path / "ini").write_text("".join(sections))
+    assert ftpcoord.main(["--config", str(tmp_path / "ini"), "schema", "sqlite", "--apply"]) == 0
+    assert {path.name for path in tmp_path.glob("*.db")} == {"a.db", "b.db"}
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert ftpcoord.main(["--config", str(tmp_path / "ini"), "schema", "mysql", "--apply"]) == 2
+
+
+def test_check_fails_where_files_cannot_be_delivered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = f"[a]\nurl = ftp://u@h/\ndatabase = sqlite:///{tmp_path / 'c.db'}\ndownload_dir = {tmp_path}\n"
+    (tmp_path / "ini").write_text(lines)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as in a file system that is mounted read-only
+    assert ftpcoord.main(["--config", str(tmp_path / "ini"), "check"]) == 2
+    assert "download_dir" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="there is no /proc")
 def test_an_idle_standby_as_a_script_needs_little_memory_and_keeps_its_process(
     postgresql: Database, files: Files, tmp_path: Path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ import pytest
 from conftest import wait_for
 from members import Crew
 from memory import config
+from processes import environment
 
 import ftpcoord
 from ftpcoord import (
@@ -26,6 +28,8 @@ from ftpcoord import (
     LeaseLost,
     LocalTrouble,
 )
+
+PYTHON = sys.executable
 
 
 def a_local(folder: Path, content: bytes = b"", name: str = "a.csv", **more: Any) -> File:
@@ -68,10 +72,64 @@ def test_a_file_is_saved_under_a_free_name_and_the_same_file_once(tmp_path: Path
     assert sorted(os.listdir(folder)) == ["a.1.csv", "a.csv"]
 
 
+async def awaited(file: File) -> None:
+    pytest.fail("nobody runs it")
+
+
+def generated(file: File) -> Iterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize("handler", [awaited, generated, lambda file: map(print, file.csv())])
+@pytest.mark.filterwarnings("ignore:coroutine")
+def test_a_handler_that_gives_work_which_nobody_runs_has_failed(tmp_path: Path, handler: ftpcoord.Handler) -> None:
+    """The file would be done, and nobody had looked at it."""
+    with pytest.raises(HandlerFailed, match="nobody runs"):
+        ftpcoord.call_handler(handler, a_local(tmp_path), True)
+
+
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(0)
+
+
+class Curt(ftpcoord.TryLater):
+    def __init__(self) -> None:
+        """Without its parent's."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
+def test_exceptions_that_tell_nothing_are_what_they_are(tmp_path: Path) -> None:
+    def handler(file: File) -> None:
+        raise raised
+
+    for raised, meant in ((Speechless(), HandlerFailed), (Curt(), ftpcoord.TryLater)):
+        with pytest.raises(meant, match=type(raised).__name__):
+            ftpcoord.call_handler(handler, a_local(tmp_path), True)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize(("ends", "code"), [("sys.exit(3)", 3), ("sys.exit()", 0), ("return", 0), ("1 / 0", 1)])
+def test_a_fork_that_comes_back_from_the_handler_ends_there(ends: str, code: int) -> None:
+    """It would go on with the file, and with the connections, beside the process that it was forked from."""
+    text = f"""
+import os, sys, pathlib, time, ftpcoord
+def handler(file):
+    if os.fork() == 0:
+        {ends}
+    else:
+        print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+file = ftpcoord.File("/in/a", 0, None, 1, ftpcoord.Lease(1, 1e9, time.monotonic), pathlib.Path("a"))
+ftpcoord.call_handler(handler, file, True)
+print("went on", flush=True)
+"""
+    done = subprocess.run([PYTHON, "-c", text], env=environment({}), capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.returncode) == (f"{code}\nwent on\n", 0), done
+
+
 # -- commands ---------------------------------------------------------------------------------------------------------
-
-
-PYTHON = sys.executable
 
 
 @pytest.fixture
@@ -213,6 +271,15 @@ child.wait()
         command(script(tmp_path, code), exec_timeout=0.5).run(file)
     assert time.monotonic() - started < 0.5 + ftpcoord.KILL_AFTER
     wait_for(lambda: running(pid) is None, 5, "the child to end")
+
+
+def test_a_command_whose_interpreter_is_not_there_is_this_hosts_trouble(tmp_path: Path, file: File) -> None:
+    """As after an upgrade of Python: quarantine would take every file that comes."""
+    path = tmp_path / "script"
+    path.write_text("#!/no/such/python3.7\n")
+    path.chmod(0o755)
+    with pytest.raises(LocalTrouble, match="cannot be started"):
+        command(f"{path} {{file}}", error_output="no").run(file)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from conftest import Database, Files, wait_for
 from hostile import FtpHost, FtpSession, Site
 from members import PATIENCE, Crew
-from memory import row
+from memory import config, row
 
 import ftpcoord
 
@@ -154,6 +154,13 @@ def test_a_file_keeps_since_when_it_is_told_not_now_until_something_else_happens
 @pytest.mark.parametrize(("seconds", "kept"), [(None, None), (-1, 0.0), (float("nan"), 0.0), (1e9, 3600.0), (5, 5.0)])
 def test_a_pause_is_between_nothing_and_an_hour(seconds: Optional[float], kept: Optional[float]) -> None:
     assert ftpcoord.TryLater(seconds).seconds == kept
+
+
+def test_who_asks_for_no_pause_gets_one_that_grows_to_a_second() -> None:
+    """Else one file is handled as often as the processor can."""
+    breaker = ftpcoord.Breaker(config(retry_delay=0.3), ftpcoord.Stats())
+    pauses = [breaker.refuse("/in/a", ftpcoord.TryLater(seconds))[0] for seconds in (0, -1, float("nan"), 0, 2)]
+    assert pauses == [0.3, 0.6, 1.0, 1.0, 2.0]
 
 
 def test_a_command_says_not_now_with_exit_75_and_run_once_ends_with_1(

@@ -22,11 +22,16 @@ from processes import MODULE, Event, environment
 from servers import Proxy
 
 
-def code(port: int, path: str) -> int:
+def answer(port: int, path: str) -> tuple[int, str]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     with contextlib.closing(connection):
         connection.request("GET", path)
-        return connection.getresponse().status
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+
+def code(port: int, path: str) -> int:
+    return answer(port, path)[0]
 
 
 # ----------------------------------------------------------------------------- progress
@@ -257,6 +262,23 @@ def test_two_sections_with_one_group_and_one_member_id_are_refused(
         with Listeners(crew, sections) as member:
             assert member.process.wait(30) == 2
             assert "coordination_group" in member.err.read_text() and not member.events("starting")
+
+
+def test_probes_tell_of_each_listener_of_a_group_and_one_address_may_be_spelled_in_two_ways(
+    sqlite: Database, files: Files, tmp_path: Path
+) -> None:
+    """One of them waits for a database that does not answer; that the other one is well must not hide it."""
+    port, away = servers.free_port(), f"postgresql://me@127.0.0.1:{servers.free_port()}/x"
+    with Crew(tmp_path, sqlite, files) as crew:
+        sections: dict[str, dict[str, Any]] = {
+            "away": {"coordination_group": "one", "database": away, "http": f":{port}"},
+            "well": {"coordination_group": "one", "http": f"127.0.0.1:{port}"},
+        }
+        with Listeners(crew, sections) as member:
+            member.wait("elected")
+            wait_for(lambda: "one: ok\n" in answer(port, "/readyz")[1], 30)
+            status, told = answer(port, "/readyz")
+            assert status == 503 and told.count("one: ") == 2, told
 
 
 # ----------------------------------------------------------------------------- systemd and containers

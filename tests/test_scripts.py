@@ -12,6 +12,8 @@ import servers
 from conftest import new_database, new_folder, wait_for
 from members import PATIENCE, Crew
 
+import ftpcoord
+
 
 @pytest.fixture
 def crew(postgres: servers.Postgres, pyftpd: servers.Pyftpd, tmp_path: Path) -> Iterator[Crew]:
@@ -160,6 +162,53 @@ print("ended well")
     assert member.process.wait(PATIENCE) == 0, member.said()
     assert member.out.read_text() == "ended well\n"
     assert crew.states() == {"1.txt": "done"} and crew.status()["active"] is None
+
+
+def coordinator(tmp_path: Path) -> ftpcoord.Coordinator:
+    return ftpcoord.Coordinator(
+        database=f"sqlite:///{tmp_path / 'c.db'}", coordination_group="g", member_id="a", liveness_check_interval=300
+    )
+
+
+def test_a_listener_and_a_coordinator_start_once(tmp_path: Path) -> None:
+    """Started again they would work with one lease twice, or, after their end, do nothing and say so with exit 0."""
+    listener = ftpcoord.Listener(
+        url="ftp://me@127.0.0.1:1/", database=f"sqlite:///{tmp_path / 'l.db'}", download_dir=str(tmp_path)
+    )
+    listener.start()
+    with pytest.raises(ftpcoord.Error, match="started before"):
+        listener.start(once=True)
+    assert listener.polling()
+    listener.stop()
+    assert listener.join(PATIENCE)
+    with pytest.raises(ftpcoord.Error, match="started before"):
+        listener.run(once=True)
+    with coordinator(tmp_path) as member:
+        assert next(member.leases()).valid()
+        with pytest.raises(ftpcoord.Error, match="started before"):
+            member.start()
+    with pytest.raises(ftpcoord.Error, match="started before"), member:
+        pass
+
+
+def test_a_stop_before_the_start_or_from_the_work_itself_waits_for_nobody(tmp_path: Path) -> None:
+    began = time.monotonic()
+    coordinator(tmp_path).stop()
+    with coordinator(tmp_path) as member:
+        for lease in member.leases():
+            assert lease.valid()
+            member.stop()
+            assert not lease.valid()
+    assert time.monotonic() - began < PATIENCE
+
+
+def test_a_handler_that_would_not_be_registered_is_an_error(tmp_path: Path) -> None:
+    listener = ftpcoord.Listener(url="ftp://me@h/", database=f"sqlite:///{tmp_path / 'c.db'}", download_dir="x")
+    with pytest.raises(ftpcoord.ConfigError, match=r"on_file\(\)"):
+
+        @listener.on_file  # type: ignore[arg-type]
+        def handle(file: ftpcoord.File) -> None:
+            """Its brackets were forgotten."""
 
 
 def test_a_coordinator_in_a_script_gets_a_lease_after_every_loss(crew: Crew) -> None:

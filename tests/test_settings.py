@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -67,6 +68,41 @@ def test_an_empty_variable_counts_as_not_set_and_others_are_not_looked_at() -> N
         }
     )
     assert found.max_files == 0
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_line_end_at_the_end_of_a_variable_is_no_part_of_it(end: str) -> None:
+    """As `echo` into a secret leaves it, or an env-file from Windows: a SQLite file would be another one."""
+    texts = {"URL": URL, "DATABASE": "sqlite:////x/c.db", "PASSWORD": " p ", "HTTP": "127.0.0.1:80", "PATTERN": "*.csv"}
+    found, same = (
+        Config.from_env({f"FTPCOORD_{name}": text + more for name, text in texts.items()} | {"FTPCOORD_KEY": more})
+        for more in (end, "")
+    )
+    assert found.endpoint.name == "/x/c.db" and found.file_password() == " p "
+    assert {**found.public(), "member_id": ""} == {**same.public(), "member_id": ""}
+
+
+def test_relative_paths_are_meant_from_where_the_settings_were_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever a handler goes later: in another SQLite file another member would be elected."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "secret").write_text("hunter2\n")
+    monkeypatch.chdir(tmp_path)
+    found = Config(url=URL, database="sqlite:///c.db", password_file="secret", coordination_group="g", member_id="a")
+    monkeypatch.chdir("elsewhere")
+    assert found.file_password() == "hunter2"
+    with contextlib.closing(ftpcoord.open_database(found)) as database:
+        database.prepare()
+    assert (tmp_path / "c.db").exists() and not any(Path().iterdir())
+
+
+def test_a_host_that_knows_no_home_folder_is_no_reason_to_end(tmp_path: Path) -> None:
+    """A container's user may be a number alone; `~` then stays as it is."""
+    found = config(url="sftp://me@h/in", host_key="SHA256:" + "a" * 43, known_hosts="~nobody-of-that-name/known_hosts")
+    assert "host_key" not in dict(ftpcoord.weaknesses(found))
+    with pytest.raises(ConfigError, match=r"password_file: .* cannot be read"):
+        config(password_file="~nobody-of-that-name/a\0b").file_password()
 
 
 def test_what_kubernetes_adds_for_a_service_called_ftpcoord_is_no_setting() -> None:
