@@ -374,7 +374,8 @@ def boot_clock() -> float:
 #   - A released lease is known by its exact stamp, not by an age: clocks are set by years. A stamp of NULL has no age
 #     and does not move.
 #   - Who writes to the ledger locks the token and proves its term, and changes a row only if it is the one that was
-#     read (size, mtime, state, term, attempts): what comes late, or for another version, changes nothing.
+#     read (size, mtime, state, term, attempts, whether an action is due): what comes late, or for another version,
+#     changes nothing.
 #   - A row of the ledger written in the future (the clock was set back) is due at once.
 
 
@@ -3529,7 +3530,10 @@ MEANINGS: dict[str, tuple[type[Error], str]] = {
         "a privilege is missing; members need SELECT, INSERT, UPDATE and DELETE on the tables",
     ),
     "table": (DatabaseRefused, "a table is missing; see `ftpcoord.py schema {}`"),
-    "column": (DatabaseRefused, "a table lacks a column; compare it with `ftpcoord.py schema {}`"),
+    "form": (
+        DatabaseRefused,
+        "a table lacks a column or key, or types or collations differ; compare it with `ftpcoord.py schema {}`",
+    ),
     "certificate": (DatabaseRefused, "its certificate is not trusted; set database_ca_file"),
     "tls": (
         DatabaseRefused,
@@ -3544,12 +3548,12 @@ MEANINGS: dict[str, tuple[type[Error], str]] = {
     "garbled": (DatabaseDown, "its answer cannot be understood"),
     "other": (DatabaseDown, ""),
 }
-GARBLED = "AttributeError|(Lookup|Index|Key)Error|TypeError|error |AssertionError"  # of a driver that reads nonsense
+GARBLED = "UnicodeDecode|AttributeError|(Lookup|Index|Key)Error|TypeError|error |AssertionError"  # nonsense was read
 # The columns of `:changes`: what a change makes of a row, and of which.
 NEW = ("path", "size", "mtime", "state", "attempts", "failures", "action", "error")
 OLD = ("size", "mtime", "state", "term", "attempts")
 NEW_OF, OLD_OF, NO_ROW = attrgetter(*NEW), attrgetter(*OLD), Row("", 0, "", "", 0, 0, 0)
-COLUMNS = ("id", *(f"new_{name}" for name in NEW), "delay", *(f"old_{name}" for name in OLD))
+COLUMNS = ("id", *(f"new_{name}" for name in NEW), "delay", *(f"old_{name}" for name in OLD), "old_acts")
 STEP_DOWN = "step-down:"  # health_check.task_id of a request to release the lease of a term: step-down:<term>
 PAUSE = "pause:"  # ... of an operator's pause of a group: pause:<UTC end or 0>:<user@host>, since last_heartbeat
 RESERVED = (STEP_DOWN, PAUSE)  # what begins so is no member's id
@@ -3706,7 +3710,7 @@ class Database(abc.ABC):
 
     name: ClassVar[str]
     least_timeout: ClassVar[float]
-    FOUND_TABLES: ClassVar[str]
+    FOUND_TABLES: ClassVar[str]  # and what must be altered in them
     HEARTBEAT_TYPE: ClassVar[str]
     FAULTS: ClassVar[dict[str, str]]  # kind: how code and text of a driver's error begin
     TYPES: ClassVar[dict[str, str]] = {}  # of COLUMNS
@@ -3721,7 +3725,9 @@ class Database(abc.ABC):
     LOOK = """
         SELECT t.task_id, t.term, t.task_id = :member, $stamp, $age, $epoch($utc), h.last_heartbeat = $released
           FROM (SELECT 1 AS one) o LEFT JOIN token_holder t ON t.group_id = :group LEFT JOIN $his_row"""
-    FIRST = "INSERT INTO token_holder (group_id, task_id, term) VALUES (:group, :member, $first_term) $ignore $won"
+    FIRST = """
+        INSERT INTO token_holder (group_id, task_id, term) VALUES (:group, :member, $first_term)
+        $ignore(group_id) $won"""
     TAKE = """
         $lock(:holder) UPDATE token_holder AS t SET task_id = :member, term = t.term + 1
          WHERE $seen AND EXISTS (
@@ -3757,7 +3763,9 @@ class Database(abc.ABC):
     IDS = """
         SELECT task_id, group_id FROM health_check WHERE group_id = :group AND task_id = :member
         UNION ALL SELECT :member, group_id FROM token_holder WHERE group_id = :group"""
-    ASK = "INSERT INTO health_check (task_id, group_id, last_heartbeat) VALUES (:request, :group, $now) $ignore"
+    ASK = """
+        INSERT INTO health_check (task_id, group_id, last_heartbeat) VALUES (:request, :group, $now)
+        $ignore(task_id,group_id)"""
     UNASK = "DELETE FROM health_check WHERE group_id = :group AND task_id = :request"
     PAUSES = f"""
         SELECT h.task_id, $epoch(h.last_heartbeat), $epoch($utc) FROM (SELECT 1 AS one) o
@@ -3768,10 +3776,10 @@ class Database(abc.ABC):
     NOTE = """
         $note $fence, $those, file_ledger l WHERE l.group_id = v.group_id AND $same AND outcome <> '' $keep"""
     NOTE_NEW = """
-        $lock(:member) $note $fence, (:changes) v LEFT JOIN file_ledger l ON l.group_id = :group AND l.file_id = id
+        $lock(:member) $note $fence, (:changes) v LEFT JOIN file_ledger l ON l.group_id = :group AND l.file_id = v.id
          WHERE l.file_id IS NULL AND outcome <> ''"""
     NOTE_ADOPTED = NOTE_NEW.replace("$fence", "$unfenced")
-    NOTE_TOLD = NOTE.replace("$fence", "$unfenced").replace("$same", "file_id = id AND $as_read")
+    NOTE_TOLD = NOTE.replace("$fence", "$unfenced").replace("$same", "file_id = v.id AND $as_read")
     HISTORY = f"""
         SELECT file_id, CAST(at AS $text), {", ".join(TRAIL)} FROM file_audit
          WHERE group_id = :group AND at >= :at AND (
@@ -3803,13 +3811,13 @@ class Database(abc.ABC):
     CLAIM = f"""
         INSERT INTO file_ledger (group_id, file_id, term, task_id, updated_at, {", ".join(NEW)})
         SELECT :group, id, term, :member, $utc, {", ".join(COLUMNS[1:9])} FROM $fence, (:changes) v WHERE 1 = 1
-        $ignore $made"""
+        $ignore(group_id,file_id) $made"""
     CHANGE = """
-        UPDATE file_ledger AS l SET $set, term = mine.term, task_id = :member
+        UPDATE file_ledger AS l SET $set(), term = mine.term, task_id = :member
           FROM $fence, $those WHERE l.group_id = v.group_id AND $same $made"""
     FORGET = f"""
-        DELETE FROM file_ledger
-         WHERE group_id = :group AND (file_id, {", ".join(OLD)}) IN (
+        DELETE FROM file_ledger AS l
+         WHERE group_id = :group AND (file_id, {", ".join(OLD)}, $acts) IN (
                SELECT id, {", ".join(COLUMNS[10:])} FROM $fence, (:changes) v) $made"""
     ADOPT = CLAIM.replace("$fence", "$unfenced")
     RETRY = """
@@ -3860,7 +3868,7 @@ class Database(abc.ABC):
         "fence": "(SELECT term FROM token_holder t WHERE $held $update) mine",
         "unfenced": "(SELECT 0 AS term) mine",
         "audit": f"INSERT INTO file_audit (group_id, file_id, at, {', '.join(TRAIL)}) SELECT",
-        "note": "$audit :group, id, $utc, new_path, $of(size), $of(mtime), sha256, outcome, "
+        "note": "$audit :group, v.id, $utc, new_path, $of(size), $of(mtime), sha256, outcome, "
         "$attempt(l.term, mine.term), $attempt(l.task_id, :by), $of(attempts), seconds, words FROM",
         "of": "$lost(l.{0}, new_{0})",
         "lost": "CASE outcome WHEN 'lost' THEN {0} ELSE {1} END",
@@ -3868,11 +3876,12 @@ class Database(abc.ABC):
         "as_read": "file_id = :file_id AND state = :state AND action = :action AND size = :size AND mtime = :mtime "
         "AND attempts = :attempts",
         "those": "(SELECT :group AS group_id, r.* FROM (:changes) r) v",
-        "same": " AND ".join(["file_id = id", *(f"l.{name} = old_{name}" for name in OLD)]),
-        "set": ", ".join(f"{name} = new_{name}" for name in NEW[1:])
-        + ", updated_at = $utc, next_attempt_at = $shifted($utc, delay)",
+        "same": " AND ".join(["file_id = v.id", *(f"l.{name} = old_{name}" for name in OLD), "$acts = old_acts"]),
+        "acts": "CASE l.action WHEN '' THEN 0 ELSE 1 END",
+        "set": ", ".join(f"{{0}}{name} = new_{name}" for name in NEW[1:])
+        + ", {0}updated_at = $utc, {0}next_attempt_at = $shifted($utc, delay)",
         "first_term": "CASE WHEN 1 = :timed AND $second >= :term THEN $second + 1 ELSE :term END",
-        "ignore": "ON CONFLICT DO NOTHING",
+        "ignore": "ON CONFLICT ({0}) DO NOTHING",
         "or_update": "ON CONFLICT (task_id, group_id) DO UPDATE SET",
         "won": "RETURNING term",
         "made": "RETURNING file_id",
@@ -3889,6 +3898,7 @@ class Database(abc.ABC):
         self.connection: Any = None
         self.allowance = Allowance()
         self.where = without_password(config.database)
+        self.path = config.place(config.endpoint.name)  # of SQLite's file
         self.columns = COLUMNS + AUDITED * config.audit
         self._keep_heartbeats(6, "")
 
@@ -3924,13 +3934,14 @@ class Database(abc.ABC):
 
     def _columns(self, change: Change) -> tuple[str, ...]:
         """The values of COLUMNS, and of AUDITED."""
-        new, path = change.new or change.old or NO_ROW, printable(change.path)
+        old, path = change.old or NO_ROW, printable(change.path)
+        new = change.new or old
         new = new._replace(error=self._error_text(change, error_text(new)))
         if change.plain:
             path, action = plain(change.path), new.action if new.action.isascii() else "%" + plain(new.action)
             new = new._replace(action=action)
         delay = None if change.delay is None else min(change.delay, LONGEST_DELAY)
-        fields = (path, *NEW_OF(new)[1:], delay, *OLD_OF(change.old or NO_ROW))
+        fields = (path, *NEW_OF(new)[1:], delay, *OLD_OF(old), int(old.action != ""))
         if self.config.audit:
             told = change.outcome or Outcome("")
             fields += (*told[:3], self._error_text(change, told.words))
@@ -3972,6 +3983,8 @@ class Database(abc.ABC):
             raise
         except Exception as exc:
             error = self._error(exc)
+        if isinstance(error, RowRefused) and "by" not in values:  # of no change
+            error = DatabaseBusy(str(error))
         if not isinstance(error, DatabaseBusy):
             self.close()
         # Servers drop connections that idle: what may be done twice is, without a word. Time-outs are told.
@@ -4059,7 +4072,15 @@ class Database(abc.ABC):
                 f"database {self.where}: table {', '.join(missing)} is missing; create it{hint} with "
                 f"`ftpcoord.py schema {self.name} --apply` or with\n{statements};"
             )
-        kind = str(self.execute(self.HEARTBEAT_TYPE)[0][0]).lower()
+        for table, change in self.execute(self.FOUND_TABLES):
+            if change:
+                change = f"ALTER TABLE {table} {change}"
+                raise DatabaseRefused(f"database {self.where}: rows could be lost or stand there twice; {change}")
+        kind = str((self.execute(self.HEARTBEAT_TYPE) or [["missing"]])[0][0]).lower()
+        if not kind.startswith(("timestamp", "datetime")):
+            raise DatabaseRefused(
+                f"database {self.where}: health_check.last_heartbeat is {kind}, no TIMESTAMP or DATETIME"
+            )
         named = re.search(r"\((\d)\)", kind)
         self._keep_heartbeats(int(named[1]) if named else 0 if kind in ("datetime", "timestamp") else 6, kind)
         self.prepared = True
@@ -4382,8 +4403,9 @@ class PostgreSQL(Database):
     name = "postgresql"
     least_timeout = 0.25
     FOUND_TABLES = f"""
-        SELECT name FROM (VALUES {", ".join(f"('{table}')" for table in TABLES)}) AS n (name)
-         WHERE to_regclass(name) IS NOT NULL"""
+        SELECT name, CASE WHEN relpersistence <> 'p' THEN 'SET LOGGED' END
+          FROM (VALUES {", ".join(f"('{table}')" for table in TABLES)}) AS n (name)
+          JOIN pg_class c ON c.oid = to_regclass(name)"""
     HEARTBEAT_TYPE = """
         SELECT format_type(atttypid, atttypmod) FROM pg_attribute
          WHERE attrelid = to_regclass('health_check') AND attname = 'last_heartbeat'"""
@@ -4409,9 +4431,10 @@ class PostgreSQL(Database):
         "database": "3D000",
         "privilege": "42501",
         "table": "42P01",
-        "column": "42703",
+        "form": "42703|42804|42883|42P10",
         "certificate": "SSLCertVerificationError",
-        "row": "Unicode|22|23|44|54|P0",  # classes: data, constraints, check options, limits, triggers
+        "tls": "ConnectionError the server offers none",
+        "row": "UnicodeEncode|22|23|44|54|P0",  # classes: data, constraints, check options, limits, triggers
         "busy": "55P03|40001|40P01|57014",
         "login": "28000|.*authentication failed",  # pgbouncer has no code of its own for it
     }
@@ -4442,11 +4465,16 @@ class PostgreSQL(Database):
             password=self.config.database_login(),
             ssl_context=False,
             application_name="ftpcoord",
+            startup_params={"client_encoding": "UTF8", "DateStyle": "ISO", "TimeZone": "UTC"},  # poolers keep these
             sock=sock,
         )
-        read_only, standard = self.connection.run(
-            "SELECT current_setting('transaction_read_only'), current_setting('standard_conforming_strings')"
+        self.durable = ""
+        read_only, standard, durable = self._run(
+            "SELECT current_setting('transaction_read_only'), current_setting('standard_conforming_strings'), "
+            "current_setting('synchronous_commit')"
         )[0]
+        if durable == "off":
+            self.durable = "SET LOCAL synchronous_commit = on;"
         if standard != "on":
             raise DatabaseRefused("standard_conforming_strings must be on")
         if read_only != "off":
@@ -4462,15 +4490,14 @@ class PostgreSQL(Database):
         if answer not in (b"N", b"E"):
             raise ConnectionError("this is no PostgreSQL server" if answer else "the server closed the connection")
         if answer == b"E" or self.config.database_tls != "prefer":
-            raise DatabaseRefused(
-                "the server has no TLS; set database_tls to prefer or disable if the network is trusted"
-            )
+            raise ConnectionError("the server offers none")
         return sock
 
     def _run(self, sql: str, note: str = "") -> list[Sequence[Any]]:
         # SET LOCAL lasts for this message, one transaction: it works behind a transaction pooler, too.
         lock_timeout = int(self.timing.lock_timeout * 1000)
-        rows = self.connection.run(f"SET LOCAL lock_timeout = '{lock_timeout}ms'; {note and note + ';'} {sql}")
+        settings = f"SET LOCAL lock_timeout = '{lock_timeout}ms'; {self.durable}"
+        rows = self.connection.run(f"{settings} {note and note + ';'} {sql}")
         return [row for row in rows or () if row]  # rows that were only locked have no columns
 
     def _said(self, exc: BaseException) -> tuple[str, str]:
@@ -4513,7 +4540,7 @@ class MySQL(Database):
     RELEASE = RENEW.replace("$moved", "$released")
     CHANGE = """
         UPDATE token_holder t, file_ledger l, (:changes) v
-           SET t.term = t.term, l.term = t.term, l.task_id = :member, $set
+           SET t.term = t.term, l.term = t.term, l.task_id = :member, $set(l.)
          WHERE $held AND l.group_id = :group AND $same"""
     FORGET = """
         DELETE l FROM token_holder t, file_ledger l, (:changes) v
@@ -4521,7 +4548,24 @@ class MySQL(Database):
 
     name = "mysql"
     least_timeout = 1.2  # innodb_lock_wait_timeout is a whole number of seconds, and the server gives up first
-    FOUND_TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()"
+    FOUND_TABLES = " UNION ALL ".join(
+        f"""
+        SELECT '{table}', CASE
+               WHEN transactions = 'NO' THEN 'ENGINE=InnoDB'
+               WHEN table_type = 'BASE TABLE' AND NOT EXISTS (
+                    SELECT 1 FROM information_schema.statistics
+                     WHERE table_schema = DATABASE() AND table_name = '{table}' AND non_unique = 0
+                     GROUP BY index_name HAVING GROUP_CONCAT(column_name ORDER BY column_name) = '{key}')
+               THEN 'ADD PRIMARY KEY ({key})' END
+          FROM information_schema.tables LEFT JOIN information_schema.engines USING (engine)
+         WHERE table_schema = DATABASE() AND table_name = '{table}'"""
+        for table, key in {
+            "token_holder": "group_id",
+            "health_check": "group_id,task_id",
+            "file_ledger": "file_id,group_id",
+            "file_audit": "at,attempt,file_id,group_id,outcome,term",
+        }.items()
+    )
     # Behind a type in an old format stands a comment.
     HEARTBEAT_TYPE = """
         SELECT SUBSTRING_INDEX(column_type, ' /*', 1) FROM information_schema.columns
@@ -4543,19 +4587,19 @@ class MySQL(Database):
         "text": "char",
     }
     FAULTS = {
-        "login": "1045|1698",
+        "login": "1045|1698|1820|1862|3118|3955|4151",
         "database": "1049",
         "forbidden": "1044",
         "privilege": "1142",
         "table": "1146",
-        "column": "1054",
+        "form": r"1054|1267 .*IMPLICIT\).*IMPLICIT\)",
         "certificate": ".*CERTIFICATE_VERIFY_FAILED",
         "tls": "2026|SSL",
         "secret": "RuntimeError .*cryptography",
         "busy": "1205|1213",
         # Too long, out of range, not in the character set or enumeration, too large for a packet, a trigger, a
         # constraint or check option; PyMySQL knows the others by class.
-        "row": "Unicode|1118|1153|1264|1265|1267|1292|1300|1364|1366|1369|1406|1644|1690|3819|3854|3988|4025|"
+        "row": "UnicodeEncode|1118|1153|1264|1265|1267|1292|1300|1364|1366|1369|1406|1644|1690|3819|3854|3988|4025|"
         r"\d+ (Data|Integrity)Error",
         "read-only": "1290|1792|1836",
     }
@@ -4607,7 +4651,8 @@ class MySQL(Database):
             program_name="ftpcoord",
             defer_connect=True,
             auth_plugin_map=dict.fromkeys(refused, refuse),
-            init_command=f"SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES', "
+            init_command=f"SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES', autocommit = 1, "
+            f"sql_safe_updates = 0, sql_select_limit = {2**64 - 1}, sql_big_selects = 1, timestamp = DEFAULT, "
             f"lock_wait_timeout = {wait}, innodb_lock_wait_timeout = {wait}",
             ssl=tls,
             ssl_disabled=tls is None,
@@ -4615,6 +4660,9 @@ class MySQL(Database):
         self.connection.connect(sock)
         if str(self._run("SELECT @@global.read_only")[0][0]) not in ("0", "OFF"):  # a number or, of late, a word
             raise DatabaseDown("it is read-only (a replica?)")
+        cluster = dict(map(tuple, self._run("SHOW STATUS LIKE 'wsrep%'")))
+        if cluster.get("wsrep_provider_name") and cluster["wsrep_ready"] == "OFF":
+            raise DatabaseDown("it is cut off from its cluster (wsrep_ready is OFF)")
 
     def _run(self, sql: str, note: str = "") -> list[Sequence[Any]]:
         """Where a member stops in the middle the server soon ends its transaction."""
@@ -4666,8 +4714,8 @@ class SQLite(Database):
 
     name = "sqlite"
     least_timeout = 0.25
-    FOUND_TABLES = "SELECT name FROM sqlite_master WHERE type = 'table'"
-    HEARTBEAT_TYPE = "SELECT 'text'"  # whatever was declared
+    FOUND_TABLES = "SELECT name, NULL FROM sqlite_master WHERE type = 'table'"
+    HEARTBEAT_TYPE = "SELECT 'datetime(6)'"  # whatever was declared
     WORDS = {
         **Database.WORDS,
         "utc": "strftime('%Y-%m-%d %H:%M:%f', 'now')",
@@ -4677,7 +4725,8 @@ class SQLite(Database):
     }
     FAULTS = {
         "busy": ".*(locked|busy)",
-        "row": "Unicode|DataError|IntegrityError",
+        "row": "UnicodeEncode|DataError|IntegrityError",
+        "form": ".*(ON CONFLICT clause|no such column|has no column)",
         "file": ".*(unable to open|readonly|not a database)",
     }
 
@@ -4687,17 +4736,17 @@ class SQLite(Database):
         if sqlite3.sqlite_version_info < (3, 35):
             raise DatabaseRefused(f"needs SQLite 3.35, this is {sqlite3.sqlite_version}")
         with contextlib.suppress(OSError):  # sqlite3 says why
-            create_file(Path(self.config.place(self.config.endpoint.name))).close()
+            create_file(Path(self.path)).close()
         self.connection = sqlite3.connect(
-            self.config.place(self.config.endpoint.name),
-            timeout=self.timing.lock_timeout,
-            isolation_level=None,
-            check_same_thread=False,
+            self.path, timeout=self.timing.lock_timeout, isolation_level=None, check_same_thread=False
         )
+        self.file = os.stat(self.path)
         for statement in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", *ddl(mysql=False).values()):
             self.connection.execute(statement)
 
     def _run(self, sql: str, note: str = "") -> list[Sequence[Any]]:
+        if not os.path.samestat(self.file, os.stat(self.path)):
+            raise DatabaseDown("the file was replaced")
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             self.connection.execute(note)

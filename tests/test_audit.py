@@ -139,6 +139,21 @@ def test_a_write_whose_answer_was_lost_leaves_one_row(ledger: ftpcoord.Database)
     assert trail(ledger, "outcome") == ["done"]
 
 
+@pytest.mark.parametrize("action", ["delete", "move:/in/bäd"])
+def test_an_after_action_of_a_quarantined_file_is_told_once_however_often_it_is_written(
+    ledger: ftpcoord.Database, action: str
+) -> None:
+    bad = row(state="quarantined", action=action)
+    assert ledger.write(FENCE, [Change(row(), bad, plain=1, outcome=Outcome("quarantined"))]) == [True]
+    (found,) = ledger.rows("g")
+    assert found == bad
+    steps = [Change(found, found._replace(action=""), outcome=Outcome("deleted"))]
+    assert ledger.write(FENCE, steps) == [True]
+    ledger.write(FENCE, steps)
+    assert ledger.written(FENCE, steps) == [True]
+    assert trail(ledger, "outcome") == ["quarantined", "deleted"]
+
+
 def test_a_full_group_has_its_rows_with_few_messages(ledger: ftpcoord.Database) -> None:
     claims = [row(f"/in/{n}") for n in range(64)]
     ledger.write(FENCE, [Change(None, claim) for claim in claims])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -309,6 +310,34 @@ def test_a_read_only_host_is_passed_over(request: pytest.FixtureRequest, name: s
             assert alone.connection is None
 
 
+def test_a_host_that_its_cluster_left_behind_is_passed_over(mariadb: servers.Mysql) -> None:
+    """It takes logins and refuses all else."""
+    galera = Path("/usr/lib/galera/libgalera_smm.so")
+    if not galera.exists():
+        pytest.skip("no Galera")
+    address = f"gmcast.listen_addr=tcp://127.0.0.1:{free_port()}"
+    cluster = {
+        "wsrep-on": "ON",
+        "wsrep-provider": str(galera),
+        "wsrep-cluster-address": "gcomm://",
+        "wsrep-node-address": "127.0.0.1",
+        "wsrep-provider-options": address,
+        "binlog-format": "ROW",
+        "innodb-autoinc-lock-mode": "2",
+    }
+    with servers.mariadb(options=cluster) as node:
+        tables = Tables(Database("mariadb", with_hosts(mariadb.url, f"127.0.0.1:{node.port}", ""), mariadb))
+        with closing(tables):
+            assert tables.unprepared().execute(PORT["mariadb"]) == [(node.port,)]
+            with pytest.raises(Exception, match="timed out"):  # it looks for the others in vain
+                Database("mariadb", node.url, node).execute(
+                    "SET GLOBAL wsrep_cluster_address = 'gcomm://127.0.0.1:1'", True
+                )
+            assert tables.unprepared().execute(PORT["mariadb"]) == [(mariadb.port,)]
+            with pytest.raises(DatabaseDown, match="cut off from its cluster"):
+                tables.unprepared(database=node.url).execute(PORT["mariadb"])
+
+
 @MYSQLS
 def test_a_host_that_becomes_read_only_is_left(tables: Tables) -> None:
     tables.apply()
@@ -340,6 +369,254 @@ def test_a_host_that_has_become_read_only_is_left_at_the_next_connection(tables:
         cursor.execute("SET default_transaction_read_only = off")
         cursor.execute(alter + "off")
     assert store.renew("g", "a", 1).held
+
+
+# -- settings of a server, a role, a session --------------------------------------------------------------------------
+
+
+@POSTGRES
+def test_times_are_read_as_they_were_written_whatever_form_and_zone_the_role_prefers(tables: Tables) -> None:
+    """IST is India's time where it is written, Israel's where it is read."""
+    tables.apply()
+    database = tables.database
+    for name, value in (("DateStyle", "SQL, DMY"), ("TimeZone", "Asia/Kolkata")):
+        database.execute(f"ALTER DATABASE {database.database} SET {name} = '{value}'", admin=True)
+    database.execute("ALTER TABLE health_check ALTER last_heartbeat TYPE timestamptz")
+    database.execute(
+        "ALTER TABLE file_ledger ALTER updated_at TYPE timestamptz, ALTER next_attempt_at TYPE timestamptz"
+    )
+    a, b = tables.open(), tables.open(member_id="b")
+    assert a.first("g", "a", 1) == 1
+    fence = Fence("g", "a", 1)
+    assert a.write(fence, [Change(None, row())]) == [True]
+    assert a.write(fence, [Change(row(), row(state="failed"), 60.0)]) == [True]
+    (found,) = a.rows("g")
+    assert found.due is not None
+    assert 50 < found.due <= 60
+    assert b.take("g", "b", b.look("g", "b"), b.timing.stale_after, "still") == 2
+
+
+@POSTGRES
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_the_encoding_that_the_role_prefers_narrows_no_name(tables: Tables, encoding: str) -> None:
+    tables.apply()
+    name = tables.database.database
+    tables.database.execute(f"ALTER DATABASE {name} SET client_encoding = '{encoding}'", admin=True)
+    store = tables.open()
+    assert store.first("g", "a", 1) == 1
+    assert store.write(Fence("g", "a", 1), [Change(None, row("/in/ä→.csv"))]) == [True]
+    assert [found.path for found in store.rows("g")] == ["/in/ä→.csv"]
+
+
+@POSTGRES
+@pytest.mark.parametrize(("preferred", "used"), [("off", "on"), ("local", "local")])
+def test_what_is_committed_is_on_the_disk_also_for_a_role_that_does_not_wait_for_it(
+    tables: Tables, preferred: str, used: str
+) -> None:
+    name = tables.database.database
+    tables.database.execute(f"ALTER DATABASE {name} SET synchronous_commit = {preferred}", admin=True)
+    assert tables.unprepared().execute("SELECT current_setting('synchronous_commit')") == [[used]]
+
+
+@POSTGRES
+def test_all_that_is_asked_begins_as_a_change_does_so_that_no_pooler_asks_a_replica(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also whether the server is read-only: poolers that balance loads look at the first words."""
+    import pg8000.native
+
+    run = pg8000.native.Connection.run
+    asked: list[str] = []
+
+    def heard(self: Any, sql: str) -> Any:
+        asked.append(sql)
+        return run(self, sql)
+
+    monkeypatch.setattr("pg8000.native.Connection.run", heard)
+    tables.apply()
+    reach_all_verbs(tables, tables.open(), tables.open(member_id="b"))
+    assert {sql[:10] for sql in asked} == {"SET LOCAL "}
+
+
+@POSTGRES
+def test_a_row_that_cannot_be_read_is_no_refusal_of_a_change(tables: Tables) -> None:
+    """That would be the file's own fault, and said to nobody. What is left of the answer is not taken for the next."""
+    name = f"{tables.database.database}_ascii"
+    options = "ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C' OWNER app"
+    tables.database.execute(f"CREATE DATABASE {name} {options}", admin=True)
+    database = Database("postgresql", tables.database.url.rpartition("/")[0] + f"/{name}", tables.database.server)
+    try:
+        with closing(Tables(database)) as ascii:
+            ascii.apply()
+            store = ascii.open()
+            assert store.first("g", "a", 1) == 1
+            store.write(Fence("g", "a", 1), [Change(None, row(f"/in/{n}")) for n in range(9)])
+            database.execute(r"UPDATE file_ledger SET error = E'\344' WHERE path = '/in/4'")
+            with pytest.raises(DatabaseDown) as caught:
+                list(store.rows("g"))
+            assert not isinstance(caught.value, ftpcoord.RowRefused), "nobody's row was written"
+            assert store.write(Fence("g", "a", 1), [Change(None, row(f"/in/{n}")) for n in range(9)]) == [False] * 9
+    finally:
+        tables.database.execute(f"DROP DATABASE {name} WITH (FORCE)", admin=True)
+
+
+@MYSQLS
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "init_connect = 'SET autocommit = 0'",
+        "autocommit = 0",
+        "init_connect = 'SET sql_safe_updates = 1'",
+        "init_connect = 'SET sql_select_limit = 1'",
+        "init_connect = 'SET sql_big_selects = 0, max_join_size = 1'",
+        "init_connect = 'SET timestamp = 1000000000'",
+    ],
+)
+def test_settings_that_change_what_statements_do_are_not_taken_over(tables: Tables, setting: str) -> None:
+    tables.apply()
+    tables.set_heartbeat("b", 100)  # what `reach_all_verbs` finds of another one
+    name = setting.partition(" ")[0]
+    ((before,),) = tables.database.execute(f"SELECT @@global.{name}", admin=True)
+    tables.database.execute(f"SET GLOBAL {setting}", admin=True)
+    try:
+        a, b = tables.open(), tables.open(member_id="b")
+        assert a.first("g", "a", 1) == 1
+        view = b.look("g", "b")
+        assert view.age is not None
+        assert -2 < view.age < 5
+        time.sleep(tables.quantum)
+        assert a.renew("g", "a", 1).held
+        assert b.take("g", "b", view, 5.0, "still") is None
+        fence, claims = Fence("g", "a", 1), [row(f"/in/{n}") for n in range(3)]
+        assert a.write(fence, [Change(None, claim) for claim in claims]) == [True] * 3
+        assert a.write(fence, [Change(claim, claim._replace(state="done")) for claim in claims[:2]]) == [True] * 2
+        assert a.write(fence, [Change(claims[2], None)]) == [True]
+        assert len(list(b.rows("g"))) == len(b.members("g")) == 2
+        a.release("g", "a", 1)
+        assert b.take("g", "b", b.look("g", "b"), 5.0, "released") == 2
+    finally:
+        value = before if isinstance(before, int) else f"'{before}'"
+        tables.database.execute(f"SET GLOBAL {name} = {value}", admin=True)
+
+
+# -- tables that are there already ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", ["token_holder", "health_check", "file_ledger"])
+@pytest.mark.parametrize("wider", [False, True])
+def test_a_table_in_which_a_key_could_stand_twice_is_refused(tables: Tables, table: str, wider: bool) -> None:
+    """Two rows of one group in token_holder would be two leases, two of one path a file handled twice."""
+    mysql = tables.database.name in ("mysql", "mariadb")
+    text = re.sub(",?\\s*(PRIMARY KEY|UNIQUE)( \\([^)]*\\))?", "", ftpcoord.ddl(mysql)[table], flags=re.DOTALL)
+    key = {"token_holder": "group_id, task_id", "health_check": "group_id, task_id, last_heartbeat"}
+    if wider:
+        more = f", PRIMARY KEY ({key.get(table, 'group_id, file_id, term')})"
+        text = re.sub("\\n\\)", f"{more}\n)", text)
+    tables.database.execute(text)
+    with pytest.raises(DatabaseRefused, match="ADD PRIMARY KEY" if mysql else "lacks a column or key"):
+        tables.apply()
+        store = tables.open()
+        store.look("g", "a")
+        store.first("g", "a", 1)
+        store.write(Fence("g", "a", 1), [Change(None, row())])
+
+
+@SQL_SERVERS
+def test_keys_are_known_in_any_order_and_beside_others(tables: Tables) -> None:
+    tables.apply()
+    tables.database.execute("ALTER TABLE health_check ADD CONSTRAINT other UNIQUE (group_id, task_id)")
+    drop = "DROP CONSTRAINT health_check_pkey" if tables.database.name == "postgresql" else "DROP PRIMARY KEY"
+    tables.database.execute(f"ALTER TABLE health_check {drop}")
+    reach_all_verbs(tables, tables.open(), tables.open(member_id="b"))
+
+
+@SQL_SERVERS
+@pytest.mark.parametrize("table", ["token_holder", "file_ledger"])
+def test_tables_that_lose_what_was_committed_are_refused(tables: Tables, table: str) -> None:
+    tables.apply()
+    mysql = tables.database.name != "postgresql"
+    tables.database.execute("CREATE TABLE somebody_elses (a INTEGER)" + " ENGINE=MyISAM" * mysql)
+    tables.open()
+    tables.database.execute(f"ALTER TABLE {table} {'ENGINE=MyISAM' if mysql else 'SET UNLOGGED'}")
+    cure = f"ALTER TABLE {table} {'ENGINE=InnoDB' if mysql else 'SET LOGGED'}"
+    with pytest.raises(DatabaseRefused, match=cure):
+        tables.open()
+    tables.apply()  # skips what is there
+    tables.database.execute(cure)
+    tables.open()
+
+
+@SQL_SERVERS
+@pytest.mark.parametrize("kind", ["DATE", "VARCHAR(40)", "no column"])
+def test_a_heartbeat_that_is_no_moment_is_refused(tables: Tables, kind: str) -> None:
+    """A day's renewals would all leave the same stamp, and pass for a dead member's."""
+    tables.apply()
+    change = {"postgresql": "ALTER last_heartbeat TYPE"}.get(tables.database.name, "MODIFY last_heartbeat")
+    if kind == "no column":
+        tables.database.execute("ALTER TABLE health_check DROP COLUMN last_heartbeat")
+    else:
+        tables.database.execute(f"ALTER TABLE health_check {change} {kind}")
+    with pytest.raises(DatabaseRefused, match=r"last_heartbeat is (date|character varying|varchar|missing)"):
+        tables.open()
+
+
+def test_columns_of_others_in_the_tables_disturb_no_statement(tables: Tables) -> None:
+    tables.apply()
+    for table in ("token_holder", "health_check", "file_ledger", "file_audit"):
+        for column in ("id", "created_at", "version", "name"):
+            tables.database.execute(f"ALTER TABLE {table} ADD COLUMN {column} VARCHAR(9)")
+    for table in ("token_holder", "health_check"):
+        for column in ("updated_at", "state", "error"):
+            tables.database.execute(f"ALTER TABLE {table} ADD COLUMN {column} VARCHAR(9)")
+    a = tables.open(audit=True)
+    b = tables.open(member_id="b", audit=True)
+    assert a.first("g", "a", 1) == 1
+    a.release("g", "a", 1)
+    assert b.take("g", "b", b.look("g", "b"), 5.0, "released") == 2
+    assert a.take("g", "a", a.look("g", "a"), 5.0, "still") == 3
+    fence, done = Fence("g", "a", 3), ftpcoord.Outcome("done")
+    assert a.write(fence, [Change(None, row("/in/d", term=3))]) == [True]
+    assert a.write(fence, [Change(row("/in/d", term=3), row("/in/d", state="done"), outcome=done)]) == [True]
+    a.retry("g", row("/in/d", state="done", term=3))
+    assert [each["outcome"] for each in a.history("g")] == ["done", "retried"]
+
+
+@MYSQLS
+def test_tables_of_two_collations_are_refused_and_said(tables: Tables) -> None:
+    tables.apply()
+    for table, collation in (("token_holder", "utf8mb4_unicode_ci"), ("health_check", "utf8mb4_general_ci")):
+        tables.database.execute(f"ALTER TABLE {table} CONVERT TO CHARACTER SET utf8mb4 COLLATE {collation}")
+    with pytest.raises(DatabaseRefused, match="collations differ"):
+        tables.open().look("g", "a")
+
+
+def test_a_sqlite_file_stays_the_one_it_was_though_a_handler_changes_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with closing(Tables(Database("sqlite", "sqlite:///own.db"))) as tables:
+        store = tables.open()
+        assert store.first("g", "a", 1) == 1
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert store.renew("g", "a", 1).held
+        store.close()
+        assert store.renew("g", "a", 1).held
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_sqlite_file_that_was_replaced_is_opened_anew(tables: Tables, tmp_path: Path) -> None:
+    """Whoever kept to the old one would hold a lease there, beside the lease in the new one."""
+    file = Path(tables.database.database)
+    a = tables.open()
+    assert a.first("g", "a", 1) == 1
+    for each in tmp_path.glob(f"{file.name}*"):
+        each.unlink()
+    b = tables.open(member_id="b")
+    assert b.first("g", "b", 1) == 1
+    assert not a.renew("g", "a", 1).held
+    file.unlink()
+    assert b.look("g", "b").holder is None, "what is gone is made anew"
 
 
 # -- logins and privileges --------------------------------------------------------------------------------------------
@@ -391,6 +668,19 @@ def test_a_missing_privilege_is_refused_and_named(tables: Tables) -> None:
 
 
 @MYSQLS
+@pytest.mark.parametrize("state", ["PASSWORD EXPIRE", "ACCOUNT LOCK"])
+def test_an_account_that_is_locked_or_whose_password_has_expired_is_refused(tables: Tables, state: str) -> None:
+    user = f"old_{tables.database.database}"
+    tables.database.execute(f"CREATE USER {user}@'%' IDENTIFIED BY 'secret' {state}", admin=True)
+    tables.database.execute(f"GRANT ALL ON {tables.database.database}.* TO {user}@'%'", admin=True)
+    try:
+        with pytest.raises(DatabaseRefused, match="the login was refused"):
+            tables.open(database=tables.database.url.replace("//app:", f"//{user}:"))
+    finally:
+        tables.database.execute(f"DROP USER {user}", admin=True)
+
+
+@MYSQLS
 def test_a_database_that_the_user_may_not_use_is_refused(tables: Tables) -> None:
     user = f"none_{tables.database.database}"
     tables.database.execute(f"CREATE USER {user}@'%' IDENTIFIED BY 'secret'", admin=True)
@@ -404,7 +694,8 @@ def test_a_database_that_the_user_may_not_use_is_refused(tables: Tables) -> None
 @SQL_SERVERS
 def test_a_table_of_another_form_is_refused_and_named(tables: Tables) -> None:
     tables.apply_wso2()
-    tables.database.execute("CREATE TABLE file_ledger (path VARCHAR(10))")
+    ids = "group_id VARCHAR(9), file_id VARCHAR(9)"
+    tables.database.execute(f"CREATE TABLE file_ledger ({ids}, PRIMARY KEY (group_id, file_id))")
     store = tables.open()
     with pytest.raises(DatabaseRefused, match="lacks a column"):
         list(store.rows("g"))

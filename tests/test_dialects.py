@@ -34,7 +34,7 @@ RELEASED = datetime.datetime(1970, 1, 1, 0, 0, 1)
 
 
 def tables_of(store: ftpcoord.Database) -> set[str]:
-    return {name for (name,) in store.execute(store.FOUND_TABLES)}
+    return {row[0] for row in store.execute(store.FOUND_TABLES)}
 
 
 class Tables:
