@@ -1212,9 +1212,10 @@ class Selector:
 
     def leave_out_final(self, look: Look, known: Callable[[str], Optional[Row]]) -> None:
         """A final verdict stands while neither the file's line nor its row changes."""
-        self._final = {path: pair for path, pair in self._final.items() if pair == (look.paths.get(path), known(path))}
+        for path in self._final.keys() - look.paths.keys():
+            del self._final[path]
         if not self.config.companions():  # which may be any line
-            look[:] = [found for found in look if found.path not in self._final]
+            look[:] = [found for found in look if self._final.get(found.path) != (found, known(found.path))]
 
     def choose(
         self,
@@ -1456,7 +1457,7 @@ class Ledger:
             self._rows[change.new.path] = change.new._replace(term=self.lease.term, due=due)
 
     def due_actions(self, busy: set[str]) -> list[Row]:
-        """Rows whose after-action has not succeeded yet and may be tried now."""
+        """Whose after-action may be tried now."""
         now = self._clock()
         return [row for row in self.all() if row.action and row.path not in busy and (row.due or 0) <= now]
 
@@ -1470,17 +1471,16 @@ class Ledger:
         own: Collection[int] = (),
     ) -> None:
         """Dates the rows of files that are no longer listed, and drops them (`blocking`: if done) `retention` seconds
-        later; at once what the server called gone, too. `lacks` tells whether the listing proves that a path is not
-        there, `own` are this process's earlier terms."""
+        later; at once what the server called gone, too. `lacks`: whether the listing proves that a path is not there,
+        `own`: this process's earlier terms."""
         now, changes = self._clock(), []
         for row in self.all():
+            if (row.path in listed and not row.unlisted) or row.action or busy(row.path):
+                continue
             still_open, lost = row.state in ("failed", "claimed"), lost_attempt(row)
             over = (still_open and row.marks.gone) or (row.unlisted and row.due is not None and row.due <= now)
-            if row.action or busy(row.path):
-                continue
             if row.path in listed:
-                if row.unlisted:
-                    changes.append(Change(row, row.marked(unlisted=False)))
+                changes.append(Change(row, row.marked(unlisted=False)))
             elif not lacks(row.path):
                 continue
             elif over and (row.state == "done" or not blocking):
@@ -1834,11 +1834,14 @@ class Poller:
         self.pool.hurry(self.config.heartbeat_frequency)
 
     def _forget(self, look: Look, busy: set[str]) -> None:
-        """What is proven not to be there."""
+        """What is proven absent."""
         busy, listed = busy | self.workers.busy, look.paths.keys()
-        unlisted = (row for row in self.ledger.all() if row.path not in listed)
-        kept = listed | busy | {row.path for row in unlisted if row.action or not look.lacks(row.path)}
-        self._breaker.keep(kept - self.companions.renewed)
+
+        def kept(path: str) -> bool:
+            row = self.ledger.get(path)
+            return path in listed or path in busy or bool(row and (row.action or not look.lacks(path)))
+
+        self._breaker.keep(lambda path: kept(path) and path not in self.companions.renewed)
         for memory in (self.selector.unsteady, self.workers, self.recognizer, self.companions):
             memory.keep(kept)
         retention, own = self.config.ledger_retention * SECONDS_A_DAY, self.member.terms
@@ -2242,13 +2245,14 @@ class Walk(Look):
         self.goes_on = goes_on
         self.base = ""  # the polled folder
         self.folders: set[str] = set()  # what was listed as a folder, below it
-        self.listings: dict[str, Any] = {}  # by folder, as the server gave them
+        self.listings: dict[str, tuple[Any, dict[int, Found]]] = {}  # by folder; files by id of entry
         self._size = 0
 
-    def add(self, found: Found) -> None:
-        self.append(found)
-        self.paths[found.path] = found
-        self._size += len(found.path)
+    def add(self, folder: str, entries: Any, files: dict[int, Found]) -> None:
+        self.listings[folder] = entries, files
+        paths = {found.path: found for found in files.values()}
+        self.paths.update(paths)
+        self._size += sum(map(len, paths))
         if len(self) > MAX_ENTRIES or self._size > MAX_LISTING:
             raise ServerDown(f"more than {MAX_ENTRIES} files or {MAX_LISTING} bytes of paths: poll fewer folders")
 
@@ -2265,8 +2269,8 @@ class Tree:
         self._last = Walk()
 
     def walk(self, server: FileServer, goes_on: Callable[[], object] = bool) -> Look:
-        """Lists the polled folders, with subfolders if `recursive`. Raises the last error if none can be listed,
-        FileRefused if files would be moved into one, and before each folder what `goes_on` raises."""
+        """Raises the last error if none can be listed, FileRefused if files would be moved into one, and before each
+        folder what `goes_on` raises."""
         look = Walk(goes_on)
         unresolved = self._targets.check(server)
         for look.base in self._bases:
@@ -2284,7 +2288,8 @@ class Tree:
 
     def _visit(self, server: FileServer, look: Walk, folder: str, below: str, above: Above) -> None:
         look.goes_on()
-        entries = look.listings[folder] = server.list(folder, self._last.listings.get(folder))
+        last, known = self._last.listings.get(folder, (None, {}))
+        entries, files = server.list(folder, last), {}
         prefix = start_of_paths(folder)
         if server.unread:
             look.unread[prefix] = server.unread
@@ -2299,14 +2304,17 @@ class Tree:
         if len(look.folders) > MAX_FOLDERS:
             raise ServerDown(f"more than {MAX_FOLDERS} folders below {look.base}: poll fewer")
         for entry in entries:
+            found = known.get(id(entry))
+            if found:
+                files[id(entry)] = found
+                look.append(found)
+                continue
             path, relative = prefix + entry.name, below + entry.name
-            found = self._last.paths.get(path)
-            if found and found.entry is entry:
-                look.add(found)
-            elif not is_plain_name(entry.name) or len(path) > LONGEST_PATH:
+            if not is_plain_name(entry.name) or len(path) > LONGEST_PATH:
                 self._refuse(folder, entry.name[:LONGEST_PATH], "not a plain file name")
             elif entry.kind == "file":
-                look.add(Found(path, relative, entry))
+                files[id(entry)] = Found(path, relative, entry)
+                look.append(files[id(entry)])
             elif entry.kind == "link":
                 self._skip(look, path, "a link; links are not followed")
             elif entry.kind == "dir" and self.config.recursive:
@@ -2319,6 +2327,7 @@ class Tree:
                 except (FileGone, FileRefused) as exc:  # each folder for itself
                     look.refused[path + "/"] = str(exc)
                     self._refuse(*split_path(path), str(exc))
+        look.add(folder, entries, files)
 
     def _stays_out(self, server: FileServer, look: Walk, relative: str) -> str:
         """Why a folder is not entered, if it is not."""
@@ -2950,9 +2959,8 @@ class Recognizer:
         """A new version begins without doubts."""
         self._doubts.pop(path, None)
 
-    def keep(self, listed: Collection[str]) -> None:
-        """Files that are gone are forgotten."""
-        self._doubts = {path: doubt for path, doubt in self._doubts.items() if path in listed}
+    def keep(self, kept: Callable[[str], bool]) -> None:
+        self._doubts = {path: doubt for path, doubt in self._doubts.copy().items() if kept(path)}
 
 
 def move_of_display(row: Row, entry: Entry) -> Optional[datetime.timedelta]:
@@ -3084,10 +3092,9 @@ class Breaker:
             self._due = now + self._pause
             return [trial]
 
-    def keep(self, listed: set[str]) -> None:
-        """Files that are gone rest no more."""
+    def keep(self, kept: Callable[[str], bool]) -> None:
         with self._lock:
-            self._files = {path: rest for path, rest in self._files.items() if path in listed}
+            self._files = {path: rest for path, rest in self._files.items() if kept(path)}
 
 
 UNSTEADY = "it is another version each time it has been handled"
@@ -3139,9 +3146,8 @@ class Unsteady:
         """How long it still rests."""
         return max(0.0, self._files.get(path, (0, 0.0))[1] - self._clock())
 
-    def keep(self, listed: Collection[str]) -> None:
-        """Files that are gone are forgotten."""
-        for path in (self._files.keys() | self._before.keys()).difference(listed):
+    def keep(self, kept: Callable[[str], bool]) -> None:
+        for path in itertools.filterfalse(kept, self._files.keys() | self._before.keys()):
             self._before.pop(path, None)
             self.over(path)
 
@@ -3241,8 +3247,8 @@ class Workers:
             first, self.behind = order.line_up(self.busy, listed, known, *ready)
             return first
 
-    def keep(self, listed: Set[str]) -> None:
-        self.alone &= listed
+    def keep(self, kept: Callable[[str], bool]) -> None:
+        self.alone.difference_update([path for path in self.alone.copy() if not kept(path)])
 
     def put_off(self, kept: tuple[type, ...] = ()) -> None:
         """Leaves what waits, but these kinds, to the next poll: the file server cannot be reached, or the work ends."""
@@ -6767,13 +6773,6 @@ class _Fields:
             raise _Broken(f"an SFTP handle of {len(handle)} bytes")
         return _string(handle)
 
-    def skip(self, text: bytes) -> bool:
-        """Whether these bytes come next, which are behind it then."""
-        end = self.at + len(text)
-        same = bytes(self.body[self.at : end]) == text
-        self.at = end if same else self.at
-        return same
-
     def entry(self, name: str, long_name: bytes = b"") -> Optional[Entry]:
         """Attributes (draft section 5) as an entry; None if they tell no kind, or no size of a file."""
         flags = self.number()
@@ -7296,7 +7295,7 @@ class SftpServer(FileServer):
         session = self._talk()
         with self._effect():
             kind, fields = session.call(kind, body)
-        if kind != STATUS or not fields.skip(OK):
+        if kind != STATUS or fields.body[fields.at :][:4] != OK:
             raise _status_error(path, kind, fields)
 
     @conversation("looking at")
@@ -7326,20 +7325,25 @@ class SftpServer(FileServer):
             seen, size = seen + count, size + len(fields.body)
             if seen > MAX_ENTRIES or size > MAX_LISTING:
                 raise _Broken("a listing without an end")
+            body, at = bytes(fields.body), fields.at
             for _ in range(count):
-                raw = bytes(fields.string())
-                told = known.get(raw)
-                if told is None or not fields.skip(told[1]):
-                    name, start = decode_name(raw, self.encoding), fields.at
+                key = body[at : at + 4 + int.from_bytes(body[at : at + 4], "big")]
+                told = known.get(key)
+                if told and body.startswith(told[1], at):
+                    at += len(told[1])
+                else:
+                    fields.at = at
+                    name = decode_name(bytes(fields.string()), self.encoding)
                     entry = fields.entry(name, bytes(fields.string()))
+                    line, at = body[at : fields.at], fields.at
                     if name in (".", ".."):
                         continue
                     if entry is None:
                         vague.append(name)
                         continue
-                    told = entry, bytes(fields.body[start : fields.at])
+                    told = entry, line
                 entries.append(told[0])
-                entries.lines[raw] = told
+                entries.lines[key] = told
         self._talk().call(CLOSE, handle)
         error = None if kind == NAME else _status_error(folder, kind, fields)
         if error is not None and not isinstance(error, _EndOfFile):
@@ -7597,8 +7601,8 @@ class Companions:
     def at_claim(self, path: str) -> Beside:
         return self._claimed.get(path) or self.of(path)
 
-    def keep(self, paths: set[str]) -> None:
-        self._claimed = {path: self._claimed[path] for path in self._claimed.keys() & paths}
+    def keep(self, kept: Callable[[str], bool]) -> None:
+        self._claimed = {path: beside for path, beside in self._claimed.items() if kept(path)}
 
     def seal(self, found: Found) -> Seal:
         """For one fetch, with the companions as they were at the claim."""

@@ -729,7 +729,7 @@ def test_pauses_of_a_file_that_is_never_the_same_double_up_to_an_hour_and_end_wi
     assert [record.getMessage() for record in logged()] == ["not_now"] * 10
     ends: list[Callable[[], None]] = [
         lambda: unsteady.over(file.path),
-        lambda: unsteady.keep(set()),
+        lambda: unsteady.keep(lambda path: False),
         lambda: unsteady.seen_again(row()),
     ]
     for end in ends:
@@ -739,7 +739,7 @@ def test_pauses_of_a_file_that_is_never_the_same_double_up_to_an_hour_and_end_wi
         unsteady.again(file.path, 1)
         assert not unsteady.pause(file.path)
         unsteady.again(file.path, 1)
-    unsteady.keep({file.path})
+    unsteady.keep({file.path}.__contains__)
     assert unsteady.pause(file.path)
 
 
