@@ -2127,7 +2127,7 @@ class Poller:
             action = self.config.action(self.config.after_error)
             self._note(item, failed._replace(state="quarantined", action=action), "file_quarantined")
         else:
-            pause = doubled(self.config.retry_delay, failed.failures if counts else row.attempts)
+            pause = doubled(self.config.retry_delay or 1.0 - counts, failed.failures if counts else row.attempts)
             self._note(item, failed, "file_failed", pause, pause)
 
     def _note(
@@ -3010,7 +3010,8 @@ class Breaker:
         self._files: dict[str, Resting] = {}
         self._in_a_row: set[str] = set()
         self._successes = 0
-        self._pauses = Backoff(config.retry_delay, 300.0)
+        self._first = config.retry_delay or 1.0
+        self._pauses = Backoff(self._first, 300.0)
         self._pause = self._due = 0.0
         self._tried: set[str] = set()
         self._trial = ""
@@ -3025,7 +3026,7 @@ class Breaker:
         with self._lock:
             last = self._files.get(path, Resting(0, 0, self._successes, now))
             alone = last.alone + (self._successes > last.successes)
-            pause = doubled(self._config.retry_delay, last.times + 1)
+            pause = doubled(self._first, last.times + 1)
             if isinstance(exc, TryLater):
                 least = exc.seconds or 0.0
                 pause = pause if exc.seconds is None else max(least, min(pause, 1.0))
@@ -7605,7 +7606,6 @@ class Companions:
         self._claimed = {path: beside for path, beside in self._claimed.items() if kept(path)}
 
     def seal(self, found: Found) -> Seal:
-        """For one fetch, with the companions as they were at the claim."""
         self._wrong.pop(found.path, None)
         return Seal(self._config, found, self.at_claim(found.path))
 
@@ -7718,7 +7718,6 @@ class Seal:
 
 
 def read_seals(server: FileServer, seals: Sequence[Seal], jobs: Sequence[Job]) -> None:
-    """Reads the companions, before `jobs` are asked for."""
     wanted = [
         (Job(seal.path, seal.entry.size, seal.text.extend), seal)
         for seal in seals
@@ -7964,7 +7963,6 @@ class MoveTargets:
 
 
 def contains(folder: str, other: str, recursive: bool) -> bool:
-    """Whether a folder is another one or, with `recursive`, above it."""
     place, above = (posixpath.join(normal_path(path), "") for path in (other, folder))
     return place == above or (recursive and place.startswith(above))
 
@@ -8042,7 +8040,7 @@ class File:
 
 
 def publish(temporary: Path, target: Path) -> Path:
-    """Gives a finished file its name, durably; gives the name it got. See `give_name`."""
+    """As `give_name`, durably."""
     named = give_name(temporary, target)
     sync_folder(named.parent)
     return named
@@ -8110,7 +8108,7 @@ warden = Warden()
 class Command:
     """`exec`: runs a command without a shell, in a process group of its own, and ends what is left of it.
 
-    It gets names by its arguments and its environment alone. Its output goes to standard error.
+    Its output goes to standard error.
     """
 
     def __init__(self, config: Config) -> None:
@@ -8129,7 +8127,7 @@ class Command:
     def run(self, file: File) -> None:
         """Raises HandlerFailed unless it exits with 0, LocalTrouble if it does not start, LeaseLost if it was cut."""
         values = {"file": str(file.local), "name": file.name, "path": file.path}
-        words = [re.sub(r"\{(file|name|path)\}", lambda m: values[m[1]], word) for word in self._words]
+        words = [PLACEHOLDER.sub(lambda m: values[m[1]], word) for word in self._words]
         environment = environment_without_ours()
         environment.update(
             FTPCOORD_FILE=str(file.local),
@@ -8367,7 +8365,7 @@ class Target(NamedTuple):
 
 
 class Endpoint(NamedTuple):
-    """Where the database is: hosts in the order in which they are tried."""
+    """`hosts` in the order in which they are tried."""
 
     dialect: str
     user: str
@@ -8538,10 +8536,11 @@ class Config:
             if name in fields:
                 setattr(self, name, _typed(name, value, fields[name]))
             elif name.removesuffix("_file") in FILE_SETTINGS:
-                self.files[name.removesuffix("_file")] = str(value)
+                self.files.update({name.removesuffix("_file"): str(value)} if value else {})
             else:
                 near = ", ".join(known for known in fields if known.startswith(f"{name:4.4}"))
-                raise ConfigError(f"{name}: there is no such setting" + (f" (did you mean {near}?)" if near else ""))
+                told = re.sub(r"\s.*", " ...", name)  # a line without its `=` may hold a secret
+                raise ConfigError(f"{told}: there is no such setting" + (f" (did you mean {near}?)" if near else ""))
         for name in self.files:
             if settings.get(name):
                 raise ConfigError(f"{name}: is set twice, as {name} and as {name}_file; keep one of them")
@@ -8558,8 +8557,6 @@ class Config:
             self.coordination_group = group_id(normal_group(self._spelling))
         if not self.member_id:
             self.member_id = re.sub(r"[^!-~]", "_", socket.gethostname())[:110] + f":{os.getpid()}"
-
-    # -- sources ------------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Config:
@@ -8594,8 +8591,6 @@ class Config:
                 raise ConfigError(f"{path} [{section}] {exc}") from None
             configs[-1].source = path if configs[-1].holds_secret() else ""
         return configs
-
-    # -- derived ------------------------------------------------------------------------------------------------------
 
     def secret(self, name: str) -> str:
         """A secret's present value; one that came from a file is read anew, so that it can be rotated."""
@@ -8653,13 +8648,10 @@ class Config:
         return {**known, **masked, **{name: without_password(known[name]) for name in URLS}}
 
     def holds_secret(self) -> bool:
-        """Whether a secret stands in the settings themselves."""
         return any(self.public()[name] != getattr(self, name) for name in FILE_SETTINGS if name not in self.files)
 
     def __repr__(self) -> str:
         return f"Config(coordination_group={self.coordination_group!r}, member_id={self.member_id!r})"
-
-    # -- checks -------------------------------------------------------------------------------------------------------
 
     def _wrong(self) -> Iterator[str]:
         if not self.database:
@@ -8798,7 +8790,6 @@ class Config:
         return [part.strip() for part in parts if part.strip()]
 
     def companions(self) -> list[str]:
-        """The templates of `requires` and `ready_suffix`, and of `checksum`."""
         texts = [text for text in map(str.strip, self.requires.split(",")) if text not in ("", self.checksum)]
         texts += ["{name}" + self.ready_suffix] * bool(self.ready_suffix)
         return texts + [self.checksum] * bool(self.checksum)
@@ -9839,6 +9830,8 @@ class Listener:
         try:
             self.member.start(pulse)
             self._once = once
+            if once:  # the next run would see a file for the first time again
+                config.settle, config.min_age = max(config.settle, config.min_age), 0.0
             self._herald.start()
             thread.start()
         except RuntimeError as exc:
@@ -9931,7 +9924,7 @@ class Listener:
 def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
     """Runs listeners until all have stopped; those of one database and rhythm share a heartbeat connection.
 
-    SIGTERM and SIGINT stop them gracefully, if this is the main thread.
+    SIGTERM, SIGINT and SIGHUP stop them gracefully, if this is the main thread.
     """
     configs = [listener.config for listener in listeners]
     addresses = {config.http_address() for config in configs if config.http}
@@ -9958,7 +9951,8 @@ def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
     with contextlib.ExitStack() as ends:
         main = threading.current_thread() is threading.main_thread()
         try:
-            for number in (signal.SIGTERM, signal.SIGINT) if main else ():
+            hangup = [HANGUP] if signal.getsignal(HANGUP) == signal.SIG_DFL else []  # else nohup's, or a script's own
+            for number in (signal.SIGTERM, signal.SIGINT, *hangup) if main else ():
                 ends.callback(signal.signal, number, signal.signal(number, stop))
             for address in addresses:  # a listener without one is shown by all
                 told_of = [one for one in listeners if not one.config.http or one.config.http_address() == address]
@@ -9981,6 +9975,7 @@ def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
     return max(listener.exit_code for listener in listeners)
 
 
+HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)
 # Members that agree in these share a connection.
 PULSE_SETTINGS = (
     *("database", "database_password", "database_tls", "database_ca_file", "ledger"),
@@ -10025,8 +10020,10 @@ def weaknesses(config: Config) -> Iterator[tuple[str, str]]:
     secret = {f"{name}_file": path for name, path in config.files.items()}
     secret.update(key=config.key, client_key=config.client_key or config.client_cert, config=config.source)
     if config.endpoint.dialect == "sqlite":
-        secret["database"] = config.place(config.endpoint.name)
-        folder = os.path.dirname(config.place(config.endpoint.name))
+        secret["database"] = file = config.place(config.endpoint.name)
+        if not os.path.isabs(config.endpoint.name):
+            yield "database", f"a member that starts in another folder would not use {file}: write the whole path"
+        folder = os.path.dirname(file)
         with contextlib.suppress(OSError):
             if os.name == "posix" and os.stat(folder).st_mode & 0o002:
                 yield "database", f"every user of this host can put another file in its place: chmod o-w {folder}"
@@ -10174,7 +10171,6 @@ class Stats:
             event("standby", group=group, active=view.holder, seen_term=view.term)
 
     def role_event(self, name: str, fields: Mapping[str, object]) -> None:
-        """elected, lost or released: this member's own role."""
         if name not in ("elected", "lost", "released"):
             return
         term, why = int(str(fields["term"])), str(fields.get("reason", "handed over"))

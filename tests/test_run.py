@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import servers
 from conftest import Files, new_database, wait_for
-from members import PATIENCE, Crew, ftpcoord, never
+from members import PATIENCE, PROGRAM, Crew, Member, ftpcoord, never
 
 # ----------------------------------------------------------------------------- run --once
 
@@ -55,6 +56,14 @@ def test_run_once_waits_for_a_stale_holder_and_takes_over(crew: Crew) -> None:
     assert [(run.member, run.attempt) for run in crew.runs()] == [("b", 2)]
 
 
+def test_run_once_waits_until_files_have_min_age(crew: Crew) -> None:
+    """From cron each run is a new process: none would ever have seen a file long enough."""
+    crew.files.put("1.txt", b"x")
+    began = time.monotonic()
+    assert crew.run("run", "--once", min_age=1.5).returncode == 0
+    assert crew.names() == ["1.txt"] and time.monotonic() - began > 1.5
+
+
 def test_run_once_with_files_in_back_off_ends_with_1(crew: Crew) -> None:
     crew.fail()
     crew.files.put("1.txt", b"x")
@@ -69,7 +78,7 @@ def test_run_once_with_files_in_back_off_ends_with_1(crew: Crew) -> None:
 # ----------------------------------------------------------------------------- run
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_graceful_stop_waits_for_the_command_and_ends_with_0(crew: Crew, number: int) -> None:
     crew.settings["workers"] = 1
     crew.hold()
@@ -84,6 +93,23 @@ def test_a_graceful_stop_waits_for_the_command_and_ends_with_0(crew: Crew, numbe
     assert crew.names() == ["1.txt"] and crew.names("begin") == ["1.txt"], "no new file is begun"
     assert [event.name for event in member.events()][-2:] == ["released", "stopped"]
     assert crew.states() == {"1.txt": "done"}
+
+
+@pytest.mark.skipif(shutil.which("nohup") is None, reason="there is no nohup")
+def test_with_nohup_the_end_of_the_terminal_is_no_stop(crew: Crew) -> None:
+    with Member("a", ["nohup", *PROGRAM], crew.environment(member_id="a"), crew.folder) as member:
+        member.wait("elected")
+        member.send(signal.SIGHUP)
+        polls = member.polls()
+        wait_for(lambda: member.polls() > polls, PATIENCE)
+        assert member.stop() == 0
+
+
+@pytest.mark.parametrize("command", ["sh -c 'exit 75'", "no-such-command {file}"])
+def test_run_once_ends_where_failures_do_not_count_and_retry_delay_is_0(crew: Crew, command: str) -> None:
+    crew.files.put("1.txt", b"x")
+    done = crew.run("run", "--once", exec=command, retry_delay=0)
+    assert done.returncode == 1 and done.stdout.count(" attempt=1 ") <= 1 and crew.states() == {"1.txt": "failed"}
 
 
 def test_a_command_that_outlives_drain_timeout_is_ended_and_its_file_is_handled_again(crew: Crew) -> None:

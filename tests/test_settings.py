@@ -95,6 +95,7 @@ def test_relative_paths_are_meant_from_where_the_settings_were_read(
     with contextlib.closing(ftpcoord.open_database(found)) as database:
         database.prepare()
     assert (tmp_path / "c.db").exists() and not any(Path().iterdir())
+    assert any(name == "database" and str(tmp_path / "c.db") in why for name, why in ftpcoord.weaknesses(found))
 
 
 def test_a_host_that_knows_no_home_folder_is_no_reason_to_end(tmp_path: Path) -> None:
@@ -169,9 +170,21 @@ def test_an_unknown_name_is_an_error_that_names_it(name: str) -> None:
         config(**{name: "x"})
 
 
+def test_of_a_line_without_its_equals_sign_only_the_first_word_is_told(tmp_path: Path) -> None:
+    (tmp_path / "ini").write_text("[a]\npassword hunter2:hunter2\n")
+    with pytest.raises(ConfigError, match=r"password \.\.\.: there is no such setting") as caught:
+        Config.from_file(str(tmp_path / "ini"))
+    assert "hunter" not in str(caught.value)
+
+
 def test_an_unknown_name_like_a_known_one_is_answered_with_that() -> None:
     with pytest.raises(ConfigError, match=r"did you mean heartbeat_frequency\?"):
         config(heartbeat="x")
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_a_secrets_file_may_be_none(nothing: object) -> None:
+    assert config(password="p", password_file=nothing).file_password() == "p"
 
 
 def test_none_is_not_set() -> None:
