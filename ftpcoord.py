@@ -1795,7 +1795,9 @@ class Poller:
         if choice.unsettled and self.member.wait(self.lease, self.config.settle):
             again = self._list()
             settled = self.selector.unchanged(choice.unsettled, again)
-            unsettled = len(choice.unsettled) - len(settled)
+            restless = self.selector.unsteady.redated(choice.unsettled, again)
+            unsettled = len(choice.unsettled) - len(settled) - restless
+            self.unreached |= restless > 0
             ready = in_order(ready + settled, self.config.sort)
         # 3. Wanted, in its turn, not resting, and no more than `max_files`.
         ready = [work for work in ready if self._wants(work.found)]
@@ -3099,6 +3101,7 @@ class Breaker:
 
 
 UNSTEADY = "it is another version each time it has been handled"
+REDATED = "it waits as if it were being written: the server tells another time at each look"
 
 
 class Unsteady:
@@ -3110,6 +3113,7 @@ class Unsteady:
         self._config, self._clock = config, clock
         self._files: dict[str, tuple[int, float]] = {}  # how often in a row; until when it rests
         self._before: dict[str, deque[Row]] = {}  # what these were
+        self._redated: dict[str, int] = {}  # second listings in a row
 
     def again(self, path: str, term: int) -> None:
         """It has been handled, and is another version."""
@@ -3119,6 +3123,19 @@ class Unsteady:
         if times > 2:
             about = {"group": self._config.coordination_group, "term": term, "path": path}
             event("not_now", logging.WARNING, **about, retry_in=pause, error=UNSTEADY)
+
+    def redated(self, works: Sequence[Work], listing: Sequence[Found]) -> int:
+        """How many look as where a server tells the present moment: time alone differs in three second listings."""
+        again = {found.path: found.entry for found in listing}
+        before, self._redated = self._redated, {}
+        for work in works:
+            path, then, now = work.path, work.found.entry, again.get(work.path)
+            if now is not None and now.size == then.size and not same_version(now, then):
+                self._redated[path] = before.get(path, 0) + 1
+                if self._redated[path] == 3:
+                    folder, name = split_path(path)
+                    event("file_refused", logging.WARNING, folder=folder, name=repr(name), reason=REDATED)
+        return sum(times > 2 for times in self._redated.values())
 
     def claimed(self, work: Work, term: int) -> None:
         """Of what is kept, a version within the minute that the line of the one before shows; later ones are new."""
@@ -4805,14 +4822,14 @@ def tls_context(setting: str, ca_file: str, verify: bool, cert: str = "", key: s
 # II.2 File servers: what every protocol offers
 # ---------------------------------------------------------------------------------------------------------------------
 
-MAX_ENTRIES = 2_000_000  # of one poll: a listing without an end must not fill the memory
+MAX_ENTRIES = 2_000_000  # of one poll
 MAX_LISTING = 256 << 20  # bytes of one listing, and of the paths of one poll
 MAX_FOLDERS = 100_000  # of one poll
 MOST_UNREAD = 100  # lines of a listing that are kept though nobody understands them
 LARGEST_FILE = 2**63 - 1  # bytes; the ledger's column takes no more
 READ_BUFFER = 256 * 1024  # bytes; larger ones were slower
 NAMES_SERVE = 10.0  # seconds for which a listing answers what is in its folder
-MOST_NUMBERED = 1000  # names tried for one moved file; a server that says of each that it exists must not hold us
+MOST_NUMBERED = 1000  # names tried for one moved file
 MOST_PROXY_REPLY = 16384  # bytes of an HTTP proxy before the tunnel begins
 SOCKS_ERRORS = (  # from 1, RFC 1928 section 6
     "general failure",
@@ -5767,7 +5784,7 @@ class ListingReader:
 # ---------------------------------------------------------------------------------------------------------------------
 
 MAX_REPLY_LINES = 1000  # of one multi-line FTP reply
-TLS_GOODBYE = 5.0  # seconds to answer the end of a TLS data connection; some servers never do
+TLS_GOODBYE = 5.0  # seconds to answer the end of a TLS data connection
 EPSV_PATIENCE = 5.0  # seconds for the first data connection, as long as PASV may be the better way
 NO_COMMAND = ("500", "502", "504")
 # No text says that something is not there; these only tell refusals from one another.
@@ -6152,7 +6169,7 @@ class Looker:
             return "", reply
         facts = self._facts(reply) if command == "MLST" else []
         if facts and not any(entry.name == "." or same_name(entry.name, path) for entry in facts):
-            return "", ""  # of another: servers take patterns, or tell what is in a folder
+            return "", ""  # servers take patterns, or tell what is in a folder
         if command == "SIZE" or any(entry.kind == "file" for entry in facts):
             self.yes[command] = split_path(path)[0]
         return reply, ""
@@ -6628,7 +6645,7 @@ def _paramiko() -> Any:
         paramiko = importlib.import_module("paramiko")
     except ImportError:
         raise ConfigError("sftp:// needs paramiko: pip install paramiko") from None
-    logger = logging.getLogger("paramiko")  # it logs tracebacks of what is reported here in one sentence
+    logger = logging.getLogger("paramiko")  # it logs tracebacks
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.CRITICAL)
     return paramiko
@@ -6946,7 +6963,7 @@ class SftpPipeline:
         self._hungry: deque[_Download] = deque()  # files of which more is to be asked for
         self._alone = False
         self._open = self._in_flight = 0  # files; bytes asked for and not yet here
-        self._again: list[Job] = []  # the server may have had too many open files for them
+        self._again: list[Job] = []  # alone
         self._ended: deque[tuple[Job, Optional[Error]]] = deque()  # and not told yet
         self.fetched: set[_Download] = set()  # whole, and not looked at yet
 

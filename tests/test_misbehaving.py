@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import resource
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import hostile
 import pytest
 from conftest import new_folder, wait_for
 from hostile import PATIENCE, FtpHost, Hasty, Host, SftpHost, Site, bytes_of, cut_after, reply, stall_after, stream
+from processes import MEMBER, environment
 
 import ftpcoord
 
@@ -291,6 +293,30 @@ def test_a_listing_that_fails_is_said_once_and_the_next_polls_go_on(
             site.wait("server_up")
             site.arrive({"a": b"1"})
             assert len(site.all("server_down")) == 1 and not site.all("file_failed")
+
+
+def test_run_once_ends_although_a_server_tells_another_time_of_a_file_at_each_look(tmp_path: Path) -> None:
+    """It waits as a file does that is being written; another one does not wait for it."""
+    seconds = iter(range(1, 1000))
+
+    def listing(session: Any, argument: str) -> None:
+        host.put("now.csv", b"now", next(seconds))
+        session.on_mlsd(argument)
+
+    with FtpHost(files={"now.csv": b"now", "then.csv": b"then"}) as host:
+        host.on("MLSD", listing, None)
+        settings = {"settle": 0.1, "polling_interval": 0.1, "exec": "true", "after": "delete", "member_id": "a"}
+        database = f"sqlite:///{tmp_path / 'coordination.db'}"
+        variables = environment({**host.settings, **settings, "database": database})
+        done = subprocess.run(
+            [*MEMBER, "run", "--once"],
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=PATIENCE,
+        )
+        assert done.returncode == 1 and done.stdout.count(b"another time at each look") == 1, done.stdout
+        assert list(host.files) == ["now.csv"] and "RETR /in/now.csv" not in host.commands
 
 
 def test_a_connection_that_is_cut_between_two_commands_is_a_server_that_is_down() -> None:

@@ -628,6 +628,26 @@ def test_a_file_that_grew_in_between_settles_anew() -> None:
     assert names(choose(selector, [found(size=11, mtime="2026-01-12T12:01")]).unsettled) == ["a.csv"]
 
 
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [([9] * 4, 0), ([9] * 6, 1), ([9] * 10, 1), ([1, 2, 3, 4, 5, 6], 0), ([9] * 5 + [8] + [9] * 4, 0)],
+)
+def test_a_file_whose_time_alone_is_another_one_at_each_look_is_said_to_wait(
+    sizes: list[int], said: int, logged: Logged
+) -> None:
+    """As where a server tells the present moment: it looks as if it were being written, for ever."""
+    selector = Selector(config(settle=5), Clock())
+    looks = [found(size=size, mtime=f"2026-01-12T10:00:0{number}") for number, size in enumerate(sizes)]
+    for first, second in zip(looks[::2], looks[1::2]):
+        unsettled = choose(selector, [first]).unsettled
+        assert selector.unchanged(unsettled, [second]) == []
+        restless = selector.unsteady.redated(unsettled, [second])
+    events = [record for record in logged() if record.getMessage() == "file_refused"]
+    assert len(events) == said == restless and all(
+        "another time at each look" in getattr(record, "fields", {})["reason"] for record in events
+    )
+
+
 def test_a_version_that_the_ledger_knows_has_settled_before() -> None:
     selector = Selector(config(settle=5), Clock())
     assert names(choose(selector, [found()], row(state="failed")).ready) == ["a.csv"]
