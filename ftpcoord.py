@@ -3572,7 +3572,7 @@ MEANINGS: dict[str, tuple[type[Error], str]] = {
     "garbled": (DatabaseDown, "its answer cannot be understood"),
     "other": (DatabaseDown, ""),
 }
-GARBLED = "UnicodeDecode|AttributeError|(Lookup|Index|Key)Error|TypeError|error |AssertionError"  # nonsense was read
+GARBLED = "UnicodeDecode|AttributeError|(Lookup|Index|Key)Error|TypeError|error |AssertionError"
 # The columns of `:changes`: what a change makes of a row, and of which.
 NEW = ("path", "size", "mtime", "state", "attempts", "failures", "action", "error")
 OLD = ("size", "mtime", "state", "term", "attempts")
@@ -3660,6 +3660,7 @@ class Allowance:
 
     def __init__(self) -> None:
         self._until, self._bytes = 0.0, 0
+        self.share = 1  # of the addresses that may have to be tried yet
 
     def renew(self, seconds: float, size: int) -> None:
         self._until, self._bytes = boot_clock() + seconds, size
@@ -3677,7 +3678,6 @@ class Allowance:
         self._bytes -= received
 
     def metered(self, base: Any) -> Any:
-        """A kind of socket that keeps to it."""
         allowance = self
 
         class Stream(io.BufferedRWPair):
@@ -3711,10 +3711,8 @@ class Allowance:
 
         return Metered
 
-    def connect(self, host: str, port: int) -> Any:
-        """An address that does not answer leaves the other ones their share of time."""
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        sock = socket.create_connection((host, port), self.left() / len(addresses))
+    def connect(self, address: tuple[Any, ...]) -> Any:
+        sock = socket.create_connection(address[:2], self.left() / self.share)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         metered = self.metered(socket.socket)(sock.family, sock.type, sock.proto, sock.detach())
@@ -3929,8 +3927,8 @@ class Database(abc.ABC):
     # -- what each dialect does in its own way ------------------------------------------------------------------------
 
     @abc.abstractmethod
-    def _open(self, host: str, port: int) -> None:
-        """Logs in to one host. Raises what the driver raises, or DatabaseDown: nothing can be written there."""
+    def _open(self, host: str, address: tuple[Any, ...]) -> None:
+        """Logs in to one server. Raises what the driver raises, or DatabaseDown: nothing can be written there."""
 
     @abc.abstractmethod
     def _run(self, sql: str, note: str = "") -> list[Sequence[Any]]:
@@ -3957,7 +3955,6 @@ class Database(abc.ABC):
         return " UNION ALL ".join(row % self._columns(change) for change in changes)
 
     def _columns(self, change: Change) -> tuple[str, ...]:
-        """The values of COLUMNS, and of AUDITED."""
         old, path = change.old or NO_ROW, printable(change.path)
         new = change.new or old
         new = new._replace(error=self._error_text(change, error_text(new)))
@@ -4019,12 +4016,11 @@ class Database(abc.ABC):
         raise type(error)(f"database {self.where}: {error}")
 
     def _connect(self) -> None:
-        """Logs in to the first host that will have it."""
+        """Logs in to the first server that will have it."""
         problems: list[Error] = []
-        for host, port in self.config.endpoint.hosts or (("", 0),):
-            self.allowance.renew(self.timing.call_timeout, ANSWER_BYTES)
+        for host, port, address in self._addresses():
             try:
-                return self._open(host, port)
+                return self._open(host, address)
             except ConfigError:
                 raise
             except Exception as exc:
@@ -4033,6 +4029,16 @@ class Database(abc.ABC):
             self.close()
         refused = all(isinstance(problem, DatabaseRefused) for problem in problems)
         raise (DatabaseRefused if refused else DatabaseDown)("; ".join(dict.fromkeys(map(str, problems))))
+
+    def _addresses(self) -> Iterator[tuple[str, int, tuple[Any, ...]]]:
+        """Of all hosts: behind one name may stand replicas, too, or what does not answer."""
+        for host, port in self.config.endpoint.hosts or (("", 0),):
+            self.allowance.renew(self.timing.call_timeout, ANSWER_BYTES)
+            found: list[tuple[Any, ...]] = [(host, port)]
+            with contextlib.suppress(OSError):  # the connect says why
+                found = [each[4] for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)] if host else found
+            for self.allowance.share in range(len(found), 0, -1):
+                yield host, port, found[-self.allowance.share]
 
     def _tls(self) -> ssl.SSLContext:
         config = self.config
@@ -4248,7 +4254,6 @@ class Database(abc.ABC):
         return [sha256_text(change.path) in made for change in changes]
 
     def _noted(self, sql: str, note: str, changes: Sequence[Change], **values: Any) -> list[Sequence[Any]]:
-        """With the audit trail's part, if it has one."""
         told = self.config.audit and any(change.outcome for change in changes)
         return self.execute(sql, note=note if told else "", changes=changes, **values)
 
@@ -4433,9 +4438,8 @@ class PostgreSQL(Database):
     HEARTBEAT_TYPE = """
         SELECT format_type(atttypid, atttypmod) FROM pg_attribute
          WHERE attrelid = to_regclass('health_check') AND attname = 'last_heartbeat'"""
-    # CHANGE and FORGET must find their rows by the key: without the CAST the column would be compared as text, which
-    # its index does not serve; OFFSET 0 hides that all are of one group, whose size the planner underestimates until
-    # the table is analyzed.
+    # For the index: without the CAST the column would be compared as text; OFFSET 0 hides that all are of one group,
+    # whose size the planner underestimates until the table is analyzed.
     TYPES = {"id": "CAST(%s AS char(64))", "delay": "CAST(%s AS float8)", "seconds": "CAST(%s AS float8)"}
     WORDS = {
         **Database.WORDS,
@@ -4463,10 +4467,10 @@ class PostgreSQL(Database):
         "login": "28000|.*authentication failed",  # pgbouncer has no code of its own for it
     }
 
-    def _open(self, host: str, port: int) -> None:
+    def _open(self, host: str, address: tuple[Any, ...]) -> None:
         native = import_driver("pg8000.native", "pg8000")
         endpoint, how = self.config.endpoint, self.config.database_tls
-        self.connection = sock = self.allowance.connect(host, port)  # ours, because pg8000 would leave its own open
+        self.connection = sock = self.allowance.connect(address)  # ours, because pg8000 would leave its own open
         trusted = how == "verify" or (how == "disable" and is_near(sock))
 
         class Guarded(guarded(native.Connection, "handle_AUTHENTICATION_REQUEST")):  # type: ignore[misc]
@@ -4483,8 +4487,6 @@ class PostgreSQL(Database):
             self.connection = sock = self._encrypted(sock, host)
         self.connection = Guarded(
             endpoint.user,
-            host=host,
-            port=port,
             database=endpoint.name,
             password=self.config.database_login(),
             ssl_context=False,
@@ -4621,27 +4623,27 @@ class MySQL(Database):
         "tls": "2026|SSL",
         "secret": "RuntimeError .*cryptography",
         "busy": "1205|1213",
-        # Too long, out of range, not in the character set or enumeration, too large for a packet, a trigger, a
-        # constraint or check option; PyMySQL knows the others by class.
+        # Too long, out of range, not in the character set, too large for a packet, triggers, constraints; PyMySQL knows
+        # others by class.
         "row": "UnicodeEncode|1118|1153|1264|1265|1267|1292|1300|1364|1366|1369|1406|1644|1690|3819|3854|3988|4025|"
         r"\d+ (Data|Integrity)Error",
         "read-only": "1290|1792|1836",
     }
 
-    def _open(self, host: str, port: int) -> None:
+    def _open(self, host: str, address: tuple[Any, ...]) -> None:
         pymysql, how = import_driver("pymysql", "PyMySQL"), self.config.database_tls
         if how != "disable":
             try:
-                self._log_in(pymysql, host, port, self._tls())
+                self._log_in(pymysql, host, address, self._tls())
                 return
             except (pymysql.Error, OSError) as exc:
                 if how != "prefer" or (exc.args[:1] != (2026,) and "SSL" not in str(exc)):
                     raise
-        self._log_in(pymysql, host, port, None)
+        self._log_in(pymysql, host, address, None)
 
-    def _log_in(self, pymysql: Any, host: str, port: int, tls: Optional[ssl.SSLContext]) -> None:
+    def _log_in(self, pymysql: Any, host: str, address: tuple[Any, ...], tls: Optional[ssl.SSLContext]) -> None:
         endpoint, how = self.config.endpoint, self.config.database_tls
-        sock = self.allowance.connect(host, port)
+        sock = self.allowance.connect(address)
         near, refused = is_near(sock), []
         if how != "verify" and not near:  # full logins of these give the password to whoever asks
             refused += ["sha256_password", "caching_sha2_password"]
@@ -4666,7 +4668,6 @@ class MySQL(Database):
         wait = max(1, int(self.timing.lock_timeout))
         self.connection = Guarded(
             host=host,
-            port=port,
             user=endpoint.user,
             password=self.config.database_login(),
             database=endpoint.name,
@@ -4682,7 +4683,10 @@ class MySQL(Database):
             ssl_disabled=tls is None,
         )
         self.connection.connect(sock)
-        if str(self._run("SELECT @@global.read_only")[0][0]) not in ("0", "OFF"):  # a number or, of late, a word
+        # Proxies that divide the work ask replicas what begins with SELECT.
+        if self._run(
+            "SHOW VARIABLES WHERE Variable_name RLIKE '^((innodb|tx|transaction)_)?read_only$' AND Value <> 'OFF'"
+        ):
             raise DatabaseDown("it is read-only (a replica?)")
         cluster = dict(map(tuple, self._run("SHOW STATUS LIKE 'wsrep%'")))
         if cluster.get("wsrep_provider_name") and cluster["wsrep_ready"] == "OFF":
@@ -4754,7 +4758,7 @@ class SQLite(Database):
         "file": ".*(unable to open|readonly|not a database)",
     }
 
-    def _open(self, host: str, port: int) -> None:
+    def _open(self, host: str, address: tuple[Any, ...]) -> None:
         import sqlite3  # here: it takes a megabyte
 
         if sqlite3.sqlite_version_info < (3, 35):

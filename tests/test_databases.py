@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Union
+from urllib.parse import urlsplit
 
 import pytest
 import servers
@@ -278,6 +279,25 @@ def test_an_address_of_a_name_that_does_not_answer_leaves_the_next_one_its_time(
         assert store.first("g", "a", 1) == 1
 
 
+@POSTGRES
+def test_of_the_addresses_of_a_name_the_writable_one_is_used(tables: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name for all members of a cluster gives the replica first, whenever it is asked."""
+    tables.apply()
+    port, resolve = urlsplit(tables.database.url).port, socket.getaddrinfo
+    options = {"default_transaction_read_only": "on", "listen_addresses": "127.0.0.2", "port": str(port)}
+    monkeypatch.setattr(servers.Postgres, "probe", lambda server: socket.create_connection(("127.0.0.2", port)).close())
+
+    def resolved(host: str, *arguments: Any, **more: Any) -> list[Any]:
+        hosts = ("127.0.0.2", "127.0.0.1") if host == "cluster.example" else (host,)
+        return [found for one in hosts for found in resolve(one, *arguments, **more)]
+
+    with servers.postgres(options=options):
+        monkeypatch.setattr(socket, "getaddrinfo", resolved)
+        url = with_hosts(tables.database.url, f"cluster.example:{port}")
+        store = tables.open(database=url, database_tls="disable")
+        assert store.first("g", "a", 1) == 1
+
+
 @SQL_SERVERS
 def test_if_no_host_answers_the_error_names_the_last_one_and_no_password(tables: Tables) -> None:
     ports = [free_port(), free_port()]
@@ -291,14 +311,22 @@ def test_if_no_host_answers_the_error_names_the_last_one_and_no_password(tables:
 PORT = {"postgresql": "SELECT current_setting('port')::int", "mysql": "SELECT @@port", "mariadb": "SELECT @@port"}
 
 
-@pytest.mark.parametrize("name", ["postgresql", "mysql", "mariadb"])
-def test_a_read_only_host_is_passed_over(request: pytest.FixtureRequest, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("postgresql", "default_transaction_read_only"),
+        ("mysql", "read_only"),
+        ("mysql", "innodb_read_only"),
+        ("mariadb", "read_only"),
+        ("mariadb", "transaction_read_only"),
+    ],
+)
+def test_a_read_only_host_is_passed_over(request: pytest.FixtureRequest, name: str, option: str) -> None:
     need(name)
     writable: Union[servers.Postgres, servers.Mysql] = request.getfixturevalue(
         "postgres" if name == "postgresql" else name
     )
     make = {"postgresql": servers.postgres, "mysql": servers.mysql, "mariadb": servers.mariadb}[name]
-    option = "default_transaction_read_only" if name == "postgresql" else "read_only"
     with make(options={option: "on"}) as replica:
         tables = Tables(Database(name, writable.url, writable))
         with closing(tables):
