@@ -6826,7 +6826,7 @@ def _string(text: bytes) -> bytes:
 
 
 class SftpSession:
-    """SFTP version 3 on an open channel. Requests are gathered, and sent when an answer has to be waited for.
+    """SFTP version 3 on an open channel. Requests are gathered until an answer is waited for.
 
     Not paramiko.SFTPClient: it decodes names, waits without limit, and cannot have several files under way."""
 
@@ -6901,7 +6901,7 @@ class SftpSession:
                 self._channel.sendall(bytes(self._outbox))
                 self._outbox.clear()
             while missing > 0:
-                piece = self._channel.recv(1 << 20)
+                piece = self._channel.recv(1 << 16)  # more is joined
                 if not piece:
                     raise _Broken(str(self._failure() or "") or "the server closed the connection")
                 pieces.append(piece)
