@@ -5833,7 +5833,8 @@ def login_folder(reply: str) -> Optional[str]:
     line = reply.partition("\n")[0]
     quoted_path = re.search(r'"((?:[^"]|"")+)"', line)
     if quoted_path:
-        return quoted_path[1].replace('""', '"')
+        path = quoted_path[1].replace('""', '"')
+        return path.replace("\\", "/") if re.match(r"[A-Za-z]:\\", path) else path
     bare = re.fullmatch(r"2\d\d +(/\S*|\S+\[\S*\])( is .*)?", line.rstrip())
     return bare[1] if bare else None
 
@@ -6319,14 +6320,18 @@ class FtpServer(FileServer):
     # -- what a FileServer does
 
     def _full(self, path: str) -> str:
-        """list() changes the working folder, so relative paths are joined to the login folder."""
+        """list() changes the working folder, so relative paths are joined to the login folder (which may begin with a
+        drive); full ones stay."""
         if path.startswith("/"):
             return path
         if self._ftp.sock is None:
             self.connect()
         if self._home is None:
             raise FileRefused(f"{path!r}: the server does not tell its login folder; use a full path")
-        return self._home if path in ("", ".") else f"{self._home.rstrip('/')}/{path}"
+        home = self._home.rstrip("/")
+        if path in ("", ".", home):
+            return self._home
+        return path if path.startswith(f"{home}/") else f"{home}/{path}"
 
     def absolute(self, path: str) -> str:
         return normal_path(self._full(path))

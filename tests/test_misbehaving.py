@@ -7,6 +7,7 @@ Each test runs a whole Listener against a server of hostile.py; both ways of del
 from __future__ import annotations
 
 import collections
+import contextlib
 import resource
 import subprocess
 import threading
@@ -293,6 +294,41 @@ def test_a_listing_that_fails_is_said_once_and_the_next_polls_go_on(
             site.wait("server_up")
             site.arrive({"a": b"1"})
             assert len(site.all("server_down")) == 1 and not site.all("file_failed")
+
+
+@pytest.mark.parametrize("mlsd", [True, False])
+@pytest.mark.parametrize(("told", "home"), [("C:/", "C:"), ("C:\\", "C:"), ("DKA0:[ME]", "DKA0:[ME]")])
+def test_below_a_login_folder_without_a_slash_before_it_no_move_target_is_replaced(
+    tmp_path: Path, told: str, home: str, mlsd: bool
+) -> None:
+    """A path that was made full stays as it is: under another one nothing is in the way of a move."""
+
+    def below_home(verb: str) -> Any:
+        def answer(session: Any, path: str) -> None:
+            getattr(session, f"on_{verb.lower()}")(path[len(home) :] if path.startswith(home) else path)
+
+        return answer
+
+    with FtpHost(files={"a.csv": b"today", "b.csv": b"b", "done/a.csv": b"yesterday"}, mlsd=mlsd) as host:
+        host.folders.add("/in/done")
+        host.on("PWD", reply(f'257 "{told}"'), None)
+        for verb in ("CWD", "SIZE", "MDTM", "MLST", "RETR", "DELE", "MKD", "RNFR", "RNTO"):
+            host.on(verb, below_home(verb), None)
+        url = host.settings["url"].replace("/in", "/~/in")
+        with Site(tmp_path, {**host.settings, "url": url}, after="move:done") as site:
+            site.arrive({"a.csv": b"today", "b.csv": b"b"})
+            wait_for(lambda: len(host.files) == 3 and "done/b.csv" in host.files, PATIENCE, "\n".join(site.log[-20:]))
+        assert host.files == {"done/a.csv": b"yesterday", "done/a.1.csv": b"today", "done/b.csv": b"b"}
+
+
+def test_a_folder_below_such_a_login_folder_that_is_not_there_is_said() -> None:
+    with FtpHost() as host:
+        host.on("PWD", reply('257 "C:/"'), None)
+        host.on("CWD", reply("550 no such folder"), None)
+        settings = {**host.settings, "url": host.settings["url"].replace("/in", "/~/in")}
+        server = ftpcoord.open_server(ftpcoord.Config(database="sqlite:///unused.db", **settings))
+        with contextlib.closing(server), pytest.raises(ftpcoord.FileRefused, match="no such folder"):
+            server.list("in")
 
 
 def test_run_once_ends_although_a_server_tells_another_time_of_a_file_at_each_look(tmp_path: Path) -> None:
