@@ -8381,7 +8381,7 @@ FILE_SETTINGS = (*SECRETS, *URLS)  # may come from a file: a URL may hold a pass
 
 
 class Target(NamedTuple):
-    """Where the files are. A path below the login folder (`/~/x` in the URL) is relative, others are absolute."""
+    """A path below the login folder (`/~/x` in the URL) is relative, others are absolute."""
 
     scheme: str
     user: str
@@ -8689,7 +8689,10 @@ class Config:
         Timing(self.heartbeat_frequency, self.liveness_check_interval, dialect.least_timeout)
         for field in dataclasses.fields(self):
             schemes = field.metadata.get("schemes", (scheme,))
-            given = getattr(self, field.name) != field.default or field.name in self.files
+            value = getattr(self, field.name)
+            if field.name not in (*SECRETS, *PROGRAMS) and re.fullmatch(r"""(['"]).*\1""", str(value), re.DOTALL):
+                yield f"{field.name}: its quotes would be part of it; write it without them"
+            given = value != field.default or field.name in self.files
             if given and scheme and scheme not in schemes:
                 wanted = " and ".join(f"{one}://" for one in schemes)
                 yield f"{field.name}: is for {wanted} only, but url is {scheme}://"
@@ -8995,7 +8998,7 @@ def _parse_database(url: str) -> tuple[Endpoint, str]:
     unquote, (scheme, _, rest) = urllib.parse.unquote, url.partition("://")
     if scheme == "sqlite":
         path = unquote(rest[1:])
-        if rest[:1] != "/" or path in ("", ":memory:"):
+        if rest[:1] != "/" or "?" in rest or path in ("", ":memory:"):
             raise ConfigError("database: sqlite:///FILE (or sqlite:////FILE for an absolute path) names a file")
         return Endpoint("sqlite", "", (), path), ""
     port = {"postgresql": 5432, "postgres": 5432, "mysql": 3306, "mariadb": 3306}.get(scheme)
@@ -9264,7 +9267,7 @@ LONGEST_WAIT = 8 * 366 + 2  # days: from one 29 February to the next over a year
 
 
 def time_zone(name: str) -> datetime.tzinfo:
-    """A zone of the IANA database. Raises ConfigError."""
+    """Raises ConfigError."""
     import zoneinfo  # only where it is needed: a standby stays small
 
     try:
@@ -9500,7 +9503,6 @@ class Judge:
             self.member.wait(self.lease, self.look())
 
     def look(self) -> float:
-        """The seconds until the next look."""
         config = self.config
         pause = self._often if config.expect else TRIM_SECONDS
         try:
@@ -9620,6 +9622,12 @@ class Pulse:
                 self._members += leaving
 
 
+def one_of(config: Optional[Config], settings: Mapping[str, Any]) -> Config:
+    if config and settings:
+        raise ConfigError(f"{', '.join(settings)}: would be left unused beside a Config; give them to that")
+    return config or Config(**settings)
+
+
 class Coordinator:
     """Election alone, for a script's own work.
 
@@ -9632,7 +9640,7 @@ class Coordinator:
     """
 
     def __init__(self, config: Optional[Config] = None, **settings: Any) -> None:
-        self.config = config or Config(**settings)
+        self.config = one_of(config, settings)
         self._member = Member(self.config, watched=False)
         self._worker = 0  # the thread that has the lease
         self._herald = Herald(self.config)
@@ -9812,7 +9820,7 @@ class Listener:
     """
 
     def __init__(self, config: Optional[Config] = None, **settings: Any) -> None:
-        self.config = config or Config(**settings)
+        self.config = one_of(config, settings)
         if not self.config.url:
             raise ConfigError("url: is required, e.g. sftp://user@host/inbox")
         self.member = Member(self.config)
@@ -10022,7 +10030,7 @@ def check_delivery(config: Config, handled: bool) -> None:
 
 
 def weaknesses(config: Config) -> Iterator[tuple[str, str]]:
-    """Settings that are weaker than they have to be, and what that means."""
+    """Settings that are weaker than they have to be."""
     scheme = config.target.scheme if config.url else ""
     if scheme == "ftp":
         yield "url", f"{without_password(config.url)}: ftp:// shows login, names and contents to everybody on the way"
@@ -10103,7 +10111,7 @@ SYMBOLS = {
 
 
 class Histogram:
-    """Durations counted in buckets; `counts` has one more than `bounds`, for the longer ones."""
+    """`counts` has one more than `bounds`, for the longer ones."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds, self.counts, self.sum = bounds, [0] * (len(bounds) + 1), 0.0
@@ -10302,7 +10310,7 @@ def unread(config: Config, error: str = "") -> dict[str, Any]:
 
 
 def group_status(database: Database, config: Config) -> dict[str, Any]:
-    """What the database shows, in the form of `status --json`. Raises what the database raises."""
+    """What the database shows, in the form of `status --json`."""
     timing = database.prepare()
     database.settle_group(config)
     group, found = config.coordination_group, unread(config)
@@ -10651,7 +10659,6 @@ def _samples(name: str, value: Any, labels: Mapping[str, str]) -> Iterator[str]:
         yield f"ftpcoord_{name}{{{told}}} {float(value)!r}\n"
 
 
-# -- for people -------------------------------------------------------------------------------------------------------
 def moment(seconds: float) -> str:
     return utc_text(seconds)[:19].replace("T", " ")
 
@@ -10813,7 +10820,7 @@ def mark(groups: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _parts(group: Mapping[str, Any]) -> Iterator[str]:
-    """In the order in which somebody asks at night: who is active, what is done, what waits, what to do."""
+    """In the order in which somebody asks at night."""
     work, backlog = group["work"], group["backlog"]
     boxes = []
     if group["active"] is not None:
@@ -10874,7 +10881,7 @@ def _cards(group: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _bars(state: str, counts: Mapping[int, int]) -> Iterator[str]:
-    """A row for one result, a bar a minute: no colour has to be told from another."""
+    """A row for one result, a bar a minute."""
     now = int(time.time() // 60)
     counts = {minute: count for minute, count in counts.items() if now - minute < 60 and count}
     most, total = max(counts.values(), default=0), sum(counts.values())
@@ -11199,7 +11206,7 @@ def command_status(configs: Sequence[Config], options: argparse.Namespace) -> in
 
 
 def command_dry_run(configs: Sequence[Config]) -> int:
-    """What a poll would take now, and why it would leave the rest; no election, nothing is written anywhere."""
+    """What a poll would take now, and why it would leave the rest; nothing is written anywhere."""
     start_logging("warning", configs[0].log_format, sys.stderr)
     for config in configs:
         there = config.ledger and (

@@ -308,6 +308,21 @@ def test_what_contradicts_is_an_error_that_names_the_setting(more: dict[str, Any
         config(**more)
 
 
+@pytest.mark.parametrize("name", ["pattern", "exclude", "coordination_group", "download_dir", "expect", "member_id"])
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_a_value_in_quotes_is_an_error_as_they_would_be_part_of_it(name: str, quote: str) -> None:
+    """`docker --env-file` and INI files keep them: a pattern would fit nothing, a group be another one."""
+    with pytest.raises(ConfigError, match=f"^{name}: its quotes"):
+        config(**{name: f"{quote}x{quote}"})
+    assert config(password='"x"').file_password() == '"x"' and config(pattern="'[a-z]' x'y").patterns("pattern")
+
+
+def test_settings_beside_a_config_are_an_error() -> None:
+    for kind in (ftpcoord.Listener, ftpcoord.Coordinator):
+        with pytest.raises(ConfigError, match=r"^workers, exec: "):
+            kind(DEFAULTS, workers=8, exec="true")
+
+
 def test_intervals_are_checked_for_the_dialect_that_is_used() -> None:
     short = {"heartbeat_frequency": 0.2, "liveness_check_interval": 2}
     config(**short)
@@ -424,6 +439,7 @@ def test_a_database_url_is_split_into_its_parts(url: str, expected: Endpoint) ->
         "sqlite://x.db",
         "sqlite:///",
         "sqlite:///:memory:",
+        "sqlite:///c.db?timeout=5",
         "sqlite:///%3Amemory:",
         "postgresql:me@h/d",
     ],
