@@ -157,15 +157,8 @@ __all__ = [
     "TryLater",
 ]
 
-# How to read this file: I.1 to I.9, in order, are how the promises are kept. They rely on I.10 and on part II, the
-# tongues of databases and file servers, for what the interfaces say, and on Pulse and Listener in III for being called.
-# These, and III, what people see, are looked up.
-
-BATCH_FILES = 64  # claims and completions committed together where delivery is the folder alone
-FILE_MODE = 0o640  # of delivered files, less what the umask takes
-KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL for a command
-SECONDS_A_DAY = 86400.0
-MOST_PAUSE = 3600.0  # seconds; no file waits longer for its next try
+# I.1 to I.9, in order, keep the promises. They rely on the rest, which is looked up, for what interfaces say (I.10, and
+# in II the tongues of databases and file servers), and on Pulse and Listener in III for being called.
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -206,7 +199,7 @@ class LoginRefused(ServerDown):
 
 
 class FileGone(Error):
-    """The file or folder is not there (any more)."""
+    """The file or folder is not there."""
 
 
 class FileRefused(Error):
@@ -451,7 +444,7 @@ class Row(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of an attempt: a row of the audit trail, which stands exactly if the change does."""
+    """What became of an attempt: a row of the audit trail, there exactly if the change is."""
 
     what: str
     sha256: str = ""  # of the content, where it was fetched
@@ -599,11 +592,11 @@ class Election:
         # warning, the highest seen.
         self._own_term: Optional[int] = None
         self._explained_term = self._seen_term = 0
-        # What looks prove: since when the holder looks the same, whether so long that it is dead; that ages tell it.
+        # What looks prove: since when the holder looks the same, whether long enough for a dead one; that ages count.
         self._still: tuple[object, float] = (None, 0.0)
         self._stood_still = self._trusted = False
-        # Traces of a lease without a token: the health rows from before the own first beat, and when that was; those
-        # from when the token was first seen missing.
+        # Traces of a lease without a token: health rows from before the own first beat, and when that was; those from
+        # when the token was first seen missing.
         self._found: Optional[dict[str, MemberRow]] = None
         self._found_at = 0.0
         self._missing: Optional[dict[str, MemberRow]] = None
@@ -797,8 +790,6 @@ class Election:
 
 
 class State(enum.Enum):
-    """Of a member; see the table above."""
-
     STANDING_BY = "standing by"
     WORKING = "working"
     WINDING_UP = "winding up"
@@ -864,7 +855,7 @@ class Member:
     # -- the work's side ----------------------------------------------------------------------------------------------
 
     def start(self, pulse: Optional[Pulse] = None) -> None:
-        """Begins to take part, on a connection of others or on one of its own."""
+        """On a connection of others, or on one of its own."""
         if self.pulse is not None:
             raise Error(f"{self.config.coordination_group}: was started before; each run needs a new one")
         threading.Thread(target=self._guard, name="ftpcoord-guard", daemon=True).start()
@@ -985,7 +976,7 @@ class Member:
         election, now = self.election, boot_clock()
         election.store = database  # its members may have been divided
         # 2. The work has ended, and the lease is to be given up. The file server may still obey a command of it, and
-        #    delete what the next member finds: a hand-over waits for that, a stop lets the others wait.
+        #    delete what the next member finds: a hand-over waits, a stop lets the others wait.
         uncertain = now - self.unanswered < self.timing.stale_after
         if state is State.STANDING_BY and (wanted.stop or (wanted.hand_over and not uncertain)):
             if uncertain:
@@ -1044,8 +1035,8 @@ class Member:
         event(name, level, group=self.config.coordination_group, member=self.config.member_id, **fields)
 
     def ledger_trouble(self, error: str) -> None:
-        """What stands in the way of the ledger, "" if nothing does: a locked table costs no lease, as no other member
-        could do better."""
+        """What stands in the way of the ledger, or "". A locked table costs no lease: no other member could do
+        better."""
         if error:
             self.progress.tell()  # waiting for the database is no hang
         self.outage.note("ledger", error)
@@ -1284,7 +1275,6 @@ class Selector:
         return ("wait", f"{UNSTEADY}: handled again in {duration(pause)}") if pause > 0 else ("take", "")
 
     def wants(self, found: Found) -> bool:
-        """Whether the name is asked for."""
         return not self.companions.include(found.entry.name) and self.tree.names.want(found.relative)
 
     def unchanged(self, works: Sequence[Work], listing: Sequence[Found]) -> list[Work]:
@@ -1347,7 +1337,7 @@ class Ledger:
         self._outdated = True  # unread, or a write found another row than remembered
 
     def refresh(self) -> None:
-        """Reads all rows, then what an operator may have changed: two statements, however many files are known."""
+        """Reads all rows, later what an operator may have changed: two statements, however many files are known."""
         with self._asking():
             if not self._outdated:
                 still_open = self._read(only_open=True)
@@ -1378,7 +1368,7 @@ class Ledger:
             return list(self._rows.values())
 
     def claim(self, works: Sequence[Work]) -> list[Optional[Row]]:
-        """Claims files; None for one that somebody changed in the meantime: it waits for the next poll."""
+        """Claims files; None for one whose row somebody changed meanwhile: it waits for the next poll."""
         changes = [Change(work.old, self.claimed(work), outcome=lost_attempt(work.old)) for work in works]
         return [change.new if made else None for change, made in zip(changes, self.write(changes))]
 
@@ -1502,8 +1492,6 @@ class Ledger:
 # I.8 Delivery: where copies are made, and how they get their names
 # ---------------------------------------------------------------------------------------------------------------------
 
-PRIVATE_MODE = 0o600
-OPENAT = fcntl is not None and os.open in os.supports_dir_fd
 _numbers = itertools.count(1)
 
 
@@ -1531,7 +1519,7 @@ class Workplace:
             raise trouble from None
 
     def create(self, found: Found, private: bool = False) -> tuple[Path, io.RawIOBase]:
-        """A new file for a copy; its name carries the term, unless it is `private` and so never delivered."""
+        """A new file for a copy; its name carries the term, unless it is `private`: never delivered."""
         number = next(_numbers)
         if self._folder is None or private:
             path, mode = self._folders.private.path() / str(number) / found.entry.name, PRIVATE_MODE
@@ -1549,14 +1537,13 @@ class Workplace:
             raise
 
     def name(self, temporary: Path, found: Found, again: bool = True) -> Path:
-        """Gives a finished copy its name, durable after `sync`; a private one keeps its own."""
+        """Gives a finished copy its name, durable after `sync`, unless it is private."""
         if self._folder is None:
             return temporary
         with self._folders.inside(temporary.parent) as folder:
             return give_name(temporary, temporary.with_name(found.entry.name), folder, again)
 
     def sync(self, place: Path) -> None:
-        """Makes the names in a folder durable."""
         with self._folders.inside(place) as folder:
             sync_folder(place, folder)
 
@@ -1580,7 +1567,7 @@ def give_name(temporary: Path, target: Path, folder: Optional[int] = None, again
     """Gives a finished file its name, replacing nothing; gives the name it got. What is there with the same content
     counts as this file (`again`); another one makes the name a numbered one.
 
-    `folder` is the path's, held open: whoever puts another one in its place leads nobody astray (CWE-367)."""
+    `folder` is the path's, held open: who puts another one in its place leads nobody astray (CWE-367)."""
     for number in itertools.count():
         wanted = target if number == 0 else target.with_name(numbered(target.name, number))
         try:
@@ -1617,7 +1604,6 @@ def _rename_without_replacing(source: str, target: str, folder: Optional[int]) -
 # I.9 Poller: the work of one lease
 # ---------------------------------------------------------------------------------------------------------------------
 
-BATCH_SECONDS = 0.05  # that a completion may wait for others to be committed with it
 Task = Union[Work, Row]  # for a worker: a file to be delivered, or a row whose after-action is due
 
 
@@ -1633,8 +1619,8 @@ class Item:
     out: Any = None  # the same, open
     seal: Any = None  # what tells whether the content is the one that was sent
     sha256: str = ""  # of the whole content, with checksum or audit
-    local: Path = Path()  # the finished copy
-    ended: bool = False  # done, or what went wrong has had its consequence
+    local: Path = Path()  # the same, or under its name
+    ended: bool = False  # done, or not
     then: Optional[Task] = None  # what comes next: its after-action, or the same once more
 
     def outcome(self, row: Row) -> Outcome:
@@ -1642,7 +1628,7 @@ class Item:
 
 
 class Poller:
-    """Everything that one lease allows: polls, workers, the ledger of its term. Thrown away with the lease."""
+    """Everything that one lease allows: polls, workers, the ledger of its term."""
 
     def __init__(
         self,
@@ -1672,7 +1658,7 @@ class Poller:
         self.workplace = Workplace(config, lease.term)
         self.command = Command(config) if config.exec else None
         self._folder_alone = bool(config.download_dir) and route is None and self.command is None
-        self.workers = Workers(config.workers, self._folder_alone, self._work, self._worked, self.ledger.get)
+        self.workers = Workers(config.workers, self._folder_alone, self._work, member.note, self.ledger.get)
         self.stats.queued = self.workers.busy.__len__
         self._rounds = Rounds(config)
         self._server_trouble = Backoff(1.0, min(60.0, max(1.0, config.polling_interval)))
@@ -1746,7 +1732,7 @@ class Poller:
         return self._breaker.paused
 
     def failed(self, exc: Error, pause: float) -> float:
-        """Says why nothing can be polled; the seconds to wait."""
+        """Says why; the seconds to wait."""
         if not self.member.may_work(self.lease):
             return 0.0  # the connections were cut by ourselves
         self.unreached = True
@@ -1832,7 +1818,7 @@ class Poller:
             return self.selector.tree.walk(server, self._goes_on)
 
     def _hurry(self) -> None:
-        """A listing under way is of no use any more, nor a connect; what the handlers are doing is."""
+        """Listings and connects under way are of no use any more; what handlers do is."""
         self.pool.hurry(self.config.heartbeat_frequency)
 
     def _forget(self, look: Look, busy: set[str]) -> None:
@@ -1852,27 +1838,24 @@ class Poller:
     # -- workers ------------------------------------------------------------------------------------------------------
 
     def _stop_workers(self) -> None:
-        """Lets the handlers end within `drain_timeout`, with their after-actions, then cuts what can be cut; waits for
-        all that still runs."""
+        """Lets the handlers end within `drain_timeout`, then cuts what can be cut; waits for all that still runs."""
         self.workers.end()
         if not self.workers.join(self.config.drain_timeout, self.lease.valid):
             self._cut()
         self.workers.join(KILL_AFTER + 3.0)  # and what a command's output may take to end
-        # A Python handler cannot be ended from outside. While it runs this member neither releases nor stands again;
-        # a process that is stopping exits with it.
+        # Nobody can end a Python handler. While it runs this member neither releases nor stands again; a process that
+        # is stopping exits with it.
         self.stuck = not self.workers.join(float("inf"), lambda: not self.member.stopping)
 
     def _cut(self) -> None:
-        """No further effect: sockets are reset, commands ended. Called at the deadline by the guard's thread.
-
-        Commands may end by themselves as long as nobody else can be active: no time, after a pause of the machine.
-        """
+        """No further effect: sockets are reset, commands ended, which may end by themselves as long as nobody else can
+        be active: not after a pause of the machine. Called at the deadline by the guard's thread."""
         self.pool.abort()
         if self.command is not None:
             self.command.cut(min(KILL_AFTER, max(0.0, self.lease.remaining() + self.member.timing.grace)))
 
     def _work(self, tasks: list[Task]) -> Sequence[Task]:
-        """An after-action, a file or a group of files, by a worker; what comes next."""
+        """By a worker: an after-action, a file or a group of files; what comes next."""
         row = tasks[0]
         try:
             if not isinstance(row, Row):
@@ -1887,11 +1870,9 @@ class Poller:
                 event("worker_failed", logging.ERROR, exc=exc, error=reason(exc))
             for task in tasks:
                 self._leave(task.path, exc)
+        finally:
+            self.progress.tell()
         return ()
-
-    def _worked(self) -> None:
-        self.progress.tell()
-        self.member.note()
 
     # -- delivery -----------------------------------------------------------------------------------------------------
 
@@ -1913,15 +1894,16 @@ class Poller:
                     self._land(part)
         finally:
             for item in items:
-                self._discard(item)
+                if item.temporary is not None:
+                    with contextlib.suppress(OSError):  # a full disk says so once more
+                        item.out.close()
+                    if item.local is item.temporary:  # else it has its name
+                        self.workplace.discard(item.temporary)
         return [item.then for item in items if item.then is not None]
 
     def _claim(self, works: Sequence[Work]) -> list[Item]:
-        """Step 1.
-
-        The file of a void claim may have killed the process: the third counts as its failure, and each one after. Of
-        its own earlier terms this process knows that they did not end so.
-        """
+        """Step 1. A void claim's file may have killed the process, unless that is this one: the third counts as its
+        failure, and each one after."""
         items, free = [], []
         for work in works:
             old = work.old
@@ -1986,8 +1968,7 @@ class Poller:
         def write(data: memoryview) -> None:
             write_all(item.out, data)
             item.seal.update(data)
-            # Progress: a large file may take longer than `stall_timeout`.
-            self.progress.received(len(data))
+            self.progress.received(len(data))  # a large file may take longer than `stall_timeout`
 
         def told(entry: Entry) -> None:
             if "=" in entry.mtime:
@@ -2063,8 +2044,6 @@ class Poller:
         finished = [
             item.row._replace(state="done", mtime=item.mtime, action=action, error="", marks=Marks()) for item in items
         ]
-        for item in items:
-            self._discard(item)
         steps = [Change(item.row, row, outcome=item.outcome(row)) for item, row in zip(items, finished)]
         made = self.ledger.write(steps)
         for item, row, ok in zip(items, finished, made):
@@ -2085,18 +2064,9 @@ class Poller:
         except Exception as exc:
             self._fail(item, exc)
 
-    def _discard(self, item: Item) -> None:
-        """Removes the copy, unless it has its name."""
-        if item.temporary is not None:
-            with contextlib.suppress(OSError):  # a full disk says so once more
-                item.out.close()
-            if item.local is item.temporary:
-                self.workplace.discard(item.temporary)
-
     def _fail(self, item: Item, exc: Exception) -> None:
         """What becomes of a claimed file that is not done."""
         item.ended, row = True, item.row
-        self._discard(item)
         # 1. After the end of the lease all fails because it is cut: it stays claimed, which is void in the next term.
         self.lease.check()
         if isinstance(exc, LeaseLost):
@@ -2150,8 +2120,8 @@ class Poller:
             self._not_kept(item.row, row)
 
     def _not_kept(self, old: Optional[Row], new: Row) -> None:
-        """The ledger has not taken a step of a file in work: in no form, so that it is quarantined, or because somebody
-        else changed the row."""
+        """The ledger has not taken a step of a file in work: in no form, then it is quarantined, or as somebody changed
+        the row."""
         error = Error(f"it is {new.state}, but its row in the ledger was changed meanwhile")
         if new.path in self.ledger.refused:
             error = Error(f"the ledger refuses it as {new.state}: {self.ledger.refused[new.path]}")
@@ -2163,7 +2133,7 @@ class Poller:
         self._leave(new.path, error)
 
     def _leave(self, path: str, exc: BaseException) -> None:
-        """What went wrong with a file and cannot be kept in the ledger: said, and left alone for a growing pause."""
+        """What went wrong with a file and the ledger does not tell: said, and left alone for a growing pause."""
         pause = self._breaker.refuse(path, NotNow(reason(exc)))[0]
         event("file_failed", logging.ERROR, term=self.lease.term, path=path, retry_in=pause, error=reason(exc))
 
@@ -2202,9 +2172,8 @@ class Poller:
         self.ledger.change(row, None if drop else row._replace(action=""))
 
     def _act_on(self, row: Row) -> None:
-        """Removes neither the file nor its companions if one of them is newer than at the claim. Companions go first,
-        and also when the file is gone: else they would make the next version ready too early. What another file still
-        needs stays."""
+        """Removes nothing if the file or a companion is newer than at the claim. Companions go first, and also when the
+        file is gone: else they would make the next version ready too early. What another file still needs stays."""
         companions = self.companions
         with self.pool.server() as server:
             same = server.same(row.path, Entry(posixpath.basename(row.path), "file", row.size, row.mtime))
@@ -2369,6 +2338,7 @@ def in_order(works: Iterable[Work], sort: str) -> list[Work]:
 
 
 # -- times ------------------------------------------------------------------------------------------------------------
+SECONDS_A_DAY = 86400.0
 MOST_AHEAD = datetime.timedelta(hours=15)  # no zone is farther from UTC
 UTC = datetime.timedelta(0)
 QUARTER = datetime.timedelta(minutes=15)  # zones are multiples of it
@@ -2444,6 +2414,9 @@ def zone_between(line: str, exact: str) -> Optional[datetime.timedelta]:
 
 # -- copies -----------------------------------------------------------------------------------------------------------
 COPY_BYTES = 256 * 1024
+FILE_MODE = 0o640  # of delivered files, less what the umask takes
+PRIVATE_MODE = 0o600
+OPENAT = fcntl is not None and os.open in os.supports_dir_fd
 PRIVATE = "ftpcoord-copies-"  # how the folders of private copies begin
 
 
@@ -2752,8 +2725,7 @@ class MemoryRows:
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------
-
-
+MOST_PAUSE = 3600.0  # seconds; no file waits longer for its next try
 UNLISTED, LATER = "not listed; ", "not now since "
 
 
@@ -3194,6 +3166,9 @@ class Yielding:
 
 
 BATCH_BYTES = 1 << 20  # a group is full when it has so many bytes to fetch: the first must not wait for the last
+BATCH_FILES = 64  # claims and completions committed together where delivery is the folder alone
+BATCH_SECONDS = 0.05  # that a completion may wait for others to be committed with it
+KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL for a command
 
 
 def in_parts(items: Iterable[Item], seconds: float) -> Iterator[list[Item]]:
