@@ -1660,15 +1660,13 @@ class Poller:
         self._folder_alone = bool(config.download_dir) and route is None and self.command is None
         self.workers = Workers(config.workers, self._folder_alone, self._work, member.note, self.ledger.get)
         self.stats.queued = self.workers.busy.__len__
-        self._rounds = Rounds(config)
+        self._pace = Pace(config)
         self._server_trouble = Backoff(1.0, min(60.0, max(1.0, config.polling_interval)))
         self._cleaned = False
         # Of the last poll:
         self.listed: Optional[Collection[str]] = None
         self.unreached = False  # the server, or something that it listed, could not be had
         self.waiting = 0  # failed files whose back-off has not passed
-        self._more = False  # it left something that the next one may take ...
-        self._goes_round = False  # ... or that comes by itself: a scheduled round of polls goes on
         self.stuck = False  # a Python handler is still running although everything was to end
 
     # -- the loop -----------------------------------------------------------------------------------------------------
@@ -1679,15 +1677,14 @@ class Poller:
         self.member.on_hand_over.append(self._hurry)
         try:
             while self.member.may_work(self.lease):
-                self._rounds.poll_begins()
+                self._pace.poll_begins()
                 trouble = self._poll_once()
                 if once and (trouble is None or self.unreached):
                     self.member.wait(self.lease, float("inf"), lambda: not self.workers.busy)
-                    if trouble is None and self._more:
+                    if trouble is None and self._pace.more:
                         continue
                     return trouble is not None or self.member.may_work(self.lease)
-                pause = self.config.polling_interval if trouble is None else trouble
-                for seconds in self._rounds.pauses(pause, trouble is None and not self._goes_round):
+                for seconds in self._pace.pauses(trouble):
                     self.progress.tell(seconds)
                     if not self.member.wait(self.lease, seconds):
                         break
@@ -1794,10 +1791,8 @@ class Poller:
         self.waiting = choice.waiting + len(ready) - len(rested)
         ready = rested[: self.config.max_files or None]
         self.companions.hold((*ready, *self.workers.behind.values()), again)
-        # 4. Whether `run --once`, or a scheduled round, has more to come.
-        self._more = bool(ready or unsettled or unclear)
         comes = busy or choice.young or self.waiting or any(row.action for row in self.ledger.all())
-        self._goes_round = bool(self._more or comes)
+        self._pace.left(ready or unsettled or unclear, comes)
         return ready
 
     def _act_where_due(self, busy: set[str]) -> None:
@@ -3169,6 +3164,26 @@ BATCH_BYTES = 1 << 20  # a group is full when it has so many bytes to fetch: the
 BATCH_FILES = 64  # claims and completions committed together where delivery is the folder alone
 BATCH_SECONDS = 0.05  # that a completion may wait for others to be committed with it
 KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL for a command
+
+
+class Pace:
+    """When the next poll begins: after `polling_interval`, by `schedule` once its round has ended, with `run --once` at
+    once while there is `more`."""
+
+    def __init__(self, config: Config) -> None:
+        self._interval, self._rounds = config.polling_interval, Rounds(config)
+        self.more = self._goes_round = False
+
+    def poll_begins(self) -> None:
+        self._rounds.poll_begins()
+
+    def left(self, more: object, comes: object) -> None:
+        """By the last poll: something that the next one may take, or that comes by itself."""
+        self.more, self._goes_round = bool(more), bool(more or comes)
+
+    def pauses(self, trouble: Optional[float]) -> Iterator[float]:
+        pause = self._interval if trouble is None else trouble
+        return self._rounds.pauses(pause, trouble is None and not self._goes_round)
 
 
 def in_parts(items: Iterable[Item], seconds: float) -> Iterator[list[Item]]:
