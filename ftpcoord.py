@@ -1447,7 +1447,6 @@ class Ledger:
             self._rows[change.new.path] = change.new._replace(term=self.lease.term, due=due)
 
     def due_actions(self, busy: set[str]) -> list[Row]:
-        """Whose after-action may be tried now."""
         now = self._clock()
         return [row for row in self.all() if row.action and row.path not in busy and (row.due or 0) <= now]
 
