@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import servers
 from conftest import new_database, new_folder, wait_for
-from members import PATIENCE, Crew
+from members import PATIENCE, Crew, Member
+from processes import MEMBER, MODULE
 
 import ftpcoord
 
@@ -32,6 +33,10 @@ def handle(file):
         time.sleep(0.01)
     if file.name.startswith("bad"):
         raise ValueError("this file is no good")
+    if file.name.startswith("later"):
+        import ftpcoord
+        assert ftpcoord.__file__ == {module!r} and type(file) is ftpcoord.File
+        raise ftpcoord.TryLater
 """
 
 
@@ -40,7 +45,7 @@ def handled(crew: Crew) -> Path:
     """handlers:handle of the working folder is the handler; gives the file where it records."""
     record = crew.folder / "handled"
     record.touch()
-    source = HANDLER.format(record=str(record), hold=str(crew.folder / "hold"))
+    source = HANDLER.format(record=str(record), hold=str(crew.folder / "hold"), module=str(MODULE))
     (crew.folder / "handlers.py").write_text(source)
     crew.settings.update(exec=None, handler="handlers:handle")
     return record
@@ -63,6 +68,12 @@ def test_a_python_handler_of_the_command_line_gets_each_file(crew: Crew, handled
         ["bad.txt", 2, 1, 1, "x"],
     ]
     assert member.stop() == 0
+
+
+def test_what_a_handler_of_a_script_run_as_a_service_imports_is_the_program_itself(crew: Crew, handled: Path) -> None:
+    crew.files.put("later.txt", b"x")
+    member = crew.add(Member("a", MEMBER, crew.environment(member_id="a"), crew.folder))
+    assert "the handler said: not now" in member.wait("not_now").fields["error"]
 
 
 def test_a_python_handler_that_outlives_drain_timeout_keeps_the_lease_from_being_released(
