@@ -8608,7 +8608,7 @@ class Config:
         return configs
 
     def secret(self, name: str) -> str:
-        """A secret's present value; one that came from a file is read anew, so that it can be rotated."""
+        """The present value; one that came from a file is read anew, so that it can be rotated."""
         if name not in self.files:
             return str(getattr(self, name))
         path = self.place(self.files[name])
@@ -8736,6 +8736,10 @@ class Config:
             yield f"order: {quoted(self.order)} has no group, the key"
         for name in filter(self.__getattribute__, PROGRAMS):
             self.command(name)
+        if "{stem}" in self.exec:
+            yield "exec: {stem} is for requires and checksum; a command gets {file}, {name} and {path}"
+        if PLACEHOLDER.search(self.notify):
+            yield "notify: gets JSON on its standard input, and no {file}, {name} or {path}"
         if self.timezone or "{date:" in self.after + self.after_error:
             self.zone()
         try:
@@ -8788,7 +8792,7 @@ class Config:
         code = word_told_to_run(words)
         if code:
             raise ConfigError(
-                f"exec: {quoted(code)} is what an interpreter is told to run, and a file's name in it would be code; "
+                f"{name}: {quoted(code)} is what an interpreter is told to run, and a file's name in it would be code; "
                 'write "$FTPCOORD_FILE", "$FTPCOORD_NAME" or "$FTPCOORD_PATH" there, or pass an argument: '
                 """sh -c 'import "$1"' sh {file}"""
             )
@@ -9157,7 +9161,6 @@ def print_line(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """A last word on standard error."""
     if not said.put(functools.partial(print_line, text), logging.ERROR):
         said.flush()
 
@@ -9613,7 +9616,7 @@ class Pulse:
 
 def one_of(config: Optional[Config], settings: Mapping[str, Any]) -> Config:
     if config and settings:
-        raise ConfigError(f"{', '.join(settings)}: would be left unused beside a Config; give them to that")
+        raise ConfigError(f"{', '.join(settings)}: have no effect beside a Config")
     return config or Config(**settings)
 
 
@@ -9687,7 +9690,7 @@ NOTIFIED = {
 class Herald:
     """`notify`: a command gets what an operator wants to know as JSON on its standard input, one run at a time.
 
-    An event is told at once, and again after a minute, with the count of those meanwhile. Who says it never waits.
+    An event is told at once, and again after a minute, with the count of those meanwhile.
     """
 
     def __init__(self, config: Config) -> None:
@@ -10642,9 +10645,7 @@ def _samples(name: str, value: Any, labels: Mapping[str, str]) -> Iterator[str]:
             for key, number in numbers.items():
                 yield from _samples(name, number, {**labels, label: str(key)})
     elif value is not None:
-        told = ",".join(
-            f"{key}={json.dumps(text)}" for key, text in labels.items()
-        )  # which escapes as the format has it
+        told = ",".join(f"{key}={json.dumps(text)}" for key, text in labels.items())  # escaped alike
         yield f"ftpcoord_{name}{{{told}}} {float(value)!r}\n"
 
 
@@ -11387,7 +11388,6 @@ def command_resume(configs: Sequence[Config], options: argparse.Namespace) -> in
 
 
 def span(text: str) -> float:
-    """90s, 30m, 2h or 1d, in seconds."""
     if not re.fullmatch(r"0*[1-9]\d{0,5}[smhd]", text, re.ASCII):
         raise ValueError
     return int(text[:-1]) * {"s": 1.0, "m": 60.0, "h": 3600.0, "d": SECONDS_A_DAY}[text[-1]]
@@ -11423,9 +11423,7 @@ def parse_arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     retry.add_argument("glob", nargs="?", default="*", metavar="GLOB")
     add(command_skip).add_argument("glob", metavar="GLOB")
     pause = add(command_pause)
-    pause.add_argument(
-        "--for", dest="seconds", type=span, metavar="2h", help="or 90s, 30m, 1d; else until it is resumed"
-    )
+    pause.add_argument("--for", dest="seconds", type=span, metavar="2h", help="or 90s, 30m, 1d; else until resumed")
     add(command_resume)
     add(command_adopt)
     add(command_step_down)

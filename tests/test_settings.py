@@ -317,6 +317,15 @@ def test_a_value_in_quotes_is_an_error_as_they_would_be_part_of_it(name: str, qu
     assert config(password='"x"').file_password() == '"x"' and config(pattern="'[a-z]' x'y").patterns("pattern")
 
 
+def test_a_placeholder_that_nobody_fills_in_is_an_error() -> None:
+    """Each file would be copied over the one before."""
+    with pytest.raises(ConfigError, match=r"^exec: \{stem\} is for requires"):
+        config(exec="cp {file} /out/{stem}.csv", requires="{stem}.ok")
+    for notify in ("alert {name}", "sh -c 'mail {path}'"):
+        with pytest.raises(ConfigError, match=r"^notify: "):
+            config(notify=notify)
+
+
 def test_settings_beside_a_config_are_an_error() -> None:
     for kind in (ftpcoord.Listener, ftpcoord.Coordinator):
         with pytest.raises(ConfigError, match=r"^workers, exec: "):
