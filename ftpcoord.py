@@ -4913,13 +4913,16 @@ class Listing(list[Entry]):
     """The entries of a folder, and what each of them was read from: who gives it back as the `last` one need not have
     the same bytes read again, if they are to be `read_as` the same."""
 
-    def __init__(self, *read_as: object) -> None:
+    def __init__(self, last: Optional[Listing] = None, *read_as: object) -> None:
         super().__init__()
-        self.read_as = read_as
-        self.lines: dict[bytes, tuple[Entry, Any]] = {}
+        self.read_as, self.lines = read_as, dict[bytes, tuple[Entry, Any]]()
+        if last is not None and last.read_as == read_as:
+            self.lines = last.lines.copy()
 
-    def known(self, last: Optional[Listing]) -> dict[bytes, tuple[Entry, Any]]:
-        return last.lines if last is not None and last.read_as == self.read_as else {}
+    def prune_lines(self) -> None:
+        if len(self.lines) > len(self):
+            there = set(map(id, self))
+            self.lines = {line: told for line, told in self.lines.items() if id(told[0]) in there}
 
 
 def decode_name(raw: bytes, encoding: str) -> str:
@@ -5711,8 +5714,7 @@ class ListingReader:
     def __init__(self, mlsd: bool, encoding: str, last: Optional[Listing] = None) -> None:
         self._mlsd, self._encoding = mlsd, encoding
         self._today = datetime.datetime.now(datetime.timezone.utc).date()
-        self.entries = Listing(mlsd, self._today)
-        self._known = self.entries.known(last)
+        self.entries = Listing(last, mlsd, self._today)
         self.unread: list[str] = []
         self._tail, self._first = b"", True
         self.size = 0  # bytes so far
@@ -5728,8 +5730,8 @@ class ListingReader:
             raise _Broken("a listing without an end")
         self._tail = lines.pop() if data else b""
         for raw in lines:
-            if raw in self._known:
-                self.entries.lines[raw] = entry, form = self._known[raw]
+            if raw in self.entries.lines:
+                entry, form = self.entries.lines[raw]
                 self.entries.append(entry)
                 self._forms.add(form)
                 self._first = False
@@ -5761,6 +5763,7 @@ class ListingReader:
 
     def listing(self, folder: str) -> Listing:
         """Raises FileRefused if nobody understands any line."""
+        self.entries.prune_lines()
         for line in self._doubtful:
             self._add(line, b"", parse_list_line(line, self._today, self._forms))
         if self.unread and not self.entries:
@@ -7329,8 +7332,7 @@ class SftpServer(FileServer):
         if kind != HANDLE:
             raise _status_error(folder, kind, fields)
         handle = fields.handle()
-        entries = Listing()
-        known = entries.known(last)
+        entries = Listing(last)
         vague: list[str] = []  # names whose attributes tell no kind
         seen = size = 0
         while True:
@@ -7344,7 +7346,7 @@ class SftpServer(FileServer):
             body, at = bytes(fields.body), fields.at
             for _ in range(count):
                 key = body[at : at + 4 + int.from_bytes(body[at : at + 4], "big")]
-                told = known.get(key)
+                told = entries.lines.get(key)
                 if told and body.startswith(told[1], at):
                     at += len(told[1])
                 else:
@@ -7357,13 +7359,13 @@ class SftpServer(FileServer):
                     if entry is None:
                         vague.append(name)
                         continue
-                    told = entry, line
+                    told = entries.lines[key] = entry, line
                 entries.append(told[0])
-                entries.lines[key] = told
         self._talk().call(CLOSE, handle)
         error = None if kind == NAME else _status_error(folder, kind, fields)
         if error is not None and not isinstance(error, _EndOfFile):
             raise FileRefused(str(error)) if seen else error  # what showed something is there
+        entries.prune_lines()
         self.unread = []
         for name in vague:
             entry = None

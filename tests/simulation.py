@@ -1058,12 +1058,10 @@ class SimConnection(ftpcoord.FileServer):
     def list(self, folder: str, last: Any = None) -> ftpcoord.Listing:
         self._call("list", folder)
         here = [version for path, version in self.server.files.items() if path.rpartition("/")[0] == folder]
-        entries = ftpcoord.Listing()
-        known = entries.known(last)
+        entries = ftpcoord.Listing(last)
         for entry in map(self.server.entry, here):
-            line = repr(entry).encode()
-            entries.lines[line] = known.get(line, (entry, ""))
-            entries.append(entries.lines[line][0])
+            entries.append(entries.lines.setdefault(repr(entry).encode(), (entry, ""))[0])
+        entries.prune_lines()
         if folder == "/in":
             entries.append(ftpcoord.Entry("sub", "dir", 0, ""))
         if folder == "/in":
