@@ -989,8 +989,9 @@ class Member:
             self.outage.heartbeat(election.database_error)
             return None if wanted.stop else 0.0
         # 3. The work hangs.
-        if state is State.WINDING_UP and now >= wanted.lost_at:
-            election.lose("the work hangs and does not end")
+        if now >= wanted.lost_at:
+            if state is State.WINDING_UP:
+                election.lose("the work hangs and does not end")
             self.note(lost_at=float("inf"))
         # 4. Renew, or look and perhaps take over.
         wait = election.tick(now, willing=state is State.STANDING_BY and not wanted.stop)
@@ -2427,14 +2428,16 @@ class PrivateFolder:
         with self._lock:
             while self._path is None or not self._is_held(self._path):
                 self.close()
-                place, held = Path(tempfile.mkdtemp(prefix=PRIVATE)), None
-                with contextlib.suppress(BlockingIOError, FileNotFoundError):  # taken for a dead process's: once more
-                    held = open_folder(place) if OPENAT else None
-                    if held is not None:
-                        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    self._path, self._held, held = place, held, None
-                if held is not None:
-                    os.close(held)
+                self._path = Path(tempfile.mkdtemp(prefix=PRIVATE))
+                try:
+                    self._held = open_folder(self._path) if OPENAT else None
+                    if self._held is not None:
+                        fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except (BlockingIOError, FileNotFoundError):  # taken for a dead process's: once more
+                    self.close()
+                except BaseException:
+                    self.close()
+                    raise
             return self._path
 
     def _is_held(self, place: Path) -> bool:
@@ -2500,10 +2503,14 @@ class Folders:
         if parent is None:
             return None
         handle = open_folder(name, parent)
-        info = os.fstat(handle)
-        if delivered and (info.st_dev, info.st_ino) not in self._durable:
-            os.fsync(parent)
-            self._durable.add((info.st_dev, info.st_ino))
+        try:
+            info = os.fstat(handle)
+            if delivered and (info.st_dev, info.st_ino) not in self._durable:
+                os.fsync(parent)
+                self._durable.add((info.st_dev, info.st_ino))
+        except BaseException:
+            os.close(handle)
+            raise
         os.close(parent)
         return handle
 
@@ -2631,8 +2638,8 @@ LEAST_RATE = 10.0  # bytes a second: a third of what a modem of 300 bit/s carrie
 
 
 class Progress:
-    """Until when silence of a lease's work is fine: for `stall_timeout` seconds, and while a handler takes at most
-    `exec_timeout` (None: as long as it runs). Any thread may tell."""
+    """Until when silence of a lease's work is fine: for `stall_timeout` seconds, and for a handler `exec_timeout` longer.
+    Any thread may tell."""
 
     def __init__(self, stall_timeout: float, exec_timeout: Optional[float]) -> None:
         self._stall_timeout = stall_timeout
@@ -2674,11 +2681,11 @@ class Progress:
         return len(self._handlers)
 
     def overdue(self, now: float) -> float:
-        """Seconds since which silence is not fine any more; below zero: it is."""
+        """Seconds since which silence is not fine any more."""
         return now - max([self._told, self._quiet_until, *list(self._handlers.values())]) - self._stall_timeout
 
     def handler_overdue(self, now: float) -> float:
-        """Seconds by which a handler is over its time and `stall_timeout`; below zero: none is."""
+        """Seconds by which a handler is over its time and `stall_timeout`."""
         return now - min(list(self._handlers.values()), default=float("inf")) - self._stall_timeout
 
 
@@ -2750,7 +2757,7 @@ def with_error(row: Row, exc: BaseException) -> Row:
 
 
 def foreseen(exc: Exception, path: str, copy: Optional[Path]) -> Exception:
-    """A local error as one of ours: a name that this host cannot have is the file's trouble, the rest is the host's."""
+    """A local error as one of ours: a name that this host cannot have is the file's trouble, the rest the host's."""
     if isinstance(exc, UnicodeError):
         return HandlerFailed(f"{path}: this host's names are in {sys.getfilesystemencoding()}, which lacks this one")
     if isinstance(exc, OSError):
@@ -2822,7 +2829,7 @@ class Backoff:
 
     def next(self) -> float:
         self.failures += 1
-        return min(self.most, self.first * 2.0 ** min(self.failures - 1, 30))
+        return doubled(self.first, self.failures, self.most)
 
     def reset(self) -> None:
         self.failures = 0
@@ -2950,9 +2957,9 @@ def moves_of_display(unclear: Sequence[tuple[Row, Entry]]) -> set[datetime.timed
     return {move for move in set(moves) if moves.count(move) > 1 and 4 * moves.count(move) >= len(witnesses)}
 
 
-def doubled(seconds: float, times: int) -> float:
+def doubled(seconds: float, times: int, most: float = MOST_PAUSE) -> float:
     """The pause after so many failures in a row: the first one's, and twice as much each time."""
-    return float(min(MOST_PAUSE, seconds * 2.0 ** min(times - 1, 30)))
+    return float(min(most, seconds * 2.0 ** min(times - 1, 30)))
 
 
 class Resting(NamedTuple):
@@ -3203,8 +3210,8 @@ def is_done(row: Optional[Row], shown: Shown) -> bool:
 class Workers:
     """The threads that do what is in their queue: after-actions first, for nobody is to find for long what is done.
 
-    A path is busy from when it is handed in until nothing more is to be done with it. `work` gets what a worker takes,
-    gives what comes next, and raises nothing; `worked` is called then.
+    A path is busy from when it is handed in until nothing more is to be done with it. `work` gets what a worker takes
+    and gives what comes next; `worked` is called then.
     """
 
     def __init__(

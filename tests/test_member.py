@@ -304,6 +304,16 @@ def test_a_hand_over_that_waits_for_a_reply_does_not_ask_the_database_without_en
     assert scene.member.next_beat > scene.clock.now
 
 
+def test_work_that_was_found_to_hang_just_when_it_ended_does_not_make_the_database_asked_without_end(
+    scene: Scene,
+) -> None:
+    scene.do("working, reply is missing, work ends")
+    scene.member.hand_over("it hangs", hangs=True)  # as the guard's thread would, having looked before the end
+    scene.do("ten seconds, ten seconds, beat")
+    assert scene.member.lease is not None, "the file server may still obey"
+    assert scene.member.next_beat > scene.clock.now
+
+
 def test_work_that_stalls_is_cut_although_a_hand_over_cannot_be_told_and_the_next_work_is_not(scene: Scene) -> None:
     """The work of the next lease may begin while the guard is about to cut that of the last one."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -346,6 +348,26 @@ def test_a_new_subfolder_is_durable_before_a_file_in_it_is_done(
     config = ftpcoord.Config(url="sftp://u@h/in", database="sqlite:///x", download_dir=str(tmp_path / "in"))
     part_of(ftpcoord.Workplace(config, 1), ftpcoord.Found("/in/x/y/1", "x/y/1", ftpcoord.Entry("1", "file", 1, "")))
     assert (str(tmp_path / "in"), True) in synced and (str(tmp_path / "in/x"), True) in synced
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="counts open files")
+@pytest.mark.parametrize("delivered", [True, False])
+def test_a_folder_that_can_be_neither_made_durable_nor_locked_is_not_held_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delivered: bool
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "as some mounted file systems say")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    monkeypatch.setattr(fcntl, "flock", fails)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    place = Workplace(config(download_dir=str(tmp_path)) if delivered else config(exec="true {file}"), 1)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(OSError, match="mounted"):
+            place.create(found("x/a.csv"))
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert os.listdir(tmp_path) == (["x"] if delivered else [])
 
 
 @pytest.mark.skipif(not hasattr(os, "fchmod"), reason="fchmod")
