@@ -2638,7 +2638,7 @@ LEAST_RATE = 10.0  # bytes a second: a third of what a modem of 300 bit/s carrie
 
 
 class Progress:
-    """Until when silence of a lease's work is fine: for `stall_timeout` seconds, and for a handler `exec_timeout` longer.
+    """Until when silence of a lease's work is fine: for `stall_timeout` seconds, for a handler `exec_timeout` longer.
     Any thread may tell."""
 
     def __init__(self, stall_timeout: float, exec_timeout: Optional[float]) -> None:
