@@ -4618,7 +4618,7 @@ class MySQL(Database):
         "certificate": ".*CERTIFICATE_VERIFY_FAILED",
         "tls": "2026|SSL",
         "secret": "RuntimeError .*cryptography",
-        "busy": "1205|1213",
+        "busy": "1020|1205|1213",
         # Too long, out of range, not in the character set, too large for a packet, triggers, constraints; PyMySQL knows
         # others by class.
         "row": "UnicodeEncode|1118|1153|1264|1265|1267|1292|1300|1364|1366|1369|1406|1644|1690|3819|3854|3988|4025|"
@@ -4674,7 +4674,7 @@ class MySQL(Database):
             auth_plugin_map=dict.fromkeys(refused, refuse),
             init_command=f"SET SESSION time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES', autocommit = 1, "
             f"sql_safe_updates = 0, sql_select_limit = {2**64 - 1}, sql_big_selects = 1, timestamp = DEFAULT, "
-            f"lock_wait_timeout = {wait}, innodb_lock_wait_timeout = {wait}",
+            f"group_concat_max_len = 1024, lock_wait_timeout = {wait}, innodb_lock_wait_timeout = {wait}",
             ssl=tls,
             ssl_disabled=tls is None,
         )
@@ -4775,11 +4775,12 @@ class SQLite(Database):
         try:
             self.connection.execute(note)
             rows = list(self.connection.execute(sql).fetchall())
+            self.connection.execute("COMMIT")
+            return rows
         except BaseException:
-            self.connection.execute("ROLLBACK")
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
             raise
-        self.connection.execute("COMMIT")
-        return rows
 
 
 DIALECTS: dict[str, type[Database]] = {"postgresql": PostgreSQL, "mysql": MySQL, "sqlite": SQLite}

@@ -583,6 +583,13 @@ SABOTAGES = (
         "test_audit.py::test_a_change_without_outcome_has_no_row_among_others_that_have[sqlite]",
     ),
     Sabotage(
+        "an after-action that was written twice is told twice",
+        "Database.WORDS",
+        text(', "$acts = old_acts"', ""),
+        "test_audit.py::test_an_after_action_of_a_quarantined_file_is_told_once_however_often_it_is_written"
+        "[postgresql-delete]",
+    ),
+    Sabotage(
         "a move is told before it is made",
         "_act_on",
         before("free = ", "self.ledger.change(row, row._replace(error='x'), None, Outcome('moved'))"),

@@ -498,6 +498,7 @@ def test_a_row_that_cannot_be_read_is_no_refusal_of_a_change(tables: Tables) -> 
         "init_connect = 'SET sql_select_limit = 1'",
         "init_connect = 'SET sql_big_selects = 0, max_join_size = 1'",
         "init_connect = 'SET timestamp = 1000000000'",
+        "init_connect = 'SET group_concat_max_len = 4'",
     ],
 )
 def test_settings_that_change_what_statements_do_are_not_taken_over(tables: Tables, setting: str) -> None:
@@ -645,6 +646,23 @@ def test_a_sqlite_file_that_was_replaced_is_opened_anew(tables: Tables, tmp_path
     assert not a.renew("g", "a", 1).held
     file.unlink()
     assert b.look("g", "b").holder is None, "what is gone is made anew"
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_transaction_that_cannot_be_committed_for_a_reader_holds_up_nobody_afterwards(tables: Tables) -> None:
+    """Where the file system has no shared memory there is no WAL, and who reads keeps others from committing."""
+    a, b = tables.open(heartbeat_frequency=0.3, liveness_check_interval=3), tables.open(member_id="b")
+    assert a.first("g", "a", 1) == 1
+    b.close()
+    a.connection.execute("PRAGMA journal_mode = DELETE")
+    with closing(tables.database.connect()) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM token_holder").fetchall()
+        with pytest.raises(ftpcoord.DatabaseBusy):
+            a.renew("g", "a", 1)
+    with closing(tables.database.connect(timeout=0)) as other:
+        other.execute("UPDATE health_check SET last_heartbeat = last_heartbeat")
+    assert a.renew("g", "a", 1).held
 
 
 # -- logins and privileges --------------------------------------------------------------------------------------------
