@@ -8242,16 +8242,20 @@ def run_handler(handler: Handler, file: File) -> None:
     """What it forked and comes back ends here: one process goes on with the file."""
     process, code = os.getpid(), 1
     try:
-        result, code = handler(file), 0
+        result: Any = handler(file)
+        code = 0
     except SystemExit as exc:
-        code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+        code = exc.code if isinstance(exc.code, int) else bool(exc.code)
         raise
     finally:
         if os.getpid() != process:
             os._exit(code)
     if any(hasattr(result, name) for name in ("__await__", "__next__", "__anext__")):
-        kind = type(result).__name__
-        raise HandlerFailed(f"the handler gave a {kind}, which nobody runs: it must be a function that does the work")
+        raise HandlerFailed(
+            f"the handler gave a {type(result).__name__}, which nobody runs: it must do the work itself"
+        )
+    if hasattr(result, "add_done_callback"):  # a pool's Future: its copy of the file must stay until then
+        result.result()
 
 
 def call_handler(handler: Optional[Handler], file: File, error_output: bool) -> None:
@@ -10193,7 +10197,6 @@ class Stats:
         self.database_at = self.database_at if failed else self.beat_at
 
     def looked(self, view: View, stale_after: float, group: str = "") -> None:
-        """What a standby saw: another member's takeover, and when the holder was last alive."""
         now, seen = boot_clock(), (view.holder or "", view.term)
         if view.holder is not None and self._holder not in (None, seen):
             self._changed("other", *seen, self._why)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import io
 import os
 import signal
@@ -86,6 +87,22 @@ def test_a_handler_that_gives_work_which_nobody_runs_has_failed(tmp_path: Path, 
     """The file would be done, and nobody had looked at it."""
     with pytest.raises(HandlerFailed, match="nobody runs"):
         ftpcoord.call_handler(handler, a_local(tmp_path), True)
+
+
+def test_work_that_a_handler_has_given_to_a_pool_is_waited_for(tmp_path: Path) -> None:
+    read: list[bytes] = []
+
+    def slow(file: File) -> None:
+        time.sleep(0.1)
+        read.append(file.read())
+        if len(read) == 2:
+            raise ValueError("no good")
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        ftpcoord.call_handler(lambda file: pool.submit(slow, file), a_local(tmp_path, b"x"), True)
+        assert read == [b"x"]
+        with pytest.raises(HandlerFailed, match="no good"):
+            ftpcoord.call_handler(lambda file: pool.submit(slow, file), a_local(tmp_path, b"x"), True)
 
 
 class Speechless(Exception):
