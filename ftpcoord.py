@@ -5586,6 +5586,8 @@ def parse_list_line(line: str, today: datetime.date, forms: Collection[str] = ()
     readings = list_readings(line, today)
     if len(readings) < 2:
         return next(iter(readings.values()), None)
+    if "dos" in readings:
+        return readings["dos" if "dos" in forms else "padded"]
     if "year" in forms or ("clock" in forms and "padded" not in readings and "padded?" not in readings):
         return readings["year"]
     return readings.get("year and clock") or readings.get("padded")
@@ -5598,7 +5600,7 @@ def list_readings(line: str, today: datetime.date) -> Readings:
         if UNIX_MODE.match(line):
             readings = _unix_readings(line, today)
         elif match := DOS_LINE.fullmatch(line):
-            readings = _dos_reading(*match.groups(default=""))
+            readings = _dos_readings(match)
         elif match := IBM_LINE.fullmatch(line):
             readings = _ibm_reading(*match.groups())
     return readings if all(entry.name and entry.size <= LARGEST_FILE for entry in readings.values()) else {}
@@ -5677,10 +5679,11 @@ def month_number(word: str) -> int:
     return MONTHS.get(plain.lower().rstrip(".,"), 0)
 
 
-def _dos_reading(
-    first: str, second: str, third: str, hour: str, minute: str, half: str, size: str, name: str
-) -> Readings:
-    """Where one date of a listing shows its day first, none can be trusted."""
+def _dos_readings(match: re.Match[str]) -> Readings:
+    """Where one date of a listing shows its day first, none can be trusted. IIS has names 22 columns behind the time,
+    whatever they begin with; others pad them by one."""
+    first, second, third, hour, minute, half, size, name = match.groups(default="")
+    column = match.start(8) - match.end(6 if half else 5)
     iso = len(first) == 4
     year, month, day = map(int, (first, second, third) if iso else (third, first, second))
     if not iso and len(third) == 2:
@@ -5691,12 +5694,14 @@ def _dos_reading(
     day_first = not iso and month > 12
     moment = datetime.datetime(year, *((day, month) if day_first else (month, day)), hours, int(minute))
     mtime = "" if day_first else moment.isoformat(timespec="minutes")
-    if size.isdigit():
-        entry = Entry(name, "file", int(size), mtime)
-    else:  # IIS pads <DIR> with nine spaces to the width of the size column
-        name = name[9:] if name.startswith(" " * 9) else name.lstrip(" ")
-        entry = Entry(name, DOS_KINDS.get(size, "other"), 0, mtime)
-    return {"day first" if day_first else "dos": entry}
+    if not size.isdigit():
+        name = name[9:] if column + 9 == 22 and name.startswith(" " * 9) else name.lstrip(" ")
+        return {"day first" if day_first else "folder": Entry(name, DOS_KINDS.get(size, "other"), 0, mtime)}
+    entry = Entry(name, "file", int(size), mtime)
+    if day_first:
+        return {"day first": entry}
+    padded = {"padded": entry._replace(name=name[1:])} if name.startswith(" ") and column != 22 else {}
+    return {"dos": entry, **padded}
 
 
 def _ibm_reading(size: str, separator: str, kind: str, name: str) -> Readings:

@@ -275,6 +275,27 @@ def test_a_line_of_two_readings_is_read_as_the_rest_of_its_listing(lines: list[s
     assert len(unread) == len(lines) - len(names)
 
 
+IIS, NARROW = "07-20-26  09:52AM", "07-20-26 09:52AM"
+
+
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [
+        (
+            [f"{NARROW}  <DIR>            sub", f"{NARROW}              123  a", f"{NARROW}               17   b"],
+            ["sub", "a", " b"],
+        ),
+        ([f"{NARROW}              123  a", f"{NARROW}               17 b"], [" a", "b"]),
+        ([f"{NARROW}  <DIR>           sub", f"{NARROW}              123 a"], ["sub", "a"]),
+        ([f"{IIS}       <DIR>            sub", f"{IIS}                  123  a"], ["  sub", " a"]),
+    ],
+)
+def test_names_of_a_dos_listing_are_padded_if_all_are_and_it_is_not_of_iis(lines: list[str], names: list[str]) -> None:
+    entries, unread = listed(*lines)
+    assert (sorted(entry.name for entry in entries), unread) == (sorted(names), [])
+    assert {entry.mtime for entry in entries} == {"2026-07-20T09:52"}
+
+
 def test_no_date_of_a_dos_listing_is_believed_if_one_has_its_day_first() -> None:
     entries, _ = listed("05-06-26  09:52AM  7 a", "20-06-26  09:52AM  7 b")
     assert entries == [Entry("a", "file", 7, ""), Entry("b", "file", 7, "")]
