@@ -516,11 +516,11 @@ def test_settings_that_change_what_statements_do_are_not_taken_over(tables: Tabl
         time.sleep(tables.quantum)
         assert a.renew("g", "a", 1).held
         assert b.take("g", "b", view, 5.0, "still") is None
-        fence, claims = Fence("g", "a", 1), [row(f"/in/{n}") for n in range(3)]
-        assert a.write(fence, [Change(None, claim) for claim in claims]) == [True] * 3
-        assert a.write(fence, [Change(claim, claim._replace(state="done")) for claim in claims[:2]]) == [True] * 2
-        assert a.write(fence, [Change(claims[2], None)]) == [True]
-        assert len(list(b.rows("g"))) == len(b.members("g")) == 2
+        fence, claims = Fence("g", "a", 1), [row(f"/in/{n}") for n in range(64)]
+        assert a.write(fence, [Change(None, claim) for claim in claims]) == [True] * 64
+        assert a.write(fence, [Change(claim, claim._replace(state="done")) for claim in claims[:32]]) == [True] * 32
+        assert a.write(fence, [Change(claim, None) for claim in claims[32:]]) == [True] * 32
+        assert (len(list(b.rows("g"))), len(b.members("g"))) == (32, 2)
         a.release("g", "a", 1)
         assert b.take("g", "b", b.look("g", "b"), 5.0, "released") == 2
     finally:
