@@ -3707,7 +3707,7 @@ class Allowance:
 
         return Metered
 
-    def connect(self, address: tuple[Any, ...]) -> Any:
+    def connect(self, address: Any) -> Any:
         sock = socket.create_connection(address[:2], self.left() / self.share)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -3923,7 +3923,7 @@ class Database(abc.ABC):
     # -- what each dialect does in its own way ------------------------------------------------------------------------
 
     @abc.abstractmethod
-    def _open(self, host: str, address: tuple[Any, ...]) -> None:
+    def _open(self, host: str, address: Any) -> None:
         """Logs in to one server. Raises what the driver raises, or DatabaseDown: nothing can be written there."""
 
     @abc.abstractmethod
@@ -4012,7 +4012,6 @@ class Database(abc.ABC):
         raise type(error)(f"database {self.where}: {error}")
 
     def _connect(self) -> None:
-        """Logs in to the first server that will have it."""
         problems: list[Error] = []
         for host, port, address in self._addresses():
             try:
@@ -4026,11 +4025,11 @@ class Database(abc.ABC):
         refused = all(isinstance(problem, DatabaseRefused) for problem in problems)
         raise (DatabaseRefused if refused else DatabaseDown)("; ".join(dict.fromkeys(map(str, problems))))
 
-    def _addresses(self) -> Iterator[tuple[str, int, tuple[Any, ...]]]:
-        """Of all hosts: behind one name may stand replicas, too, or what does not answer."""
+    def _addresses(self) -> Iterator[tuple[str, int, Any]]:
+        """Behind one name may stand replicas, too."""
         for host, port in self.config.endpoint.hosts or (("", 0),):
             self.allowance.renew(self.timing.call_timeout, ANSWER_BYTES)
-            found: list[tuple[Any, ...]] = [(host, port)]
+            found: list[Any] = [(host, port)]
             with contextlib.suppress(OSError):  # the connect says why
                 found = [each[4] for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)] if host else found
             for self.allowance.share in range(len(found), 0, -1):
@@ -4044,7 +4043,6 @@ class Database(abc.ABC):
         return context
 
     def _error(self, exc: Exception) -> Error:
-        """An error as one of ours."""
         if isinstance(exc, Error):
             return exc
         code, text = self._said(exc)
@@ -4068,7 +4066,6 @@ class Database(abc.ABC):
         return re.sub(r"\$(\w+)(?:\(([^()]*)\))?", word, text)
 
     def _keep_heartbeats(self, digits: int, column_type: str) -> None:
-        """Timing and words for a heartbeat column of that precision."""
         config, whole = self.config, digits < 3
         self.timing = Timing(config.heartbeat_frequency, config.liveness_check_interval, self.least_timeout, whole)
         now = self._now(0 if whole else digits, column_type)
@@ -4463,7 +4460,7 @@ class PostgreSQL(Database):
         "login": "28000|.*authentication failed",  # pgbouncer has no code of its own for it
     }
 
-    def _open(self, host: str, address: tuple[Any, ...]) -> None:
+    def _open(self, host: str, address: Any) -> None:
         native = import_driver("pg8000.native", "pg8000")
         endpoint, how = self.config.endpoint, self.config.database_tls
         self.connection = sock = self.allowance.connect(address)  # ours, because pg8000 would leave its own open
@@ -4581,12 +4578,9 @@ class MySQL(Database):
                THEN 'ADD PRIMARY KEY ({key})' END
           FROM information_schema.tables LEFT JOIN information_schema.engines USING (engine)
          WHERE table_schema = DATABASE() AND table_name = '{table}'"""
-        for table, key in {
-            "token_holder": "group_id",
-            "health_check": "group_id,task_id",
-            "file_ledger": "file_id,group_id",
-            "file_audit": "at,attempt,file_id,group_id,outcome,term",
-        }.items()
+        for table, key in zip(
+            TABLES, ("group_id", "group_id,task_id", "file_id,group_id", "at,attempt,file_id,group_id,outcome,term")
+        )
     )
     # Behind a type in an old format stands a comment.
     HEARTBEAT_TYPE = """
@@ -4626,7 +4620,7 @@ class MySQL(Database):
         "read-only": "1290|1792|1836",
     }
 
-    def _open(self, host: str, address: tuple[Any, ...]) -> None:
+    def _open(self, host: str, address: Any) -> None:
         pymysql, how = import_driver("pymysql", "PyMySQL"), self.config.database_tls
         if how != "disable":
             try:
@@ -4637,7 +4631,7 @@ class MySQL(Database):
                     raise
         self._log_in(pymysql, host, address, None)
 
-    def _log_in(self, pymysql: Any, host: str, address: tuple[Any, ...], tls: Optional[ssl.SSLContext]) -> None:
+    def _log_in(self, pymysql: Any, host: str, address: Any, tls: Optional[ssl.SSLContext]) -> None:
         endpoint, how = self.config.endpoint, self.config.database_tls
         sock = self.allowance.connect(address)
         near, refused = is_near(sock), []
@@ -4754,7 +4748,7 @@ class SQLite(Database):
         "file": ".*(unable to open|readonly|not a database)",
     }
 
-    def _open(self, host: str, address: tuple[Any, ...]) -> None:
+    def _open(self, host: str, address: Any) -> None:
         import sqlite3  # here: it takes a megabyte
 
         if sqlite3.sqlite_version_info < (3, 35):
