@@ -1074,8 +1074,8 @@ class Member:
 
 
 class Entry(NamedTuple):
-    """One line of a listing. kind is file, dir, link or other; size is in bytes; mtime is ISO text of exactly
-    the precision listed, "" if there is none:
+    """One line of a listing. kind: file, dir, link, other; size: bytes; mtime: ISO text of exactly the precision
+    listed, or "":
         2026-01-12T10:15:30[.F]     UTC: SFTP, MLSD, and a LIST that shows its zone
         2026-01-12T10:15            LIST's, in the server's zone; 2026-01-12 if it shows no more
         2026-01-12T10:15:30=        the same with seconds (the sign tells it from UTC)
@@ -1184,8 +1184,6 @@ class Work(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What one look at a listing leads to."""
-
     ready: list[Work]
     unsettled: list[Work]  # perhaps still being written
     waiting: int  # failed files whose back-off has not passed
@@ -1587,7 +1585,8 @@ def _rename_without_replacing(source: str, target: str, folder: Optional[int]) -
     try:
         os.link(source, target, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
     except FileExistsError:
-        raise
+        if not os.path.samestat(os.lstat(source, dir_fd=folder), os.lstat(target, dir_fd=folder)):
+            raise  # else NFS says so of the link just made: link(2)
     except OSError as exc:
         if exc.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
             raise
@@ -1596,8 +1595,8 @@ def _rename_without_replacing(source: str, target: str, folder: Optional[int]) -
             os.lstat(target, dir_fd=folder)
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
         os.rename(source, target, src_dir_fd=folder, dst_dir_fd=folder)
-    else:
-        os.unlink(source, dir_fd=folder)
+        return
+    os.unlink(source, dir_fd=folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2106,7 +2105,7 @@ class Poller:
         due: Optional[float] = None,
         quiet: bool = False,
     ) -> None:
-        """Keeps the consequence in the ledger, and says it."""
+        """In the ledger, and the log."""
         outcome = None if what == "not_now" else item.outcome(row)
         if self.ledger.write([Change(item.row, row, due, outcome=outcome)])[0]:
             self.stats.failed(what, row, self._about, pause, quiet)

@@ -58,6 +58,22 @@ def test_the_same_content_under_the_name_counts_as_this_very_file(tmp_path: Path
     assert (tmp_path / "a.csv").stat().st_ino == inode
 
 
+@pytest.mark.skipif(os.name != "posix", reason="hard links")
+def test_a_link_that_was_made_although_its_answer_says_that_one_was_there_is_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS may answer when the first reply was lost: link(2)."""
+    link = os.link
+
+    def made(*arguments: str, **more: object) -> None:
+        link(*arguments, **more)  # type: ignore[arg-type]
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    monkeypatch.setattr(os, "link", made)
+    assert ftpcoord.give_name(part(tmp_path), tmp_path / "a.csv", again=False) == tmp_path / "a.csv"
+    assert os.listdir(tmp_path) == ["a.csv"]
+
+
 def test_other_content_is_not_replaced_but_gets_company(tmp_path: Path) -> None:
     assert publish(part(tmp_path, b"old"), tmp_path / "a.csv") == tmp_path / "a.csv"
     assert publish(part(tmp_path), tmp_path / "a.csv") == tmp_path / "a.1.csv"
