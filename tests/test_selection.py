@@ -40,15 +40,15 @@ def ready(listing: Sequence[Found], *rows: Row, **settings: Any) -> list[str]:
 
 VERDICTS: list[tuple[dict[str, Any], Optional[Row], str, str]] = [
     ({}, None, "take", ""),
-    ({}, row(), "skip", "done before"),
-    ({"pattern": "*.xml"}, None, "skip", "its name is not asked for (pattern, exclude, hidden or temporary)"),
+    ({}, row(), "final", "done before"),
+    ({"pattern": "*.xml"}, None, "final", "its name is not asked for (pattern, exclude, hidden or temporary)"),
     ({"ready_suffix": ".ok"}, None, "hold", "its marker .ok is not there"),
     ({"max_age": 60}, None, "skip", "older than max_age"),
     ({"max_size": 9}, None, "warn", "larger than max_size: 10 bytes"),
     ({"max_size": 10}, None, "take", ""),
     ({"min_size": 11}, None, "skip", "smaller than min_size: 10 bytes"),
     ({"min_size": 10, "max_size": 10}, None, "take", ""),
-    ({"min_size": 11}, row(), "skip", "done before"),
+    ({"min_size": 11}, row(), "final", "done before"),
     ({}, row(state="quarantined", error="no good"), "skip", "quarantined: no good"),
     ({}, row(state="failed", due=70.0, error="no good"), "wait", "failed, tried again in 70 s: no good"),
     ({}, row(state="failed", due=0.0), "take", ""),
