@@ -8248,7 +8248,7 @@ def run_handler(handler: Handler, file: File) -> None:
     finally:
         if os.getpid() != process:
             os._exit(code)
-    if any(hasattr(result, name) for name in ("__await__", "__next__", "__anext__")):
+    if isinstance(result, (Generator, map)) or hasattr(result, "__await__") or hasattr(result, "__anext__"):
         raise HandlerFailed(
             f"the handler gave a {type(result).__name__}, which nobody runs: it must do the work itself"
         )

@@ -6,6 +6,7 @@ import concurrent.futures
 import io
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -87,6 +88,14 @@ def test_a_handler_that_gives_work_which_nobody_runs_has_failed(tmp_path: Path, 
     """The file would be done, and nobody had looked at it."""
     with pytest.raises(HandlerFailed, match="nobody runs"):
         ftpcoord.call_handler(handler, a_local(tmp_path), True)
+
+
+@pytest.mark.parametrize(
+    "give", [lambda file: file.open(), lambda file: sqlite3.connect(":memory:").execute("SELECT 1")]
+)
+def test_what_a_handler_gives_beside_that_means_nothing(tmp_path: Path, give: ftpcoord.Handler) -> None:
+    """An open file and a database's cursor are iterators, too, of work that is done."""
+    ftpcoord.call_handler(give, a_local(tmp_path), True)
 
 
 def test_work_that_a_handler_has_given_to_a_pool_is_waited_for(tmp_path: Path) -> None:
