@@ -2093,7 +2093,8 @@ class Poller:
             action = self.config.action(self.config.after_error)
             self._note(item, failed._replace(state="quarantined", action=action), "file_quarantined")
         else:
-            pause = doubled(self.config.retry_delay or 1.0 - counts, failed.failures if counts else row.attempts)
+            delay = self.config.retry_delay or (0.0 if counts else 1.0)  # what has no end must not spin
+            pause = doubled(delay, failed.failures if counts else row.attempts)
             self._note(item, failed, "file_failed", pause, pause)
 
     def _note(
