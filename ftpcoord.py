@@ -3533,6 +3533,7 @@ FIRST_PATHS = 20  # that people are told of many
 TRIMMED_ROWS, TRIM_SECONDS = 1000, 60.0  # of the audit trail in one step, and from one to the next
 MOST_ITERATIONS = 1_000_000  # of SCRAM's hash: a second; servers ask for 4096
 LONGEST_REASON = 500  # characters
+NUMERIC = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
 SHORT_ERROR = 60  # characters, where the ledger's column has no room for more
 PLAIN = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")
 IN_CLEAR = (
@@ -3708,7 +3709,7 @@ class Allowance:
         return Metered
 
     def connect(self, address: Any) -> Any:
-        sock = socket.create_connection(address[:2], self.left() / self.share)
+        sock = socket.create_connection(address, self.left() / self.share)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         metered = self.metered(socket.socket)(sock.family, sock.type, sock.proto, sock.detach())
@@ -4013,27 +4014,31 @@ class Database(abc.ABC):
 
     def _connect(self) -> None:
         problems: list[Error] = []
-        for host, port, address in self._addresses():
-            try:
-                return self._open(host, address)
-            except ConfigError:
-                raise
-            except Exception as exc:
-                error = self._error(exc)
-                problems.append(type(error)(f"{host}:{port}: {error}") if host else error)
-            self.close()
+        for host, port in self.config.endpoint.hosts or (("", 0),):
+            self.allowance.renew(self.timing.call_timeout, ANSWER_BYTES)
+            for address in self._addresses(host, port):
+                try:
+                    return self._open(host, address)
+                except ConfigError:
+                    raise
+                except Exception as exc:
+                    error = self._error(exc)
+                    problems.append(type(error)(f"{host}:{port}: {error}") if host else error)
+                self.close()
+                if isinstance(error, DatabaseRefused):
+                    break  # many refused logins lock an account
         refused = all(isinstance(problem, DatabaseRefused) for problem in problems)
         raise (DatabaseRefused if refused else DatabaseDown)("; ".join(dict.fromkeys(map(str, problems))))
 
-    def _addresses(self) -> Iterator[tuple[str, int, Any]]:
+    def _addresses(self, host: str, port: int) -> Iterator[Any]:
         """Behind one name may stand replicas, too."""
-        for host, port in self.config.endpoint.hosts or (("", 0),):
-            self.allowance.renew(self.timing.call_timeout, ANSWER_BYTES)
-            found: list[Any] = [(host, port)]
-            with contextlib.suppress(OSError):  # the connect says why
-                found = [each[4] for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)] if host else found
-            for self.allowance.share in range(len(found), 0, -1):
-                yield host, port, found[-self.allowance.share]
+        found: list[tuple[str, Any]] = [(host, port)]
+        with contextlib.suppress(OSError, UnicodeError):  # the connect says why
+            known = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM) if host else ()
+            # With the interface, where an address is link-local.
+            found = [socket.getnameinfo(each[4], NUMERIC) for each in known] or found
+        for self.allowance.share in range(len(found), 0, -1):
+            yield found[-self.allowance.share]
 
     def _tls(self) -> ssl.SSLContext:
         config = self.config
@@ -4083,10 +4088,8 @@ class Database(abc.ABC):
         """
         if self.prepared:
             return self.timing
-        missing = self._missing()
-        for table, setting in OPTIONAL.items():
-            if not getattr(self.config, setting):
-                missing.pop(table, None)
+        unused = {table for table, setting in OPTIONAL.items() if not getattr(self.config, setting)}
+        missing = {table: text for table, text in self._missing().items() if table not in unused}
         if missing:
             switch = OPTIONAL.get(", ".join(missing))
             hint = f" (or set {switch} = off)" if switch else ""
@@ -4096,7 +4099,7 @@ class Database(abc.ABC):
                 f"`ftpcoord.py schema {self.name} --apply` or with\n{statements};"
             )
         for table, change in self.execute(self.FOUND_TABLES):
-            if change:
+            if change and table not in unused:  # else it may be another application's
                 change = f"ALTER TABLE {table} {change}"
                 raise DatabaseRefused(f"database {self.where}: rows could be lost or stand there twice; {change}")
         kind = str((self.execute(self.HEARTBEAT_TYPE) or [["missing"]])[0][0]).lower()
@@ -4429,7 +4432,8 @@ class PostgreSQL(Database):
           FROM (VALUES {", ".join(f"('{table}')" for table in TABLES)}) AS n (name)
           JOIN pg_class c ON c.oid = to_regclass(name)"""
     HEARTBEAT_TYPE = """
-        SELECT format_type(atttypid, atttypmod) FROM pg_attribute
+        SELECT format_type(COALESCE(NULLIF(typbasetype, 0), atttypid), GREATEST(atttypmod, typtypmod))
+          FROM pg_attribute JOIN pg_type t ON t.oid = atttypid
          WHERE attrelid = to_regclass('health_check') AND attname = 'last_heartbeat'"""
     # For the index: without the CAST the column would be compared as text; OFFSET 0 hides that all are of one group,
     # whose size the planner underestimates until the table is analyzed.
@@ -4575,7 +4579,10 @@ class MySQL(Database):
                     SELECT 1 FROM information_schema.statistics
                      WHERE table_schema = DATABASE() AND table_name = '{table}' AND non_unique = 0
                      GROUP BY index_name HAVING GROUP_CONCAT(column_name ORDER BY column_name) = '{key}')
-               THEN 'ADD PRIMARY KEY ({key})' END
+               THEN CONCAT('ADD ', IF('PRI' IN (
+                    SELECT column_key FROM information_schema.columns
+                     WHERE table_schema = DATABASE() AND table_name = '{table}'
+                    ), 'UNIQUE', 'PRIMARY KEY'), ' ({key})') END
           FROM information_schema.tables LEFT JOIN information_schema.engines USING (engine)
          WHERE table_schema = DATABASE() AND table_name = '{table}'"""
         for table, key in zip(
@@ -4675,7 +4682,8 @@ class MySQL(Database):
         self.connection.connect(sock)
         # Proxies that divide the work ask replicas what begins with SELECT.
         if self._run(
-            "SHOW VARIABLES WHERE Variable_name RLIKE '^((innodb|tx|transaction)_)?read_only$' AND Value <> 'OFF'"
+            "SHOW VARIABLES WHERE Variable_name RLIKE '^((innodb|tx|transaction)_)?read_only$' "
+            "AND Value NOT IN ('OFF', '0')"
         ):
             raise DatabaseDown("it is read-only (a replica?)")
         cluster = dict(map(tuple, self._run("SHOW STATUS LIKE 'wsrep%'")))

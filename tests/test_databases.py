@@ -247,6 +247,16 @@ def with_hosts(url: str, *hosts: str) -> str:
     return f"{login}@{','.join(host or own for host in hosts)}/{name}"
 
 
+def resolve_as(monkeypatch: pytest.MonkeyPatch, name: str, *addresses: str) -> None:
+    resolve = socket.getaddrinfo
+
+    def resolved(host: str, *arguments: Any, **more: Any) -> list[Any]:
+        hosts = addresses if host == name else (host,)
+        return [found for one in hosts for found in resolve(one, *arguments, **more)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+
+
 @SQL_SERVERS
 def test_a_dead_host_is_passed_over(tables: Tables) -> None:
     tables.apply()
@@ -259,13 +269,8 @@ def test_an_address_of_a_name_that_does_not_answer_leaves_the_next_one_its_time(
     tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tables.apply()
-    port, resolve = int(tables.database.url.rpartition(":")[2].partition("/")[0]), socket.getaddrinfo
-
-    def resolved(host: str, *arguments: Any, **more: Any) -> list[Any]:
-        hosts = ("127.0.0.2", "127.0.0.1") if host == "two.example" else (host,)
-        return [found for one in hosts for found in resolve(one, *arguments, **more)]
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    port = urlsplit(tables.database.url).port
+    resolve_as(monkeypatch, "two.example", "127.0.0.2", "127.0.0.1")
     with ExitStack() as stack:
         full = stack.enter_context(socket.socket())
         full.bind(("127.0.0.2", port))
@@ -283,19 +288,55 @@ def test_an_address_of_a_name_that_does_not_answer_leaves_the_next_one_its_time(
 def test_of_the_addresses_of_a_name_the_writable_one_is_used(tables: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name for all members of a cluster gives the replica first, whenever it is asked."""
     tables.apply()
-    port, resolve = urlsplit(tables.database.url).port, socket.getaddrinfo
-    options = {"default_transaction_read_only": "on", "listen_addresses": "127.0.0.2", "port": str(port)}
-    monkeypatch.setattr(servers.Postgres, "probe", lambda server: socket.create_connection(("127.0.0.2", port)).close())
-
-    def resolved(host: str, *arguments: Any, **more: Any) -> list[Any]:
-        hosts = ("127.0.0.2", "127.0.0.1") if host == "cluster.example" else (host,)
-        return [found for one in hosts for found in resolve(one, *arguments, **more)]
-
-    with servers.postgres(options=options):
-        monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    port = urlsplit(tables.database.url).port
+    assert port is not None
+    monkeypatch.setattr(servers, "HOST", "127.0.0.2")
+    monkeypatch.setattr(servers.Postgres, "probe", lambda server: servers.pg_login(port).close())
+    with servers.postgres(options={"default_transaction_read_only": "on", "port": str(port)}):
+        with closing(servers.pg_login(port, "postgres")) as replica:
+            replica.autocommit = True
+            replica.cursor().execute("SET default_transaction_read_only = off")
+            replica.cursor().execute(f"CREATE DATABASE {tables.database.database} OWNER app")
+        resolve_as(monkeypatch, "cluster.example", "127.0.0.2", "127.0.0.1")
         url = with_hosts(tables.database.url, f"cluster.example:{port}")
         store = tables.open(database=url, database_tls="disable")
         assert store.first("g", "a", 1) == 1
+
+
+@SQL_SERVERS
+def test_a_login_that_is_refused_is_tried_once_a_host_however_many_addresses_it_has(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accounts are locked after some refusals."""
+    port = urlsplit(tables.database.url).port
+    assert port is not None
+    resolve_as(monkeypatch, "three.example", "127.0.0.1", "127.0.0.1", "127.0.0.1")
+    with Proxy("127.0.0.1", port) as first, Proxy("127.0.0.1", port) as second:
+        url = with_hosts(tables.database.url, f"three.example:{first.port}", f"127.0.0.1:{second.port}")
+        store = tables.unprepared(database=url.replace(":secret@", ":wrong@"), database_tls="disable")
+        with pytest.raises(DatabaseRefused, match=f"three.example:{first.port}: .*127.0.0.1:{second.port}: "):
+            store.prepare()
+        assert (first.connections, second.connections) == (1, 1)
+
+
+@SQL_SERVERS
+def test_a_host_whose_name_is_none_is_passed_over_and_told(tables: Tables) -> None:
+    tables.apply()
+    assert tables.open(database=with_hosts(tables.database.url, "db..x", "")).first("g", "a", 1) == 1
+    with pytest.raises(DatabaseDown, match=r"db\.\.x:7: "):
+        tables.open(database=with_hosts(tables.database.url, "db..x:7"))
+
+
+@SQL_SERVERS
+def test_a_link_local_address_keeps_its_interface(tables: Tables) -> None:
+    """Without it the system takes none: Invalid argument."""
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        pytest.skip("no IPv6")
+    with pytest.raises(DatabaseDown, match=r"fe80::1%lo:7: (?!.*Invalid argument)"):
+        tables.open(database=with_hosts(tables.database.url, "[fe80::1%lo]:7"))
 
 
 @SQL_SERVERS
@@ -336,6 +377,27 @@ def test_a_read_only_host_is_passed_over(request: pytest.FixtureRequest, name: s
             with pytest.raises(DatabaseDown, match=f"127.0.0.1:{replica.port}: it is read-only"):
                 alone.execute(PORT[name])
             assert alone.connection is None
+
+
+@MYSQLS
+@pytest.mark.parametrize(("shown", "writable"), [("OFF", True), ("0", True), ("ON", False), ("1", False)])
+def test_variables_of_read_only_servers_may_be_words_or_numbers(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch, shown: str, writable: bool
+) -> None:
+    pymysql = pytest.importorskip("pymysql")
+    variables = f"SELECT * FROM (SELECT 'innodb_read_only' AS Variable_name, '{shown}' AS Value) AS v WHERE"
+    execute = pymysql.cursors.Cursor.execute
+
+    def executed(cursor: Any, sql: str, *values: Any) -> Any:
+        return execute(cursor, sql.replace("SHOW VARIABLES WHERE", variables), *values)
+
+    monkeypatch.setattr(pymysql.cursors.Cursor, "execute", executed)
+    store = tables.unprepared()
+    if writable:
+        store.apply_schema()
+    else:
+        with pytest.raises(DatabaseDown, match="it is read-only"):
+            store.apply_schema()
 
 
 def test_a_host_that_its_cluster_left_behind_is_passed_over(mariadb: servers.Mysql) -> None:
@@ -542,7 +604,8 @@ def test_a_table_in_which_a_key_could_stand_twice_is_refused(tables: Tables, tab
         more = f", PRIMARY KEY ({key.get(table, 'group_id, file_id, term')})"
         text = re.sub("\\n\\)", f"{more}\n)", text)
     tables.database.execute(text)
-    with pytest.raises(DatabaseRefused, match="ADD PRIMARY KEY" if mysql else "lacks a column or key"):
+    cure = f"ADD {'UNIQUE' if wider else 'PRIMARY KEY'} " if mysql else "lacks a column or key"
+    with pytest.raises(DatabaseRefused, match=cure):
         tables.apply()
         store = tables.open()
         store.look("g", "a")
@@ -573,6 +636,34 @@ def test_tables_that_lose_what_was_committed_are_refused(tables: Tables, table: 
     tables.apply()  # skips what is there
     tables.database.execute(cure)
     tables.open()
+
+
+@SQL_SERVERS
+@pytest.mark.parametrize(("table", "setting"), [("file_ledger", "ledger"), ("file_audit", "audit")])
+@pytest.mark.parametrize("trouble", ["no key", "no commits"])
+def test_a_table_of_another_application_matters_only_where_it_is_used(
+    tables: Tables, table: str, setting: str, trouble: str
+) -> None:
+    tables.apply()
+    tables.database.execute(f"DROP TABLE {table}")
+    mysql, lost = tables.database.name != "postgresql", trouble == "no commits"
+    kind, engine = "UNLOGGED" * (lost and not mysql), "ENGINE=MyISAM" * (lost and mysql)
+    tables.database.execute(f"CREATE {kind} TABLE {table} (id INTEGER PRIMARY KEY, who VARCHAR(20)) {engine}")
+    tables.open(after="delete", **{setting: False}).look("g", "a")
+    if mysql or lost:
+        with pytest.raises(DatabaseRefused, match=f"ALTER TABLE {table} "):
+            tables.open(after="delete", **{setting: True})
+
+
+@POSTGRES
+@pytest.mark.parametrize("base", ["timestamp", "timestamp(0)", "timestamptz"])
+def test_a_heartbeat_may_be_of_a_domain_over_a_moment(tables: Tables, base: str) -> None:
+    tables.apply()
+    tables.database.execute(f"CREATE DOMAIN moment AS {base} NOT NULL")
+    tables.database.execute("ALTER TABLE health_check ALTER last_heartbeat TYPE moment")
+    a, b = tables.open(), tables.open(member_id="b")
+    assert a.timing.whole_seconds == (base == "timestamp(0)")
+    reach_all_verbs(tables, a, b)
 
 
 @SQL_SERVERS
