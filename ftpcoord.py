@@ -71,6 +71,7 @@ import bisect
 import codecs
 import configparser
 import contextlib
+import copy
 import csv
 import dataclasses
 import datetime
@@ -8387,6 +8388,7 @@ OURS = re.compile(r"FTPCOORD_(?!(?i:SERVICE_(HOST|PORT\w*)|PORT(_\d+_\w+)?)\Z)")
 SECRETS = ("password", "key_passphrase", "proxy_password", "database_password")
 URLS = ("url", "proxy", "database")
 PROGRAMS = ("exec", "notify")
+IDS = ("coordination_group", "member_id")
 FILE_SETTINGS = (*SECRETS, *URLS)  # may come from a file: a URL may hold a password
 
 
@@ -8700,7 +8702,7 @@ class Config:
         for field in dataclasses.fields(self):
             schemes = field.metadata.get("schemes", (scheme,))
             value = getattr(self, field.name)
-            if field.name not in (*SECRETS, *PROGRAMS) and re.fullmatch(r"""(['"]).*\1""", str(value), re.DOTALL):
+            if field.name not in (*SECRETS, *PROGRAMS, *IDS) and re.fullmatch(r"""(['"]).*\1""", str(value), re.DOTALL):
                 yield f"{field.name}: its quotes would be part of it; write it without them"
             given = value != field.default or field.name in self.files
             if given and scheme and scheme not in schemes:
@@ -8738,7 +8740,7 @@ class Config:
                 "poll the folder above, recursive"
             )
         for name in ("expect", "requires", "checksum", "exec", "download_dir"):
-            if "{date:" in getattr(self, name):
+            if re.search(r"(?<!\$)\{date:[^{}]*%", getattr(self, name)):  # ${date:-x} is a shell's
                 yield f"{name}: {{date:...}} is for after and after_error"
         if self.ready_suffix and self.requires:
             yield f"ready_suffix and requires: keep requires, and add {{name}}{self.ready_suffix} to it"
@@ -8757,10 +8759,10 @@ class Config:
             yield f"order: {quoted(self.order)} has no group, the key"
         for name in filter(self.__getattribute__, PROGRAMS):
             self.command(name)
-        if "{stem}" in self.exec:
+        if re.search(r"(?<!\$)\{stem\}", self.exec):
             yield "exec: {stem} is for requires and checksum; a command gets {file}, {name} and {path}"
-        if PLACEHOLDER.search(self.notify):
-            yield "notify: gets JSON on its standard input, and no {file}, {name} or {path}"
+        if re.search(r"(?<!\$)\{file\}", self.notify):
+            yield "notify: gets JSON on its standard input, and no {file}"
         if self.timezone or "{date:" in self.after + self.after_error:
             self.zone()
         try:
@@ -9013,7 +9015,9 @@ def _parse_database(url: str) -> tuple[Endpoint, str]:
     if scheme == "sqlite":
         path = unquote(rest[1:])
         if rest[:1] != "/" or "?" in rest or path in ("", ":memory:"):
-            raise ConfigError("database: sqlite:///FILE (or sqlite:////FILE for an absolute path) names a file")
+            raise ConfigError(
+                "database: sqlite:///FILE (or sqlite:////FILE for an absolute path) names a file; write %3F for ? in it"
+            )
         return Endpoint("sqlite", "", (), path), ""
     port = {"postgresql": 5432, "postgres": 5432, "mysql": 3306, "mariadb": 3306}.get(scheme)
     if port is None:
@@ -9635,6 +9639,10 @@ class Pulse:
                 self._members += leaving
 
 
+def no_thread(config: Config, exc: RuntimeError) -> Error:
+    return Error(f"{config.coordination_group}: this host gives no thread ({exc}); raise its limit")
+
+
 def one_of(config: Optional[Config], settings: Mapping[str, Any]) -> Config:
     if config and settings:
         raise ConfigError(f"{', '.join(settings)}: have no effect beside a Config")
@@ -9660,8 +9668,12 @@ class Coordinator:
 
     def start(self) -> None:
         warn_of_weaknesses(self.config)
-        self._member.start()
-        self._herald.start()
+        try:
+            self._herald.start()
+            self._member.start()
+        except RuntimeError as exc:
+            self.stop()
+            raise no_thread(self.config, exc) from None
 
     def stop(self) -> None:
         """Makes the lease invalid, waits for the work to come back from it, releases it and leaves the group.
@@ -9724,7 +9736,7 @@ class Herald:
         self._thread = threading.Thread(target=self._run, name="ftpcoord-notify", daemon=True)
 
     def start(self) -> None:
-        if self._config.notify:
+        if self._config.notify and self._thread.ident is None:
             self._thread.start()
             listening.append(self._hear)
 
@@ -9833,7 +9845,7 @@ class Listener:
     """
 
     def __init__(self, config: Optional[Config] = None, **settings: Any) -> None:
-        self.config = one_of(config, settings)
+        self.config = copy.copy(one_of(config, settings))  # `once` changes it
         if not self.config.url:
             raise ConfigError("url: is required, e.g. sftp://user@host/inbox")
         self.member = Member(self.config)
@@ -9875,16 +9887,16 @@ class Listener:
         warn_of_weaknesses(config)
         thread = threading.Thread(target=self._run, name="ftpcoord-poller", daemon=True)
         try:
+            self._herald.start()
             self.member.start(pulse)
             self._once = once
             if once:  # the next run would see a file for the first time again
                 config.settle, config.min_age = max(config.settle, config.min_age), 0.0
-            self._herald.start()
             thread.start()
         except RuntimeError as exc:
             self.stop()
             self._herald.close()
-            raise Error(f"{config.coordination_group}: this host gives no thread ({exc}); raise its limit") from None
+            raise no_thread(config, exc) from None
         self._thread = thread
 
     def stop(self) -> None:
@@ -10059,6 +10071,8 @@ def weaknesses(config: Config) -> Iterator[tuple[str, str]]:
             pinned, refused = ([key for key in keys if fingerprint(key) in pins] for keys in (known, revoked))
             if refused or (known and not pinned):
                 yield "host_key", f"accepts a key of {config.target.host} that {config.known_hosts} would refuse"
+    if config.coordination_group[0] in "'\"":
+        yield "coordination_group", "its quotes are part of it; without them it is another, to which all files are new"
     if config.ready_suffix:
         yield "ready_suffix", f"write requires = {{name}}{config.ready_suffix}, which is the same"
     remote = [host for host, _ in config.endpoint.hosts if not is_loopback(host)]
@@ -11498,12 +11512,13 @@ def program() -> None:
 
 # For `python -c`: modules are found where a script's are, never in the working folder; what ran once is let go.
 ONCE_MORE = """
-import pathlib, sys, types
-if sys.path[0] == "": sys.path[0] = sys.argv[1].rpartition("/")[0]
+import importlib.machinery, pathlib, sys, types
+if sys.path[0] == "": sys.path[0] = sys.argv[1].rpartition("/")[0] or "/"
 del sys.argv[0]
 ftpcoord = sys.modules["ftpcoord"] = types.ModuleType("ftpcoord")
-ftpcoord.__file__ = sys.argv[0]
+ftpcoord.__file__, ftpcoord.__spec__ = sys.argv[0], importlib.machinery.ModuleSpec("ftpcoord", None)
 exec(compile(pathlib.Path(sys.argv[0]).read_bytes(), sys.argv[0], "exec"), vars(ftpcoord))
+vars(sys.modules["__main__"]).update(vars(ftpcoord), __name__="__main__", __spec__=None)
 ftpcoord.program()
 """
 

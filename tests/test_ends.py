@@ -678,6 +678,21 @@ def test_a_member_that_gets_no_thread_hands_over_to_one_that_may(
                 assert site.wait("released") and lease.valid()
 
 
+def test_a_coordinator_that_gets_no_thread_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"database": f"sqlite:///{tmp_path / 'c.db'}", "coordination_group": "g", "notify": "true"}
+    for name in ("ftpcoord-notify", "ftpcoord-guard"):
+        before = {thread for thread in threading.enumerate() if thread.name.startswith("ftpcoord-")}
+        with monkeypatch.context() as patch:
+            NoThreads(patch, name)
+            with pytest.raises(ftpcoord.Error, match="no thread"), ftpcoord.Coordinator(member_id=name, **settings):
+                pytest.fail("it was entered")
+        assert {thread for thread in threading.enumerate() if thread.name.startswith("ftpcoord-")} <= before
+    with ftpcoord.Coordinator(member_id="b", liveness_check_interval=300, **settings) as other:
+        assert next(other.leases()).term == 1, "nobody was elected before"
+
+
 def test_a_command_that_cannot_be_watched_is_ended_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,9 +17,9 @@ from typing import Any, Optional
 
 import pytest
 from conftest import wait_for
-from members import Crew
+from members import Crew, Member
 from memory import config
-from processes import environment
+from processes import MEMBER, environment
 
 import ftpcoord
 from ftpcoord import (
@@ -395,6 +395,27 @@ def test_a_module_in_the_working_folder_never_stands_for_one_of_pythons(crew: Cr
     crew.files.put("1.txt", b"x")
     crew.start("a", *arguments, exec=None, handler="orders:take").wait("file_done")
     assert (crew.folder / "out/1.txt").exists() and not (crew.folder / "executed").exists()
+
+
+def test_a_handler_finds_the_names_of_the_module_as_a_scripts_main_has_them(crew: Crew) -> None:
+    (crew.folder / "orders.py").write_text("""
+import importlib.util, sys
+import ftpcoord
+from __main__ import TryLater
+def take(file):
+    assert TryLater is ftpcoord.TryLater and sys.modules["__main__"].__name__ == "__main__"
+    assert sys.modules["__main__"].__file__ == ftpcoord.__file__ and importlib.util.find_spec("ftpcoord")
+""")
+    crew.files.put("1.txt", b"x")
+    env = crew.environment(member_id="a", exec=None, handler="orders:take")
+    crew.add(Member("a", MEMBER, env, crew.folder)).wait("file_done")
+
+
+def test_a_script_at_the_top_does_not_look_for_modules_in_the_working_folder(tmp_path: Path) -> None:
+    words = "import sys\ntry: exec(sys.stdin.read())\nexcept FileNotFoundError: print(sys.path[0])"
+    command = [sys.executable, "-c", words, "/no-such-file.py"]
+    done = subprocess.run(command, input=ftpcoord.ONCE_MORE, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "/\n", done.stderr
 
 
 def test_a_handler_is_not_looked_for_where_files_are_delivered(crew: Crew) -> None:

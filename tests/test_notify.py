@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import Database, wait_for
-from hostile import FtpHost, Site
+from hostile import FtpHost, Site, unused_port
 from members import PATIENCE, Crew, alive, ftpcoord, kinds
 from memory import config
 
@@ -104,6 +104,31 @@ def test_a_quarantined_file_is_told_with_why_and_nothing_secret(tmp_path: Path, 
     assert told["group"] == group and told["member"] == "a" and told["count"] == 1 and told["term"] == 1
     assert told["paths"] == ["/in/bad%1B[31m.csv"] and told["error"] == "ValueError: card number 4111"
     assert told["environment"] == [] and told["time"].endswith("Z")
+
+
+@pytest.mark.parametrize("kind", [ftpcoord.Listener, ftpcoord.Coordinator])
+def test_a_database_that_is_away_from_the_start_on_is_told(tmp_path: Path, desk: Desk, kind: Any) -> None:
+    settings = {"database": f"postgresql://u:p@127.0.0.1:{unused_port()}/d", "notify": desk.command, "member_id": "a"}
+    settings.update(
+        {"url": "ftp://u@127.0.0.1:1/in", "download_dir": str(tmp_path)} if kind is ftpcoord.Listener else {}
+    )
+    for number in range(1, 9):
+        member = kind(coordination_group="g", heartbeat_frequency=0.2, liveness_check_interval=3, **settings)
+        member.start()
+        told = desk.wait("database_down", number)
+        assert told["group"] == "g" and told["count"] == 1
+        member.stop()
+        assert kind is ftpcoord.Coordinator or member.join(PATIENCE)
+
+
+def test_a_second_start_is_refused_and_what_comes_is_told_on(tmp_path: Path, desk: Desk) -> None:
+    with FtpHost(files={}) as host, Site(tmp_path, host.settings, notify=desk.command) as site:
+        site.wait("polled")
+        with pytest.raises(ftpcoord.Error, match="started before"):
+            site.listener.start()
+        ftpcoord.event("lost", 20, group=site.listener.config.coordination_group, term=1)
+        assert desk.wait("lost")["count"] == 1
+        site.polls()
 
 
 def test_a_handlers_words_are_told_only_with_error_output(desk: Desk) -> None:

@@ -202,6 +202,20 @@ def test_a_listener_and_a_coordinator_start_once(tmp_path: Path) -> None:
         pass
 
 
+def test_a_run_that_ends_by_itself_leaves_its_settings_to_the_next(tmp_path: Path) -> None:
+    config = ftpcoord.Config(
+        url="ftp://me@127.0.0.1:1/",
+        database=f"sqlite:///{tmp_path / 'l.db'}",
+        download_dir=str(tmp_path),
+        min_age=900,
+    )
+    listener = ftpcoord.Listener(config)
+    listener.start(once=True)
+    listener.stop()
+    assert listener.join(PATIENCE)
+    assert (config.settle, config.min_age) == (5, 900)
+
+
 def test_a_stop_before_the_start_or_from_the_work_itself_waits_for_nobody(tmp_path: Path) -> None:
     began = time.monotonic()
     coordinator(tmp_path).stop()

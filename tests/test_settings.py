@@ -308,20 +308,47 @@ def test_what_contradicts_is_an_error_that_names_the_setting(more: dict[str, Any
         config(**more)
 
 
-@pytest.mark.parametrize("name", ["pattern", "exclude", "coordination_group", "download_dir", "expect", "member_id"])
+@pytest.mark.parametrize("name", ["pattern", "exclude", "download_dir", "expect", "ready_suffix"])
 @pytest.mark.parametrize("quote", ["'", '"'])
 def test_a_value_in_quotes_is_an_error_as_they_would_be_part_of_it(name: str, quote: str) -> None:
-    """`docker --env-file` and INI files keep them: a pattern would fit nothing, a group be another one."""
+    """`docker --env-file` and INI files keep them: a pattern would fit nothing."""
     with pytest.raises(ConfigError, match=f"^{name}: its quotes"):
         config(**{name: f"{quote}x{quote}"})
     assert config(password='"x"').file_password() == '"x"' and config(pattern="'[a-z]' x'y").patterns("pattern")
+
+
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_quotes_of_an_id_stay_a_part_of_it_and_the_group_is_warned_of(quote: str) -> None:
+    """A service that has run with them would be in another group without them, and take all files again."""
+    found = config(coordination_group=f"{quote}orders{quote}", member_id=f"{quote}a{quote}")
+    assert (found.coordination_group, found.member_id) == (f"{quote}orders{quote}", f"{quote}a{quote}")
+    assert "all files are new" in dict(ftpcoord.weaknesses(found))["coordination_group"]
+    assert "coordination_group" not in dict(ftpcoord.weaknesses(config(coordination_group="it's")))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"exec": "'/opt/my import' '{file}'"},
+        {"exec": """sh -c 'n=${1##*/}; stem=${n%.*}; import "$1" > /out/${stem}.log' sh {file}"""},
+        {"exec": """sh -c 'import "$1" "${date:-today}" "${date:-$(date +%F)}"' sh {file}"""},
+        {"exec": "jq '{date: .day, stem: .x}' {file}"},
+        {"notify": "'/opt/alert now' 'x'"},
+        {"notify": "/opt/alert --template {name} --path={path}"},
+        {"notify": "env file=x /opt/alert ${file} ${stem}"},
+        {"password": "'x'", "database_password": '"x"'},
+    ],
+    ids=str,
+)
+def test_what_is_plain_text_or_a_variable_of_a_shell_is_no_error(more: dict[str, str]) -> None:
+    assert config(**more)
 
 
 def test_a_placeholder_that_nobody_fills_in_is_an_error() -> None:
     """Each file would be copied over the one before."""
     with pytest.raises(ConfigError, match=r"^exec: \{stem\} is for requires"):
         config(exec="cp {file} /out/{stem}.csv", requires="{stem}.ok")
-    for notify in ("alert {name}", "sh -c 'mail {path}'"):
+    for notify in ("alert {file}", "sh -c 'mail {path}'"):
         with pytest.raises(ConfigError, match=r"^notify: "):
             config(notify=notify)
 
@@ -456,6 +483,12 @@ def test_a_database_url_is_split_into_its_parts(url: str, expected: Endpoint) ->
 def test_a_wrong_database_url_is_an_error(url: str) -> None:
     with pytest.raises(ConfigError, match=r"^database: "):
         config(database=url)
+
+
+def test_a_question_mark_in_the_name_of_a_sqlite_file_is_told_how_to_be_kept() -> None:
+    with pytest.raises(ConfigError, match="%3F"):
+        config(database="sqlite:///x.db?mode=rwc")
+    assert config(database="sqlite:///x.db%3Fmode=rwc").endpoint.name == "x.db?mode=rwc"
 
 
 def test_tls_to_the_database_is_verified_unless_all_hosts_are_this_one() -> None:
