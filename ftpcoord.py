@@ -9280,7 +9280,7 @@ CRON_FIELDS = {
     "month": (1, 12, "jan feb mar apr may jun jul aug sep oct nov dec"),
     "day of week": (0, 7, "sun mon tue wed thu fri sat"),
 }
-LONGEST_WAIT = 8 * 366 + 2  # days: from one 29 February to the next over a year like 2100
+LONGEST_WAIT = 8 * 366 + 2  # days between two 29 February, over 2100
 
 
 def time_zone(name: str) -> datetime.tzinfo:
@@ -9620,7 +9620,6 @@ class Pulse:
                         self._members.remove(member)
                     member.finished.set()
             took = boot_clock() - began
-            # Without a connection the database is away.
             if len(members) > 1 and took > members[0].config.heartbeat_frequency / 2 and self.database.connection:
                 self._split()
             self._woken.wait(max(0.0, min(member.next_beat for member in members) - boot_clock()))
@@ -9953,7 +9952,7 @@ class Listener:
             elif member.stopping or member.finished.is_set():
                 return
             elif view and view.holder and not view.mine and view.age is not None:
-                if view.age <= member.timing.stale_after:  # else it is waited for
+                if view.age <= member.timing.stale_after:
                     event("standby", group=config.coordination_group, reason="another member is active")
                     member.stop()
 
@@ -10120,10 +10119,10 @@ SURVEY_SHARE = 20  # and for a twentieth of the time
 SURVEY_WAIT = 1.0  # a request waits so long for that, then shows what was read before
 HTTP_SECONDS, HTTP_BYTES = 5.0, 8192  # the longest that a request may take, to our last byte, and be
 HTTP_REQUESTS = 16  # connections at once
-FOR_ANY_HOST = ("/livez", "/readyz", "/metrics")  # a probe names the pod's address, or whatever it likes
+FOR_ANY_HOST = ("/livez", "/readyz", "/metrics")  # probes name any address
 CALL_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 WORK_BOUNDS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
-MOST_WAITING = 10_000  # files that wait, of which it is known since when
+MOST_WAITING = 10_000  # whose wait is timed
 ROLES = ("active", "standby", "starting", "stopping")
 SYMBOLS = {
     "active": "●",
@@ -10199,7 +10198,7 @@ class Stats:
         self.minutes: deque[list[int]] = deque(maxlen=60)  # [epoch minute, done, failed, quarantined]
         self.queued: Callable[[], int] = int  # files taken up and not ended
         self.heartbeats, self.failed_heartbeats, self.late = Histogram(CALL_BOUNDS), 0, 0.0
-        self.beat_at, self.database_at = boot_clock(), float("-inf")  # the last heartbeat, and the last one answered
+        self.beat_at, self.database_at = boot_clock(), float("-inf")
         self.polls, self.failed_polls = Histogram(WORK_BOUNDS), 0
         self.handlers = Histogram(WORK_BOUNDS)
         self.elections = dict.fromkeys(("absent", "own", "released", "stale", "still", "vacant"), 0)  # by reason
@@ -10365,7 +10364,7 @@ def group_status(database: Database, config: Config) -> dict[str, Any]:
 def judged(status: Mapping[str, Any], elapsed: float = 0.0) -> dict[str, Any]:
     """With roles, `elapsed` seconds after the database was read, and what is to be said."""
     found, own = dict(status, members=[], active=None), status.get("member", {})
-    if own.get("role") == "active":  # it knows better than what was read a while ago
+    if own.get("role") == "active":  # it knows better
         found.update(active=own["member_id"], holder=own["member_id"], term=own.get("term", status["term"]))
         found["blocked"] = own.get("blocked")
     down = status.get("heartbeat", {"error": status["database_error"]})["error"]
@@ -10937,7 +10936,7 @@ class StatusServer:
 
     def __init__(self, address: tuple[str, int], listeners: Sequence[Listener]) -> None:
         self._listeners = [(listener, Survey(listener.config)) for listener in listeners]
-        self._peers: dict[socket.socket, str] = {}  # of the present connections, the oldest first
+        self._peers: dict[socket.socket, str] = {}  # the oldest first
         self._lock, self._asking = threading.Lock(), threading.Lock()
         self._pages = threading.Semaphore(HTTP_REQUESTS)  # answers that may wait for the database
         self._names = {"localhost", address[0].lower()}
