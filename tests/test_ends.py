@@ -681,7 +681,11 @@ def test_a_member_that_gets_no_thread_hands_over_to_one_that_may(
 def test_a_coordinator_that_gets_no_thread_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"database": f"sqlite:///{tmp_path / 'c.db'}", "coordination_group": "g", "notify": "true"}
+    settings: dict[str, Any] = {
+        "database": f"sqlite:///{tmp_path / 'c.db'}",
+        "coordination_group": "g",
+        "notify": "true",
+    }
     for name in ("ftpcoord-notify", "ftpcoord-guard"):
         before = {thread for thread in threading.enumerate() if thread.name.startswith("ftpcoord-")}
         with monkeypatch.context() as patch:
