@@ -43,8 +43,8 @@ Timing (H heartbeat_frequency, L liveness_check_interval)
 Not guaranteed, because no program of this kind can
   - A pause between the last look at the lease and the packet leaving, one call wide: `move` and `delete` look at the
     file again, and handlers get the term so that a receiver can refuse an older one.
-  - A database that loses commits (asynchronous failover, a restored backup): terms may repeat. Use synchronous
-    replication.
+  - A database that loses commits (asynchronous failover, a restored backup, both tables emptied): terms may repeat.
+    Use synchronous replication.
   - A hypervisor that stops the guest's clocks during a pause. Handlers should be idempotent in (path, size, mtime).
   - A database clock that is put forward while the active member is cut off from it and a process starts: it cannot
     have seen the step; members that do wait.
@@ -94,6 +94,7 @@ import posixpath
 import queue
 import random
 import re
+import select
 import selectors
 import shlex
 import shutil
@@ -297,15 +298,12 @@ class Timing:
         return min(1.0, self.call_timeout / 2)
 
 
-ENDED = float("-inf")  # the deadline of a lease that was lost or released
-
-
 class Lease:
     """The right to act, for one term: a comparison of times by the member's own clock. `file.lease` of handlers."""
 
     def __init__(self, term: int, deadline: float, clock: Callable[[], float]) -> None:
         self.term = term
-        self._stopped = False
+        self._stopped = self._lost = False
         self._deadline = deadline
         self._clock = clock
 
@@ -314,8 +312,8 @@ class Lease:
         return self.remaining(now) > 0 and not self._stopped
 
     def remaining(self, now: Optional[float] = None) -> float:
-        """Seconds until the deadline."""
-        return self._deadline - (self._clock() if now is None else now)
+        """Seconds until the deadline; -inf for a lease that was lost or released."""
+        return float("-inf") if self._lost else self._deadline - (self._clock() if now is None else now)
 
     def check(self) -> None:
         """Raises LeaseLost unless valid."""
@@ -333,7 +331,7 @@ class Lease:
 
     def lose(self) -> None:
         """Over for good, whatever a renewal that is under way may say."""
-        self._deadline = ENDED
+        self._lost = True
 
     def __repr__(self) -> str:
         return f"Lease(term={self.term})"
@@ -965,7 +963,7 @@ class Member:
 
     def _beat(self, database: Database) -> Optional[float]:
         """The seconds until the next one; None: this member has stopped."""
-        state, wanted = self.state, self.wanted
+        wanted, state = self.wanted, self.state  # in this order: what is wanted from here on waits for the next one
         # 1. The first one joins the group.
         if self.election is None:
             if wanted.stop:
@@ -1062,6 +1060,8 @@ class Member:
             if left > 0:
                 why = f"no progress for stall_timeout, {self.config.stall_timeout:g} s"
                 functions.insert(0, functools.partial(self.hand_over, why, hangs=True))
+            else:
+                lease.lose()  # a renewal that is answered just now comes too late
             for function in functions:
                 try:
                     function()
@@ -1210,7 +1210,7 @@ class Selector:
 
     def choose(
         self,
-        listing: Sequence[Found],
+        listing: Look,
         known: Callable[[str], Optional[Row]],
         busy: Set[str],
         backlog: Callable[[Found, str], object] = lambda found, why: None,
@@ -1329,7 +1329,7 @@ class Ledger:
     ) -> None:
         self.lease = lease
         self.refused: dict[str, RowRefused] = {}  # why a path's last change was refused in every form
-        self._trouble, self._in_trouble = trouble, False
+        self._trouble, self._troubled = trouble, 0  # by what: see _asking()
         self._store, self._clock = rows, clock
         self._fence = Fence(group, member, lease.term)
         self._rows: dict[str, Row] = {}
@@ -1338,7 +1338,7 @@ class Ledger:
 
     def refresh(self) -> None:
         """Reads all rows, later what an operator may have changed: two statements, however many files are known."""
-        with self._asking():
+        with self._asking(1):
             if not self._outdated:
                 still_open = self._read(only_open=True)
                 were_open = [path for path, row in self._rows.items() if row.state != "done" or row.action]
@@ -1356,8 +1356,8 @@ class Ledger:
         return {row.path: row if row.due is None else row._replace(due=self._clock() + row.due) for row in rows}
 
     def ask(self, question: Callable[[], bool]) -> bool:
-        """Something else, on the same connection: its answer proves nothing of the ledger's own table."""
-        with self._asking(proves=False):
+        """Something else, on the same connection."""
+        with self._asking(0):
             return question()
 
     def get(self, path: str) -> Optional[Row]:
@@ -1395,7 +1395,7 @@ class Ledger:
         while True:
             began = boot_clock()
             try:
-                with self._asking(quiet=not unknown):
+                with self._asking(2, quiet=not unknown):
                     made = self._store.write(self._fence, changes)
                     if unknown and not all(made):
                         made = [a or b for a, b in zip(made, self._store.written(self._fence, changes))]
@@ -1419,9 +1419,10 @@ class Ledger:
                 unknown = True
 
     @contextlib.contextmanager
-    def _asking(self, quiet: bool = False, proves: bool = True) -> Iterator[None]:
+    def _asking(self, what: int, quiet: bool = False) -> Iterator[None]:
         """One caller at a time, under the lease. Trouble is told, but (`quiet`) no quick failure that is tried again at
-        once; an answer that `proves` it ends it."""
+        once. An answer ends it that asks for as much: 2 a write (locks may let readers pass), 1 a read, 0 another table
+        """
         with self._lock:
             self.lease.check()  # only now: a database that hangs keeps one caller after the other waiting
             began = boot_clock()
@@ -1431,11 +1432,11 @@ class Ledger:
                 raise
             except (DatabaseDown, DatabaseRefused) as exc:
                 if not quiet or boot_clock() - began > 0.2:
-                    self._in_trouble = True
+                    self._troubled = max(self._troubled, what, 1)
                     self._trouble(f"the ledger cannot be used: {exc}")
                 raise
-            if self._in_trouble and proves:
-                self._in_trouble = False
+            if 0 < self._troubled <= what:
+                self._troubled = 0
                 self._trouble("")
 
     def _remember(self, change: Change) -> None:
@@ -1796,8 +1797,8 @@ class Poller:
         return ready
 
     def _act_where_due(self, busy: set[str]) -> None:
-        if self.companions.known():
-            self.workers.hand_in(row for row in self.ledger.due_actions(busy) if self._breaker.may_try(row.path))
+        due = [row for row in self.ledger.due_actions(busy) if self.companions.known(row.path)]
+        self.workers.hand_in(row for row in due if self._breaker.may_try(row.path))
 
     def _wants(self, found: Found) -> bool:
         return self.selector.wants(found) and (self.route is None or self.route(found.entry.name) is not None)
@@ -1822,7 +1823,7 @@ class Poller:
 
         def kept(path: str) -> bool:
             row = self.ledger.get(path)
-            return path in listed or path in busy or bool(row and (row.action or not look.lacks(path)))
+            return path in listed or path in busy or not look.lacks(path) or bool(row and row.action)
 
         self._breaker.keep(lambda path: kept(path) and path not in self.companions.renewed)
         for memory in (self.selector.unsteady, self.workers, self.recognizer, self.companions):
@@ -1889,11 +1890,7 @@ class Poller:
                     self._land(part)
         finally:
             for item in items:
-                if item.temporary is not None:
-                    with contextlib.suppress(OSError):  # a full disk says so once more
-                        item.out.close()
-                    if item.local is item.temporary:  # else it has its name
-                        self.workplace.discard(item.temporary)
+                self._discard(item)
         return [item.then for item in items if item.then is not None]
 
     def _claim(self, works: Sequence[Work]) -> list[Item]:
@@ -2005,8 +2002,9 @@ class Poller:
                 item.out.close()
                 self.lease.check()
                 if not item.work.marks.delivered:
-                    again = bool(item.work.old) or not self.config.folders
-                    item.local = self.workplace.name(item.local, item.work.found, again)
+                    # Only a death can have left its name: a file of this name may have come from another folder.
+                    died = item.work.old is not None and item.work.old.state == "claimed"
+                    item.local = self.workplace.name(item.local, item.work.found, died or not self.config.folders)
         durable: set[Path] = set()
         for item in items:
             if not item.ended:
@@ -2039,6 +2037,8 @@ class Poller:
         finished = [
             item.row._replace(state="done", mtime=item.mtime, action=action, error="", marks=Marks()) for item in items
         ]
+        for item in items:
+            self._discard(item)
         steps = [Change(item.row, row, outcome=item.outcome(row)) for item, row in zip(items, finished)]
         made = self.ledger.write(steps)
         for item, row, ok in zip(items, finished, made):
@@ -2059,9 +2059,18 @@ class Poller:
         except Exception as exc:
             self._fail(item, exc)
 
+    def _discard(self, item: Item) -> None:
+        """Before the ledger is written, which may need the room on the disk."""
+        if item.temporary is not None:
+            with contextlib.suppress(OSError):  # a full disk says so once more
+                item.out.close()
+            if item.local is item.temporary:  # else it has its name
+                self.workplace.discard(item.temporary)
+
     def _fail(self, item: Item, exc: Exception) -> None:
         """What becomes of a claimed file that is not done."""
         item.ended, row = True, item.row
+        self._discard(item)
         # 1. After the end of the lease all fails because it is cut: it stays claimed, which is void in the next term.
         self.lease.check()
         if isinstance(exc, LeaseLost):
@@ -5868,6 +5877,9 @@ class FtpClient(ftplib.FTP):
         self._tls_session: Optional[ssl.SSLSession] = None  # never of another control connection
         self.sock = self._server._dial()
         self.af, self._peer = self.sock.family, self.sock.getpeername()  # now: one that was cut does not tell it
+        self._arrivals = select.poll() if hasattr(select, "poll") else None  # not on Windows
+        if self._arrivals is not None:
+            self._arrivals.register(self.sock, select.POLLIN)
         if self._server.scheme == "ftps":
             self.encrypt()
         self.welcome = self.getresp()
@@ -5938,6 +5950,9 @@ class FtpClient(ftplib.FTP):
 
     def quiet(self) -> bool:
         """Whether nothing came unasked: no `421 idle too long`, no end of the connection."""
+        held = self._inbox or (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending())
+        if self._arrivals is not None and not held and not self._arrivals.poll(0):
+            return True  # before each command: at a third of what follows
         try:
             self.sock.settimeout(0)
             try:
@@ -7579,15 +7594,17 @@ class Companions:
         self._config, self._templates, self._folded = config, config.companions(), config.folded
         texts = [".*".join(map(re.escape, PLACE.split(self._folded(text))[::2])) for text in self._templates]
         self._fits = re.compile("|".join(texts) or "(?!)", re.DOTALL).fullmatch
-        self._there: Optional[dict[str, Found]] = None  # in the last listing
+        self._look: Optional[Look] = None  # the last listing ...
+        self._there: dict[str, Found] = {}  # ... and the companions in it
         self._needed: dict[str, dict[str, Entry]] = {}  # by companion: the listed files that need it
         self._wrong: dict[str, Seal] = {}  # of files that are not what their companion says
         self.renewed: set[str] = set()  # those of them whose companion is another one by now
         self._gone: set[str] = set()  # removed files, which that listing may show
         self._claimed: dict[str, Beside] = {}  # by file: as they were at the claim
 
-    def known(self) -> bool:
-        return not self._templates or self._there is not None
+    def known(self, path: str) -> bool:
+        """Whether the last listing tells what a file has beside it."""
+        return not self._templates or (self._look is not None and self._look.lacks(path))
 
     def include(self, name: str) -> bool:
         return bool(self._fits(self._folded(name)))
@@ -7596,15 +7613,19 @@ class Companions:
         listing = listing if self._templates else ()
         return {self._folded(found.path): found for found in listing if self.include(found.entry.name)}
 
-    def see(self, listing: Sequence[Found], wanted: Callable[[Found], bool], busy: Set[str]) -> dict[str, Found]:
+    def see(self, listing: Look, wanted: Callable[[Found], bool], busy: Set[str]) -> dict[str, Found]:
         """`busy` are the files that were in work before the listing. Gives the companions in it."""
         needed: dict[str, dict[str, Entry]] = {}
+        for companion, files in self._needed.items():  # what the listing may hide still needs it
+            for path, entry in files.items():
+                if not listing.lacks(path):
+                    needed.setdefault(companion, {})[path] = entry
         there = self.among(listing)
         self._gone &= busy
         for found in filter(wanted, listing if self._templates else ()):
             for _, path, _ in self.of(found.path, there):
                 needed.setdefault(self._folded(path), {})[found.path] = found.entry
-        self._needed, self._there = needed, there
+        self._needed, self._there, self._look = needed, there, listing
         self.renewed = {path for path, seal in list(self._wrong.items()) if seal.is_replaced(self.of(path))}
         return there
 
@@ -7613,7 +7634,7 @@ class Companions:
         name, beside = posixpath.basename(path), []
         for template in self._templates:
             companion = path[: len(path) - len(name)] + companion_of(name, template)
-            found = ((self._there or {}) if there is None else there).get(self._folded(companion))
+            found = (self._there if there is None else there).get(self._folded(companion))
             beside.append((template, found.path if found else companion, found.entry if found else None))
         return beside
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ftpcoord import Choice, Config, Entry, Found, Row, Selector, Work, Workplace
+from ftpcoord import Choice, Config, Entry, Found, Look, Row, Selector, Work, Workplace
 
 NOON = "2026-01-12T12:00"
 
@@ -32,9 +32,16 @@ def row(name: str = "a.csv", state: str = "done", **more: Any) -> Row:
     return Row(f"/in/{name}", 10, NOON, state, 1, 1, 0)._replace(**more)
 
 
+def look(*listing: Found) -> Look:
+    """A whole one."""
+    made = Look()
+    made.extend(listing)
+    return made
+
+
 def choose(selector: Selector, listing: Sequence[Found], *rows: Row, busy: Sequence[str] = ()) -> Choice:
     known = {one.path: one for one in rows}
-    return selector.choose(listing, known.get, set(busy))
+    return selector.choose(look(*listing), known.get, set(busy))
 
 
 def names(works: Sequence[Work]) -> list[str]:

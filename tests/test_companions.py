@@ -612,3 +612,14 @@ def test_a_command_and_a_handler_are_told_the_digest(tmp_path: Path) -> None:
             with Told(tmp_path / f"{checksum}", host.settings, "handler", checksum=checksum, pattern="a") as site:
                 site.wait("file_done")
     assert digests == [GOOD, ""]
+
+
+def test_a_companion_is_still_needed_by_what_a_refused_listing_may_hide() -> None:
+    selector = Selector(config(requires="{stem}.sum", recursive=True, after="delete"), time.monotonic)
+    choose(selector, [found("s/a.csv"), found("s/a.xml"), found("s/a.sum")])
+    hidden, whole = ftpcoord.Look(), ftpcoord.Look()
+    hidden.refused["/in/s/"] = "550 not now"
+    for look, needed in ((hidden, True), (hidden, True), (whole, False)):
+        selector.choose(look, lambda path: None, set())
+        assert selector.companions.needed("/in/s/a.sum", "/in/s/a.csv", lambda path: None) == needed
+        assert selector.companions.known("/in/s/a.csv") != needed, "an action that is due waits"

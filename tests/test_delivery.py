@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -442,3 +443,32 @@ def test_a_file_whose_holders_died_is_acted_on_in_the_poll_that_puts_it_in_quara
             wait_for(lambda: not host.files, PATIENCE, "\n".join(site.log))
             wait_for(lambda: not site.state("a", "quarantined")["action"], PATIENCE, "its row knows of it")
             assert not site.handled
+
+
+@pytest.mark.parametrize("delivery", ["folder", "handler"])
+def test_no_copy_is_left_when_the_ledger_is_told_what_became_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delivery: str
+) -> None:
+    """Where both are on one disk, and that is full, the ledger needs the room."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    seen: list[tuple[str, list[str]]] = []
+
+    class Watched(ftpcoord.MemoryRows):  # type: ignore[misc]
+        def write(self, fence: ftpcoord.Fence, changes: Sequence[ftpcoord.Change]) -> list[bool]:
+            left = [path.name for path in copies(tmp_path) if path.name == "a" or path.suffix == ".part"]
+            seen.extend((change.new.state, left) for change in changes if change.new)
+            return super().write(fence, changes)  # type: ignore[no-any-return]
+
+    class Failing(Site):
+        def receive(self, file: ftpcoord.File) -> None:
+            super().receive(file)
+            if len(self.handled) == 1:
+                raise ValueError("no good")
+
+    monkeypatch.setattr(ftpcoord, "MemoryRows", Watched)
+    with FtpHost({"a": b"1" * 9}) as host:
+        host.on("RETR", hostile.content(b"1" * 4))
+        with Failing(tmp_path, host.settings, delivery, ledger="off", after="delete") as site:
+            site.wait("file_done")
+    assert {state for state, _ in seen} == {"claimed", "failed", "done"}
+    assert not [left for state, left in seen if left and (state == "failed" or delivery == "handler")]

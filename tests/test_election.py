@@ -102,6 +102,18 @@ def test_a_lease_reads_its_own_clock_when_asked_without_a_time() -> None:
     assert caught.value.term == 7
 
 
+def test_a_lease_that_is_lost_while_a_renewal_is_answered_stays_lost() -> None:
+    """Its work has been cut by then."""
+
+    def clock() -> float:
+        lease.lose()
+        return 99.0
+
+    lease = Lease(1, 100.0, clock)
+    lease.extend(110.0)
+    assert not lease.valid(99.0) and lease.remaining(99.0) == float("-inf")
+
+
 def test_a_renewal_never_shortens_a_lease() -> None:
     lease = Lease(1, 100.0, lambda: 0.0)
     lease.extend(90.0)

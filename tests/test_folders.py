@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 from conftest import Files, wait_for
-from hostile import PATIENCE, FtpHost, Host, SftpHost, Site
+from hostile import PATIENCE, FtpHost, FtpSession, Host, SftpHost, Site
 from memory import config, found
 
 import ftpcoord
@@ -316,3 +316,22 @@ def test_several_folders_of_a_real_server(file_server: Files, tmp_path: Path) ->
         wait_for(lambda: all((file_server.root / name).exists() for name in left), PATIENCE, "\n".join(at_work.log))
         at_work.polls(3)
         assert len(at_work.all("file_done")) == 3
+
+
+def test_a_file_that_failed_once_is_not_taken_for_another_folders_of_the_same_name_and_content(tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def retrieve(session: FtpSession, argument: str) -> None:
+        if argument.startswith("/in/y") and not refused:
+            refused.append(argument)
+            session.say("451 local error")
+        else:
+            session.on_retr(argument)
+
+    with FtpHost({"x/a": b"1", "y/a": b"1"}) as host:
+        host.folders |= {"/in/x", "/in/y"}
+        host.on("RETR", retrieve, times=None)
+        settings = {**host.settings, "url": host.settings["url"].rpartition("/")[0], "coordination_group": "g"}
+        with Site(tmp_path, settings, folders="/in/x,/in/y") as site:
+            site.wait("file_done", 2)
+            assert refused and sorted(site.delivered().values()) == [b"1", b"1"], "\n".join(site.log)

@@ -306,3 +306,26 @@ def test_an_after_action_that_the_server_refuses_is_tried_with_growing_pauses(tm
             site.wait("file_failed", 3)
             assert [said["retry_in"] for said in site.all("file_failed")] == [1, 2, 4]
             wait_for(lambda: not host.files, PATIENCE)
+
+
+def test_a_refused_folder_ends_no_pause_of_a_file_whose_row_is_gone(tmp_path: Path) -> None:
+    """An operator removed the row while the handler failed: the file rests; a listing that hides it proves nothing."""
+    with FtpHost(files={"s/a": b"1", "b": b"1"}) as host:
+        host.folders.add("/in/s")
+        site = Site(tmp_path, host.settings, "handler", recursive=True, pattern="a", retry_delay=60)
+
+        def receive(file: Any) -> None:
+            Site.receive(site, file)
+            with contextlib.closing(sqlite3.connect(tmp_path / "coordination.db", timeout=10)) as database, database:
+                database.execute("DELETE FROM file_ledger")
+            raise ValueError("no good")
+
+        site.receive = receive  # type: ignore[method-assign]
+        with site:
+            site.wait("file_failed")
+            for _ in range(2):
+                host.on("MLSD", lambda session, argument: session.on_mlsd(argument))  # the upper folder's
+                host.on("MLSD", reply("450 busy"))
+                host.on("LIST", reply("450 busy"))
+                site.polls(3)
+            assert len(site.handled) == 1, "\n".join(site.log)

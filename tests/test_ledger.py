@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from typing import Any, Callable, Optional, cast
@@ -9,7 +10,7 @@ from typing import Any, Callable, Optional, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory import NOON, Clock, choose, config, found, names, row
+from memory import NOON, Clock, choose, config, found, look, names, row
 
 import ftpcoord
 from ftpcoord import (
@@ -174,9 +175,9 @@ def test_what_an_operator_put_back_is_seen_after_a_refresh(clock: Clock) -> None
     operator = Fence("g", "operator", 1)
     rows.write(operator, [Change(bad, bad._replace(state="failed", failures=0), 0.0)])
     selector = Selector(config(), clock)
-    assert names(selector.choose([found()], mine.get, set()).ready) == []
+    assert names(selector.choose(look(found()), mine.get, set()).ready) == []
     mine.refresh()
-    assert names(selector.choose([found()], mine.get, set()).ready) == ["a.csv"]
+    assert names(selector.choose(look(found()), mine.get, set()).ready) == ["a.csv"]
 
 
 def test_done_files_that_were_put_back_or_removed_or_adopted_are_seen_after_a_refresh(clock: Clock) -> None:
@@ -233,10 +234,10 @@ def test_a_back_off_passes_however_often_the_rows_are_read(clock: Clock) -> None
     mine.change(claimed, claimed._replace(state="failed"), 10.0)
     selector = Selector(config(), clock)
     for _ in range(4):
-        assert selector.choose([found()], mine.get, set()).waiting == 1
+        assert selector.choose(look(found()), mine.get, set()).waiting == 1
         clock.now += 2.5
         mine.refresh()
-    assert names(selector.choose([found()], mine.get, set()).ready) == ["a.csv"]
+    assert names(selector.choose(look(found()), mine.get, set()).ready) == ["a.csv"]
 
 
 def test_due_actions_are_those_whose_time_has_come_and_that_are_not_in_work(clock: Clock) -> None:
@@ -416,3 +417,23 @@ def test_the_printable_form_gives_the_bytes_back(raw: bytes) -> None:
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_different_paths_have_different_ids(a: str, b: str) -> None:
     assert (ftpcoord.sha256_text(a) == ftpcoord.sha256_text(b)) == (a == b)
+
+
+def test_an_answered_read_does_not_end_the_trouble_of_a_write(clock: Clock) -> None:
+    """Making an index lets readers pass and keeps writers waiting."""
+    rows, told = Shaky(), list[str]()
+    mine = Ledger(cast(Any, rows), "g", "a", Lease(1, clock.now + 60, clock), clock, told.append)
+    mine.refresh()
+
+    def poll() -> None:
+        """While the claim below goes on."""
+        polling = threading.Thread(target=mine.refresh)
+        polling.start()
+        polls.append(polling)
+
+    polls: list[threading.Thread] = []
+    rows.away, rows.before_failing = 4, poll
+    assert mine.claim([work()]) != [None]
+    for polling in polls:
+        polling.join(10)
+    assert told and "" not in told[:-1] and told[-1] == "", told

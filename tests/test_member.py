@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -396,3 +397,23 @@ def test_silence_is_fine_for_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
     endless = Progress(60, None)
     with endless.handling(took.append):
         assert endless.overdue(clock.now + 1e6) < 0 and endless.handler_overdue(clock.now + 1e6) < 0
+
+
+def test_work_that_is_found_to_hang_during_a_heartbeat_loses_the_lease_at_a_later_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with contextlib.closing(Scene(monkeypatch)) as scene:
+        scene.working()
+        scene.member.config.drain_timeout = 0
+        plain = Member.state.fget  # type: ignore[attr-defined]
+
+        def state(member: Member) -> State:
+            found: State = plain(member)
+            if not member.wanted.hand_over:
+                member.hand_over("a test asks for it", hangs=True)  # by another thread, just behind that look
+            return found
+
+        monkeypatch.setattr(Member, "state", property(state))
+        for _ in range(3):
+            scene.beat()
+        assert scene.member.lease is None
