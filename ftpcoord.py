@@ -303,8 +303,8 @@ class Lease:
 
     def __init__(self, term: int, deadline: float, clock: Callable[[], float]) -> None:
         self.term = term
-        self._stopped = self._lost = False
-        self._deadline = deadline
+        self._stopped = False
+        self._deadline, self._latest = deadline, float("inf")
         self._clock = clock
 
     def valid(self, now: Optional[float] = None) -> bool:
@@ -312,8 +312,8 @@ class Lease:
         return self.remaining(now) > 0 and not self._stopped
 
     def remaining(self, now: Optional[float] = None) -> float:
-        """Seconds until the deadline; -inf for a lease that was lost or released."""
-        return float("-inf") if self._lost else self._deadline - (self._clock() if now is None else now)
+        """Seconds until the deadline."""
+        return min(self._deadline, self._latest) - (self._clock() if now is None else now)
 
     def check(self) -> None:
         """Raises LeaseLost unless valid."""
@@ -329,9 +329,9 @@ class Lease:
         """No longer valid for its work, although the member still holds it."""
         self._stopped = True
 
-    def lose(self) -> None:
+    def lose(self, since: float = float("-inf")) -> None:
         """Over for good, whatever a renewal that is under way may say."""
-        self._lost = True
+        self._latest = min(self._latest, since)
 
     def __repr__(self) -> str:
         return f"Lease(term={self.term})"
@@ -1061,7 +1061,7 @@ class Member:
                 why = f"no progress for stall_timeout, {self.config.stall_timeout:g} s"
                 functions.insert(0, functools.partial(self.hand_over, why, hangs=True))
             else:
-                lease.lose()  # a renewal that is answered just now comes too late
+                lease.lose(now + left)  # a renewal that is answered just now comes too late
             for function in functions:
                 try:
                     function()

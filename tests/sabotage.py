@@ -186,7 +186,7 @@ SABOTAGES = (
     Sabotage(
         "leadership is a flag",
         "Lease.valid",
-        text("self.remaining(now) > 0", "not self._lost"),
+        text("self.remaining(now) > 0", 'self._latest > float("-inf")'),
         TWO,
         fix=["files=False"],
     ),

@@ -207,8 +207,8 @@ def test_a_quarantined_file_is_not_a_lost_one() -> None:
 
 # Leadership is a flag: it never expires by itself.
 NO_DEADLINE = (
-    "self._deadline - (self._clock() if now is None else now)\n",
-    "3600.0\n",
+    "return min(self._deadline, self._latest) - (self._clock() if now is None else now)\n",
+    "return 3600.0 if self._latest > 0 else self._latest\n",
 )
 
 
