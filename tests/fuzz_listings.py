@@ -77,6 +77,9 @@ def mlsd_line(data: bytes) -> None:
         check_entry(entry, line)
 
 
+NOTHING = os.open(os.devnull, os.O_RDONLY)
+
+
 class Pieces:
     """A socket that gives these bytes, in pieces whose lengths they tell themselves."""
 
@@ -88,6 +91,10 @@ class Pieces:
 
     def settimeout(self, seconds: float) -> None:
         self.patient = seconds > 0
+
+    def fileno(self) -> int:
+        """Of something that is always ready."""
+        return NOTHING
 
     def recv(self, count: int) -> bytes:
         if not self.patient:

@@ -578,6 +578,7 @@ class SimDatabase(Tables):
         self.frozen_until = self.stalled_until = self.locked_until = 0.0
         self.done: set[Version] = set()  # what was ever committed as done ...
         self.quarantined: set[Version] = set()  # ... or as quarantined
+        self.skipped: set[tuple[str, int, str]] = set()  # rows of which nobody had asked the exact time
         self.dated: set[tuple[str, int, Optional[float]]] = set()  # path, size and exact time of what rows stood for
         self.trail: list[Noted] = []
         self.claims: collections.Counter[Attempt] = collections.Counter()
@@ -804,6 +805,8 @@ class SimDatabase(Tables):
         self.ledger[file_id] = row._replace(state="done", action="", error="", due=None)
         self.updated[file_id] = clock
         self.done.update(WORLD.files.meant(row))
+        if "=" not in row.mtime:
+            self.skipped.add((row.path, row.size, row.mtime))
         return []
 
 
@@ -2223,8 +2226,11 @@ class World:
         left = []
         for path, version in self.files.files.items():
             runs = self.files.runs.get(version, [])
-            quarantined = version in self.database.quarantined or NEVER in path or path.endswith(OK)
-            if not quarantined and not any(run.outcome == "ok" for run in runs):
+            ended = version in self.database.quarantined or NEVER in path or path.endswith(OK)
+            for row in self.database.ledger.values():  # one that looks like what was skipped is skipped as well
+                looks = (row.path, row.size, ftpcoord.times_of(row.mtime).line)
+                ended |= tuple(row[:3]) in self.database.skipped and version in self.files.shown.get(looks, ())
+            if not ended and not any(run.outcome == "ok" for run in runs):
                 left.append(path)
         return left
 

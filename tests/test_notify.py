@@ -217,9 +217,10 @@ def test_one_command_runs_at_a_time_and_one_that_hangs_is_killed_with_its_group(
             ftpcoord.event("server_down", 5, group="g", number=number)
             ftpcoord.event("lost", 5, group="g", number=number)
         assert time.monotonic() - began < 1, "nobody waits for it"
-        wait_for((desk.folder / "hanging").exists, PATIENCE)
+        hanging = desk.folder / "hanging"
+        wait_for(lambda: hanging.exists() and hanging.read_text(), PATIENCE)
         (desk.folder / "hang").unlink()
-        pid = int((desk.folder / "hanging").read_text())
+        pid = int(hanging.read_text())
         assert alive(pid) and not desk.told()
         desk.wait("lost")
         assert not alive(pid) and not [one for one in os.listdir("/proc") if one.isdigit() and of_group(one, pid)]

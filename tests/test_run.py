@@ -79,7 +79,11 @@ def test_run_once_with_files_in_back_off_ends_with_1(crew: Crew) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=["SIGTERM", "SIGINT", "SIGHUP"])
-def test_a_graceful_stop_waits_for_the_command_and_ends_with_0(crew: Crew, number: int) -> None:
+def test_a_graceful_stop_waits_for_the_command_and_ends_with_0(
+    crew: Crew, number: int, request: pytest.FixtureRequest
+) -> None:
+    before = signal.signal(number, signal.SIG_DFL)  # these tests may run under nohup
+    request.addfinalizer(lambda: signal.signal(number, before))
     crew.settings["workers"] = 1
     crew.hold()
     crew.files.put("1.txt", b"x")
