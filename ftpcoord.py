@@ -963,7 +963,7 @@ class Member:
 
     def _beat(self, database: Database) -> Optional[float]:
         """The seconds until the next one; None: this member has stopped."""
-        wanted, state = self.wanted, self.state  # in this order: what is wanted from here on waits for the next one
+        wanted, state = self.wanted, self.state  # in this order: what is asked from here on waits
         # 1. The first one joins the group.
         if self.election is None:
             if wanted.stop:
@@ -2060,7 +2060,7 @@ class Poller:
             self._fail(item, exc)
 
     def _discard(self, item: Item) -> None:
-        """Before the ledger is written, which may need the room on the disk."""
+        """Before the ledger is written: it may need the room."""
         if item.temporary is not None:
             with contextlib.suppress(OSError):  # a full disk says so once more
                 item.out.close()
@@ -7616,7 +7616,7 @@ class Companions:
     def see(self, listing: Look, wanted: Callable[[Found], bool], busy: Set[str]) -> dict[str, Found]:
         """`busy` are the files that were in work before the listing. Gives the companions in it."""
         needed: dict[str, dict[str, Entry]] = {}
-        for companion, files in self._needed.items():  # what the listing may hide still needs it
+        for companion, files in self._needed.items():  # what it may hide still needs them
             for path, entry in files.items():
                 if not listing.lacks(path):
                     needed.setdefault(companion, {})[path] = entry
@@ -7630,7 +7630,7 @@ class Companions:
         return there
 
     def of(self, path: str, there: Optional[Mapping[str, Found]] = None) -> Beside:
-        """By a listing (None: the last one), in its spelling."""
+        """By a listing (None: the last), in its spelling."""
         name, beside = posixpath.basename(path), []
         for template in self._templates:
             companion = path[: len(path) - len(name)] + companion_of(name, template)
@@ -7648,10 +7648,11 @@ class Companions:
                 return "warn", f"its marker {marker} is older than the file"
         return "", ""
 
-    def hold(self, works: Iterable[Work], listing: Iterable[Found]) -> None:
-        """Keeps them as they are, for files that are to be claimed."""
+    def hold(self, works: Iterable[Work], listing: Look) -> None:
+        """Of files to be claimed, as they are, or were if this listing hides them."""
         there = self.among(listing)
-        self._claimed.update((work.path, self.of(work.path, there)) for work in works)
+        for path in (work.path for work in works):
+            self._claimed[path] = self.of(path, there if listing.lacks(path) else None)
 
     def at_claim(self, path: str) -> Beside:
         return self._claimed.get(path) or self.of(path)
@@ -7669,7 +7670,7 @@ class Companions:
         replaced = False
         for _, companion, at_claim in self.at_claim(path):
             shown = server.same(companion, at_claim) if at_claim else server.exists(companion)
-            replaced = replaced or (shown is False and at_claim is not None)
+            replaced = replaced or (shown is False if at_claim else bool(shown))
             there += [companion] * bool(shown)
         return there, replaced
 

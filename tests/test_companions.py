@@ -18,7 +18,7 @@ from conftest import FILE_SERVERS, Files, Logged, new_folder, wait_for
 from hostile import PATIENCE, FtpHost, SftpHost, Site, reply
 from hypothesis import given
 from hypothesis import strategies as st
-from memory import NOON, choose, config, found, names, row
+from memory import NOON, choose, config, found, look, names, row
 
 import ftpcoord
 from ftpcoord import Beside, Companions, ConfigError, Entry, Error, NotNow, Seal, Selector
@@ -619,7 +619,29 @@ def test_a_companion_is_still_needed_by_what_a_refused_listing_may_hide() -> Non
     choose(selector, [found("s/a.csv"), found("s/a.xml"), found("s/a.sum")])
     hidden, whole = ftpcoord.Look(), ftpcoord.Look()
     hidden.refused["/in/s/"] = "550 not now"
-    for look, needed in ((hidden, True), (hidden, True), (whole, False)):
-        selector.choose(look, lambda path: None, set())
+    for listing, needed in ((hidden, True), (hidden, True), (whole, False)):
+        selector.choose(listing, lambda path: None, set())
         assert selector.companions.needed("/in/s/a.sum", "/in/s/a.csv", lambda path: None) == needed
         assert selector.companions.known("/in/s/a.csv") != needed, "an action that is due waits"
+
+
+@pytest.mark.parametrize(("there", "newer"), [(True, True), (False, False)])
+def test_a_companion_that_came_after_the_claim_is_newer_than_at_the_claim(there: bool, newer: bool) -> None:
+    """It vanished between two listings, and what is there now is for the next version."""
+
+    class Server:
+        def exists(self, path: str) -> bool:
+            return there
+
+    companions = Selector(config(requires="{name}.ok", after="delete"), time.monotonic).companions
+    companions.hold([ftpcoord.Work(found("a"), None)], look(found("a")))
+    assert companions.look(Server(), "/in/a") == (["/in/a.ok"] * there, newer)  # type: ignore[arg-type]
+
+
+def test_a_second_listing_that_hides_a_companion_does_not_make_it_newer() -> None:
+    selector = Selector(config(requires="{name}.ok", after="delete"), time.monotonic)
+    choose(selector, [found("a"), found("a.ok")])
+    hidden = ftpcoord.Look()
+    hidden.refused["/in/"] = "450 busy"
+    selector.companions.hold([ftpcoord.Work(found("a"), None)], hidden)
+    assert [entry for _, _, entry in selector.companions.at_claim("/in/a")] == [found("a.ok").entry]
