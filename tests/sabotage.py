@@ -504,7 +504,7 @@ SABOTAGES = (
     Sabotage(
         "a companion is not looked at before the action",
         "Companions.look",
-        text("(shown is False and at_claim is not None)", "False"),
+        text("(shown is False if at_claim else bool(shown))", "False"),
         "newer than at the claim",
         fix=COMPANIONS,
         seed=12,
