@@ -399,6 +399,22 @@ def test_silence_is_fine_for_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
         assert endless.overdue(clock.now + 1e6) < 0 and endless.handler_overdue(clock.now + 1e6) < 0
 
 
+def test_a_renewal_that_is_answered_in_the_instant_of_the_cut_does_not_revive_the_lease(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with contextlib.closing(Scene(monkeypatch)) as scene:
+        scene.working()
+        lease = scene.member.lease
+        assert lease is not None
+        deadline = scene.clock.now + lease.remaining()
+        scene.clock.now = deadline
+        scene.member.note()
+        wait_for(lambda: "cut" in scene.effects, 5)
+        scene.clock.now = deadline - 0.001  # as the heartbeat's thread read it
+        lease.extend(deadline + 10)
+        assert not lease.valid(deadline + 1)
+
+
 def test_work_that_is_found_to_hang_during_a_heartbeat_loses_the_lease_at_a_later_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
