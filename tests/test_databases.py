@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Union
 from urllib.parse import urlsplit
@@ -804,28 +804,34 @@ def test_a_missing_privilege_is_refused_and_named(tables: Tables) -> None:
         database.execute(f"DROP {'ROLE' if database.name == 'postgresql' else 'USER'} {user}", admin=True)
 
 
+@contextmanager
+def another_user(tables: Tables, state: str = "") -> Iterator[str]:
+    """Of MySQL, without any privilege; how it is named in SQL."""
+    user = f"other_{tables.database.database}@'%'"
+    tables.database.execute(f"CREATE USER {user} IDENTIFIED BY 'secret' {state}", admin=True)
+    try:
+        yield user
+    finally:
+        tables.database.execute(f"DROP USER {user}", admin=True)
+
+
+def open_as(tables: Tables, user: str) -> Any:
+    return tables.open(database=tables.database.url.replace("//app:", f"//{user.partition('@')[0]}:"))
+
+
 @MYSQLS
 @pytest.mark.parametrize("state", ["PASSWORD EXPIRE", "ACCOUNT LOCK"])
 def test_an_account_that_is_locked_or_whose_password_has_expired_is_refused(tables: Tables, state: str) -> None:
-    user = f"old_{tables.database.database}"
-    tables.database.execute(f"CREATE USER {user}@'%' IDENTIFIED BY 'secret' {state}", admin=True)
-    tables.database.execute(f"GRANT ALL ON {tables.database.database}.* TO {user}@'%'", admin=True)
-    try:
+    with another_user(tables, state) as user:
+        tables.database.execute(f"GRANT ALL ON {tables.database.database}.* TO {user}", admin=True)
         with pytest.raises(DatabaseRefused, match="the login was refused"):
-            tables.open(database=tables.database.url.replace("//app:", f"//{user}:"))
-    finally:
-        tables.database.execute(f"DROP USER {user}", admin=True)
+            open_as(tables, user)
 
 
 @MYSQLS
 def test_a_database_that_the_user_may_not_use_is_refused(tables: Tables) -> None:
-    user = f"none_{tables.database.database}"
-    tables.database.execute(f"CREATE USER {user}@'%' IDENTIFIED BY 'secret'", admin=True)
-    try:
-        with pytest.raises(DatabaseRefused, match="may not use this database"):
-            tables.open(database=tables.database.url.replace("//app:", f"//{user}:"))
-    finally:
-        tables.database.execute(f"DROP USER {user}", admin=True)
+    with another_user(tables) as user, pytest.raises(DatabaseRefused, match="may not use this database"):
+        open_as(tables, user)
 
 
 @SQL_SERVERS

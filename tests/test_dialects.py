@@ -1099,14 +1099,21 @@ def test_a_heartbeat_column_of_whole_seconds_is_noticed(bare: Tables) -> None:
             bare.open(liveness_check_interval=6.5)
 
 
+@contextlib.contextmanager
+def globally(tables: Tables, name: str, value: str, before: str) -> Iterator[None]:
+    """A variable of MySQL for all new sessions."""
+    tables.database.execute(f"SET GLOBAL {name} = {value}", admin=True)
+    try:
+        yield
+    finally:
+        tables.database.execute(f"SET GLOBAL {name} = {before}", admin=True)
+
+
 def test_a_column_of_mariadbs_old_format_is_one_of_whole_seconds(bare: Tables) -> None:
     if bare.database.name != "mariadb":
         pytest.skip("only MariaDB makes such columns")
-    bare.database.execute("SET GLOBAL mysql56_temporal_format = OFF", admin=True)
-    try:
+    with globally(bare, "mysql56_temporal_format", "OFF", "ON"):
         bare.apply_wso2()
-    finally:
-        bare.database.execute("SET GLOBAL mysql56_temporal_format = ON", admin=True)
     bare.apply()
     assert bare.open().timing.whole_seconds
 
@@ -1114,11 +1121,8 @@ def test_a_column_of_mariadbs_old_format_is_one_of_whole_seconds(bare: Tables) -
 def test_the_tables_are_transactional_whatever_the_servers_default(bare: Tables) -> None:
     if bare.database.name not in ("mysql", "mariadb"):
         pytest.skip("the others have one kind")
-    bare.database.execute("SET GLOBAL default_storage_engine = MyISAM", admin=True)
-    try:
+    with globally(bare, "default_storage_engine", "MyISAM", "InnoDB"):
         bare.apply()
-    finally:
-        bare.database.execute("SET GLOBAL default_storage_engine = InnoDB", admin=True)
     with contextlib.closing(bare.database.connect()) as connection:
         cursor = connection.cursor()
         cursor.execute("SELECT DISTINCT engine FROM information_schema.tables WHERE table_schema = DATABASE()")
