@@ -3824,10 +3824,10 @@ class Database(abc.ABC):
                 WHERE b.group_id = a.group_id AND b.file_id = a.file_id AND b.size = a.size AND b.mtime = a.mtime
                   AND b.outcome IN ('done', 'skipped') AND b.at < a.at)"""
     ALARMS = """
-        SELECT $epoch(at), outcome, task_id, error FROM file_audit
+        SELECT $epoch(at), outcome, term, error FROM file_audit
          WHERE group_id = :group AND file_id = :file_id AND at >= :since"""
     ALARM = """
-        $audit :group, :file_id, :by, :path, 0, '', '', :outcome, 0, :member, 0, :seconds, :error FROM $fence
+        $audit :group, :file_id, :by, :path, 0, '', '', :outcome, term, :member, 0, :seconds, :error FROM $fence
          WHERE NOT EXISTS (
                SELECT 1 FROM file_audit
                 WHERE group_id = :group AND file_id = :file_id AND at = :by AND outcome = :outcome)"""
@@ -4376,10 +4376,10 @@ class Database(abc.ABC):
         rows = self.execute(self.CAME, group=group, since=moment(since), like=like)
         return [(float(at), _true_path(*name), term) for at, *name, term in rows]
 
-    def alarms(self, group: str, since: float, file_id: str) -> dict[tuple[str, float], tuple[str, str]]:
-        """Of an expectation: what was said of which deadline, "missing" or "late", by whom, and with which words."""
+    def alarms(self, group: str, since: float, file_id: str) -> dict[tuple[str, float], tuple[int, str]]:
+        """Of an expectation: what was said of which deadline, "missing" or "late", in which term and words."""
         rows = self.execute(self.ALARMS, group=group, since=moment(since), file_id=file_id)
-        return {(what, float(round(at))): (by, error) for at, what, by, error in rows}
+        return {(what, float(round(at))): (term, error) for at, what, term, error in rows}
 
     def alarm(
         self,
@@ -4391,14 +4391,14 @@ class Database(abc.ABC):
         error: str = "",
         seconds: Optional[float] = None,
     ) -> bool:
-        """Whether it is this member that says so of that deadline."""
+        """Whether it is for this term to say so of that deadline: another member may have the same id."""
         values = {"file_id": file_id, "by": moment(by), "path": printable(path), "error": error}
         fixed = {"outcome": outcome, "seconds": seconds, **fence._asdict()}
         try:
             self.execute(self.ALARM, **fixed, **values)
         except RowRefused:
             self.execute(self.ALARM, **fixed, **{**values, "path": plain(path), "error": plain(error)[:LONGEST_REASON]})
-        return self.alarms(fence.group, by, file_id).get((outcome, by), ("",))[0] == fence.member
+        return self.alarms(fence.group, by, file_id).get((outcome, by), (0,))[0] == fence.term
 
     def trim(self, group: str, days: float) -> None:
         """Removes some older rows of the audit trail."""
@@ -9504,7 +9504,7 @@ class Judgement(NamedTuple):
     now: float
     missing: list[float]
     late: dict[float, Came]
-    alarms: dict[tuple[str, float], tuple[str, str]]
+    alarms: dict[tuple[str, float], tuple[int, str]]
 
 
 def judgements(config: Config, database: Database) -> Iterator[Judgement]:
@@ -10376,7 +10376,7 @@ def group_status(database: Database, config: Config) -> dict[str, Any]:
         found["blocked"] = Order(config).of_ledger(database.rows(group, only_open=True), found["errors"]).blocked
     if config.expect:
         found["missing"] = [
-            {"glob": one.of.glob, "by": utc_second(by), "error": one.alarms.get(("missing", by), ("", ""))[1]}
+            {"glob": one.of.glob, "by": utc_second(by), "error": one.alarms.get(("missing", by), (0, ""))[1]}
             for one in judgements(config, database)
             for by in one.missing
         ]

@@ -240,7 +240,8 @@ def test_the_trail_tells_what_came_and_keeps_each_alarm_once(store: ftpcoord.Dat
     assert store.alarm(fence, "f" * 64, "missing", "a*ä.csv", by, "again")
     assert not store.alarm(Fence("g", "b", 1), "e" * 64, "missing", "x", by), "whoever holds the token says it"
     assert not store.alarm(Fence("g", "a", 2), "e" * 64, "missing", "x", by)
-    assert store.alarms("g", by, "f" * 64) == {("missing", by): ("a", words)}
+    assert not store.alarm(Fence("g", "a", 2), "f" * 64, "missing", "x", by), "what a term said is not for another"
+    assert store.alarms("g", by, "f" * 64) == {("missing", by): (1, words)}
     assert store.alarm(fence, "f" * 64, "late", "/in/a-ä.csv", by, seconds=60.0)
     assert store.alarms("g", by, "f" * 64).keys() == {("missing", by), ("late", by)}
     assert store.alarms("g", by + 1, "f" * 64) == store.alarms("g", by, "e" * 64) == {}
