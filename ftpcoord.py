@@ -8508,8 +8508,7 @@ def setting(default: Any, **metadata: Any) -> Any:
 
 @dataclasses.dataclass(repr=False)
 class Config:
-    """The settings of one listener, explained in the README under Settings. Values may be text (as in a file) or of the
-    setting's own type.
+    """The settings of one listener, explained in tests/site/settings.md. Values: text, or of the setting's own type.
 
     Raises ConfigError that names the setting. Secrets are never part of the representation.
     """

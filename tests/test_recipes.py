@@ -1,9 +1,8 @@
-"""The recipes, as they stand in tests/recipes and in the README."""
+"""The recipes, as they stand in tests/recipes."""
 
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -18,7 +17,8 @@ from conftest import Database, Files, need, wait_for
 from members import PATIENCE, Crew
 from processes import MODULE
 
-README = (MODULE.parent / "README.md").read_text(encoding="utf-8")
+import ftpcoord
+
 RECIPES = Path(__file__).resolve().parent / "recipes"
 
 
@@ -144,8 +144,8 @@ def test_files_are_decrypted_and_what_is_not_for_us_ends_in_quarantine(
 ) -> None:
     clear = tmp_path / "clear"
     clear.mkdir()
-    (line,) = re.findall(r"^exec = (sh -c '.*gpg .*)", README, re.MULTILINE)
-    run = line.replace("/srv/clear", str(clear)).replace("/etc/ftpcoord/gnupg", str(keys))
+    (config,) = ftpcoord.Config.from_file(str(RECIPES / "pgp.ini"))
+    run = config.exec.replace("/srv/clear", str(clear)).replace("/etc/ftpcoord/gnupg", str(keys))
     encrypt = ("--trust-model", "always", "--encrypt", "--recipient", "ours@files.example")
     secret, large = gpg(keys, *encrypt, text=b"paid"), gpg(keys, *encrypt, text=os.urandom(1 << 20))
     for name in ("a.csv.gpg", "-b c.csv.gpg", "$(touch x);`id`.gpg"):

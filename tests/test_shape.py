@@ -198,11 +198,11 @@ def test_the_module_depends_on_the_standard_library_until_a_driver_is_needed() -
     assert ran.stdout.strip() == "[]"
 
 
-def test_every_setting_stands_in_the_readme() -> None:
-    table = README[README.index("## Settings") : README.index("## Commands")]
-    shown = set(re.findall(r"`([a-z_]+)`", table))
-    settings = {field.name for field in dataclasses.fields(ftpcoord.Config)} - {"files"}
-    assert settings <= shown
+def test_every_setting_stands_once_in_the_reference_and_what_most_people_set_in_the_readme() -> None:
+    shown = re.findall(r"`([a-z_]+)`", " ".join(row[0] for row in rows(section(REFERENCE, "All settings"))))
+    assert sorted(shown) == sorted(field.name for field in dataclasses.fields(ftpcoord.Config))
+    often = re.findall(r"`([a-z_]+)`", " ".join(row[0] for row in rows(section(README, "Settings"))))
+    assert len(often) > 30 and len(set(often)) == len(often) and set(often) <= set(shown)
 
 
 def test_the_defaults_and_bounds_of_the_readme_are_those_of_the_module() -> None:
@@ -216,15 +216,17 @@ def test_the_defaults_and_bounds_of_the_readme_are_those_of_the_module() -> None
         "required": ("",),
     }
     defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(ftpcoord.Config)}
-    for names, shown, _ in rows(section(README, "Settings")):
+    for names, shown, _ in rows(section(README, "Settings")) + rows(section(REFERENCE, "All settings")):
         each = re.findall(r"`([a-z_]+)`", names)
-        for name, text in zip(each, shown.split(", ") if len(each) > 1 and shown else [shown] * len(each)):
+        texts = shown.split(", ") if len(each) > 1 and shown else [shown] * len(each)
+        assert len(texts) == len(each), names
+        for name, text in zip(each, texts):
             text = text.strip("`")
             if text not in ("system", "hostname:pid") and not text.startswith(("verify ", "scheme:")):
                 assert defaults[name] in words.get(text, ()) or f"{defaults[name]}" in (text, f"{text}.0"), name
     timing = ftpcoord.Timing(defaults["heartbeat_frequency"], defaults["liveness_check_interval"])
     overlap = timing.stale_after - timing.margin - timing.heartbeat - timing.call_timeout
-    security = (SITE / "security.md").read_text(encoding="utf-8")
+    beside = [(SITE / name).read_text(encoding="utf-8") for name in ("security.md", "limits.md")]
     for told in (
         f"S is {timing.stale_after:g} s, m {timing.margin:g} s",
         f"S - m - H - T ({overlap:g} s)",
@@ -234,7 +236,7 @@ def test_the_defaults_and_bounds_of_the_readme_are_those_of_the_module() -> None
         f"{ftpcoord.MAX_LISTING >> 20} MiB of listing",
         f"packet in {ftpcoord.LARGEST_PACKET >> 10} KiB",
     ):
-        assert told in README + security
+        assert told in README + "".join(beside)
 
 
 def test_every_event_is_listed() -> None:
@@ -295,7 +297,7 @@ def test_the_readme_has_exactly_two_set_up_commands() -> None:
 
 def test_the_settings_beside_the_systemd_unit_are_accepted(tmp_path: Path) -> None:
     listeners = (SITE / "ftpcoord.ini").read_text(encoding="utf-8")
-    (unit,) = [block for block in blocks("ini") if "[Service]" in block]
+    unit = (SITE / "ftpcoord.service").read_text(encoding="utf-8")
     credentials = re.findall(r"_?(?:file|key) = /run/credentials/ftpcoord.service/(.*)", listeners)
     assert credentials and set(credentials) == set(re.findall(r"LoadCredential=([^:]*):", unit))
     password = tmp_path / "password"
@@ -306,8 +308,11 @@ def test_the_settings_beside_the_systemd_unit_are_accepted(tmp_path: Path) -> No
     assert [config.target.scheme for config in configs] == ["sftp", "ftpes"]
 
 
-def test_the_systemd_unit_of_the_readme_is_verified(tmp_path: Path) -> None:
-    (unit,) = [block for block in blocks("ini") if "[Service]" in block]
+def test_the_systemd_unit_is_verified_and_the_readme_shows_a_part_of_it(tmp_path: Path) -> None:
+    unit = (SITE / "ftpcoord.service").read_text(encoding="utf-8")
+    (shown,) = blocks("ini")
+    lines = iter(unit.splitlines())
+    assert "Type=notify" in shown and all(line in lines for line in shown.splitlines()), "the same, in its order"
     parser = configparser.RawConfigParser(strict=False)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read_string(unit)
@@ -420,8 +425,8 @@ def test_each_promise_rule_and_threat_has_its_tests() -> None:
 
 
 def test_the_readme_stays_short_and_its_rows_can_be_read() -> None:
-    assert len(README.splitlines()) <= 392 and len(README.split()) <= 5_744
-    for text in (README, REFERENCE, (SITE / "ballerina.md").read_text(encoding="utf-8")):
+    assert len(README.splitlines()) <= 299 and len(README.split()) <= 4_577
+    for text in (README, *((SITE / f"{name}.md").read_text("utf-8") for name in ("settings", "limits", "ballerina"))):
         assert [line for line in text.splitlines() if len(line) > 400] == []
 
 

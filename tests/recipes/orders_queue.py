@@ -3,6 +3,10 @@
 Tables, once: `procrastinate --app=orders_queue.app schema --apply`, and orders_queue.sql.
 The member: `FTPCOORD_HANDLER=orders_queue:enqueue`. Each worker: `procrastinate --app=orders_queue.app worker`.
 All of them have ORDERS_DSN (the database) and ORDERS_SHARED (a folder on storage that all of them mount).
+
+`done` in the ledger then means "in the queue". The queue may hold a job twice: a handler that is cut off behind its
+`defer` runs again (`attempt` 2), and a worker that dies leaves its job to another one. So the row of (path, size,
+mtime) and the effect are one transaction.
 """
 
 from __future__ import annotations
