@@ -815,7 +815,7 @@ class Member:
 
     def __init__(self, config: Config, watched: bool = True) -> None:
         self.config = config
-        self.stats = Stats(config.member_id)
+        self.stats = Stats()
         self.timing: Timing  # from the start on
         self.election: Optional[Election] = None
         self.pulse: Optional[Pulse] = None
@@ -1005,7 +1005,7 @@ class Member:
             self.ready.set()
             event("ready", group=election.group, member=election.member)
         if election.lease is None and election.view is not None:
-            self.stats.looked(election.view, self.timing.stale_after, election.group)
+            self.stats.looked(election.view, election.group)
         if election.step_down_asked:
             self.hand_over("an operator asked for it")
         why, hangs = self.wanted.another, self.progress.handler_overdue(boot_clock()) > 0
@@ -3869,8 +3869,7 @@ class Database(abc.ABC):
     COUNTS = f"""
         SELECT state, CASE WHEN state <> 'done' AND error LIKE '{UNLISTED}%' THEN 1 ELSE 0 END AS unlisted, COUNT(*)
           FROM file_ledger WHERE group_id = :group GROUP BY state, unlisted"""
-    ACTIVITY = """
-        SELECT MAX(CASE WHEN term = :term THEN $since END), MIN($since) FROM file_ledger WHERE group_id = :group"""
+    LAST_CHANGE = "SELECT MIN($since) FROM file_ledger WHERE group_id = :group"
     NOT_NOW = f"""
         SELECT error, path, file_id FROM file_ledger
          WHERE group_id = :group AND state IN ('failed', 'claimed') AND error LIKE '%{LATER}%' LIMIT {PAGE_ROWS}"""
@@ -4286,10 +4285,9 @@ class Database(abc.ABC):
                 counted[key] = counted.get(key, 0) + int(number)
         return counted
 
-    def activity(self, group: str, term: int) -> tuple[Optional[float], Optional[float]]:
-        """Seconds since that term's first write that still stands, and since the last of all."""
-        first, last = self.execute(self.ACTIVITY, group=group, term=term)[0]
-        return _number(first), _number(last)
+    def last_change(self, group: str) -> Optional[float]:
+        """Seconds since the last write that still stands."""
+        return _number(self.execute(self.LAST_CHANGE, group=group)[0][0])
 
     def errors(self, group: str) -> list[dict[str, Any]]:
         """The last ones, quarantined files first."""
@@ -8700,14 +8698,9 @@ class Config:
     def database_login(self) -> str:
         return self.secret("database_password") or _parse_database(self.secret("database"))[1]
 
-    def public(self) -> dict[str, object]:
-        """All settings, secrets masked."""
-        known = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        masked = {name: "***" for name in SECRETS if known[name] or name in self.files}
-        return {**known, **masked, **{name: without_password(known[name]) for name in URLS}}
-
     def holds_secret(self) -> bool:
-        return any(self.public()[name] != getattr(self, name) for name in FILE_SETTINGS if name not in self.files)
+        held = {name: getattr(self, name) for name in FILE_SETTINGS if name not in self.files}
+        return any(without_password(text) != text if name in URLS else text for name, text in held.items())
 
     def __repr__(self) -> str:
         return f"Config(coordination_group={self.coordination_group!r}, member_id={self.member_id!r})"
@@ -10145,16 +10138,6 @@ CALL_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5
 WORK_BOUNDS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 MOST_WAITING = 10_000  # whose wait is timed
 ROLES = ("active", "standby", "starting", "stopping")
-SYMBOLS = {
-    "active": "●",
-    "standby": "○",
-    "released": "◇",
-    "stale": "✖",
-    "starting": "◐",
-    "stopping": "■",
-    "quarantined": "▲",
-    "failed": "△",
-}
 
 
 class Histogram:
@@ -10202,21 +10185,17 @@ class Backlog:
 class Stats:
     """What this process has seen of one member, for status alone. Any thread may tell; memory is bounded.
 
-    `own`, `server`, `work` and `takeovers` as /status shows them; moments there are in epoch seconds.
+    `own`, `server` and `work` as /status shows them; moments there are in epoch seconds.
     """
 
-    def __init__(self, member: str = "") -> None:
-        self.member = member
-        self.own: dict[str, Any] = {"started": time.time(), "active_since": None, "other_since": None}
+    def __init__(self) -> None:
+        self.own: dict[str, Any] = {"started": time.time(), "active_since": None}
         self.server: dict[str, Any] = {"up": None, "error": "", "last_poll": None}  # up: None on a standby
         self.server.update(listed=0, waiting=0, refused=0, lost={})
         self.work: dict[str, Any] = {"done": 0, "failed": 0, "quarantined": 0, "bytes": 0, "last_done": None}
-        self.takeovers: deque[dict[str, Any]] = deque(maxlen=50)  # the last one first
         self.backlog = Backlog()
         self.order: Optional[Order] = None  # of the last lease
         self.not_now = ""  # why the claims of the group wait
-        self.file_bytes = {"done": 0, "failed": 0, "quarantined": 0}
-        self.minutes: deque[list[int]] = deque(maxlen=60)  # [epoch minute, done, failed, quarantined]
         self.queued: Callable[[], int] = int  # files taken up and not ended
         self.heartbeats, self.failed_heartbeats, self.late = Histogram(CALL_BOUNDS), 0, 0.0
         self.beat_at, self.database_at = boot_clock(), float("-inf")
@@ -10226,10 +10205,7 @@ class Stats:
         self.ends = {"lost": 0, "released": 0}
         self._lock = threading.Lock()
         self._server_said = float("-inf")
-        self._holder: Optional[tuple[str, int]] = None
         self._follows: Optional[str] = None  # the active member that was said last
-        self._why = "handed over"  # what it means if that changes now
-        self._since: Optional[float] = None  # this member is active, or the last sign of life of another; by boot_clock
 
     def heartbeat(self, took: float, late: float, failed: bool) -> None:
         self.heartbeats.add(took)
@@ -10237,38 +10213,20 @@ class Stats:
         self.late, self.beat_at = max(0.0, late), boot_clock()
         self.database_at = self.database_at if failed else self.beat_at
 
-    def looked(self, view: View, stale_after: float, group: str = "") -> None:
-        now, seen = boot_clock(), (view.holder or "", view.term)
-        if view.holder is not None and self._holder not in (None, seen):
-            self._changed("other", *seen, self._why)
-            self.own["other_since"] = time.time()
-        alive = (view.age or 0.0) <= stale_after
-        self._holder, self._why = seen, "handed over" if alive else "released" if view.released else "stale"
-        if view.age is not None and alive:
-            self._since = now - max(0.0, view.age)
+    def looked(self, view: View, group: str) -> None:
         if view.holder not in (None, self._follows):
             self._follows = view.holder
             event("standby", group=group, active=view.holder, seen_term=view.term)
 
     def role_event(self, name: str, fields: Mapping[str, object]) -> None:
-        if name not in ("elected", "lost", "released"):
-            return
-        term, why = int(str(fields["term"])), str(fields.get("reason", "handed over"))
-        self._changed(name, self.member, term, why)
-        self._since, self._why = boot_clock(), "handed over"
         if name == "elected":
+            why = str(fields["reason"])
             self.elections[why] = self.elections.get(why, 0) + 1
-            self._holder, self._follows, self.backlog = (self.member, term), None, Backlog()
-            self.own.update(active_since=time.time(), other_since=None)
-        else:
+            self._follows, self.backlog, self.own["active_since"] = None, Backlog(), time.time()
+        elif name in self.ends:
             self.ends[name] += 1
             self.own["active_since"] = None
             self.server.update(up=None, error="", lost={})
-
-    def _changed(self, name: str, member: str, term: int, why: str) -> None:
-        """`seconds`: the group had been without an active member, or this one had been active."""
-        change = {"time": time.time(), "event": name, "member": member, "term": term, "reason": why}
-        self.takeovers.appendleft({**change, "seconds": self._since and boot_clock() - self._since})
 
     def polled(self, listed: int, seconds: float, waiting: int, refused: int, lost: Mapping[str, str]) -> None:
         lost = {printable(folder): printable(why) for folder, why in lost.items()}
@@ -10282,17 +10240,12 @@ class Stats:
             self.work["bytes"] += size
 
     def file(self, state: str, row: Row) -> None:
-        now = time.time()
         with self._lock:
             if state != "failed":
                 self.backlog.waiting.pop(row.path, None)
             self.work[state] += 1
-            self.file_bytes[state] += row.size
-            if not self.minutes or self.minutes[-1][0] != now // 60:
-                self.minutes.append([int(now // 60), 0, 0, 0])
-            self.minutes[-1][1 + list(self.file_bytes).index(state)] += 1
             if state == "done":
-                self.work["last_done"] = now
+                self.work["last_done"] = time.time()
 
     def done(self, row: Row, seconds: float) -> None:
         self.file("done", row)
@@ -10329,13 +10282,12 @@ class Finding(NamedTuple):
     """Something that somebody should know of a group or a member.
 
     `severity`: stuck, only a new process helps; unready, the member cannot do what its role asks for; problem, somebody
-    is needed; passing, not ready, but that ends by itself; note. `short`: for probes and systemd.
+    is needed; passing, not ready, but that ends by itself; note.
     """
 
     severity: str
     text: str
     advice: str = ""
-    short: str = ""
 
 
 PROBLEMS = ("stuck", "unready", "problem")
@@ -10370,7 +10322,7 @@ def group_status(database: Database, config: Config) -> dict[str, Any]:
     if config.ledger:
         found["files"], found["errors"] = database.counts(group), database.errors(group)
         found["not_now"] = database.not_now(group)
-        found["active_for"], found["last_change"] = database.activity(group, found["term"])
+        found["last_change"] = database.last_change(group)
     if config.order != "none":
         found["blocked"] = Order(config).of_ledger(database.rows(group, only_open=True), found["errors"]).blocked
     if config.expect:
@@ -10408,23 +10360,21 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
     stuck, down, refused, later = own.get("stuck"), status["database_error"], server.get("error"), status["not_now"]
     if stuck:
         advice = "Restart the process. WatchdogSec of systemd or a liveness probe of /livez does it by itself."
-        yield Finding("stuck", f"this member makes no progress: {stuck}", advice, stuck)
+        yield Finding("stuck", f"this member makes no progress: {stuck}", advice)
     if down:
         advice = (
             "Nothing is polled before it is back; then work goes on by itself. See that it runs, that this host "
             "reaches it, and that the login is right (`ftpcoord.py check`)."
         )
-        yield Finding("unready", f"the database cannot be used: {down}", advice, f"database down: {down}")
+        yield Finding("unready", f"the database cannot be used: {down}", advice)
     elif active is None:
         yield _nobody_active(status)
     if own.get("role") in ("starting", "stopping"):
-        yield Finding("passing", f"this member is {own['role']}", short=own["role"])
+        yield Finding("passing", f"this member is {own['role']}")
     if refused:
-        text, short = "the file server cannot be used", "file server down"
-        if server["up"] is None:  # the trouble is our own
-            text, short = "nothing can be polled", "cannot poll"
+        text = "the file server cannot be used" if server["up"] is False else "nothing can be polled"  # trouble of ours
         advice = "It is tried again for ever; the files wait there. `ftpcoord.py check` tells more."
-        yield Finding("unready", f"{text}: {refused}", advice, f"{short}: {refused}")
+        yield Finding("unready", f"{text}: {refused}", advice)
     for folder, why in server.get("lost", {}).items():
         advice = "See to its path and its rights; the other folders are polled."
         yield Finding("problem", f"{folder} cannot be polled: {why}", advice)
@@ -10438,11 +10388,6 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
         text = f"the system behind the handler says not now since {later['since']}: {', '.join(later['paths'])}{more}"
         advice = "Mend that system: the files are tried again by themselves, uncounted."
         yield Finding("problem" if later["count"] >= 3 else "note", text, advice)
-    for row in status["members"]:
-        if row["heartbeat_age"] < -5 and row["member_id"] == active:
-            text = f"the heartbeat of {active} lies {duration(-row['heartbeat_age'])} in the future"
-            advice = "The database's clock was set back. A dead member is noticed all the same; correct the clock."
-            yield Finding("problem", text, advice)
     for one in status["missing"]:
         text = f"no {one['glob']} was done by {one['by']}" + (f": it {one['error']}" if one["error"] else "")
         yield Finding("problem", text, "If it did not come, ask who sends it; the next one that is done ends this.")
@@ -10467,19 +10412,15 @@ def paused(found: Optional[Mapping[str, Any]]) -> str:
 
 
 def _nobody_active(status: Mapping[str, Any]) -> Finding:
-    holder, standbys = status["holder"], [row["member_id"] for row in status["members"] if row["role"] == "standby"]
-    last = f"{holder} was, and has no heartbeat" if holder else "none ever was"
-    for row in status["members"]:
-        if row["member_id"] == holder:
-            age = f"was, and its last heartbeat is {duration(row['heartbeat_age'])} old"
-            last = f"{holder} {'gave the role up' if row['released'] else age}"
+    standbys = [row["member_id"] for row in status["members"] if row["role"] == "standby"]
+    last = f"{status['holder']} was the last one" if status["holder"] else "none ever was"
     advice = "Start a member (`ftpcoord.py run`); until then the files wait on the server."
     advice = f"{', '.join(standbys)} will take over within moments; look again." if standbys else advice
     return Finding("problem", f"no member is active: {last}", advice)
 
 
 def in_short(status: Mapping[str, Any], severities: Collection[str]) -> str:
-    return "; ".join(one.short or one.text for one in findings(status) if one.severity in severities)
+    return "; ".join(one.text for one in findings(status) if one.severity in severities)
 
 
 def duration(seconds: float) -> str:
@@ -10574,7 +10515,6 @@ def own_status(listener: Listener) -> dict[str, Any]:
             "role": role,
             "version": __version__,
             "term": lease.term if lease is not None else view.term if view is not None else None,
-            "follows": view.holder or "nobody" if role == "standby" and view is not None else "",
             "lease_remaining": max(0.0, lease.remaining()) if lease is not None else None,
             "stuck": why_stuck(listener),
             "not_now": stats.not_now if role == "active" else "",
@@ -10584,16 +10524,9 @@ def own_status(listener: Listener) -> dict[str, Any]:
             "up": not error and answered >= 0,
             "error": error,
             "age": boot_clock() - answered if answered >= 0 else None,
-            "mean": stats.heartbeats.sum / max(1, sum(stats.heartbeats.counts)),
         },
         "server": {"url": config.where(), **stats.server},
-        "work": {
-            **stats.work,
-            "queue": stats.queued(),
-            "handlers": member.progress.handlers(),
-            "minutes": [list(minute) for minute in list(stats.minutes)],
-        },
-        "takeovers": list(stats.takeovers),
+        "work": {**stats.work, "queue": stats.queued(), "handlers": member.progress.handlers()},
         "backlog": stats.backlog.told(stats.order) if role == "active" else None,
     }
 
@@ -10603,15 +10536,11 @@ def why_unready(listener: Listener) -> str:
 
 
 def listener_status(listener: Listener, survey: Survey) -> dict[str, Any]:
-    config, found = listener.config, own_status(listener)
-    read, age = survey.get()
+    found = own_status(listener)
+    next_round, (read, age) = found["next_round"], survey.get()
     error = found["database_error"] or survey.error or ("" if read is not None else "it has not answered yet")
-    settings = {name: printable(str(value)) for name, value in config.public().items()}
-    for name in filter(settings.get, PROGRAMS):  # arguments may hold a token
-        words = config.command(name)
-        settings[name] = words[0] + (f" ... ({len(words) - 1} arguments)" if words[1:] else "")
-    own = {"next_round": found["next_round"], "database_error": error, "settings": settings}
-    found.update(read or {}, as_of=None if read is None else age, **own)
+    found.update(read or {}, as_of=None if read is None else age)
+    found.update(next_round=next_round, database_error=error)
     return judged(found, age)
 
 
@@ -10635,6 +10564,7 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> Iterator[tuple[str, str
     """Name, text and value; a value by labels stands under the label's name; None is left out."""
     own, beat, server, work = status["member"], status["heartbeat"], status["server"], status["work"]
     polls = {"ok": sum(stats.polls.counts), "failed": stats.failed_polls}
+    handled = {state: work[state] for state in ("done", "failed", "quarantined")}
     backlog, blocked = status["backlog"] or {}, own["blocked"]
     behind = None if blocked is None else sum(one["files"] for one in blocked)
     first = min((one["since"] for one in blocked or ()), default=None)
@@ -10662,8 +10592,7 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> Iterator[tuple[str, str
         ("blocked_files", "Files that wait for one before them (order).", behind),
         ("blocked_since_timestamp_seconds", "Since when the first of them wait.", first),
         ("refused_names_total", "Listed names that are no plain file names, at each listing.", server["refused"]),
-        ("files_total", "Files handled, by result.", {"result": {state: work[state] for state in stats.file_bytes}}),
-        ("file_bytes_total", "Size of the files handled, by result.", {"result": stats.file_bytes}),
+        ("files_total", "Files handled, by result.", {"result": handled}),
         ("fetched_bytes_total", "Bytes fetched from the file server.", work["bytes"]),
         ("handler_duration_seconds", "What commands and handlers took.", stats.handlers),
         ("handlers_running", "Commands and handlers that run now.", work["handlers"]),
@@ -10711,85 +10640,84 @@ def ago(seconds: Optional[float]) -> str:
     return "never" if seconds is None else f"{duration(time.time() - seconds)} ago"
 
 
-def since(status: Mapping[str, Any]) -> str:
-    own, known = status.get("member", {}), f" at term {status['term']}"
-    began = own.get("active_since" if status["active"] == own.get("member_id") else "other_since")
-    if began:
-        return f"{known}, since {moment(began)} UTC ({ago(began)})"
-    return f"{known}, for at least {duration(status['active_for'])}" if status.get("active_for") else known
-
-
 def counted(status: Mapping[str, Any]) -> str:
     told = ", ".join(f"{number:,} {state}" for state, number in status["files"].items()) or "none counted"
     return told + (f"; the last change {duration(status['last_change'])} ago" if status.get("last_change") else "")
 
 
 def tables(status: Mapping[str, Any]) -> Iterator[tuple[str, str, Sequence[Sequence[str]]]]:
-    """Title, heads and rows. The page shows what a row has beyond its heads below it."""
+    """Title, heads and rows. What a row has beyond its heads stands behind or below it."""
     members = []
     for row in status["members"]:
         age = duration(row["heartbeat_age"])
         told = {"released": "gave its lease up", "stale": f"no heartbeat for {age}"}
         members.append((row["role"], row["member_id"], told.get(row["role"], f"heartbeat {age} ago")))
-    yield "Members", "Role|Member*", members
+    yield "Members", "Role|Member", members
+    if "member" in status:
+        own, beat, server, work = status["member"], status["heartbeat"], status["server"], status["work"]
+        database = "up" if beat["up"] else "down" if beat["error"] else "not reached yet"
+        answered = "" if beat["age"] is None else f", answered {duration(beat['age'])} ago"
+        files = {None: "not used now", False: "down", True: "up"}[server["up"]]
+        handled = f"{work['done']:,} done, {work['failed']:,} failed, {work['quarantined']:,} quarantined here"
+        own_rows = [
+            (own["role"], own["member_id"], f"started {ago(own['started'])}"),
+            ("database", status["database"], database + answered),
+            ("files", server["url"], f"{files}, last poll {ago(server['last_poll'])}, {server['listed']:,} listed"),
+            ("work", f"{work['queue']} files in work, {work['handlers']} handlers run", handled),
+        ]
+        yield "This member", "What|State", own_rows
     waiting = status.get("backlog") or {"first": []}
     yield (
         "Files that wait, the longest first",
-        "Since|File*",
+        "Since|File",
         [(duration(row["age"]), row["path"], row["why"]) for row in waiting["first"]],
     )
     yield (
         "Quarantined and failed files",
-        "State|File*",
+        "State|File",
         [
             (row["state"], row["path"], f"attempt {row['attempts']}, {duration(row['age'])} ago", row["error"])
             for row in status["errors"]
         ],
     )
     if status.get("blocked") is not None:
-        blocked = [(one["state"], one["path"], f"{one['files']} behind it" + _for(one)) for one in status["blocked"]]
-        yield "Blocked (order)", "State|By*", blocked
-    yield (
-        "Changes of the active member, as this one saw them",
-        "UTC|Change*",
-        [(moment(change["time"]), _told(change)) for change in status.get("takeovers", ())],
-    )
-    usual = {field.name: str(field.default) for field in dataclasses.fields(Config)}
-    yield (
-        "Settings that are not the default",
-        "Name|Value*",
-        [(name, value) for name, value in sorted(status.get("settings", {}).items()) if value != usual[name]],
-    )
+        blocked = []
+        for one in status["blocked"]:
+            since = "" if one["since"] is None else f", for {duration(time.time() - one['since'])}"
+            blocked.append((one["state"], one["path"], f"{one['files']} behind it{since}"))
+        yield "Blocked (order)", "State|By", blocked
 
 
-def _for(blocked: Mapping[str, Any]) -> str:
-    return "" if blocked["since"] is None else f", for {duration(time.time() - blocked['since'])}"
-
-
-def _told(change: Mapping[str, Any]) -> str:
-    own = change["event"] in ("lost", "released")
-    verb = {"lost": "lost", "released": "gave up"}.get(change["event"], "became active at")
-    took = "" if change["seconds"] is None else duration(change["seconds"])
-    took = took and (f" after {took}" if own else f", {took} after the last sign of life of the one before")
-    return f"{change['member']} {verb} term {change['term']} ({change['reason']}){took}"
-
-
-def status_lines(status: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
-    """A colour, which says nothing more than the words, and a line."""
-    yield 1, f"group {status['group']} on {status['database']}"
+def status_lines(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What each line is, and the line, in the order in which somebody asks at night."""
+    began, backlog, read = status.get("member", {}).get("active_since"), status.get("backlog"), status.get("as_of")
     if status["active"] is not None:
-        yield 32, f"  {status['active']} is active{since(status)}"
+        since = f", since {moment(began)} UTC ({ago(began)})" if began else ""
+        yield "good", f"{status['active']} is active at term {status['term']}{since}"
+    if backlog is not None:  # else the active member's page tells
+        last_done, last_poll = status["work"]["last_done"], status["server"]["last_poll"]
+        yield "", f"work: last file done {ago(last_done)}, last poll {ago(last_poll)}"
+        oldest = f"{backlog['files']:,} files, {backlog['bytes']:,} bytes, the oldest for {duration(backlog['oldest'])}"
+        yield "", f"waiting: {oldest if backlog['files'] else 'nothing'}"
     for found in status["problems"]:
-        yield 31, f"  PROBLEM: {found['problem']}"
-        yield 0, f"    {found['advice']}"
+        yield "bad", f"PROBLEM: {found['problem']}"
+        yield "", f"  {found['advice']}"
     for note in status["notes"]:
-        yield 0, f"  note: {note}"
-    yield 0, f"  files: {counted(status)}"
+        yield "", f"note: {note}"
+    if read is not None and status["database_error"]:
+        yield "", f"as the database showed it {duration(read)} ago:"
+    yield "", f"files: {counted(status)}"
+
+
+def text_lines(status: Mapping[str, Any]) -> Iterator[str]:
+    yield f"group {status['group']} on {status['database']}"
+    for _, line in status_lines(status):
+        yield f"  {line}"
     for _, _, rows in tables(status):
         width = max((len(row[1]) for row in rows), default=0)
         for state, what, *more in rows:
-            yield 33 * (state == "stale"), f"  {state:<8}  {what:<{width}}  {''.join(more[:1])}".rstrip()
-            yield from ((0, f"    {text}") for text in more[1:])
+            yield f"  {state:<8}  {what:<{width}}  {''.join(more[:1])}".rstrip()
+            yield from (f"    {text}" for text in more[1:])
 
 
 def nagios_line(groups: Sequence[Mapping[str, Any]]) -> str:
@@ -10810,19 +10738,16 @@ STYLE = """
         --line: #383e46; --good: #7cc0ff; --bad: #ff9a9a; } }
 body { margin: auto; padding: 12px; max-width: 1100px; background: var(--back); color: var(--ink);
        font: 15px/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }
-header, footer, a, small, dt, th { color: var(--soft); font-size: 13px; font-weight: normal; }
-section, .cards div { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; }
-section, .cards, .state { margin: 12px 0; }
+header, footer, a, small, th { color: var(--soft); font-size: 13px; font-weight: normal; }
+section { background: var(--card); border: 1px solid var(--line); padding: 10px 14px; margin: 12px 0; }
 h2, h3 { font-size: 16px; }
-p, dd { margin: 2px 0; }
-.state { border-left: 6px solid var(--good); padding: 8px; }
-.bad { border-color: var(--bad); border-style: double; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 10px; }
+p { margin: 2px 0; }
+.good { border-left: 6px solid var(--good); padding: 8px; }
+.bad { border-left: 6px double var(--bad); padding: 8px; }
 table { border-collapse: collapse; }
 th, td { text-align: left; vertical-align: top; padding: 4px 12px 4px 0; border-top: 1px solid var(--line);
          white-space: nowrap; }
-.wide { white-space: normal; width: 100%; }
-svg { display: block; width: 100%; height: 26px; fill: var(--good); }
+td + td { white-space: normal; width: 100%; }
 """
 POLICY = (
     "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; img-src data:; style-src 'sha256-"
@@ -10839,18 +10764,16 @@ def shown(text: object) -> str:
 
 
 def page(groups: Sequence[Mapping[str, Any]], refresh: int) -> str:
-    roles = ", ".join(sorted({group["member"]["role"] for group in groups}))
-    title = f"{mark(groups)} {roles}: " + ", ".join(str(group["group"]) for group in groups)
     again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
     word = f'every {refresh} s; <a href="?refresh=0">stop</a>' if refresh else 'no more; <a href="?">go on</a>'
     links = ", ".join(f'<a href="{name}">{name}</a>' for name in ("status", "metrics", "livez", "readyz", "active"))
     overview, sections = "", ""
     for n, group in enumerate(groups):
-        told = [one["problem"].partition(": ")[0] for one in group["problems"]] or [f"{group['active']} is active"]
-        overview += f"<p>{mark([group])} <a href='#g{n}'>{shown(group['group'])}</a>: {shown('; '.join(told))}"
+        overview += f"<p><a href='#g{n}'>{shown(nagios_line([group]))}</a>"
         sections += f"<section id=g{n}>{''.join(_parts(group))}</section>"
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{again}<title>{shown(title)}</title>'
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{again}'
+        f"<title>{shown(nagios_line(groups))}</title>"
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<style>{STYLE}</style></head><body>"
         f"<header>ftpcoord {__version__} at {moment(time.time())} UTC; refreshes {word}</header>"
@@ -10859,83 +10782,16 @@ def page(groups: Sequence[Mapping[str, Any]], refresh: int) -> str:
     )
 
 
-def mark(groups: Sequence[Mapping[str, Any]]) -> str:
-    return "✔" if all(group["healthy"] for group in groups) else "▲"
-
-
 def _parts(group: Mapping[str, Any]) -> Iterator[str]:
-    """In the order in which somebody asks at night."""
-    work, backlog = group["work"], group["backlog"]
-    boxes = []
-    if group["active"] is not None:
-        boxes.append(f"<div class=state><b>● {shown(group['active'])} is active</b>{since(group)}</div>")
-    for found in group["problems"]:
-        what, colon, more = (found["problem"][:1].upper() + found["problem"][1:]).partition(": ")
-        text = f"<b>▲ {shown(what)}{colon}</b>{shown(more)}<p>{shown(found['advice'])}"
-        boxes.append(f"<div class='state bad'>{text}</div>")
-    yield f"<h2>{shown(group['group'])}</h2>" + "".join(boxes[:1])
-    if backlog is not None:  # else the active member's page tells
-        yield f"<p><b>Work:</b> last file done {ago(work['last_done'])}, last poll {ago(group['server']['last_poll'])}"
-        oldest = f"{backlog['files']:,} files, {backlog['bytes']:,} bytes, the oldest for {duration(backlog['oldest'])}"
-        yield f"<p><b>Waiting:</b> {oldest if backlog['files'] else 'nothing'}"
-    yield from boxes[1:]
-    yield "".join(f"<p>{shown(note)}" for note in group["notes"])
-    yield "" if group["problems"] else "<p>✔ Nothing has to be done."
-    yield "<dl class=cards>"
-    for name, *lines in _cards(group):
-        state, what, more = map(shown, lines)
-        yield f"<div><dt>{name}<dd><b>{state}</b><dd><small>{what}<br>{more}</small></div>"
-    yield "</dl>"
-    if group["database_error"]:
-        read = "has not been read" if group["as_of"] is None else f"showed it {duration(group['as_of'])} ago"
-        yield f"<p>▲ As the database {read}:"
-    yield f"<h3>Files in the ledger</h3><p>{counted(group)}"
-    yield "<h3>Handled by this member: the last 60 minutes, now at the right</h3>"
-    for column, state in enumerate(("done", "failed", "quarantined"), 1):
-        yield from _bars(state, {minute[0]: minute[column] for minute in work["minutes"]})
+    yield f"<h2>{shown(group['group'])}</h2>"
+    for kind, line in status_lines(group):
+        yield f"<p class='{kind}'>{shown(line)}"
     for title, heads, rows in tables(group):
-        yield f"<h3>{title}</h3>" + _table(heads.split("|"), rows) if rows else f"<h3>{title}</h3><p>None."
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The column with a * takes the width that is left."""
-    lines = ["".join(f"<th scope=col>{head.rstrip('*')}" for head in heads)]
-    for first, *row in rows:
-        cells = zip(heads, (f"{SYMBOLS.get(first, '')} {first}", *row))
-        line = "".join(f"<td{' class=wide' if head[-1] == '*' else ''}>{shown(cell)}" for head, cell in cells)
-        lines.append(line + "".join(f"<br><small>{shown(more)}</small>" for more in row[len(heads) - 1 :]))
-    return "<table><tr>" + "<tr>".join(lines) + "</table>"
-
-
-def _cards(group: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    own, heartbeat, server, work = group["member"], group["heartbeat"], group["server"], group["work"]
-    yield "This member", f"{SYMBOLS[own['role']]} {own['role']}", own["member_id"], f"started {ago(own['started'])}"
-    state = "✔ up" if heartbeat["up"] else "▲ down" if heartbeat["error"] else "◐ not reached yet"
-    answered = ""
-    if heartbeat["age"] is not None:
-        answered = f"answered {duration(heartbeat['age'])} ago, {heartbeat['mean'] * 1000:.1f} ms on average"
-    yield "Database", state, group["database"], answered
-    state = {None: "○ not used now", False: "▲ down", True: "✔ up"}[server["up"]]
-    polled = f"polled {ago(server['last_poll'])}, {server['listed']:,} listed" if server["last_poll"] else ""
-    waiting = f"{server['waiting']:,} wait to be tried again" if server["waiting"] else ""
-    refused = f"{server['refused']:,} odd names refused" if server["refused"] else ""
-    yield "File server", state, server["url"], ", ".join(filter(None, (polled, waiting, refused)))
-    handlers = f"{work['handlers']} handlers run, last done {ago(work['last_done'])}"
-    yield "In work", f"{work['queue']} files", handlers, f"{work['bytes']:,} bytes fetched"
-
-
-def _bars(state: str, counts: Mapping[int, int]) -> Iterator[str]:
-    """A row for one result, a bar a minute."""
-    now = int(time.time() // 60)
-    counts = {minute: count for minute, count in counts.items() if now - minute < 60 and count}
-    most, total = max(counts.values(), default=0), sum(counts.values())
-    yield f"<p><small><b>{total:,}</b> {state}" + (f", at most {most:,} in a minute" if total else "") + "</small>"
-    yield f'<svg viewBox="0 0 300 26" preserveAspectRatio="none" role="img" aria-label="{total} {state}">'
-    for minute, count in counts.items():
-        height = max(2.0, 22 * count / most)
-        place = f'x="{5 * (59 - now + minute)}" y="{24 - height:.1f}" width="4" height="{height:.1f}"'
-        yield f"<rect {place}><title>{utc_text(minute * 60)[11:16]} UTC: {count:,} {state}</title></rect>"
-    yield '<rect y="25" width="299" height="0.6"/></svg>'
+        yield f"<h3>{title}</h3><table><tr>" + "".join(f"<th scope=col>{head}" for head in heads.split("|"))
+        for first, what, *more in rows:
+            below = "".join(f"<br><small>{shown(text)}</small>" for text in more)
+            yield f"<tr><td>{shown(first)}<td>{shown(what)}{below}"
+        yield "</table>" if rows else "</table><p>None."
 
 
 # -- HTTP -------------------------------------------------------------------------------------------------------------
@@ -11097,18 +10953,10 @@ class StatusServer:
 
 # -- systemd ----------------------------------------------------------------------------------------------------------
 def summary(groups: Sequence[Mapping[str, Any]]) -> str:
-    roles, done = [one["member"]["role"] for one in groups], sum(one["work"]["done"] for one in groups)
-    if len(groups) > 1:
-        told = ", ".join(f"{roles.count(role)} {role}" for role in sorted(set(roles)))
-        return f"{len(groups)} groups: {told}; {done} files done"
-    own, active = groups[0]["member"], roles == ["active"]
-    words = [
-        f"active at term {own['term']}" if active else own["role"],
-        own["follows"] and f"active: {own['follows']}",
-        f"{done} files done" if done or active else "",
-        in_short(groups[0], ("stuck", "unready")).partition("\n")[0],
-    ]
-    return printable(", ".join(filter(None, words)))
+    roles, done = Counter(one["member"]["role"] for one in groups), sum(one["work"]["done"] for one in groups)
+    told = [*(f"{count} {role}" for role, count in sorted(roles.items())), f"{done} files done"]
+    troubles = [in_short(one, ("stuck", "unready")).partition("\n")[0] for one in groups]
+    return printable("; ".join([*told, *filter(None, troubles)]))
 
 
 class Notifier:
@@ -11239,10 +11087,8 @@ def command_status(configs: Sequence[Config], options: argparse.Namespace) -> in
         return int(not all(status["healthy"] for status in groups))
     if options.json:
         print(json.dumps(groups[0] if len(groups) == 1 else groups))
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.name == "posix"
     for status in [] if options.json else groups:
-        for code, text in status_lines(status):
-            print(f"\x1b[{code}m{printable(text)}\x1b[0m" if colour and code else printable(text))
+        print(*map(printable, text_lines(status)), sep="\n")
     errors = "; ".join(filter(None, (status["database_error"] for status in groups)))
     if errors:
         print(printable(f"ftpcoord: {errors}"), file=sys.stderr)
@@ -11308,21 +11154,15 @@ def command_files(configs: Sequence[Config], options: argparse.Namespace) -> int
             raise ConfigError("--since: is for --history, which has no --state")
         return command_history(configs, options)
     for config, database in opened(configs, ledger=True):
-        rows = sorted(database.rows(config.coordination_group))
-        order = Order(config).of_ledger(rows, database.errors(config.coordination_group))
-        since = {one["path"]: _for(one) for one in order.blocked or ()}
-        for row in rows:
-            before = printable(order.before.get(row.path, ""))
+        for row in sorted(database.rows(config.coordination_group)):
             row = row._replace(path=printable(row.path), error=printable(error_text(row)))
             if options.state not in (None, row.state):
                 continue
             if options.json:
-                blocked = {"blocked_by": before} if config.order != "none" else {}
                 told = {name: value for name, value in row._asdict().items() if name != "marks"}
-                print(json.dumps({**told, **blocked, "group": config.coordination_group}))
+                print(json.dumps({**told, "group": config.coordination_group}))
                 continue
             due = f"attempts {row.attempts}" + (f"  due: {row.action}" if row.action else "")
-            due += f"  blocked by {before}{since.get(before, '')}" * bool(before)
             what = (f"{row.state:<11}", row.path, f"{row.size} B", row.mtime, due, row.error)
             print(printable("  ".join(filter(None, what))))
     return 0

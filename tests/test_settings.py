@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 from pathlib import Path
@@ -49,7 +50,7 @@ def test_the_environment_a_file_and_python_give_the_same_settings(tmp_path: Path
     (of_file,) = Config.from_file(str(path))
     of_environment = Config.from_env({f"FTPCOORD_{name.upper()}": value for name, value in values.items()})
     of_python = Config(**{**values, "heartbeat_frequency": 0.5, "recursive": True, "max_files": 7, "exec_timeout": 1.5})
-    assert of_file.public() == of_environment.public() == of_python.public()
+    assert of_file == of_environment == of_python
     assert of_file.recursive is True
     assert (of_file.max_files, of_file.exec_timeout) == (7, 1.5)
     assert of_file.patterns("pattern") == ["*.csv", "*.xml"]
@@ -79,7 +80,7 @@ def test_a_line_end_at_the_end_of_a_variable_is_no_part_of_it(end: str) -> None:
         for more in (end, "")
     )
     assert found.endpoint.name == "/x/c.db" and found.file_password() == " p "
-    assert {**found.public(), "member_id": ""} == {**same.public(), "member_id": ""}
+    assert found == same
 
 
 def test_relative_paths_are_meant_from_where_the_settings_were_read(
@@ -188,7 +189,7 @@ def test_a_secrets_file_may_be_none(nothing: object) -> None:
 
 
 def test_none_is_not_set() -> None:
-    assert config(password=None, key=None, max_files=None, exec_timeout=None).public() == DEFAULTS.public()
+    assert config(password=None, key=None, max_files=None, exec_timeout=None) == DEFAULTS
 
 
 # -- types and bounds -------------------------------------------------------------------------------------------------
@@ -604,12 +605,9 @@ def test_secrets_are_in_no_representation() -> None:
         key_passphrase=SECRET,
         database_password=SECRET,
     )
-    for text in (repr(found), str(found), str(found.public()), str(found.target), str(found.endpoint)):
+    for text in (repr(found), str(found), str(found.target), str(found.endpoint), found.where()):
         assert "Tr0ub4dor" not in text
-    public = found.public()
-    assert public["password"] == public["key_passphrase"] == public["database_password"] == "***"
-    assert (public["url"], public["database"]) == ("sftp://me@h/x", "mysql://me@h/d")
-    assert DEFAULTS.public()["password"] == ""
+    assert (found.where(), ftpcoord.without_password(found.database)) == ("sftp://me@h/x", "mysql://me@h/d")
 
 
 @pytest.mark.parametrize(
@@ -640,7 +638,7 @@ def test_no_error_shows_a_secret(more: dict[str, Any]) -> None:
 
 # -- anything ---------------------------------------------------------------------------------------------------------
 
-NAMES = list(DEFAULTS.public()) + [f"{name}_file" for name in ftpcoord.FILE_SETTINGS]
+NAMES = [field.name for field in dataclasses.fields(Config)] + [f"{name}_file" for name in ftpcoord.FILE_SETTINGS]
 VALUES = st.one_of(
     st.text(st.characters(exclude_characters="\0"), max_size=30),
     st.sampled_from(["1", "0", "-1", "1e9", "nan", "yes", "no", "move:x", "a:b", "h:80", URL, DATABASE, "/nowhere"]),
@@ -669,7 +667,6 @@ def test_whatever_the_environment_holds_the_answer_is_settings_or_a_config_error
         return
     assert ftpcoord.ID_PATTERN.match(found.coordination_group)
     assert ftpcoord.ID_PATTERN.match(found.member_id)
-    assert set(found.public()) == set(DEFAULTS.public())
     assert found.endpoint.name
     assert not found.url or found.target.host
 
