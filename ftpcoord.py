@@ -2209,7 +2209,6 @@ LONGEST_PATH = 4096  # characters; no file system has longer ones, and the ledge
 
 
 def start_of_paths(folder: str) -> str:
-    """How the paths of what is in a folder begin."""
     return "" if folder in (".", "") else posixpath.join(folder, "")
 
 
@@ -2245,8 +2244,7 @@ class Tree:
         self._last = Walk()
 
     def walk(self, server: FileServer, goes_on: Callable[[], object] = bool) -> Look:
-        """Raises the last error if none can be listed, FileRefused if files would be moved into one, and before each
-        folder what `goes_on` raises."""
+        """Raises the last error if none can be listed, FileRefused if files would be moved into one."""
         look = Walk(goes_on)
         unresolved = self._targets.check(server)
         for look.base in self._bases:
@@ -2306,7 +2304,7 @@ class Tree:
         look.add(folder, entries, files)
 
     def _stays_out(self, server: FileServer, look: Walk, relative: str) -> str:
-        """Why a folder is not entered, if it is not."""
+        """Why a folder is not entered."""
         why = self.names.leave_out(relative)
         if not why and self._targets.include(server, look, relative):
             why = "files are moved there"
@@ -2332,7 +2330,7 @@ class Tree:
 
 
 def in_order(works: Iterable[Work], sort: str) -> list[Work]:
-    """In the order of `sort`; files of the same rank by path."""
+    """Files of the same rank by path."""
     key = sort.lstrip("-")
 
     def rank(work: Work) -> tuple[int, str, str]:
@@ -2375,7 +2373,7 @@ def times_of(mtime: str) -> Times:
 
 @functools.lru_cache(maxsize=1024)
 def epoch_seconds(mtime: str) -> Optional[float]:
-    """A listed time as UTC epoch seconds, None if there is none. LIST has no zone: it is taken as UTC."""
+    """In UTC, None if there is none. LIST has no zone: it is taken as UTC."""
     line, exact = times_of(mtime)
     seconds, point, fraction = (exact or line).partition(".")
     with contextlib.suppress(ValueError):
@@ -2407,8 +2405,8 @@ def may_still_run(mtime: str) -> bool:
 
 
 def zone_between(line: str, exact: str) -> Optional[datetime.timedelta]:
-    """What a line of LIST with minutes is ahead of the exact time of the same file; None if that cannot be a zone
-    (a multiple of 15 minutes, within 14 hours or so): then one of the two times is not what it seems to be."""
+    """What a line of LIST with minutes is ahead of the exact time of the same file; None if that cannot be a zone: then
+    one of the two times is not what it seems to be."""
     utc = datetime.datetime.fromisoformat(exact[:MINUTE])
     ahead = datetime.datetime.fromisoformat(line[:MINUTE]) - utc
     if abs(ahead) > MOST_AHEAD:  # a guessed year is most often one too early
@@ -2535,9 +2533,7 @@ class Folders:
 
 
 def create_file(path: Path, mode: int = FILE_MODE, folder: Optional[int] = None) -> io.RawIOBase:
-    """A new file for writing: never an existing one, never through a link; of this mode, less what the umask takes.
-
-    Unbuffered: see `write_all`."""
+    """Never an existing one, never through a link. Unbuffered: see `write_all`."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     return io.FileIO(os.open(_at(path, folder), flags, mode, dir_fd=folder), "wb")
 
@@ -2556,7 +2552,7 @@ def begin_sync(file: io.RawIOBase) -> None:
 
 
 def sync_folder(folder: Path, held: Optional[int] = None) -> None:
-    """Makes the names in a folder durable, where the system can."""
+    """Makes the names in it durable, where the system can."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY) if held is None else held
         try:
@@ -2587,10 +2583,8 @@ def files_below(folder: Path, goes_on: Callable[[], object]) -> Iterator[Path]:
 
 
 def remove_dead_copies() -> None:
-    """Removes the private copies of this user's processes that are dead: they no longer hold their folder's lock.
-
-    A pid would say nothing: processes in other containers may share the place. (Not on Windows.)
-    """
+    """This user's private copies whose process is dead: it no longer holds their folder's lock. A pid would say
+    nothing: processes in other containers may share the place. (Not on Windows.)"""
     places = Path(tempfile.gettempdir()).glob(PRIVATE + "*") if OPENAT else ()
     for place in places:
         with contextlib.suppress(OSError, RecursionError), contextlib.ExitStack() as stack:
@@ -2659,7 +2653,6 @@ class Progress:
         self._received = 0
 
     def begin(self) -> None:
-        """The work of a new lease begins."""
         self._told, self._quiet_until = boot_clock(), 0.0
 
     def tell(self, ahead: float = 0.0) -> None:
@@ -2687,7 +2680,6 @@ class Progress:
             told(boot_clock() - began)
 
     def handlers(self) -> int:
-        """How many run."""
         return len(self._handlers)
 
     def overdue(self, now: float) -> float:
@@ -2759,7 +2751,7 @@ def error_text(row: Row) -> str:
 
 
 def with_error(row: Row, exc: BaseException) -> Row:
-    """An error as the ledger keeps it: one line, and of a long one, besides its begin, the last words."""
+    """As the ledger keeps it: one line, and of a long one begin and end."""
     line = printable(" | ".join(part.strip() for part in str(exc).splitlines() if part.strip())) or reason(exc)
     later = row.marks.later or utc_second(time.time()) if isinstance(exc, TryLater) else ""
     marked = row.marked(unlisted=False, gone=isinstance(exc, FileGone), later=later)
@@ -2796,14 +2788,14 @@ class Outage:
         return self.of("heartbeat") or self.of("ledger")
 
     def heartbeat(self, error: Optional[Error]) -> None:
-        """What the last one that was answered, or not in time, found."""
+        """What the last one found."""
         if error is None:
             self._backoff.reset()
         self.note("heartbeat", str(error or ""))
 
     def pause(self, exc: Exception) -> float:
-        """The seconds until the next heartbeat after one that failed, whatever the failure. What will be the same the
-        next time, as a rotated password, is said again and again, and never fatal to a running member."""
+        """Seconds until the next heartbeat after one that failed, whatever the failure: none is fatal to a running
+        member, not even a rotated password."""
         error, wait = str(exc), self._config.heartbeat_frequency
         if isinstance(exc, (ConfigError, DatabaseRefused)):
             wait = self._backoff.next()
@@ -2832,7 +2824,7 @@ class Outage:
 
 
 class Backoff:
-    """Growing delays: `first` seconds, then twice as much each time, at most `most`; `reset` begins anew."""
+    """Delays: `first` seconds, then twice as much each time, at most `most`."""
 
     def __init__(self, first: float, most: float) -> None:
         self.first, self.most, self.failures = first, most, 0
@@ -2895,8 +2887,8 @@ class Recognizer:
         return self._doubts.setdefault(row.path, (now, now + (0.0 if age > 60 else 2.0)))
 
     def _keep_as(self, at: int, row: Row, mtime: str) -> None:
-        """A listed file is the version of a row: both have its exact time from now on, the file beside its line, which
-        companions' lines are compared with."""
+        """A listed file is the version of a row: both have its exact time from now on, the file beside its line, for
+        its companions' lines."""
         if not mtime.endswith("~"):
             self.forget(row.path)
         if row.state == "claimed":  # of a term that is over; its time is that of the next claim
@@ -2941,7 +2933,7 @@ class Recognizer:
         return left
 
     def forget(self, path: str) -> None:
-        """A new version begins without doubts."""
+        """A new version has no doubts."""
         self._doubts.pop(path, None)
 
     def keep(self, kept: Callable[[str], bool]) -> None:
@@ -2949,15 +2941,14 @@ class Recognizer:
 
 
 def move_of_display(row: Row, entry: Entry) -> Optional[datetime.timedelta]:
-    """By what a line in the ledger without its exact time differs from what is listed now, if another zone, or UTC, can
-    be the reason."""
+    """By what a ledger's line without its exact time differs from what is listed now, if zones can be the reason."""
     line, now = times_of(row.mtime).line, "".join(times_of(entry.mtime))
     return zone_between(line, now) if len(line) == MINUTE <= len(now) else None
 
 
 def moves_of_display(unclear: Sequence[tuple[Row, Entry]]) -> set[datetime.timedelta]:
-    """The moves that more than one file shows, and a good part of all, whose times are not of these days (those of
-    files written anew are)."""
+    """Those that more than one file shows, and a good part of all, whose times are not of these days (those of files
+    written anew are)."""
     shown = {
         (row.mtime, move_of_display(row, entry))
         for row, entry in unclear
@@ -2968,7 +2959,7 @@ def moves_of_display(unclear: Sequence[tuple[Row, Entry]]) -> set[datetime.timed
 
 
 def doubled(seconds: float, times: int, most: float = MOST_PAUSE) -> float:
-    """The pause after so many failures in a row: the first one's, and twice as much each time."""
+    """The pause after so many failures in a row, twice as long each time."""
     return float(min(most, seconds * 2.0 ** min(times - 1, 30)))
 
 
@@ -3003,10 +2994,8 @@ class Breaker:
         self.paused = False  # by an operator
 
     def refuse(self, path: str, exc: NotNow) -> tuple[float, bool, bool]:
-        """Notes a "not now": the pause, whether it is to be said, and whether it counts as the file's failure.
-
-        It counts from the third time on if others succeed: then it is not the system behind that is away.
-        """
+        """The pause, whether it is to be said, and whether it counts as the file's failure: from the third time on if
+        others succeed, for then it is not the system behind that is away."""
         now = boot_clock()
         with self._lock:
             last = self._files.get(path, Resting(0, 0, self._successes, now))
@@ -3036,7 +3025,6 @@ class Breaker:
             return pause, last.times >= 2 or bool(self._open_for), counts
 
     def done(self, path: str) -> None:
-        """A file succeeded."""
         with self._lock:
             self._successes += 1
             self._files.pop(path, None)
@@ -3051,7 +3039,6 @@ class Breaker:
         event("not_now_over", group=self._config.coordination_group)
 
     def allows(self, path: str) -> bool:
-        """Whether a file may be claimed."""
         return not self.paused and (not self._open_for or path == self._trial)
 
     def may_try(self, path: str) -> bool:
@@ -3154,11 +3141,8 @@ class Unsteady:
 
 
 class Yielding:
-    """When a member that cannot reach the file server lets another one try: after `yield_after` polls in a row.
-
-    The number doubles each time, so that members none of which reaches it do not take turns for ever; `most` bounds
-    it. Outlives leases; a poll that succeeds resets it.
-    """
+    """When a member that cannot reach the file server lets another one try: after `yield_after` polls in a row, each
+    time after twice as many, so that members none of which reaches it do not take turns for ever. Outlives leases."""
 
     def __init__(self, config: Config) -> None:
         self._first = self._needed = config.yield_after
@@ -3169,7 +3153,7 @@ class Yielding:
         self._failed, self._needed = 0, self._first
 
     def not_reached(self, member: Member) -> None:
-        """Counts a failed poll; if it is one too many, another member takes over. `yield_after = 0` never yields."""
+        """`yield_after = 0` never yields."""
         self._failed += 1
         why = "the file server cannot be reached from here"
         if 0 < self._needed <= self._failed and member.hand_over_to_another(why):
@@ -3203,7 +3187,7 @@ class Pace:
 
 
 def in_parts(items: Iterable[Item], seconds: float) -> Iterator[list[Item]]:
-    """Those that come within so long together."""
+    """Those that come within so many seconds together."""
     part, began = [], time.monotonic()
     for item in items:
         part.append(item)
@@ -3235,7 +3219,7 @@ class Workers:
         self._number, self._together, self._work, self._worked = number, together, work, worked
         self._known = known
         self._changed = threading.Condition()  # over the next four
-        self.behind: dict[str, Work] = {}  # what is handed in when the file of that path is done
+        self.behind: dict[str, Work] = {}  # handed in when the file of that path is done
         self.queue: deque[Task] = deque()
         self.busy: set[str] = set()
         self._ending = False
@@ -3349,8 +3333,7 @@ class Pool:
     """At most `workers` connections to the file server, handed out one user at a time; none before the first use.
 
     A server that refuses one more while others work has a limit: for LIMIT_SECONDS as many as there are will do. One is
-    made at a time, however many files wait, and after a refused login none for a minute, then ever longer up to an
-    hour: accounts get locked.
+    made at a time, and after a refused login none for a minute, then ever longer up to an hour: accounts get locked.
     """
 
     def __init__(
@@ -3372,8 +3355,8 @@ class Pool:
 
     @contextlib.contextmanager
     def server(self, goes_on: Callable[[], object] = bool) -> Iterator[FileServer]:
-        """A connected server. One that failed is closed, not used again. Raises ServerDown, LoginRefused, and while all
-        connections are in use what `goes_on` raises."""
+        """Closed if it fails. Raises ServerDown, LoginRefused, and while all connections are in use what `goes_on`
+        raises."""
         server = self._take(goes_on)
         try:
             yield server
@@ -3431,13 +3414,15 @@ class Pool:
         """A new connection; None if the server allows no more than there are."""
         try:
             return self._log_in()
-        except ServerDown as exc:
+        except (ServerDown, ConfigError) as exc:
             with self._changed:
                 if self._all and not self._aborted:
                     self._limit, self._limited_until = len(self._all), time.monotonic() + LIMIT_SECONDS
                     return None
-                self.trouble, self._limited_until = exc, 0.0
-            raise
+                # A key or certificate file that is gone may be back at the next try.
+                self.trouble = exc if isinstance(exc, ServerDown) else ServerDown(str(exc))
+                self._limited_until = 0.0
+            raise self.trouble from None
         finally:
             with self._changed:
                 self._connecting = False
@@ -3447,10 +3432,7 @@ class Pool:
         if self.refused_for() > 0:
             raise self._refused
         hurry = self._hurry
-        try:
-            server = new_server(self._config)
-        except ConfigError as exc:  # a key or certificate file that is gone: may be back at the next try
-            raise ServerDown(str(exc)) from None
+        server = new_server(self._config)
         server.habits, server.allowed = self.habits, self._allowed
         with self._changed:
             if self._aborted or self._hurry == 0:
@@ -3462,8 +3444,6 @@ class Pool:
             server.connect()
         except BaseException as exc:
             self._drop(server)
-            if isinstance(exc, ConfigError):
-                raise ServerDown(str(exc)) from None
             if isinstance(exc, LoginRefused):
                 if not self._all:  # else the login is good, as the others show: what was refused is one more of them
                     self._refused, self._refused_until = exc, time.monotonic() + self._refusals.next()
@@ -3487,7 +3467,7 @@ class Pool:
             return max([self._unanswered, *(server.unanswered for server in self._all)])
 
     def refused_for(self) -> float:
-        """Seconds until a login may be tried again, after one was refused."""
+        """Seconds until a login may be tried again."""
         return self._refused_until - time.monotonic()
 
     def _put(self, server: FileServer) -> None:
@@ -4856,8 +4836,7 @@ SOCKS_ERRORS = (  # from 1, RFC 1928 section 6
 
 class Job(NamedTuple):
     """A file to fetch. `size` is the listed one, `write` gets views that are valid during the call only. With `seen`,
-    the entry listed, the version is looked at again after the last byte; `told` takes the entry with the exact time,
-    where the server tells that only if asked."""
+    the entry listed, the version is looked at after the last byte; `told` takes the exact time that this tells."""
 
     path: str
     size: int
@@ -4870,9 +4849,9 @@ class Listed:
     """What is in a folder."""
 
     def __init__(self) -> None:
-        self.names: set[str] = set()  # while the listing is under way: what was made meanwhile
+        self.entries: dict[str, Optional[Entry]] = {}  # None: made since the listing began
         self.unread: Sequence[str] = ()
-        self.over = float("inf")  # when it ended; -inf: it failed
+        self.over = float("inf")  # when it ended
 
 
 class Habits:
@@ -4899,12 +4878,8 @@ class Habits:
         with self._lock:
             self._listed = {place: listed for place, listed in self._listed.items() if listed.over > oldest}
             self._listed[folder] = listed = Listed()
-        over = float("-inf")
-        try:
-            yield listed
-            over = time.monotonic()
-        finally:
-            listed.over = over
+        yield listed
+        listed.over = time.monotonic()
 
     @contextlib.contextmanager
     def making(self, path: str) -> Iterator[None]:
@@ -4917,7 +4892,7 @@ class Habits:
         try:
             yield
             with self._lock:
-                self._listed.get(folder, Listed()).names.add(name)
+                self._listed.get(folder, Listed()).entries[name] = None
         except BaseException as error:
             if not isinstance(error, TargetExists):  # it may have been made after all
                 with self._lock:
@@ -4928,8 +4903,8 @@ class Habits:
 
 
 class Listing(list[Entry]):
-    """The entries of a folder, and what each of them was read from: who gives it back as the `last` one need not have
-    the same bytes read again, if they are to be `read_as` the same."""
+    """The entries of a folder, and what each was read from: given back as the `last` one it saves reading the same
+    bytes again, if they are to be `read_as` the same."""
 
     def __init__(self, last: Optional[Listing] = None, *read_as: object) -> None:
         super().__init__()
@@ -5004,7 +4979,7 @@ class ProxyRefused(OSError):
 
 
 class ProxyLogin(ProxyRefused):
-    """It wants a login, or another one."""
+    pass
 
 
 class Proxy:
@@ -5016,7 +4991,7 @@ class Proxy:
         self.password = config.proxy_login()
 
     def connect(self, sock: socket.socket, host: str, port: int, deadline: float) -> None:
-        """From the proxy on. Raises OSError."""
+        """Raises OSError."""
         self._sock, self._deadline = sock, deadline
         (self._http if self.scheme == "http" else self._socks)(host.encode("idna"), port)
 
@@ -5150,7 +5125,7 @@ class FileServer(abc.ABC):
         """Whether the path names anything. Not `fresh`: a listing that decides it may be NAMES_SERVE seconds old."""
         path = self._full(path)
         there = self._there(path)
-        return self._is_listed(path, fresh) if there is None else there
+        return split_path(path)[1] in self._siblings(path, fresh) if there is None else there
 
     @abc.abstractmethod
     def fetch_many(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
@@ -5220,7 +5195,6 @@ class FileServer(abc.ABC):
     # -- what a protocol brings, within a conversation; paths as _full() gives them
 
     def _full(self, path: str) -> str:
-        """Without need of a working folder."""
         return path
 
     @abc.abstractmethod
@@ -5229,7 +5203,7 @@ class FileServer(abc.ABC):
 
     @abc.abstractmethod
     def _is_folder(self, path: str) -> bool:
-        """Or leads to one."""
+        """Or a link to one."""
 
     @abc.abstractmethod
     def _make(self, folder: str) -> None:
@@ -5240,32 +5214,22 @@ class FileServer(abc.ABC):
         """rename() to a name that is free. Raises FileGone, FileRefused, NotNow."""
 
     @abc.abstractmethod
-    def _answers(self) -> bool:
-        """To the smallest question."""
+    def _answers(self) -> bool: ...
 
     # -- what stands in a listing
 
-    def _find(self, path: str) -> Optional[Entry]:
-        """The entry in a listing; None if it, or the folder, is not there."""
-        folder, name = split_path(path)
-        try:
-            found = next((entry for entry in self.list(folder) if entry.name == name), None)
-        except FileGone:
-            return None
-        if found is None:
-            require_all_read(path, self.unread)
-        return found
-
-    def _is_listed(self, path: str, fresh: bool) -> bool:
+    def _siblings(self, path: str, fresh: bool = True) -> Mapping[str, Optional[Entry]]:
+        """What is in the folder of a path, by name. Raises FileRefused if a line that is not understood may tell of the
+        path."""
         folder, name = split_path(path)
         listed = None if fresh else self.habits.listed(folder)
         if listed is None:
             with self.habits.listing_of(folder) as listed, contextlib.suppress(FileGone):
-                listed.names.update(entry.name for entry in self.list(folder))
+                listed.entries.update((entry.name, entry) for entry in reversed(self.list(folder)))
                 listed.unread = self.unread
-        if name not in listed.names:
-            require_all_read(path, listed.unread)
-        return name in listed.names
+        if name not in listed.entries and may_tell_of(listed.unread, name):
+            raise FileRefused(f"{path}: the line of the listing that may tell of it is not understood")
+        return listed.entries
 
     # -- the connection
 
@@ -5473,7 +5437,7 @@ class FileServer(abc.ABC):
 
 
 def new_server(config: Config) -> FileServer:
-    """Nothing is connected yet. Raises ConfigError."""
+    """Not connected. Raises ConfigError."""
     return SftpServer(config) if config.target.scheme == "sftp" else FtpServer(config)
 
 
@@ -5588,11 +5552,11 @@ Readings = dict[str, Entry]  # what a line may mean, by the form that it would b
 
 def parse_list_line(line: str, today: datetime.date, forms: Collection[str] = ()) -> Optional[Entry]:
     """One line of LIST among lines of these forms; None if it is of none, or nothing decides between two. The name is
-    all that follows one space after the time, spaces at either end included.
+    all that follows one space after the time.
 
     `Jan 12 2026 10:15 a` has its time after the year, unless other lines show years without or times without years;
     `Jan 12 2026  a` is padded by AIX, unless others with a year are not. After two spaces before the year, as `ls` has
-    them, both would be odd, and so would a name that begins like that."""
+    them, either would be odd."""
     readings = list_readings(line, today)
     if len(readings) < 2:
         return next(iter(readings.values()), None)
@@ -5725,12 +5689,6 @@ def may_tell_of(lines: Iterable[str], name: str) -> bool:
     return any(line.rstrip(" /").endswith(name.rstrip(" ")) or f"{name} -> " in line for line in lines)
 
 
-def require_all_read(path: str, unread: Iterable[str]) -> None:
-    """Before a path is believed absent. Raises FileRefused."""
-    if may_tell_of(unread, split_path(path)[1]):
-        raise FileRefused(f"{path}: the line of the listing that may tell of it is not understood")
-
-
 class ListingReader:
     """Takes the bytes of one MLSD or LIST, within bounds."""
 
@@ -5825,9 +5783,8 @@ RIGHTS = (
 
 
 def verdict(reply: str) -> str:
-    """What a reply is worth, by its code (RFC 959 section 4.2): `found`; `no`, which may mean gone or refused and
-    proves neither; `busy`; `unknown` (the command is); `limit`; `login`; `broken` (the connection, or the data
-    connection)."""
+    """What a reply is worth, by its code (RFC 959 section 4.2): `found`; `no`, which may mean gone or refused; `busy`;
+    `unknown` (the command is); `limit`; `broken` (the connection, or the data connection)."""
     code = reply[:3]
     if code in ("421", "530") and re.match(TOO_MANY, reply):
         return "limit"
@@ -5835,16 +5792,13 @@ def verdict(reply: str) -> str:
         return "broken"
     if code[0] in "123":
         return "found"
-    if code == "530":
-        return "login"
     if code in NO_COMMAND:
         return "unknown"
     return "busy" if code == "450" or re.search(IN_USE, reply) else "no"
 
 
 def login_folder(reply: str) -> Optional[str]:
-    """What PWD tells: in quotes, which are doubled in it (RFC 959 appendix II), or else the one word that can be a
-    path; None if that is not sure."""
+    """What PWD tells: in quotes, doubled within it (RFC 959 appendix II), or else the one word that can be a path."""
     line = reply.partition("\n")[0]
     quoted_path = re.search(r'"((?:[^"]|"")+)"', line)
     if quoted_path:
@@ -5859,7 +5813,6 @@ class FtpClient(ftplib.FTP):
     before a TLS handshake for said under it; which knows EPSV for IPv6 only and resumes no TLS session. Names are
     latin-1 bytes. A reply is a value: login() and transfers alone take one for an error."""
 
-    maxline = MAX_LINE
     sock: Any
     timeout: float
 
@@ -5935,8 +5888,8 @@ class FtpClient(ftplib.FTP):
 
     def getline(self) -> str:
         while b"\n" not in self._inbox:
-            if len(self._inbox) > self.maxline:
-                raise _Broken(f"a reply line of more than {self.maxline} bytes")
+            if len(self._inbox) > MAX_LINE:
+                raise _Broken(f"a reply line of more than {MAX_LINE} bytes")
             piece = self.sock.recv(4096)
             if not piece:
                 raise _Broken("the server closed the connection")
@@ -6105,7 +6058,7 @@ def peek(sock: socket.socket) -> bytes:
 
 
 class Looker:
-    """What MLST, or where that is unknown SIZE, MDTM and CWD, tell of a path on one FTP connection.
+    """What MLST, or where that is unknown SIZE, MDTM and CWD, tell of a path.
 
     A yes is believed. A no proves that nothing is there only if that very command has said yes to a file on this
     connection, says the same of a name that cannot be there, and does not speak of rights; else a listing decides.
@@ -6135,7 +6088,7 @@ class Looker:
         return False if proven else None
 
     def entry(self, path: str) -> Optional[Entry]:
-        """By MLST, or by SIZE and MDTM; None if it is not there or cannot be told."""
+        """None if it is not there or cannot be told."""
         name = split_path(path)[1]
         for entry in self._facts(self._ask("MLST", path)[0]):
             return entry._replace(name=name)
@@ -6422,7 +6375,7 @@ class FtpServer(FileServer):
         same = told and same_version(seen, told, self.habits.zones)
         if same or (same is False and "=" in seen.mtime):
             return same
-        now = now or self._find(path)
+        now = now or self._siblings(path).get(split_path(path)[1])
         if now is None:
             return None
         if told is not None:
@@ -6684,17 +6637,13 @@ def _paramiko() -> Any:
 def _bounded_transport(paramiko: Any, sock: socket.socket) -> Any:
     """Bounds packets and greeting: paramiko reads a packet of any length before it knows who sent it. Keeps what the
     server offers."""
-
-    class Transport(paramiko.Transport):  # type: ignore[misc]
-        offer: Mapping[str, Any] = {}
-
-        def _really_parse_kex_init(self, *arguments: Any, **more: Any) -> Any:
-            self.offer = super()._really_parse_kex_init(*arguments, **more)
-            return self.offer
-
-    transport = Transport(sock, disabled_algorithms={"pubkeys": ["ssh-rsa", "ssh-dss"]})  # SHA-1
-    packets = transport.packetizer
+    transport = paramiko.Transport(sock, disabled_algorithms={"pubkeys": ["ssh-rsa", "ssh-dss"]})  # SHA-1
+    packets, parse, transport.offer = transport.packetizer, transport._really_parse_kex_init, {}
     read_all, read_some, greeting = packets.read_all, packets._read_timeout, 0
+
+    def offered(*arguments: Any, **more: Any) -> Any:
+        transport.offer = parse(*arguments, **more)
+        return transport.offer
 
     def bounded(count: int, check_rekey: bool = False) -> Any:
         if count > LARGEST_PACKET:
@@ -6709,7 +6658,7 @@ def _bounded_transport(paramiko: Any, sock: socket.socket) -> Any:
             raise paramiko.SSHException("a greeting without an end")
         return piece
 
-    packets.read_all, packets._read_timeout = bounded, counted
+    packets.read_all, packets._read_timeout, transport._really_parse_kex_init = bounded, counted, offered
     return transport
 
 
@@ -6873,13 +6822,9 @@ class SftpSession:
         if fields.number(BYTE) != VERSION:
             raise _Broken("not an SFTP server")
         fields.number()
-        extensions = set()
-        with contextlib.suppress(_Broken):  # ends with the message
-            while True:
-                extensions.add(bytes(fields.string()))
-                fields.string()
-        if b"limits@openssh.com" in extensions:
-            kind, fields = self.call(EXTENDED, _string(b"limits@openssh.com"))
+        limits = _string(b"limits@openssh.com")
+        if limits in bytes(fields.body):
+            kind, fields = self.call(EXTENDED, limits)
             if kind == EXTENDED_REPLY:
                 fields.number(LONG)
                 limit = fields.number(LONG)
@@ -6889,7 +6834,7 @@ class SftpSession:
         return not self._channel.closed and not self._channel.eof_received
 
     def send(self, kind: int, body: bytes) -> int:
-        """Gather one request; its number."""
+        """The request's number."""
         self._number = (self._number + 1) & 0xFFFFFFFF
         self._outbox += struct.pack(">IBI", len(body) + 5, kind, self._number) + body
         return self._number
@@ -6964,8 +6909,6 @@ NOTHING_YET = memoryview(b"")
 class _Download:
     """One file of a pipeline."""
 
-    __slots__ = ("asked", "end_seen", "ended", "handle", "job", "look", "name", "pieces", "problem", "written")
-
     def __init__(self, job: Job, name: bytes) -> None:
         self.job, self.name, self.handle = job, name, b""
         self.asked = self.written = 0  # bytes
@@ -6983,8 +6926,8 @@ class SftpPipeline:
     """Fetches files with many requests under way.
 
     Each file is asked for up to one byte past its listed size, so that its end is seen. FSTAT behind the last READ
-    proves the version; where it does not, or the size is another one, LSTAT decides. What cannot be opened for no
-    stated reason is tried once more at the end, alone: servers limit the number of open files."""
+    proves the version; where it does not, LSTAT decides. What cannot be opened for no stated reason is tried once more
+    at the end, alone: servers limit the number of open files."""
 
     def __init__(self, session: SftpSession, encoding: str, habits: Optional[Habits] = None) -> None:
         self._session, self._encoding, self._habits = session, encoding, habits or Habits()
@@ -7184,7 +7127,7 @@ class SftpServer(FileServer):
         options = transport.get_security_options()
         for kind, names in SSH_ALGORITHMS.items():
             setattr(options, kind, [name for name in names if name in getattr(options, kind)])
-        self._ask_for_known_types(options, known)
+        self._prefer_known_types(options, known)
         try:
             transport.start_client(timeout=patience)
             server_key = transport.get_remote_server_key()  # raises if the time was up
@@ -7203,7 +7146,7 @@ class SftpServer(FileServer):
     def _private_key(self) -> Any:
         """Raises ConfigError; a passphrase never shows in it."""
         paramiko, path = self._paramiko, self._key_file
-        problems = []
+        problem = ""
         for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
             try:
                 return kind.from_private_key_file(path, password=self._passphrase or None)
@@ -7212,8 +7155,8 @@ class SftpServer(FileServer):
             except OSError as error:
                 raise ConfigError(f"key {path}: {error.strerror}") from None
             except Exception as error:  # each class refuses others in its own way
-                problems.append(str(error) or type(error).__name__)
-        raise ConfigError(f"key {path} cannot be used (format, or wrong key_passphrase): {problems[-1]}")
+                problem = str(error) or type(error).__name__
+        raise ConfigError(f"key {path} cannot be used (format, or wrong key_passphrase): {problem}")
 
     def _trusted_keys(self) -> tuple[set[bytes], set[bytes]]:
         if self._host_key:
@@ -7227,26 +7170,22 @@ class SftpServer(FileServer):
             raise ConfigError(f"known_hosts {self._known_hosts}: {error.strerror}") from None
 
     @staticmethod
-    def _ask_for_known_types(options: Any, known: set[bytes]) -> None:
+    def _prefer_known_types(options: Any, known: set[bytes]) -> None:
         """Else a server with several keys would show one that known_hosts does not have."""
         types = {bytes(_Fields(memoryview(key)).string()).decode("latin-1") for key in known}
         if "ssh-rsa" in types:  # the kind of key; signed with SHA-2 only
-            types = types - {"ssh-rsa"} | {"rsa-sha2-512", "rsa-sha2-256"}
-        usable = [name for name in options.key_types if name in types]
-        if usable:
-            options.key_types = usable
+            types |= {"rsa-sha2-512", "rsa-sha2-256"}
+        options.key_types = sorted(options.key_types, key=lambda name: name not in types)
 
-    def _nothing_in_common(self, options: Any, offer: Mapping[str, Any]) -> str:
+    @staticmethod
+    def _nothing_in_common(options: Any, offer: Mapping[str, Any]) -> str:
         """What to do about a server that offers nothing which is taken here; "" if that is not the trouble."""
         for kind, name in OFFERED.items():
             taken, offered = getattr(options, kind), offer.get(name, ())
             if offered and not set(taken) & set(offered):
-                advice = "have the server's owner enable one of those"
-                if kind == "key_types":
-                    advice += f", or add to known_hosts what `ssh-keyscan -p {self.port} {self.host}` prints"
                 return (
                     f"no algorithm in common ({kind}): the server offers {', '.join(offered)[:300]}; "
-                    f"taken are {', '.join(taken)}; {advice}"
+                    f"taken are {', '.join(taken)}; have the server's owner enable one of those"
                 )
         return ""
 
@@ -7414,11 +7353,10 @@ class SftpServer(FileServer):
 
     @conversation("looking at")
     def same(self, path: str, seen: Entry) -> Optional[bool]:
-        encode_name(path, self.encoding)  # a path that is never sent is no question for a listing
         kind, fields = self._ask(LSTAT, path)
         if kind != ATTRS and isinstance(_status_error(path, kind, fields), FileGone):
             return None
-        now = (fields.entry(path) if kind == ATTRS else None) or self._find(path)
+        now = (fields.entry(path) if kind == ATTRS else None) or self._siblings(path).get(split_path(path)[1])
         return None if now is None else now.kind == seen.kind and bool(same_version(now, seen))
 
     def _there(self, path: str) -> Optional[bool]:
@@ -7463,15 +7401,7 @@ class SftpServer(FileServer):
     def _is_folder(self, path: str) -> bool:
         kind, fields = self._ask(STAT, path)  # a link to a folder will do
         entry = fields.entry(path) if kind == ATTRS else None
-        if kind != ATTRS or entry is not None:
-            return entry is not None and entry.kind == "dir"
-        kind, fields = self._ask(OPENDIR, path)  # there are servers whose STAT tells no kind
-        if kind != HANDLE:
-            return False
-        handle = fields.handle()
-        kind, fields = self._talk().call(READDIR, handle)  # and such that open whatever they are told to
-        self._talk().call(CLOSE, handle)
-        return kind == NAME or isinstance(_status_error(path, kind, fields), _EndOfFile)
+        return kind == ATTRS and (entry is None or entry.kind == "dir")  # where no kind is told, what is there will do
 
     def quiet(self) -> bool:
         return self._session is None or self._session.open()

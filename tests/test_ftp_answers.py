@@ -62,7 +62,6 @@ def names(server: FileServer, folder: str = "/in") -> list[str]:
         ("550 The process cannot access the file because it is being used by another process.", "busy"),
         ("550 da sie von einem anderen Prozess verwendet wird", "busy"),
         ("550 file is locked", "busy"),
-        ("530 Please login", "login"),
         ("530 Too many connections of this user", "limit"),
         ("421 Too many users", "limit"),
         ("530 Sorry, the maximum number of clients (4) are already connected", "limit"),

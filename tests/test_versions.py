@@ -669,9 +669,9 @@ def test_names_made_while_their_folder_is_listed_are_in_its_listing_and_no_two_m
         with habits.making("/done/a"), pytest.raises(ftpcoord.TargetExists), habits.making("/done/a"):
             pass
         assert habits.listed("/done") is None, "it is not whole yet"
-        listed.names.add("b")
+        listed.entries["b"] = None
     known = habits.listed("/done")
-    assert known is not None and known.names == {"a", "b"}
+    assert known is not None and known.entries.keys() == {"a", "b"}
     with pytest.raises(ftpcoord.ServerDown), habits.making("/done/c"):
         raise ftpcoord.ServerDown("whether it was made is not known")
     assert habits.listed("/done") is None
