@@ -3,19 +3,7 @@
 
 The copies (members) of a group share a PostgreSQL or MySQL database (SQLite: members on one host). They elect one
 active member; it alone polls the file server and hands each file to a command, a folder or a Python function. The
-others stand by without touching the file server, and one of them takes over when the active one dies, hangs or stops.
-
-    python ftpcoord.py --config env          # settings from FTPCOORD_URL, FTPCOORD_DATABASE, FTPCOORD_EXEC, ...
-
-    import ftpcoord
-    listener = ftpcoord.Listener(url="sftp://me@files.example/inbox", database="postgresql://app@db.example/app")
-
-    @listener.on_file("*.csv")
-    def orders(file):
-        for row in file.csv():
-            ...
-
-    listener.run()
+others stand by, and one of them takes over when the active one dies, hangs or stops.
 
 Guaranteed, as long as the database keeps its commits, clock rates differ by less than 10 % and all members of a group
 have the same two intervals
@@ -429,12 +417,22 @@ class Row(NamedTuple):
     attempts: int
     failures: int
     action: str = ""  # the after-action still due
-    due: Optional[float] = None  # seconds until next_attempt_at when it was read
+    # next_attempt_at, in seconds from the reading; in a ledger's memory as a moment of its clock. Until then a failed
+    # row or action pauses, and a row that is no longer listed is kept.
+    due: Optional[float] = None
     error: str = ""
     marks: Marks = Marks()
 
     def marked(self, **changes: Any) -> Row:
         return self._replace(marks=self.marks._replace(**changes))
+
+    def waits(self, now: float) -> float:
+        """The seconds until it is due."""
+        return 0.0 if self.due is None else max(0.0, self.due - now)
+
+    @property
+    def open(self) -> bool:
+        return self.state != "done" or self.action != ""
 
     @property
     def unlisted(self) -> bool:
@@ -502,13 +500,13 @@ class Store(Protocol):
 
 
 class Rows(Protocol):
-    """What the ledger asks of a database."""
+    """What the ledger asks of a database. A row is open unless it is done and no after-action is due."""
 
     def rows(self, group: str, only_open: bool = False) -> Iterator[Row]:
-        """All rows of the group, or those that are not simply done."""
+        """All rows of the group, or the open ones."""
 
     def done_count(self, group: str) -> int:
-        """How many are simply done: without an after-action."""
+        """How many are not open."""
 
     def write(self, fence: Fence, changes: Sequence[Change]) -> list[bool]:
         """Makes each change whose old row still stands, if the fence holds; tells which were made."""
@@ -564,8 +562,8 @@ class ClockWatch:
 class Election:
     """One member of one group. Call `tick(now)` when it is due; `lease` is what it has won.
 
-    `now` is the member's own clock in seconds, read before the call. The owner calls `release` after its work has
-    stopped, and passes `willing=False` while work of an earlier lease is running. `tell` hears events.
+    `now` is the member's own clock in seconds, read before the call. `willing=False`: work of an earlier lease is still
+    running. `tell` hears events.
     """
 
     def __init__(
@@ -594,11 +592,11 @@ class Election:
         # What looks prove: since when the holder looks the same, whether long enough for a dead one; that ages count.
         self._still: tuple[object, float] = (None, 0.0)
         self._stood_still = self._trusted = False
-        # Traces of a lease without a token: health rows from before the own first beat, and when that was; those from
-        # when the token was first seen missing.
-        self._found: Optional[dict[str, MemberRow]] = None
-        self._found_at = 0.0
-        self._missing: Optional[dict[str, MemberRow]] = None
+        # Traces of a lease without a token: health rows as they were before the own first beat, and when that was; as
+        # they were when the token was first seen missing.
+        self._at_start: Optional[dict[str, MemberRow]] = None
+        self._started = 0.0
+        self._at_loss: Optional[dict[str, MemberRow]] = None
         # Times: before the first, others go first; when the database last answered, and was swept.
         self._stand_from = self._answered = self._swept = float("-inf")
 
@@ -621,7 +619,7 @@ class Election:
     def _database_answers(self, now: float) -> None:
         failed, self.database_error = self.database_error, None
         if self.lease is None and now - self._answered > self._round:
-            self._missing = None  # unseen, the token may have been won and removed again
+            self._at_loss = None  # unseen, the token may have been won and removed again
             if failed is not None:  # after an outage every heartbeat is stale: the former holder comes first
                 self._stand_from = max(self._stand_from, now + self._round)
         self._answered = now
@@ -648,7 +646,7 @@ class Election:
         return self.timing.heartbeat
 
     def lose(self, why: str) -> None:
-        """Ends the lease, if there is one. As work of it may still run, the others wait until it is stale."""
+        """Ends the lease, if there is one; the others wait until it is stale, as its work may still run."""
         lease, self.lease, self.step_down_asked = self.lease, None, False
         if lease is not None:
             lease.lose()
@@ -682,8 +680,8 @@ class Election:
 
     def _stand_by(self, now: float, willing: bool) -> float:
         # 1. Beat and look. What stood there before the first beat tells of earlier lives.
-        if self._found is None:
-            self._found, self._found_at = self._members(), now
+        if self._at_start is None:
+            self._at_start, self._started = self._members(), now
         view = self.store.look(self.group, self.member)
         # From `now` on, not from when the store began: the process may have been stopped in between.
         view = self.view = view._replace(took=max(view.took, self._clock() - now))
@@ -715,11 +713,11 @@ class Election:
         received = now + view.took
         self._trusted = self._watch.trusts(now, view)
         picture = (view.holder, view.term, view.stamp)
-        if picture != self._still[0] or (view.holder is None and self._missing is None):
+        if picture != self._still[0] or (view.holder is None and self._at_loss is None):
             self._still = (picture, received)
         self._stood_still = now - self._still[1] >= self.timing.still_after
         if view.holder is not None:
-            self._missing = None
+            self._at_loss = None
         if view.mine and view.term == self._own_term:
             return "own"  # nobody else ever held the term that this process won
         if received < self._stand_from:
@@ -739,25 +737,24 @@ class Election:
 
     def _first(self, view: View) -> Optional[int]:
         """Claims a group without token row: it never had one, or lost it with a lease still running."""
-        rows = self._members()
-        missing = self._missing = self._missing or rows
-        found = self._found or {}
+        rows, at_start = self._members(), self._at_start or {}
+        at_loss = self._at_loss = self._at_loss or rows
 
         def may_hold(member: str) -> bool:
             """Whether a member may still hold the lease that left no token."""
             own = member == self.member
-            row = found.get(member, rows.get(member)) if own else rows.get(member)  # not as this process made it
+            row = at_start.get(member, rows.get(member)) if own else rows.get(member)  # not as this process made it
             if row is None or row.stamp == "":
                 return True
-            if not own and member not in found and row.stamp != missing[member].stamp:
+            if not own and member not in at_start and row.stamp != at_loss[member].stamp:
                 return False  # it came after this process, and beats without a token: a standby
             stale = row.age > self.timing.stale_after and (own or self._trusted)
             return not row.released and not stale
 
         # 1. Traces of a lease: a term seen, a health row; not the own first beat, unless another process of this id can
         #    have been elected since.
-        traces = found.keys() | missing.keys()
-        if self.member not in found and self._clock() - self._found_at <= self._round:
+        traces = at_start.keys() | at_loss.keys()
+        if self.member not in at_start and self._clock() - self._started <= self._round:
             traces.discard(self.member)
         held = self._seen_term > 0 or any(map(may_hold, traces))
         if held and not self._stood_still:
@@ -766,7 +763,7 @@ class Election:
         last = max(self._seen_term, self.store.last_term(self.group))
         timed = bool(last or traces)
         if timed:  # stamps may be ahead of it, and that of the look be long past
-            ages = [0.0, *(row.age for row in (*rows.values(), *found.values()))]
+            ages = [0.0, *(row.age for row in (*rows.values(), *at_start.values()))]
             last = max(last, int(view.now - min(ages)))
         return self.store.first(self.group, self.member, last + 1, timed)
 
@@ -785,7 +782,8 @@ class Election:
 #   winding up   the work has ended                              standing by; first release, if it is handed over
 #                it made no progress, and drain_timeout is over  lost: winding up; another one takes it once stale
 #
-# Other threads only ask. The heartbeat's thread does all that touches the election, the guard's thread cuts.
+# Other threads only ask. The heartbeat's thread does all that touches the election; the guard's, which no call that
+# hangs can hold up, cuts.
 
 
 class State(enum.Enum):
@@ -809,8 +807,7 @@ class Member:
     """One member of one group.
 
     Work goes: `lease = wait_for_lease()`, effects while `lease.valid()`, then `work_ended()`. Functions in
-    `on_hand_over` are called when it is to end; those in `on_lost` cut it at the end of the lease, in the guard's own
-    thread, which no call that hangs can hold up.
+    `on_hand_over` are called when it is to end; those in `on_lost` cut it at the end of the lease.
     """
 
     def __init__(self, config: Config, watched: bool = True) -> None:
@@ -861,8 +858,7 @@ class Member:
         (pulse or Pulse(open_database(self.config))).add(self)
 
     def wait_for_lease(self, timeout: float = float("inf")) -> Optional[Lease]:
-        """Takes the next lease; None if this member stops first, or after `timeout` seconds. Raises what kept it from
-        starting."""
+        """None if this member stops first, or after `timeout` seconds. Raises what kept it from starting."""
 
         def come() -> object:
             lease = self.lease
@@ -895,7 +891,7 @@ class Member:
         self.ask(lost_at=float("inf"))
 
     def hand_over(self, why: str, hangs: bool = False) -> None:
-        """Lets the work end and then gives the lease up. Work that hangs has `drain_timeout` to end."""
+        """Lets the work end, for which it has `drain_timeout` if it hangs, and then gives the lease up."""
         lease, wanted = self.lease, self.wanted
         lost_at = boot_clock() + self.config.drain_timeout if hangs else float("inf")
         sooner = {"lost_at": lost_at} if lost_at < wanted.lost_at else {}  # else another thread's stays
@@ -913,7 +909,7 @@ class Member:
         return bool(self.wanted.hand_over)
 
     def stop(self, release: bool = True) -> None:
-        """Leaves the group once the work has ended; without `release` the others wait until the lease is stale."""
+        """Leaves the group once the work has ended."""
         self.ask(stop=True, release=release and self.wanted.release)
 
     def ask(self, **wishes: Any) -> None:
@@ -1035,8 +1031,7 @@ class Member:
         event(name, level, group=self.config.coordination_group, member=self.config.member_id, **fields)
 
     def ledger_trouble(self, error: str) -> None:
-        """What stands in the way of the ledger, or "". A locked table costs no lease: no other member could do
-        better."""
+        """A locked table costs no lease: no other member could do better."""
         if error:
             self.progress.tell()  # waiting for the database is no hang
         self.outage.note("ledger", error)
@@ -1044,7 +1039,6 @@ class Member:
     # -- the guard's thread -------------------------------------------------------------------------------------------
 
     def _guard(self) -> None:
-        """Cuts the work when its lease ends, however it ends, and when it makes no progress."""
         cut: Optional[Lease] = None
         while not self.finished.is_set():
             with self._changed:
@@ -1132,28 +1126,6 @@ class Found(NamedTuple):
     entry: Entry
 
 
-class Look(list[Found]):
-    """The files of one walk through the polled tree, and what it could not see; folders with their slash."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.paths: dict[str, Found] = {}
-        self.refused: dict[str, str] = {}  # folders that could not be listed whole, and why
-        self.lost: dict[str, str] = {}  # the polled ones of these
-        self.unread: dict[str, list[str]] = {}  # lines that nobody understands, by folder
-        self.skipped: dict[str, str] = {}  # links and folders that are left out, and why
-
-    def lacks(self, path: str) -> bool:
-        """Whether it proves that a path which it does not show is not there: its folder was listed whole, or is missing
-        itself, and no line that nobody understands may tell of it."""
-        while path:
-            head, slash, name = path.rpartition("/")
-            if head + slash in self.refused or may_tell_of(self.unread.get(head + slash, ()), name):
-                return False
-            path = head
-        return True
-
-
 class Work(NamedTuple):
     """A file to be handled, and the ledger's row that the claim replaces (None: there is none)."""
 
@@ -1177,12 +1149,6 @@ class Work(NamedTuple):
     def marks(self) -> Marks:
         return self.known.marks._replace(unlisted=False) if self.known and self.attempts else Marks()
 
-    @property
-    def suspect(self) -> bool:
-        """Whether the process ended twice with this version in work: the next time counts, so it must be its own."""
-        died = self.known is not None and self.known.state == "claimed" and self.attempts > 0
-        return self.marks.deaths + died >= 2
-
 
 class Choice(NamedTuple):
     ready: list[Work]
@@ -1198,15 +1164,8 @@ class Selector:
     def __init__(self, config: Config, clock: Callable[[], float]) -> None:
         self.config, self.clock = config, clock
         self.tree, self.companions, self.unsteady = Tree(config), Companions(config), Unsteady(config, clock)
+        self.verdicts = Verdicts(config, self.tree.tell)
         self._seen: dict[str, tuple[Entry, float]] = {}
-        self._final: dict[str, tuple[Found, Optional[Row]]] = {}
-
-    def leave_out_final(self, look: Look, known: Callable[[str], Optional[Row]]) -> None:
-        """A final verdict stands while neither the file's line nor its row changes."""
-        for path in self._final.keys() - look.paths.keys():
-            del self._final[path]
-        if not self.config.companions():  # which may be any line
-            look[:] = [found for found in look if self._final.get(found.path) != (found, known(found.path))]
 
     def choose(
         self,
@@ -1215,8 +1174,7 @@ class Selector:
         busy: Set[str],
         backlog: Callable[[Found, str], object] = lambda found, why: None,
     ) -> Choice:
-        """Divides a listing. `known` gives the ledger's row of a path, `busy` are the paths in work; `backlog` hears of
-        each file that is wanted and not done, and why."""
+        """Divides a listing. `known` gives the ledger's row of a path, `busy` are the paths in work."""
         now = self.clock()
         companions = self.companions.see(listing, self.wants, busy)
         seen, self._seen = self._seen, {}
@@ -1226,19 +1184,12 @@ class Selector:
         for found in listing:
             path, entry = found.path, found.entry
             row = known(path)
-            if path in busy:
-                if row is None or row.state not in ("done", "quarantined"):
-                    backlog(found, "in work")
-                continue
             known_version = row is not None and bool(same_version(row, entry))
-            word, why = self.verdict(found, row if known_version else None, companions, now)
-            if word == "final" and not (row and row.mtime.endswith("~")):
-                self._final[path] = found, row
+            word, why = "busy", "in work"
+            if path not in busy:
+                word, why = self.verdict(found, row if known_version else None, companions, now)
+            self.verdicts.note(found, row, word, why, backlog)
             waiting += word == "wait"
-            if word not in ("final", "skip"):
-                backlog(found, why)
-            if word == "warn":
-                self.tree.tell(logging.WARNING, *split_path(path), why)
             if word != "take":
                 continue
             before = seen.get(path)
@@ -1267,10 +1218,10 @@ class Selector:
                 return word, why
         if row is not None and row.state == "quarantined":
             return "skip", f"quarantined: {error_text(row)}"
-        if row is not None and row.state == "failed" and row.due is not None and row.due > now and not row.unlisted:
+        if row is not None and row.state == "failed" and row.waits(now) and not row.unlisted:
             if found.path in self.companions.renewed:
                 return "take", ""
-            return "wait", f"failed, tried again in {duration(row.due - now)}: {error_text(row)}"
+            return "wait", f"failed, tried again in {duration(row.waits(now))}: {error_text(row)}"
         pause = self.unsteady.pause(found.path)
         return ("wait", f"{UNSTEADY}: handled again in {duration(pause)}") if pause > 0 else ("take", "")
 
@@ -1312,10 +1263,10 @@ def lost_attempt(row: Optional[Row]) -> Optional[Outcome]:
 
 
 class Ledger:
-    """The rows of one group during one term: read once, then kept; every write is fenced and compares the old row.
+    """The rows of one group during one term. For several threads.
 
-    For several threads. All raises LeaseLost once the lease is over; reading DatabaseDown, too, while writing tries
-    again as long as the lease lasts. `trouble` hears why the ledger cannot be used, "" when it can be again.
+    All raises LeaseLost once the lease is over; reading DatabaseDown, too, while writing tries again as long as the
+    lease lasts. `trouble` hears why the ledger cannot be used, "" when it can be again.
     """
 
     def __init__(
@@ -1329,7 +1280,7 @@ class Ledger:
     ) -> None:
         self.lease = lease
         self.refused: dict[str, RowRefused] = {}  # why a path's last change was refused in every form
-        self._trouble, self._troubled = trouble, 0  # by what: see _asking()
+        self._trouble = LedgerTrouble(trouble)
         self._store, self._clock = rows, clock
         self._fence = Fence(group, member, lease.term)
         self._rows: dict[str, Row] = {}
@@ -1337,12 +1288,11 @@ class Ledger:
         self._outdated = True  # unread, or a write found another row than remembered
 
     def refresh(self) -> None:
-        """Reads all rows, later what an operator may have changed: two statements, however many files are known."""
-        with self._asking(1):
+        """Reads all rows, later what an operator may have changed: those that are open, and how many are not."""
+        with self._asking(Use.READ):
             if not self._outdated:
                 still_open = self._read(only_open=True)
-                were_open = [path for path, row in self._rows.items() if row.state != "done" or row.action]
-                for path in set(were_open) - still_open.keys():
+                for path in [path for path, row in self._rows.items() if row.open and path not in still_open]:
                     del self._rows[path]
                 self._rows.update(still_open)
                 done = self._store.done_count(self._fence.group)
@@ -1356,8 +1306,8 @@ class Ledger:
         return {row.path: row if row.due is None else row._replace(due=self._clock() + row.due) for row in rows}
 
     def ask(self, question: Callable[[], bool]) -> bool:
-        """Something else, on the same connection."""
-        with self._asking(0):
+        """On the same connection."""
+        with self._asking(Use.OTHER):
             return question()
 
     def get(self, path: str) -> Optional[Row]:
@@ -1368,12 +1318,11 @@ class Ledger:
             return list(self._rows.values())
 
     def claim(self, works: Sequence[Work]) -> list[Optional[Row]]:
-        """Claims files; None for one whose row somebody changed meanwhile: it waits for the next poll."""
+        """None for a file whose row somebody changed meanwhile: it waits for the next poll."""
         changes = [Change(work.old, self.claimed(work), outcome=lost_attempt(work.old)) for work in works]
         return [change.new if made else None for change, made in zip(changes, self.write(changes))]
 
     def claimed(self, work: Work) -> Row:
-        """The row that a claim makes."""
         entry, failures = work.found.entry, work.known.failures if work.known else 0
         row = Row(work.path, entry.size, entry.mtime, "claimed", self.lease.term, work.attempts + 1, failures)
         return row._replace(marks=work.marks)
@@ -1395,7 +1344,7 @@ class Ledger:
         while True:
             began = boot_clock()
             try:
-                with self._asking(2, quiet=not unknown):
+                with self._asking(Use.WRITE, first_try=not unknown):
                     made = self._store.write(self._fence, changes)
                     if unknown and not all(made):
                         made = [a or b for a, b in zip(made, self._store.written(self._fence, changes))]
@@ -1414,30 +1363,17 @@ class Ledger:
                     self.refused[change.path] = exc
                     return [False]
             except (DatabaseDown, DatabaseRefused):
-                if unknown or boot_clock() - began > 0.2:
-                    time.sleep(min(0.2, max(0.0, self.lease.remaining())))  # not held up by anything but the lease
+                if unknown or boot_clock() - began > QUICK:  # else it may be just this connection: at once again
+                    time.sleep(min(0.2, max(0.0, self.lease.remaining())))
                 unknown = True
 
     @contextlib.contextmanager
-    def _asking(self, what: int, quiet: bool = False) -> Iterator[None]:
-        """One caller at a time, under the lease. Trouble is told, but (`quiet`) no quick failure that is tried again at
-        once. An answer ends it that asks for as much: 2 a write (locks may let readers pass), 1 a read, 0 another table
-        """
+    def _asking(self, use: Use, first_try: bool = False) -> Iterator[None]:
+        """One caller at a time, under the lease."""
         with self._lock:
             self.lease.check()  # only now: a database that hangs keeps one caller after the other waiting
-            began = boot_clock()
-            try:
+            with self._trouble.told(use, first_try):
                 yield
-            except RowRefused:
-                raise
-            except (DatabaseDown, DatabaseRefused) as exc:
-                if not quiet or boot_clock() - began > 0.2:
-                    self._troubled = max(self._troubled, what, 1)
-                    self._trouble(f"the ledger cannot be used: {exc}")
-                raise
-            if 0 < self._troubled <= what:
-                self._troubled = 0
-                self._trouble("")
 
     def _remember(self, change: Change) -> None:
         self.refused.pop(change.path, None)
@@ -1449,7 +1385,7 @@ class Ledger:
 
     def due_actions(self, busy: set[str]) -> list[Row]:
         now = self._clock()
-        return [row for row in self.all() if row.action and row.path not in busy and (row.due or 0) <= now]
+        return [row for row in self.all() if row.action and row.path not in busy and not row.waits(now)]
 
     def forget_unlisted(
         self,
@@ -1468,7 +1404,7 @@ class Ledger:
             if (row.path in listed and not row.unlisted) or row.action or busy(row.path):
                 continue
             still_open, lost = row.state in ("failed", "claimed"), lost_attempt(row)
-            over = (still_open and row.marks.gone) or (row.unlisted and row.due is not None and row.due <= now)
+            over = (still_open and row.marks.gone) or (row.unlisted and row.due is not None and not row.waits(now))
             if row.path in listed:
                 changes.append(Change(row, row.marked(unlisted=False)))
             elif not lacks(row.path):
@@ -1483,84 +1419,15 @@ class Ledger:
         self.write_all(changes)
 
     def write_all(self, changes: Sequence[Change]) -> None:
-        """Like `write`, however many they are."""
         for start in range(0, len(changes), BATCH_FILES):
             self.write(changes[start : start + BATCH_FILES])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# I.8 Delivery: where copies are made, and how they get their names
+# I.8 Delivery: how copies get their names
 # ---------------------------------------------------------------------------------------------------------------------
 
-_numbers = itertools.count(1)
-
-
-class Workplace:
-    """Where fetched copies are made: in `download_dir`, whose finished files stay, or in a private temporary folder.
-    Each step enters the folders anew: others may remove them, or put a link in their place."""
-
-    def __init__(self, config: Config, term: int) -> None:
-        # Absolute, so that a file called `-rf` never is a command's option.
-        self._folder = Path(config.place(config.download_dir)) if config.download_dir else None
-        self._file_mode = int(config.file_mode, 8)
-        self._folders = Folders(self._folder, self._file_mode)
-        self._mark = f".ftpcoord-{sha256_text(config.coordination_group)[:8]}-"
-        self._term = term
-
-    def clean(self, goes_on: Callable[[], object] = bool) -> None:
-        """Removes what dead processes, and in `download_dir` earlier terms, left. Raises LocalTrouble, and before each
-        folder what `goes_on` raises: copies of a later term are not ours to remove."""
-        remove_dead_copies()
-        try:
-            self._folders.remove_parts(self._mark, f"{self._mark}{self._term}-", goes_on)
-        except OSError as exc:
-            trouble = LocalTrouble(f"download_dir {self._folder}: {reason(exc)}")
-            event("local_trouble", logging.ERROR, term=self._term, error=str(trouble))
-            raise trouble from None
-
-    def create(self, found: Found, private: bool = False) -> tuple[Path, io.RawIOBase]:
-        """A new file for a copy; its name carries the term, unless it is `private`: never delivered."""
-        number = next(_numbers)
-        if self._folder is None or private:
-            path, mode = self._folders.private.path() / str(number) / found.entry.name, PRIVATE_MODE
-        else:
-            part = f"{self._mark}{self._term}-{os.getpid()}-{number}.part"
-            path, mode = self._folder.joinpath(posixpath.dirname(found.relative), part), self._file_mode
-        try:
-            with self._folders.inside(path.parent, make=True) as folder:
-                out = create_file(path, mode, folder)
-            if mode not in (FILE_MODE, PRIVATE_MODE) and hasattr(os, "fchmod"):  # asked for: the umask takes none of it
-                os.fchmod(out.fileno(), mode)
-            return path, out
-        except BaseException:
-            self.discard(path)
-            raise
-
-    def name(self, temporary: Path, found: Found, again: bool = True) -> Path:
-        """Gives a finished copy its name, durable after `sync`, unless it is private."""
-        if self._folder is None:
-            return temporary
-        with self._folders.inside(temporary.parent) as folder:
-            return give_name(temporary, temporary.with_name(found.entry.name), folder, again)
-
-    def sync(self, place: Path) -> None:
-        with self._folders.inside(place) as folder:
-            sync_folder(place, folder)
-
-    def discard(self, temporary: Path) -> None:
-        """Removes an unfinished copy, or a private one that has been handled."""
-        if os.path.lexists(temporary):
-            with (
-                contextlib.suppress(OSError, UnicodeError, HandlerFailed),
-                self._folders.inside(temporary.parent) as folder,
-            ):
-                os.unlink(_at(temporary, folder), dir_fd=folder)
-        if self._folders.private.has(temporary):
-            with contextlib.suppress(OSError):
-                temporary.parent.rmdir()
-
-    def close(self) -> None:
-        self._folders.private.close()
+# Copies are made by Workplace (I.10): always as new files, those for `download_dir` under hidden names of the term.
 
 
 def give_name(temporary: Path, target: Path, folder: Optional[int] = None, again: bool = True) -> Path:
@@ -1663,7 +1530,6 @@ class Poller:
         self.stats.queued = self.workers.busy.__len__
         self._pace = Pace(config)
         self._server_trouble = Backoff(1.0, min(60.0, max(1.0, config.polling_interval)))
-        self._cleaned = False
         # Of the last poll:
         self.listed: Optional[Collection[str]] = None
         self.unreached = False  # the server, or something that it listed, could not be had
@@ -1701,9 +1567,7 @@ class Poller:
     def _poll_once(self) -> Optional[float]:
         """One poll; the seconds to wait because of trouble or a pause, or None."""
         try:
-            if not self._cleaned:
-                self.workplace.clean(self._goes_on)
-                self._cleaned = True
+            self.workplace.clean(self._goes_on)
             if self._paused():
                 self.unreached = True  # `run --once` leaves something
                 self.workers.start()
@@ -1725,12 +1589,12 @@ class Poller:
             return self.config.heartbeat_frequency
 
     def _paused(self) -> bool:
-        """Whether an operator wants no new polls and claims."""
+        """By an operator, who wants no new polls and claims."""
         self._breaker.paused = self.ledger.ask(self._operator_pauses)
         return self._breaker.paused
 
     def failed(self, exc: Error, pause: float) -> float:
-        """Says why; the seconds to wait."""
+        """The seconds to wait."""
         if not self.member.may_work(self.lease):
             return 0.0  # the connections were cut by ourselves
         self.unreached = True
@@ -1752,10 +1616,8 @@ class Poller:
         self.unreached, self.listed = bool(listing.refused), listing.paths
         ready = self._choose(listing, busy)
         self.workers.hand_in(ready)
-        refused = self.selector.tree.refused
-        self.stats.polled(len(self.listed), time.monotonic() - began, self.waiting, refused, listing.lost)
+        self.stats.polled(self, listing, len(ready), time.monotonic() - began)
         self.progress.tell()
-        event("polled", term=self.lease.term, listed=len(self.listed), new=len(ready), waiting=self.waiting)
         while self.workers.queue and self.member.may_work(self.lease):
             self.member.wait(self.lease, 1.0, lambda: not self.workers.queue)
             self._paused()
@@ -1767,7 +1629,7 @@ class Poller:
     def _choose(self, listing: Look, busy: set[str]) -> list[Work]:
         """What is to be handled now; what is new to this member only if it is the same `settle` seconds later."""
         # 1. Nothing final, nothing whose version has to be asked for first.
-        self.selector.leave_out_final(listing, self.ledger.get)
+        self.selector.verdicts.leave_out_final(listing, self.ledger.get)
         unclear = self.recognizer.recognize(listing, busy)
         backlog = Backlog(self.route, self.stats.backlog)
         choice = self.selector.choose(listing, self.ledger.get, busy | unclear, backlog.add)
@@ -1804,7 +1666,6 @@ class Poller:
         return self.selector.wants(found) and (self.route is None or self.route(found.entry.name) is not None)
 
     def _goes_on(self) -> None:
-        """Raises LeaseLost once the work is to end."""
         if not self.member.may_work(self.lease):
             raise LeaseLost(self.lease.term)
         self.progress.tell()
@@ -1814,11 +1675,10 @@ class Poller:
             return self.selector.tree.walk(server, self._goes_on)
 
     def _hurry(self) -> None:
-        """Listings and connects under way are of no use any more; what handlers do is."""
+        """Listings and connects under way are of no use any more."""
         self.pool.hurry(self.config.heartbeat_frequency)
 
     def _forget(self, look: Look, busy: set[str]) -> None:
-        """What is proven absent."""
         busy, listed = busy | self.workers.busy, look.paths.keys()
 
         def kept(path: str) -> bool:
@@ -1916,8 +1776,8 @@ class Poller:
         return items
 
     def _fetch(self, items: Sequence[Item]) -> Generator[Item, None, None]:
-        """Steps 2 and 3. Gives what has come whole; what a handler gets, when the connection has been given back: the
-        server may allow no other."""
+        """Steps 2 and 3. Gives what has come whole; to a handler when the connection has been given back: the server
+        may allow no other. What it was not asked for when it broke off goes back; the others have failed."""
         for item in items:
             with self._failing(item):
                 item.local, item.out = self.workplace.create(item.work.found, private=item.work.marks.delivered)
@@ -1949,7 +1809,19 @@ class Poller:
         except LeaseLost:
             raise
         except Exception as exc:
-            self._disconnected(waiting, jobs, server, exc)
+            unasked = waiting.keys() if server is None else {job.path for job in server.unasked if len(jobs) > 1}
+            back = [item for path, item in waiting.items() if path in unasked and isinstance(exc, ServerDown)]
+            failed = [item for item in waiting.values() if item not in back]
+            self.lease.check()
+            self._put_back(back, at_once=server is not None)
+            if server is None:
+                self.workers.put_off()
+            else:
+                self.workers.alone.update(item.work.path for item in (back if len(back) == len(jobs) else failed))
+            if len(failed) > 1 and not isinstance(exc, (ServerDown, LocalTrouble, OSError)):
+                exc = LocalTrouble(f"the group broke: {reason(exc)}")  # no file's own, until it breaks one alone
+            for item in failed:
+                self._fail(item, exc)
         yield from come
 
     def _job(self, item: Item) -> Job:
@@ -1968,30 +1840,15 @@ class Poller:
 
         return Job(found.path, found.entry.size, write, found.entry, told)
 
-    def _disconnected(
-        self, waiting: Mapping[str, Item], jobs: Sequence[Job], server: Optional[FileServer], exc: Exception
-    ) -> None:
-        """The connection ended, or there was none. What the server was not asked for is as if never claimed, and goes
-        again: at once, or at the next poll if there is no connection. The others have failed."""
-        self.lease.check()
-        unasked = waiting.keys() if server is None else {job.path for job in server.unasked if len(jobs) > 1}
-        back = [item for path, item in waiting.items() if path in unasked and isinstance(exc, ServerDown)]
-        failed = [item for item in waiting.values() if item not in back]
-        olds = [item.work.old for item in back]  # a void claim was told and counted: it is not claimed any more
+    def _put_back(self, items: Sequence[Item], at_once: bool) -> None:
+        """As if never claimed: the server was not asked for them. They go again at once, or at the next poll."""
+        olds = [item.work.old for item in items]  # a void claim was told and counted: it is not claimed any more
         olds = [old and old._replace(state=old.state.replace("claimed", "failed")) for old in olds]
-        self.ledger.write([Change(item.row, old) for item, old in zip(back, olds)])
-        for item in back:
+        self.ledger.write([Change(item.row, old) for item, old in zip(items, olds)])
+        for item in items:
             item.ended = True
-            if server is not None:
+            if at_once:
                 item.then = Work(item.work.found, self.ledger.get(item.work.path))
-        if server is None:
-            self.workers.put_off()
-        else:
-            self.workers.alone.update(item.work.path for item in (back if len(back) == len(jobs) else failed))
-        for item in failed:
-            # What nobody foresaw may be any file's fault: it counts for one that was alone.
-            own = isinstance(exc, (ServerDown, LocalTrouble, OSError)) or len(failed) == 1
-            self._fail(item, exc if own else LocalTrouble(f"the group broke: {reason(exc)}"))
 
     def _land(self, items: Sequence[Item]) -> None:
         """Steps 4 to 7, each for all of them: one wait for the disk serves many."""
@@ -2068,10 +1925,11 @@ class Poller:
                 self.workplace.discard(item.temporary)
 
     def _fail(self, item: Item, exc: Exception) -> None:
-        """What becomes of a claimed file that is not done."""
+        """A claimed file is not done: it is failed, and due again after a pause; or quarantined, when that was its own
+        fault `max_attempts` times."""
         item.ended, row = True, item.row
         self._discard(item)
-        # 1. After the end of the lease all fails because it is cut: it stays claimed, which is void in the next term.
+        # After the end of the lease all fails because it is cut: it stays claimed, which is void in the next term.
         self.lease.check()
         if isinstance(exc, LeaseLost):
             if not self.member.may_work(self.lease):  # a stop cut the command: no death for the next member to count
@@ -2079,50 +1937,13 @@ class Poller:
                 self.ledger.change(row, failed, outcome=item.outcome(failed))
                 raise exc
             exc = HandlerFailed(f"{exc}, it says, but it is not")
-        exc = foreseen(exc, row.path, item.temporary)
-        failed = with_error(row, exc)._replace(state="failed", mtime=item.mtime)
-        # 2. Gone for the first time: dropped when a whole listing lacks it, too.
-        if isinstance(exc, FileGone) and not row.marks.gone:
-            self._note(item, failed, "file_gone")
-            return
-        # 3. "Not now": after a pause, said from the third time on.
-        if isinstance(exc, NotNow):
-            pause, tell, counts = self._breaker.refuse(row.path, exc)
-            if isinstance(exc, FileChanged):  # the next claim takes the version that the line shows by then
-                failed = failed._replace(mtime=times_of(row.mtime).line or row.mtime)
-            if not counts:
-                # What a handler refused is due at once for the next member, and for this one when another succeeds.
-                due = None if isinstance(exc, TryLater) else pause
-                self._note(item, failed, "not_now", pause, due, quiet=not tell)
-                return
-        # 4. The host's or the network's: after a pause. All else is the file's own: counted, too, and quarantined in
-        #    the end.
-        counts = not isinstance(exc, (LocalTrouble, ServerDown))
-        failed = failed._replace(failures=failed.failures + counts)
-        if counts and failed.failures >= self.config.max_attempts and self.config.ledger:
-            action = self.config.action(self.config.after_error)
-            self._note(item, failed._replace(state="quarantined", action=action), "file_quarantined")
+        failure = self._breaker.failure(item, foreseen(exc, row.path, item.temporary))
+        outcome = None if failure.what == "not_now" else item.outcome(failure.row)
+        if self.ledger.write([Change(row, failure.row, failure.due, outcome=outcome)])[0]:
+            self.stats.failed(failure, self._about)
+            item.then = self.ledger.get(row.path) if failure.row.action else None  # as this term has written it
         else:
-            delay = self.config.retry_delay or (0.0 if counts else 1.0)  # what has no end must not spin
-            pause = doubled(delay, failed.failures if counts else row.attempts)
-            self._note(item, failed, "file_failed", pause, pause)
-
-    def _note(
-        self,
-        item: Item,
-        row: Row,
-        what: str,
-        pause: Optional[float] = None,
-        due: Optional[float] = None,
-        quiet: bool = False,
-    ) -> None:
-        """In the ledger, and the log."""
-        outcome = None if what == "not_now" else item.outcome(row)
-        if self.ledger.write([Change(item.row, row, due, outcome=outcome)])[0]:
-            self.stats.failed(what, row, self._about, pause, quiet)
-            item.then = self.ledger.get(row.path) if row.action else None  # as this term has written it
-        else:
-            self._not_kept(item.row, row)
+            self._not_kept(row, failure.row)
 
     def _not_kept(self, old: Optional[Row], new: Row) -> None:
         """The ledger has not taken a step of a file in work: in no form, then it is quarantined, or as somebody changed
@@ -2132,7 +1953,7 @@ class Poller:
             error = Error(f"the ledger refuses it as {new.state}: {self.ledger.refused[new.path]}")
             row = with_error(new, error)._replace(state="quarantined", action="")
             if self.ledger.write([Change(old, row, outcome=Outcome(row.state, words=str(error)))])[0]:
-                self.stats.failed("file_quarantined", row, self._about)
+                self.stats.failed(Failure("file_quarantined", row), self._about)
                 return
         self.lease.check()
         self._leave(new.path, error)
@@ -2165,11 +1986,9 @@ class Poller:
             raise
         except Error as exc:
             self.lease.check()
-            failed = with_error(row, Error(f"{row.action}: {exc}"))
-            refused = not isinstance(exc, ServerDown)
-            delay = max(1.0, self._breaker.refuse(row.path, NotNow())[0] if refused else self.config.retry_delay)
-            self.ledger.change(row, failed, delay)
-            self.stats.failed("file_failed", failed, self._about, delay)
+            failure = self._breaker.action_failure(row, exc)
+            self.ledger.change(row, failure.row, failure.due)
+            self.stats.failed(failure, self._about)
 
     def _keep(self, row: Row, why: str, level: int = logging.INFO, drop: bool = False) -> None:
         """Leaves a file where it is, for good."""
@@ -2179,10 +1998,9 @@ class Poller:
     def _act_on(self, row: Row) -> None:
         """Removes nothing if the file or a companion is newer than at the claim. Companions go first, and also when the
         file is gone: else they would make the next version ready too early. What another file still needs stays."""
-        companions = self.companions
         with self.pool.server() as server:
             same = server.same(row.path, Entry(posixpath.basename(row.path), "file", row.size, row.mtime))
-            there, replaced = companions.look(server, row.path) if same is not False else ([], False)
+            free, replaced = ([], False) if same is False else self.companions.look(server, row.path, self.ledger.get)
             self.lease.check()
             if same is False or replaced:
                 what = "the file" if same is False else "its companion"
@@ -2191,12 +2009,11 @@ class Poller:
                     self.selector.unsteady.again(row.path, self.lease.term)
                 self._keep(row, f"a new version of {what} arrived meanwhile", drop=drop)
                 return
-            free = [path for path in there if not companions.needed(path, row.path, self.ledger.get)]
             for path in free + [row.path] * bool(same):
                 server.put_away(path, row.action)
                 self.lease.check()
             self.selector.unsteady.over(row.path)
-            companions.gone(row.path)
+            self.companions.gone(row.path)
             outcome = Outcome(f"{row.action.partition(':')[0]}d", words="" if same else "it was gone already")
             self.ledger.change(row, None if row.state == "done" else row._replace(action=""), outcome=outcome)
 
@@ -2212,11 +2029,17 @@ def start_of_paths(folder: str) -> str:
     return "" if folder in (".", "") else posixpath.join(folder, "")
 
 
-class Walk(Look):
-    """A look under way."""
+class Look(list[Found]):
+    """The files of one walk through the polled tree, and what it could not see; folders with their slash."""
 
     def __init__(self, goes_on: Callable[[], object] = bool) -> None:
         super().__init__()
+        self.paths: dict[str, Found] = {}
+        self.refused: dict[str, str] = {}  # folders that could not be listed whole, and why
+        self.lost: dict[str, str] = {}  # the polled ones of these
+        self.unread: dict[str, list[str]] = {}  # lines that nobody understands, by folder
+        self.skipped: dict[str, str] = {}  # links and folders that are left out, and why
+        # While the walk goes on:
         self.goes_on = goes_on
         self.base = ""  # the polled folder
         self.folders: set[str] = set()  # what was listed as a folder, below it
@@ -2231,6 +2054,16 @@ class Walk(Look):
         if len(self) > MAX_ENTRIES or self._size > MAX_LISTING:
             raise ServerDown(f"more than {MAX_ENTRIES} files or {MAX_LISTING} bytes of paths: poll fewer folders")
 
+    def lacks(self, path: str) -> bool:
+        """Whether it proves that a path which it does not show is not there: its folder was listed whole, or is missing
+        itself, and no line that nobody understands may tell of it."""
+        while path:
+            head, slash, name = path.rpartition("/")
+            if head + slash in self.refused or may_tell_of(self.unread.get(head + slash, ()), name):
+                return False
+            path = head
+        return True
+
 
 class Tree:
     """The polled folders, with subfolders if `recursive`. What is left out of them is said once."""
@@ -2241,11 +2074,11 @@ class Tree:
         self.refused = 0
         self._targets, self._bases = MoveTargets(config), config.polled()
         self._told: set[tuple[str, str]] = set()
-        self._last = Walk()
+        self._last = Look()
 
     def walk(self, server: FileServer, goes_on: Callable[[], object] = bool) -> Look:
         """Raises the last error if none can be listed, FileRefused if files would be moved into one."""
-        look = Walk(goes_on)
+        look = Look(goes_on)
         unresolved = self._targets.check(server)
         for look.base in self._bases:
             look.folders = set()
@@ -2260,7 +2093,7 @@ class Tree:
         self._last = look
         return look
 
-    def _visit(self, server: FileServer, look: Walk, folder: str, below: str, above: Above) -> None:
+    def _visit(self, server: FileServer, look: Look, folder: str, below: str, above: Above) -> None:
         look.goes_on()
         last, known = self._last.listings.get(folder, (None, {}))
         entries, files = server.list(folder, last), {}
@@ -2303,7 +2136,7 @@ class Tree:
                     self._refuse(*split_path(path), str(exc))
         look.add(folder, entries, files)
 
-    def _stays_out(self, server: FileServer, look: Walk, relative: str) -> str:
+    def _stays_out(self, server: FileServer, look: Look, relative: str) -> str:
         """Why a folder is not entered."""
         why = self.names.leave_out(relative)
         if not why and self._targets.include(server, look, relative):
@@ -2314,7 +2147,7 @@ class Tree:
         self.refused += 1
         self.tell(logging.WARNING, folder, name, why)
 
-    def _skip(self, look: Walk, path: str, why: str) -> None:
+    def _skip(self, look: Look, path: str, why: str) -> None:
         look.skipped[path] = why
         self.tell(logging.INFO, *split_path(path), why)
 
@@ -2338,6 +2171,33 @@ def in_order(works: Iterable[Work], sort: str) -> list[Work]:
         return entry.size if key == "size" else 0, "" if key == "name" else entry.mtime, work.path
 
     return sorted(works, key=rank, reverse=sort.startswith("-"))
+
+
+class Verdicts:
+    """What was decided of listed files."""
+
+    def __init__(self, config: Config, tell: Callable[[int, str, str, str], None]) -> None:
+        self._config, self._tell = config, tell
+        self._final: dict[str, tuple[Found, Optional[Row]]] = {}
+
+    def note(
+        self, found: Found, row: Optional[Row], word: str, why: str, backlog: Callable[[Found, str], object]
+    ) -> None:
+        """`backlog` hears of each file that is wanted and not done."""
+        if word == "final" and not (row and row.mtime.endswith("~")):
+            self._final[found.path] = found, row
+        elif word == "warn":
+            self._tell(logging.WARNING, *split_path(found.path), why)
+        ended = row is not None and row.state in ("done", "quarantined")
+        if word not in ("final", "skip") and not (word == "busy" and ended):
+            backlog(found, why)
+
+    def leave_out_final(self, look: Look, known: Callable[[str], Optional[Row]]) -> None:
+        """A final verdict stands while neither the file's line nor its row changes."""
+        for path in self._final.keys() - look.paths.keys():
+            del self._final[path]
+        if not self._config.companions():  # which may be any line
+            look[:] = [found for found in look if self._final.get(found.path) != (found, known(found.path))]
 
 
 # -- times ------------------------------------------------------------------------------------------------------------
@@ -2395,8 +2255,7 @@ def _moved(exact: str, by: datetime.timedelta) -> str:
 
 
 def may_still_run(mtime: str) -> bool:
-    """Whether the minute that a line shows may not be over yet. Generous: clocks differ, a line has no zone and
-    perhaps no year, and a yes costs one question."""
+    """Whether the minute that a line shows may not be over yet. Generous: a line has no zone and perhaps no year."""
     seconds = epoch_seconds(mtime)
     if seconds is None:
         return True
@@ -2472,7 +2331,7 @@ def _at(path: Path, folder: Optional[int]) -> str:
 
 
 class Folders:
-    """Where copies are: `download_dir`, the private folder, and what is below them."""
+    """`download_dir`, the private folder, and what is below them."""
 
     def __init__(self, first: Optional[Path], mode: int) -> None:
         self.private = PrivateFolder()
@@ -2545,7 +2404,7 @@ def write_all(out: io.RawIOBase, data: memoryview) -> None:
 
 
 def begin_sync(file: io.RawIOBase) -> None:
-    """Hands a file's content to the disk without waiting, where the system can: fsync of many then waits about once."""
+    """Hands a file's content to the disk without waiting: fsync of many then waits about once."""
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -2596,6 +2455,80 @@ def remove_dead_copies() -> None:
                 event("copies_removed", folder=str(place), reason="the process that made them is dead")
 
 
+_numbers = itertools.count(1)
+
+
+class Workplace:
+    """Where fetched copies are made: in `download_dir`, whose finished files stay, or in a private temporary folder.
+    Each step enters the folders anew: others may remove them, or put a link in their place."""
+
+    def __init__(self, config: Config, term: int) -> None:
+        # Absolute, so that a file called `-rf` never is a command's option.
+        self._folder = Path(config.place(config.download_dir)) if config.download_dir else None
+        self._file_mode = int(config.file_mode, 8)
+        self._folders = Folders(self._folder, self._file_mode)
+        self._mark = f".ftpcoord-{sha256_text(config.coordination_group)[:8]}-"
+        self._term, self._cleaned = term, False
+
+    def clean(self, goes_on: Callable[[], object] = bool) -> None:
+        """Removes, once, what dead processes, and in `download_dir` earlier terms, left. Raises LocalTrouble, and
+        before each folder what `goes_on` raises: copies of a later term are not ours to remove."""
+        if self._cleaned:
+            return
+        remove_dead_copies()
+        try:
+            self._folders.remove_parts(self._mark, f"{self._mark}{self._term}-", goes_on)
+        except OSError as exc:
+            trouble = LocalTrouble(f"download_dir {self._folder}: {reason(exc)}")
+            event("local_trouble", logging.ERROR, term=self._term, error=str(trouble))
+            raise trouble from None
+        self._cleaned = True
+
+    def create(self, found: Found, private: bool = False) -> tuple[Path, io.RawIOBase]:
+        """A new file for a copy; its name carries the term, unless it is `private`: never delivered."""
+        number = next(_numbers)
+        if self._folder is None or private:
+            path, mode = self._folders.private.path() / str(number) / found.entry.name, PRIVATE_MODE
+        else:
+            part = f"{self._mark}{self._term}-{os.getpid()}-{number}.part"
+            path, mode = self._folder.joinpath(posixpath.dirname(found.relative), part), self._file_mode
+        try:
+            with self._folders.inside(path.parent, make=True) as folder:
+                out = create_file(path, mode, folder)
+            if mode not in (FILE_MODE, PRIVATE_MODE) and hasattr(os, "fchmod"):  # asked for: the umask takes none of it
+                os.fchmod(out.fileno(), mode)
+            return path, out
+        except BaseException:
+            self.discard(path)
+            raise
+
+    def name(self, temporary: Path, found: Found, again: bool = True) -> Path:
+        """Gives a finished copy its name, durable after `sync`, unless it is private."""
+        if self._folder is None:
+            return temporary
+        with self._folders.inside(temporary.parent) as folder:
+            return give_name(temporary, temporary.with_name(found.entry.name), folder, again)
+
+    def sync(self, place: Path) -> None:
+        with self._folders.inside(place) as folder:
+            sync_folder(place, folder)
+
+    def discard(self, temporary: Path) -> None:
+        """Removes an unfinished copy, or a private one that has been handled."""
+        if os.path.lexists(temporary):
+            with (
+                contextlib.suppress(OSError, UnicodeError, HandlerFailed),
+                self._folders.inside(temporary.parent) as folder,
+            ):
+                os.unlink(_at(temporary, folder), dir_fd=folder)
+        if self._folders.private.has(temporary):
+            with contextlib.suppress(OSError):
+                temporary.parent.rmdir()
+
+    def close(self) -> None:
+        self._folders.private.close()
+
+
 def _same_content(a: str, b: str, folder: Optional[int]) -> bool:
     info = os.lstat(b, dir_fd=folder)
     if not stat.S_ISREG(info.st_mode) or info.st_size != os.lstat(a, dir_fd=folder).st_size:
@@ -2638,7 +2571,7 @@ def check_timing(timing: Timing) -> None:
         )
 
 
-LEAST_RATE = 10.0  # bytes a second: a third of what a modem of 300 bit/s carries; a transfer below it stands still
+LEAST_RATE = 10.0  # bytes a second; a transfer below it stands still
 
 
 class Progress:
@@ -2670,7 +2603,7 @@ class Progress:
 
     @contextlib.contextmanager
     def handling(self, told: Callable[[float], None]) -> Iterator[None]:
-        """While a handler runs; `told` gets the seconds that it took."""
+        """`told` gets the seconds that it took."""
         thread, began = threading.get_ident(), boot_clock()
         self._handlers[thread] = began + self._exec_timeout
         try:
@@ -2691,7 +2624,40 @@ class Progress:
         return now - min(list(self._handlers.values()), default=float("inf")) - self._stall_timeout
 
 
-# -- rows in memory ---------------------------------------------------------------------------------------------------
+# -- the ledger's trouble, and rows in memory -------------------------------------------------------------------------
+QUICK = 0.2  # seconds; what fails sooner is tried once more at once
+
+
+class Use(enum.IntEnum):
+    """Of the ledger's connection. Locks may let readers pass and keep writers waiting."""
+
+    OTHER = 0  # than the ledger
+    READ = 1
+    WRITE = 2
+
+
+class LedgerTrouble:
+    """Tells why the ledger cannot be used, and "" once as much as had failed is answered."""
+
+    def __init__(self, tell: Callable[[str], object]) -> None:
+        self._tell, self._failed = tell, Use.OTHER
+
+    @contextlib.contextmanager
+    def told(self, use: Use, first_try: bool) -> Iterator[None]:
+        """What is asked inside. A quick failure of a first try is not worth a word."""
+        began = boot_clock()
+        try:
+            yield
+        except RowRefused:
+            raise
+        except (DatabaseDown, DatabaseRefused) as exc:
+            if not first_try or boot_clock() - began > QUICK:
+                self._failed = max(self._failed, use, Use.READ)
+                self._tell(f"the ledger cannot be used: {exc}")
+            raise
+        if Use.OTHER < self._failed <= use:
+            self._failed = Use.OTHER
+            self._tell("")
 
 
 class MemoryRows:
@@ -2703,11 +2669,11 @@ class MemoryRows:
     def rows(self, group: str, only_open: bool = False) -> Iterator[Row]:
         now = boot_clock()
         for row in list(self._rows.values()):
-            if not only_open or row.state != "done" or row.action:
+            if row.open or not only_open:
                 yield row._replace(due=None if row.due is None else row.due - now)
 
     def done_count(self, group: str) -> int:
-        return sum(row.state == "done" and not row.action for row in self._rows.values())
+        return sum(not row.open for row in self._rows.values())
 
     def write(self, fence: Fence, changes: Sequence[Change]) -> list[bool]:
         return [self._change(fence.term, change) for change in changes]
@@ -2759,7 +2725,7 @@ def with_error(row: Row, exc: BaseException) -> Row:
 
 
 def foreseen(exc: Exception, path: str, copy: Optional[Path]) -> Exception:
-    """A local error as one of ours: a name that this host cannot have is the file's trouble, the rest the host's."""
+    """A name that this host cannot have is the file's trouble, other local errors are the host's."""
     if isinstance(exc, UnicodeError):
         return HandlerFailed(f"{path}: this host's names are in {sys.getfilesystemencoding()}, which lacks this one")
     if isinstance(exc, OSError):
@@ -2963,6 +2929,16 @@ def doubled(seconds: float, times: int, most: float = MOST_PAUSE) -> float:
     return float(min(most, seconds * 2.0 ** min(times - 1, 30)))
 
 
+class Failure(NamedTuple):
+    """What becomes of a claimed file that is not done."""
+
+    what: str  # the event
+    row: Row
+    due: Optional[float] = None  # in seconds, by the ledger
+    pause: Optional[float] = None  # the same, as it is told
+    quiet: bool = False
+
+
 class Resting(NamedTuple):
     """A file that said "not now"."""
 
@@ -2973,7 +2949,7 @@ class Resting(NamedTuple):
 
 
 class Breaker:
-    """The pauses of files that said "not now", and a circuit breaker for the system behind the handlers.
+    """When what failed is tried again, and a circuit breaker for the system behind the handlers.
 
     Three different files in a row whose handlers say so open it: claims wait. After `retry_delay`, doubled up to five
     minutes, one file is tried, each time the next in turn; the first success closes it. Outlives leases.
@@ -2986,12 +2962,46 @@ class Breaker:
         self._files: dict[str, Resting] = {}
         self._in_a_row: set[str] = set()
         self._successes = 0
-        self._first = config.retry_delay or 1.0
+        self._first = config.retry_delay or 1.0  # what has no end must not spin
         self._pauses = Backoff(self._first, 300.0)
         self._pause = self._due = 0.0
         self._tried: set[str] = set()
         self._trial = ""
         self.paused = False  # by an operator
+
+    def failure(self, item: Item, exc: Exception) -> Failure:
+        """Whose fault it is that a claimed file is not done, and when it is tried again."""
+        row, config = item.row, self._config
+        failed = with_error(row, exc)._replace(state="failed", mtime=item.mtime)
+        # 1. Gone for the first time: dropped when a whole listing lacks it, too.
+        if isinstance(exc, FileGone) and not row.marks.gone:
+            return Failure("file_gone", failed)
+        # 2. "Not now": after a pause.
+        if isinstance(exc, NotNow):
+            pause, tell, counts = self.refuse(row.path, exc)
+            if isinstance(exc, FileChanged):  # the next claim takes the version that the line shows by then
+                failed = failed._replace(mtime=times_of(row.mtime).line or row.mtime)
+            if not counts:
+                # What a handler refused is due at once for the next member, and for this one when another succeeds.
+                due = None if isinstance(exc, TryLater) else pause
+                return Failure("not_now", failed, due, pause, quiet=not tell)
+        # 3. The host's or the network's: after a pause.
+        if isinstance(exc, (LocalTrouble, ServerDown)):
+            pause = doubled(self._first, row.attempts)
+            return Failure("file_failed", failed, pause, pause)
+        # 4. All else is the file's own: counted, and quarantined in the end.
+        failed = failed._replace(failures=row.failures + 1)
+        if failed.failures >= config.max_attempts and config.ledger:
+            failed = failed._replace(state="quarantined", action=config.action(config.after_error))
+            return Failure("file_quarantined", failed)
+        pause = doubled(config.retry_delay, failed.failures)
+        return Failure("file_failed", failed, pause, pause)
+
+    def action_failure(self, row: Row, exc: Error) -> Failure:
+        """The same of an after-action, which is tried again without end."""
+        lost = isinstance(exc, ServerDown)
+        pause = max(1.0, self._config.retry_delay if lost else self.refuse(row.path, NotNow())[0])
+        return Failure("file_failed", with_error(row, Error(f"{row.action}: {exc}")), pause, pause)
 
     def refuse(self, path: str, exc: NotNow) -> tuple[float, bool, bool]:
         """The pause, whether it is to be said, and whether it counts as the file's failure: from the third time on if
@@ -3075,9 +3085,9 @@ REDATED = "it waits as if it were being written: the server tells another time a
 
 
 class Unsteady:
-    """Files of which each look after their handling shows another version, as where a server tells other times each
-    time, or one that was there before, as where two servers take turns. The first new version is handled at once; from
-    the second in a row on after a pause, which doubles; from the third it is said. Outlives leases."""
+    """Files that are another version at each look after their handling, as where a server tells other times each time,
+    or one that was there before, as where two servers take turns. From the second new version in a row on each is
+    handled after a pause, which doubles; from the third it is said. Outlives leases."""
 
     def __init__(self, config: Config, clock: Callable[[], float]) -> None:
         self._config, self._clock = config, clock
@@ -3160,7 +3170,7 @@ class Yielding:
             self._failed, self._needed = 0, min(self._most, 2 * self._needed)
 
 
-BATCH_BYTES = 1 << 20  # a group is full when it has so many bytes to fetch: the first must not wait for the last
+BATCH_BYTES = 1 << 20  # of a group: the first file must not wait for the last
 BATCH_FILES = 64  # claims and completions committed together where delivery is the folder alone
 BATCH_SECONDS = 0.05  # that a completion may wait for others to be committed with it
 KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL for a command
@@ -3195,6 +3205,14 @@ def in_parts(items: Iterable[Item], seconds: float) -> Iterator[list[Item]]:
             yield part
             part, began = [], time.monotonic()
     yield part
+
+
+def is_suspect(task: Task) -> bool:
+    """Whether the process ended twice with this version in work: the next time counts, so it must be its own."""
+    if isinstance(task, Row):
+        return False
+    died = task.known is not None and task.known.state == "claimed" and task.attempts > 0
+    return task.marks.deaths + died >= 2
 
 
 def is_done(row: Optional[Row], shown: Shown) -> bool:
@@ -3242,7 +3260,7 @@ class Workers:
             self._changed.notify_all()
 
     def hold(self, lines: bool) -> set[str]:
-        """The busy paths. Where they are in lines no others are until the next `line_up`."""
+        """The busy paths: where they are in lines no others until the next `line_up`."""
         with self._changed:
             if lines:
                 self.put_off((Row,))
@@ -3259,7 +3277,7 @@ class Workers:
         self.alone.difference_update([path for path in self.alone.copy() if not kept(path)])
 
     def put_off(self, kept: tuple[type, ...] = ()) -> None:
-        """Leaves what waits, but these kinds, to the next poll: the file server cannot be reached, or the work ends."""
+        """Leaves what waits, but these kinds, to the next poll."""
         with self._changed:
             self.busy.difference_update(task.path for task in self.queue if not isinstance(task, kept))
             self.behind = {}
@@ -3275,7 +3293,7 @@ class Workers:
             size = 0
             while self.queue and len(taken) < share and size < BATCH_BYTES:
                 task = self.queue[0]
-                alone = isinstance(task, Row) or not self._together or task.suspect or task.path in self.alone
+                alone = isinstance(task, Row) or not self._together or is_suspect(task) or task.path in self.alone
                 if taken and alone:
                     break
                 taken.append(self.queue.popleft())
@@ -3290,8 +3308,7 @@ class Workers:
             taken = self._take()
             if not taken:
                 return
-            suspect = isinstance(taken[0], Work) and taken[0].suspect
-            with self._one_suspect if suspect else contextlib.nullcontext():
+            with self._one_suspect if is_suspect(taken[0]) else contextlib.nullcontext():
                 then = self._work(taken)
             self.hand_in(then, instead=taken)
             self._worked()
@@ -3317,7 +3334,7 @@ class Workers:
             self._changed.notify_all()
 
     def join(self, seconds: float, wanted: Callable[[], bool] = lambda: True) -> bool:
-        """Waits so long for the threads to end, as long as that is wanted; whether they have."""
+        """Waits for the threads to end, as long as that is wanted; whether they have."""
         until = time.monotonic() + seconds
         while True:
             running = [thread for thread in self._threads if thread.is_alive()]
@@ -7592,15 +7609,15 @@ class Companions:
         self._wrong.pop(found.path, None)
         return Seal(self._config, found, self.at_claim(found.path))
 
-    def look(self, server: FileServer, path: str) -> tuple[list[str], bool]:
-        """The companions of a file that are there, and whether one is newer than at the claim."""
+    def look(self, server: FileServer, path: str, known: Callable[[str], Optional[Row]]) -> tuple[list[str], bool]:
+        """The companions of a file that are there and no other one needs; whether one is newer than at the claim."""
         there: list[str] = []
         replaced = False
         for _, companion, at_claim in self.at_claim(path):
             shown = server.same(companion, at_claim) if at_claim else server.exists(companion)
             replaced = replaced or (shown is False if at_claim else bool(shown))
             there += [companion] * bool(shown)
-        return there, replaced
+        return [companion for companion in there if not self.needed(companion, path, known)], replaced
 
     def judged(self, seal: Seal) -> Optional[Error]:
         problem = seal.problem()
@@ -7913,7 +7930,7 @@ class MoveTargets:
         head = posixpath.dirname(place.partition("{date:")[0]) if "{date:" in place else place
         return normal_path(f"{server.absolute(head)}/{place[len(head) :]}")
 
-    def include(self, server: FileServer, look: Walk, relative: str) -> bool:
+    def include(self, server: FileServer, look: Look, relative: str) -> bool:
         """Whether a folder of the tree is one of them, perhaps in another spelling."""
         parts = relative.split("/")
         for base in self._bases.get(look.base, {normal_path(look.base)}):
@@ -10158,12 +10175,14 @@ class Stats:
             self.own["active_since"] = None
             self.server.update(up=None, error="", lost={})
 
-    def polled(self, listed: int, seconds: float, waiting: int, refused: int, lost: Mapping[str, str]) -> None:
-        lost = {printable(folder): printable(why) for folder, why in lost.items()}
+    def polled(self, poller: Poller, listing: Look, new: int, seconds: float) -> None:
+        lost = {printable(folder): printable(why) for folder, why in listing.lost.items()}
         for folder in lost.keys() - self.server["lost"].keys():
             event("file_refused", logging.WARNING, folder=folder, reason=lost[folder])
+        listed, waiting, refused = len(listing.paths), poller.waiting, poller.selector.tree.refused
         self.server.update(listed=listed, waiting=waiting, refused=refused, last_poll=time.time(), lost=lost)
         self.polls.add(seconds)
+        event("polled", term=poller.lease.term, listed=listed, new=new, waiting=waiting)
 
     def fetched(self, size: int) -> None:
         with self._lock:
@@ -10181,16 +10200,14 @@ class Stats:
         self.file("done", row)
         event("file_done", term=row.term, path=row.path, size=row.size, attempt=row.attempts, seconds=seconds)
 
-    def failed(
-        self, what: str, row: Row, about: Mapping[str, Any], retry_in: Optional[float] = None, quiet: bool = False
-    ) -> None:
-        """file_failed, file_quarantined, file_gone or not_now."""
+    def failed(self, failure: Failure, about: Mapping[str, Any]) -> None:
+        what, row = failure.what, failure.row
         level = {"file_gone": logging.INFO, "file_quarantined": logging.ERROR}.get(what, logging.WARNING)
         if what in ("file_failed", "file_quarantined"):
             self.file(what[len("file_") :], row)
         words: dict[str, Any] = {"path": row.path, "attempt": row.attempts, "action": row.action or None}
-        words.update({"retry_in": retry_in, "reason" if what == "file_gone" else "error": error_text(row)})
-        event(what, logging.DEBUG if quiet else level, **about, **words)
+        words.update({"retry_in": failure.pause, "reason" if what == "file_gone" else "error": error_text(row)})
+        event(what, logging.DEBUG if failure.quiet else level, **about, **words)
 
     def server_down(self, config: Config, exc: Error, pause: float) -> None:
         """Said at once, then once a minute."""

@@ -265,7 +265,10 @@ SABOTAGES = (
     Sabotage(
         "the own id found without a token is no trace",
         "Election._first",
-        drop("self._found or", "found = {k: v for k, v in (self._found or {}).items() if k != self.member}"),
+        drop(
+            "self._at_start or",
+            "rows = self._members(); at_start = {k: v for k, v in (self._at_start or {}).items() if k != self.member}",
+        ),
         "test_election.py::test_a_member_that_starts_after_the_token_row_vanished_waits_for_the_lease_that_may_be_left",
     ),
     Sabotage(
@@ -453,7 +456,7 @@ SABOTAGES = (
     ),
     Sabotage(
         "a claim insists on an exact time that is no longer its file's",
-        "_fail",
+        "Breaker.failure",
         never("FileChanged"),
         "test_versions.py::test_a_file_that_is_replaced_within_its_minute_after_it_failed_is_handled_as_it_is_now[mdtm]",
     ),
@@ -520,7 +523,7 @@ SABOTAGES = (
     Sabotage(
         "a companion is left when its file is gone",
         "_act_on",
-        text("same is not False else", "same else"),
+        text("([], False) if same is False", "([], False) if not same"),
         "is left",
         fix=[*COMPANIONS, "server_loss=0.1"],
     ),
@@ -571,8 +574,8 @@ SABOTAGES = (
     ),
     Sabotage(
         "a failure has no row in the trail",
-        "Poller._note",
-        text("None if what == 'not_now' else item.outcome(row)".replace("'", '"'), "None"),
+        "Poller._fail",
+        text('None if failure.what == "not_now" else item.outcome(failure.row)', "None"),
         "claimed -> (failed|quarantined) is told as nothing",
         fix=[*AUDITED, "handler_failures=0.3"],
     ),
@@ -592,7 +595,7 @@ SABOTAGES = (
     Sabotage(
         "a move is told before it is made",
         "_act_on",
-        before("free = ", "self.ledger.change(row, row._replace(error='x'), None, Outcome('moved'))"),
+        before("for path in free", "self.ledger.change(row, row._replace(error='x'), None, Outcome('moved'))"),
         "done -> done is told as moved",
         fix=AUDITED,
     ),

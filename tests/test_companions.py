@@ -635,7 +635,7 @@ def test_a_companion_that_came_after_the_claim_is_newer_than_at_the_claim(there:
 
     companions = Selector(config(requires="{name}.ok", after="delete"), time.monotonic).companions
     companions.hold([ftpcoord.Work(found("a"), None)], look(found("a")))
-    assert companions.look(Server(), "/in/a") == (["/in/a.ok"] * there, newer)  # type: ignore[arg-type]
+    assert companions.look(Server(), "/in/a", lambda path: None) == (["/in/a.ok"] * there, newer)  # type: ignore[arg-type]
 
 
 def test_a_second_listing_that_hides_a_companion_does_not_make_it_newer() -> None:

@@ -223,7 +223,7 @@ class Side:
         look = self.selector.tree.walk(self.server)
         shown = list(look)
         if not isinstance(self.server, Forgetful):
-            self.selector.leave_out_final(look, self.ledger.get)
+            self.selector.verdicts.leave_out_final(look, self.ledger.get)
         unclear = self.recognizer.recognize(look, set())
         choice = self.selector.choose(look, self.ledger.get, unclear, lambda found, why: left.append((found, why)))
         self.ledger.forget_unlisted(look.paths.keys(), 1000.0, look.lacks)
@@ -255,7 +255,7 @@ def judged(selector: Selector, *rows: Row, names: Sequence[str] = ("a.csv",)) ->
     look, known = ftpcoord.Look(), {one.path: one for one in rows}
     look.extend(map(found, names))
     look.paths.update((one.path, one) for one in look)
-    selector.leave_out_final(look, known.get)
+    selector.verdicts.leave_out_final(look, known.get)
     choice = selector.choose(look, known.get, set())
     return [one.relative for one in look], [work.found.relative for work in choice.ready]
 
