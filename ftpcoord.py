@@ -2838,11 +2838,12 @@ class Recognizer:
                 unclear.append((at, row))
             elif same and "=" in row.mtime and row.state != "done":  # a claim keeps it: the display may move meanwhile
                 self._keep_as(at, row, row.mtime)
-        moves = moves_of_display([(row, listing[at].entry) for at, row in unclear])
         exact = [(at, row) for at, row in unclear if times_of(row.mtime).exact]
-        for at, row in unclear:
-            if not times_of(row.mtime).exact and move_of_display(row, listing[at].entry) in moves:
-                self._keep_as(at, row, listing[at].entry.mtime)
+        lines = [(at, row, listing[at].entry) for at, row in unclear if not times_of(row.mtime).exact]
+        moves = moves_of_display([(row, entry) for _, row, entry in lines])
+        for at, row, entry in lines:
+            if move_of_display(row, entry) in moves:
+                self._keep_as(at, row, entry.mtime)
         left = self._ask(exact) if exact else set()
         self._ledger.write_all(self._changes)
         return left
@@ -2918,7 +2919,7 @@ def moves_of_display(unclear: Sequence[tuple[Row, Entry]]) -> set[datetime.timed
     shown = {
         (row.mtime, move_of_display(row, entry))
         for row, entry in unclear
-        if not times_of(row.mtime).exact and not may_still_run(row.mtime) and not may_still_run(entry.mtime)
+        if not may_still_run(row.mtime) and not may_still_run(entry.mtime)
     }
     witnesses, moves = {mtime for mtime, _ in shown}, [move for _, move in shown if move is not None]
     return {move for move in set(moves) if moves.count(move) > 1 and 4 * moves.count(move) >= len(witnesses)}
@@ -3177,23 +3178,34 @@ KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL for a command
 
 
 class Pace:
-    """When the next poll begins: after `polling_interval`, by `schedule` once its round has ended, with `run --once` at
-    once while there is `more`."""
+    """When the next poll begins: after `polling_interval`, once a round has ended when `schedule` starts the next one,
+    with `run --once` at once while there is `more`. By the clock on the wall, which may be set: it is looked at each
+    minute."""
 
     def __init__(self, config: Config) -> None:
-        self._interval, self._rounds = config.polling_interval, Rounds(config)
+        self._interval, self._minutes, self._since = config.polling_interval, config.minutes, 0.0
         self.more = self._goes_round = False
 
     def poll_begins(self) -> None:
-        self._rounds.poll_begins()
+        """A minute that comes from now on, even during the poll, starts another round."""
+        self._since = time.time()
 
     def left(self, more: object, comes: object) -> None:
         """By the last poll: something that the next one may take, or that comes by itself."""
         self.more, self._goes_round = bool(more), bool(more or comes)
 
     def pauses(self, trouble: Optional[float]) -> Iterator[float]:
-        pause = self._interval if trouble is None else trouble
-        return self._rounds.pauses(pause, trouble is None and not self._goes_round)
+        """What is waited until the next poll: `trouble` if there was any."""
+        if self._minutes is None or self._goes_round or trouble is not None:
+            yield self._interval if trouble is None else trouble
+            return
+        while True:
+            now = time.time()
+            self._since = min(self._since, now)
+            wait = self._minutes.next(self._since) - now
+            if wait <= 0:
+                return
+            yield min(60.0, wait)
 
 
 def in_parts(items: Iterable[Item], seconds: float) -> Iterator[list[Item]]:
@@ -4961,12 +4973,6 @@ def split_path(path: str) -> tuple[str, str]:
     return folder or slash, name
 
 
-def same_name(a: str, b: str) -> bool:
-    """Whether two paths end in one name, in whatever case and Unicode form."""
-    names = (split_path(path.rstrip("/"))[1] for path in (a, b))
-    return len({unicodedata.normalize("NFC", name).casefold() for name in names}) == 1
-
-
 def normal_path(path: str) -> str:
     return re.sub(r"\A//+", "/", posixpath.normpath(path))
 
@@ -5851,8 +5857,6 @@ class FtpClient(ftplib.FTP):
         if self._server.scheme == "ftps":
             self.encrypt()
         self.welcome = self.getresp()
-        while self.welcome.startswith("1"):  # 120: ready in n minutes
-            self.welcome = self.getresp()
         return self.welcome
 
     def encrypt(self) -> None:
@@ -6163,10 +6167,7 @@ class Looker:
             if verdict(reply) == "unknown":
                 self.useless.add(command)
             return "", reply
-        facts = self._facts(reply) if command == "MLST" else []
-        if facts and not any(entry.name == "." or same_name(entry.name, path) for entry in facts):
-            return "", ""  # servers take patterns, or tell what is in a folder
-        if command == "SIZE" or any(entry.kind == "file" for entry in facts):
+        if command == "SIZE" or any(entry.kind == "file" for entry in self._facts(reply)):
             self.yes[command] = split_path(path)[0]
         return reply, ""
 
@@ -6490,22 +6491,15 @@ class FtpServer(FileServer):
             return self._ftp.transfercmd(line)
 
     def _received(self, conn: socket.socket, job: Job) -> int:
-        """The bytes that came. TLS gives 16 KiB at a time: gathered, but a slow line is not to seem to stand still."""
-        got, filled, buffer, last = 0, 0, self._buffer, time.monotonic()
-        while True:
-            count = self._ftp.read(conn, buffer[filled:])
+        """The bytes that came."""
+        got = 0
+        while count := self._ftp.read(conn, self._buffer):
             got += count
-            filled += count
             if got > job.size:
                 self.close()  # rather than wait for the end of what is on its way
                 raise FileChanged(f"{job.path}: more than the {job.size} bytes listed")
-            now = time.monotonic()
-            if filled > len(buffer) // 2 or not count or now - last > 0.05:
-                if filled:
-                    job.write(buffer[:filled])
-                filled, last = 0, now
-            if not count:
-                return got
+            job.write(self._buffer[:count])
+        return got
 
     # -- the second look
 
@@ -9323,33 +9317,6 @@ class Schedule:
                     local += datetime.timedelta(minutes=1)
                 for fold in (0, 1) if stars[1] else (0,):
                     yield local.replace(fold=fold).timestamp()
-
-
-class Rounds:
-    """The pauses between polls: `polling_interval` and, when a round has ended, until `schedule` starts the next one.
-
-    By the clock on the wall, which may be set: it is looked at each minute.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self._minutes, self._since = config.minutes, 0.0
-
-    def poll_begins(self) -> None:
-        """A minute that comes from now on, even during the poll, starts another round."""
-        self._since = time.time()
-
-    def pauses(self, seconds: float, ended: bool) -> Iterator[float]:
-        """What is waited until the next poll: `seconds` if the round has not ended."""
-        if self._minutes is None or not ended:
-            yield seconds
-            return
-        while True:
-            now = time.time()
-            self._since = min(self._since, now)
-            wait = self._minutes.next(self._since) - now
-            if wait <= 0:
-                return
-            yield min(60.0, wait)
 
 
 DAY_NAMES = "(?:sun|mon|tue|wed|thu|fri|sat)"

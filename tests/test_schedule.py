@@ -12,6 +12,7 @@ import sys
 import time
 import types
 import zoneinfo
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
 
@@ -25,7 +26,7 @@ from hypothesis import strategies as st
 from members import PATIENCE, Crew, Member, never, stores
 
 import ftpcoord
-from ftpcoord import Config, ConfigError, Rounds, Schedule, as_in, cron_field, time_zone
+from ftpcoord import Config, ConfigError, Pace, Schedule, as_in, cron_field, time_zone
 
 ROOT = Path(__file__).resolve().parent.parent
 UTC = zoneinfo.ZoneInfo("UTC")
@@ -416,23 +417,37 @@ class Wall:
         monkeypatch.setattr(ftpcoord, "time", types.SimpleNamespace(time=lambda: self.now))
 
 
+def pauses_of(pace: Pace, ended: bool) -> Iterator[float]:
+    """After a poll without trouble; whether the round has ended."""
+    pace.left(False, not ended)
+    return pace.pauses(None)
+
+
 def test_within_a_round_polling_interval_counts_and_without_a_schedule_always(monkeypatch: pytest.MonkeyPatch) -> None:
     wall = Wall(monkeypatch, "2026-03-02 10:00")
-    for rounds, ended in ((Rounds(config(schedule="0 * * * *", timezone="UTC")), False), (Rounds(config()), True)):
-        rounds.poll_begins()
+    scheduled = config(schedule="0 * * * *", timezone="UTC", polling_interval=9.5)
+    for pace, ended in ((Pace(scheduled), False), (Pace(config(polling_interval=9.5)), True)):
+        pace.poll_begins()
         wall.now += 7200
-        assert list(rounds.pauses(9.5, ended)) == [9.5]
+        assert list(pauses_of(pace, ended)) == [9.5]
+
+
+def test_trouble_is_waited_for_as_long_as_it_says_whatever_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    Wall(monkeypatch, "2026-03-02 10:00")
+    pace = Pace(config(schedule="0 12 * * *", timezone="UTC"))
+    pace.poll_begins()
+    assert list(pace.pauses(3.5)) == [3.5] and next(pace.pauses(None)) == 60
 
 
 def test_after_a_round_the_next_scheduled_minute_is_waited_for_and_looked_for_each_minute(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     wall = Wall(monkeypatch, "2026-03-02 10:00:12")
-    rounds = Rounds(config(schedule="5 10 * * *", timezone="UTC"))
-    rounds.poll_begins()
+    pace = Pace(config(schedule="5 10 * * *", timezone="UTC"))
+    pace.poll_begins()
     wall.now += 3
     waited = []
-    for seconds in rounds.pauses(9.5, True):
+    for seconds in pauses_of(pace, True):
         waited.append(seconds)
         wall.now += seconds
     assert waited == [60, 60, 60, 60, 45] and wall.now == epoch("2026-03-02 10:05")
@@ -440,32 +455,32 @@ def test_after_a_round_the_next_scheduled_minute_is_waited_for_and_looked_for_ea
 
 def test_a_minute_that_passes_during_a_poll_starts_the_next_round_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     wall = Wall(monkeypatch, "2026-03-02 10:04:59")
-    rounds = Rounds(config(schedule="5 10 * * *", timezone="UTC"))
-    rounds.poll_begins()
+    pace = Pace(config(schedule="5 10 * * *", timezone="UTC"))
+    pace.poll_begins()
     wall.now += 7200
-    assert list(rounds.pauses(60.0, True)) == []
-    rounds.poll_begins()
-    assert next(rounds.pauses(60.0, True)) == 60.0
+    assert list(pauses_of(pace, True)) == []
+    pace.poll_begins()
+    assert next(pauses_of(pace, True)) == 60.0
 
 
 def test_a_clock_that_is_set_forward_or_back_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     wall = Wall(monkeypatch, "2026-03-02 10:00")
-    rounds = Rounds(config(schedule="0 12 * * *", timezone="UTC"))
-    rounds.poll_begins()
-    pauses = rounds.pauses(60.0, True)
+    pace = Pace(config(schedule="0 12 * * *", timezone="UTC"))
+    pace.poll_begins()
+    pauses = pauses_of(pace, True)
     assert next(pauses) == 60
     wall.now = epoch("2026-03-02 12:00:01")
     assert list(pauses) == []
-    rounds.poll_begins()
-    pauses = rounds.pauses(60.0, True)
+    pace.poll_begins()
+    pauses = pauses_of(pace, True)
     assert next(pauses) == 60
     wall.now = epoch("2026-03-02 11:59:50")  # tomorrow's noon was next, and today's comes again
     assert next(pauses) == pytest.approx(10)
     wall.now += 10
     assert list(pauses) == []
-    rounds.poll_begins()
+    pace.poll_begins()
     wall.now = epoch("1999-01-01 00:00")
-    pauses = rounds.pauses(60.0, True)
+    pauses = pauses_of(pace, True)
     next(pauses)
     wall.now = epoch("1999-01-01 12:00")
     assert list(pauses) == []
@@ -481,14 +496,14 @@ def test_no_scheduled_minute_is_without_a_poll_that_begins_after_it(line: str, p
     with pytest.MonkeyPatch.context() as patch:
         wall = Wall(patch, "2026-10-25 00:17:31")
         start = wall.now
-        rounds = Rounds(config(schedule=line, timezone=ZURICH))
+        pace = Pace(config(schedule=line, timezone=ZURICH))
         begins, late = [], 0.0
         for ended, took in polls:
             begins.append(wall.now)
-            rounds.poll_begins()
+            pace.poll_begins()
             wall.now += took
             due = wall.now
-            for seconds in rounds.pauses(60.0, ended):
+            for seconds in pauses_of(pace, ended):
                 assert 0 < seconds <= 60
                 wall.now += seconds
             late = max(late, took + 60.0)

@@ -155,7 +155,7 @@ def test_the_promises_know_the_rest_by_its_interfaces_and_the_tongues_know_no_le
         "Companions",
         "Order",
     }
-    known |= {"File", "Command", "Config", "Rounds", "Stats", "Backlog", "Pulse", "Route"}
+    known |= {"File", "Command", "Config", "Stats", "Backlog", "Pulse", "Route"}
     words = {
         "read_seals",
         "call_handler",
