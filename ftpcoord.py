@@ -4889,6 +4889,7 @@ class Habits:
     def __init__(self) -> None:
         self.zones: set[datetime.timedelta] = set()  # what LIST is ahead of UTC; two: summer and winter
         self.listing = self.question = 0.0  # seconds that the last of each took
+        self.last: dict[str, Listing] = {}  # by folder, for a look at a group: only what changed is read again
         self.unanswered: set[str] = set()  # commands that got no answer at all
         self.spare_listing = True  # one for a look where only LIST tells; renewed by each poll
         self.open_files = OPEN_FILES  # at once in a pipeline
@@ -6347,7 +6348,7 @@ class FtpServer(FileServer):
             if refusals and "MLSD" not in self._looker.yes:
                 self._use_mlsd = False  # named by FEAT, and not to be had
             self._looker.yes[command] = path
-            self.habits.listing = time.monotonic() - started
+            self.habits.listing, self.habits.last = time.monotonic() - started, {path: entries}
             return entries
         said = [self._without_name(reply, path) for reply in refusals if verdict(reply) != "unknown"]
         if said and re.search(NO_FILES, said[-1]) and not re.search(RIGHTS, self._text(said[-1])):
@@ -6541,7 +6542,8 @@ class FtpServer(FileServer):
         entries: dict[str, Entry] = {}
         for folder in {split_path(path)[0] for path in paths}:
             with contextlib.suppress(FileGone, FileRefused):
-                entries.update((posixpath.join(folder, entry.name), entry) for entry in self.list(folder))
+                listing = self.list(folder, self.habits.last.get(self._full(folder)))
+                entries.update((posixpath.join(folder, entry.name), entry) for entry in listing)
         return entries
 
     def _look(self, job: Job, before: str, now: Optional[Entry]) -> Optional[Error]:

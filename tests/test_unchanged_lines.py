@@ -114,17 +114,21 @@ def test_a_listing_means_the_same_whatever_the_one_before_it_had(
         last = again[0]
 
 
-def test_what_has_not_changed_is_not_read_again(
-    host: Any, server: ftpcoord.FileServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[bytes] = []
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What is read of listings."""
+    found: list[bytes] = []
     decode = ftpcoord.decode_name
 
     def noted(raw: bytes, encoding: str) -> str:
-        read.append(raw)
+        found.append(raw)
         return decode(raw, encoding)
 
     monkeypatch.setattr(ftpcoord, "decode_name", noted)
+    return found
+
+
+def test_what_has_not_changed_is_not_read_again(host: Any, server: ftpcoord.FileServer, read: list[bytes]) -> None:
     for number in range(200):
         host.put(f"{number:03}", b"1")
     selector = Selector(config_of(host), Clock())
@@ -136,7 +140,23 @@ def test_what_has_not_changed_is_not_read_again(
     del host.files["000"]
     sizes = {one.path: one.entry.size for one in selector.tree.walk(server)}
     assert len(sizes) == 200 and (sizes["/in/001"], sizes["/in/002"]) == (2, 1)
-    assert {b"001", b"100a"} <= {raw.rpartition(b" ")[2] for raw in read} and len(read) < 8
+    assert {b"001", b"100a"} <= {raw.rpartition(b" ")[2] for raw in read} and len(read) < 12
+
+
+@pytest.mark.parametrize("mlsd", [True, False])
+def test_a_look_at_a_group_by_one_listing_reads_only_what_has_changed(mlsd: bool, read: list[bytes]) -> None:
+    files = {f"{number:03}": b"1" for number in range(200)}
+    with FtpHost(files=files, mlsd=mlsd) as host, contextlib.closing(ftpcoord.open_server(config_of(host))) as server:
+        host.times = dict.fromkeys(files, datetime.datetime(2026, 1, 12, 10, 15))
+        jobs = [ftpcoord.Job(f"/in/{entry.name}", 1, bytes, entry) for entry in server.list("/in")[:64]]
+        for changed in ([], ["003", "new"]):
+            host.put("new", b"1")
+            host.times.update(dict.fromkeys(changed, datetime.datetime(2026, 1, 13, 10, 15)))
+            server.habits.listing, server.habits.question = 1.0, 1.0  # seconds
+            read.clear()
+            refused = [job.path for job, error in server.fetch_many(jobs) if error is not None]
+            assert refused == ["/in/003"] * ("003" in changed) and len(read) < 12
+        assert len(host.said("MLST")) + len(host.said("MDTM")) < 2
 
 
 def test_a_total_that_does_not_come_first_is_not_understood() -> None:
