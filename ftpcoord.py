@@ -949,7 +949,14 @@ class Member:
         try:
             wait = self._beat(database)
         except Exception as exc:
-            wait = self._failed(exc, database)
+            if isinstance(exc, (ConfigError, DatabaseRefused)) and not self.ready.is_set():
+                self.failure, wait = exc, None  # it cannot even start
+            else:
+                wait = self.outage.pause(exc)
+                if not isinstance(exc, Error):
+                    database.close()  # a fault of ours must not look like health: the lease runs out
+                elif self.election is not None:
+                    wait = self.election.failed(DatabaseDown(str(exc)), boot_clock(), wait)
         self.stats.heartbeat(boot_clock() - now, late, bool(self.outage.of("heartbeat")))
         with self._changed:
             if self.next_beat and wait is not None:
@@ -967,7 +974,8 @@ class Member:
             self.timing = database.prepare()
             database.settle_group(self.config)
             group, member = self.config.coordination_group, self.config.member_id
-            self.election = Election(database, group, member, self.timing, boot_clock, self._tell)
+            tell = functools.partial(self.stats.tell_role, group, member)
+            self.election = Election(database, group, member, self.timing, boot_clock, tell)
         election, now = self.election, boot_clock()
         election.store = database  # its members may have been divided
         # 2. The work has ended, and the lease is to be given up. The file server may still obey a command of it, and
@@ -1012,23 +1020,6 @@ class Member:
             if min(ages, default=float("inf")) <= self.timing.stale_after:
                 self.hand_over(why, hangs)
             self.note(another="")
-
-    def _failed(self, exc: Exception, database: Database) -> Optional[float]:
-        """The seconds until the next heartbeat after one that failed; None: this member cannot even start."""
-        if isinstance(exc, (ConfigError, DatabaseRefused)) and not self.ready.is_set():
-            self.failure = exc
-            return None
-        wait = self.outage.pause(exc)
-        if not isinstance(exc, Error):
-            database.close()  # a fault of ours must not look like health: the lease runs out
-        elif self.election is not None:
-            wait = self.election.failed(DatabaseDown(str(exc)), boot_clock(), wait)
-        return wait
-
-    def _tell(self, name: str, **fields: object) -> None:
-        level = logging.WARNING if name in ("lost", "duplicate_member") else logging.INFO
-        self.stats.role_event(name, fields)
-        event(name, level, group=self.config.coordination_group, member=self.config.member_id, **fields)
 
     def ledger_trouble(self, error: str) -> None:
         """A locked table costs no lease: no other member could do better."""
@@ -1483,11 +1474,9 @@ class Item:
     row: Row  # the ledger's
     mtime: str  # of the version, with the exact time once the fetch has told it
     started: float = dataclasses.field(default_factory=lambda: time.monotonic())
-    temporary: Optional[Path] = None  # the copy in the making, removed at the end
-    out: Any = None  # the same, open
+    copy: Any = None
     seal: Any = None  # what tells whether the content is the one that was sent
     sha256: str = ""  # of the whole content, with checksum or audit
-    local: Path = Path()  # the same, or under its name
     ended: bool = False  # done, or not
     then: Optional[Task] = None  # what comes next: its after-action, or the same once more
 
@@ -1711,7 +1700,7 @@ class Poller:
             self.command.cut(min(KILL_AFTER, max(0.0, self.lease.remaining() + self.member.timing.grace)))
 
     def _work(self, tasks: list[Task]) -> Sequence[Task]:
-        """By a worker: an after-action, a file or a group of files; what comes next."""
+        """A worker's: what it has taken from the queue. Gives what is queued in its place."""
         row = tasks[0]
         try:
             if not isinstance(row, Row):
@@ -1745,12 +1734,16 @@ class Poller:
             return []
         items = self._claim([work for work in works if self._breaker.allows(work.path)])
         try:
+            for item in items:
+                if not item.ended:
+                    with self._failing(item):
+                        item.copy = self.workplace.create(item.work.found, private=item.work.marks.delivered)
             with contextlib.closing(self._fetch([item for item in items if not item.ended])) as come:
                 for part in in_parts(come, BATCH_SECONDS):
                     self._land(part)
         finally:
             for item in items:
-                self._discard(item)
+                self.workplace.discard(item.copy)
         return [item.then for item in items if item.then is not None]
 
     def _claim(self, works: Sequence[Work]) -> list[Item]:
@@ -1776,14 +1769,10 @@ class Poller:
         return items
 
     def _fetch(self, items: Sequence[Item]) -> Generator[Item, None, None]:
-        """Steps 2 and 3. Gives what has come whole; to a handler when the connection has been given back: the server
-        may allow no other. What it was not asked for when it broke off goes back; the others have failed."""
-        for item in items:
-            with self._failing(item):
-                item.local, item.out = self.workplace.create(item.work.found, private=item.work.marks.delivered)
-                item.temporary = item.local
-        waiting = {item.work.path: item for item in items if not item.ended}
-        jobs = [self._job(item) for item in waiting.values()]
+        """Step 3. Gives what has come whole; what a handler gets, when the connection has been given back: the server
+        may allow no other."""
+        waiting = {item.work.path: item for item in items}
+        jobs = [self._job(item) for item in items]
         server: Optional[FileServer] = None
         come: list[Item] = []
         if not jobs:
@@ -1792,7 +1781,7 @@ class Poller:
             with self.pool.server() as server:
                 self.lease.check()
                 server.unasked = ()
-                read_seals(server, [item.seal for item in waiting.values()], jobs)
+                read_seals(server, [item.seal for item in items], jobs)
                 for job, problem in server.fetch_many(jobs):
                     item = waiting.pop(job.path)
                     if problem is None:
@@ -1802,26 +1791,14 @@ class Poller:
                         continue
                     self.stats.fetched(job.size)
                     if self._folder_alone:
-                        begin_sync(item.out)
+                        begin_sync(item.copy.out)
                         yield item
                     else:
                         come.append(item)
         except LeaseLost:
             raise
         except Exception as exc:
-            unasked = waiting.keys() if server is None else {job.path for job in server.unasked if len(jobs) > 1}
-            back = [item for path, item in waiting.items() if path in unasked and isinstance(exc, ServerDown)]
-            failed = [item for item in waiting.values() if item not in back]
-            self.lease.check()
-            self._put_back(back, at_once=server is not None)
-            if server is None:
-                self.workers.put_off()
-            else:
-                self.workers.alone.update(item.work.path for item in (back if len(back) == len(jobs) else failed))
-            if len(failed) > 1 and not isinstance(exc, (ServerDown, LocalTrouble, OSError)):
-                exc = LocalTrouble(f"the group broke: {reason(exc)}")  # no file's own, until it breaks one alone
-            for item in failed:
-                self._fail(item, exc)
+            self._broke_off(waiting, len(jobs), server, exc)
         yield from come
 
     def _job(self, item: Item) -> Job:
@@ -1830,7 +1807,7 @@ class Poller:
         item.seal = self.companions.seal(found)
 
         def write(data: memoryview) -> None:
-            write_all(item.out, data)
+            write_all(item.copy.out, data)
             item.seal.update(data)
             self.progress.received(len(data))  # a large file may take longer than `stall_timeout`
 
@@ -1840,35 +1817,49 @@ class Poller:
 
         return Job(found.path, found.entry.size, write, found.entry, told)
 
-    def _put_back(self, items: Sequence[Item], at_once: bool) -> None:
-        """As if never claimed: the server was not asked for them. They go again at once, or at the next poll."""
-        olds = [item.work.old for item in items]  # a void claim was told and counted: it is not claimed any more
+    def _broke_off(
+        self, waiting: Mapping[str, Item], number: int, server: Optional[FileServer], exc: Exception
+    ) -> None:
+        """The connection ended with these of a `number` of files, or there was none."""
+        self.lease.check()
+        unasked = waiting.keys() if server is None else {job.path for job in server.unasked if number > 1}
+        back = [item for path, item in waiting.items() if path in unasked and isinstance(exc, ServerDown)]
+        failed = [item for item in waiting.values() if item not in back]
+        # 1. What the server was not asked for is as if never claimed (but a void claim was told and counted), and goes
+        #    again: at once, or at the next poll.
+        olds = [item.work.old for item in back]
         olds = [old and old._replace(state=old.state.replace("claimed", "failed")) for old in olds]
-        self.ledger.write([Change(item.row, old) for item, old in zip(items, olds)])
-        for item in items:
+        self.ledger.write([Change(item.row, old) for item, old in zip(back, olds)])
+        for item in back:
             item.ended = True
-            if at_once:
+            if server is not None:
                 item.then = Work(item.work.found, self.ledger.get(item.work.path))
+        # 2. What may have broken it goes alone the next time.
+        if server is None:
+            self.workers.put_off()
+        else:
+            self.workers.alone.update(item.work.path for item in (back if len(back) == number else failed))
+        # 3. The others have failed. What nobody foresaw is no file's own fault until it breaks one that is alone.
+        if len(failed) > 1 and not isinstance(exc, (ServerDown, LocalTrouble, OSError)):
+            exc = LocalTrouble(f"the group broke: {reason(exc)}")
+        for item in failed:
+            self._fail(item, exc)
 
     def _land(self, items: Sequence[Item]) -> None:
         """Steps 4 to 7, each for all of them: one wait for the disk serves many."""
         for item in items:
             with self._failing(item):
-                if self.config.download_dir:
-                    os.fsync(item.out.fileno())
-                item.out.close()
+                item.copy.close(durable=bool(self.config.download_dir))
                 self.lease.check()
                 if not item.work.marks.delivered:
                     # Only a death can have left its name: a file of this name may have come from another folder.
                     died = item.work.old is not None and item.work.old.state == "claimed"
-                    item.local = self.workplace.name(item.local, item.work.found, died or not self.config.folders)
+                    self.workplace.name(item.copy, item.work.found, died or not self.config.folders)
         durable: set[Path] = set()
         for item in items:
             if not item.ended:
                 with self._failing(item):
-                    if item.local is not item.temporary and item.local.parent not in durable:
-                        self.workplace.sync(item.local.parent)
-                        durable.add(item.local.parent)
+                    self.workplace.sync(item.copy, durable)
                     self._handle(item)
         finished = [item for item in items if not item.ended]
         if finished:
@@ -1879,7 +1870,7 @@ class Poller:
         if self._folder_alone:
             return
         row = item.row = item.row.marked(delivered=bool(self.config.download_dir))
-        file = File(row.path, row.size, epoch_seconds(item.mtime), row.attempts, self.lease, item.local)
+        file = File(row.path, row.size, epoch_seconds(item.mtime), row.attempts, self.lease, item.copy.path)
         file.sha256 = item.sha256
         self.lease.check()
         with self.progress.handling(self.stats.handlers.add):
@@ -1894,8 +1885,8 @@ class Poller:
         finished = [
             item.row._replace(state="done", mtime=item.mtime, action=action, error="", marks=Marks()) for item in items
         ]
-        for item in items:
-            self._discard(item)
+        for item in items:  # before the ledger is written: it may need the room
+            self.workplace.discard(item.copy)
         steps = [Change(item.row, row, outcome=item.outcome(row)) for item, row in zip(items, finished)]
         made = self.ledger.write(steps)
         for item, row, ok in zip(items, finished, made):
@@ -1916,19 +1907,11 @@ class Poller:
         except Exception as exc:
             self._fail(item, exc)
 
-    def _discard(self, item: Item) -> None:
-        """Before the ledger is written: it may need the room."""
-        if item.temporary is not None:
-            with contextlib.suppress(OSError):  # a full disk says so once more
-                item.out.close()
-            if item.local is item.temporary:  # else it has its name
-                self.workplace.discard(item.temporary)
-
     def _fail(self, item: Item, exc: Exception) -> None:
         """A claimed file is not done: it is failed, and due again after a pause; or quarantined, when that was its own
         fault `max_attempts` times."""
         item.ended, row = True, item.row
-        self._discard(item)
+        self.workplace.discard(item.copy)
         # After the end of the lease all fails because it is cut: it stays claimed, which is void in the next term.
         self.lease.check()
         if isinstance(exc, LeaseLost):
@@ -1937,7 +1920,7 @@ class Poller:
                 self.ledger.change(row, failed, outcome=item.outcome(failed))
                 raise exc
             exc = HandlerFailed(f"{exc}, it says, but it is not")
-        failure = self._breaker.failure(item, foreseen(exc, row.path, item.temporary))
+        failure = self._breaker.failure(item, foreseen(exc, row.path, item.copy))
         outcome = None if failure.what == "not_now" else item.outcome(failure.row)
         if self.ledger.write([Change(row, failure.row, failure.due, outcome=outcome)])[0]:
             self.stats.failed(failure, self._about)
@@ -2458,6 +2441,19 @@ def remove_dead_copies() -> None:
 _numbers = itertools.count(1)
 
 
+class Copy:
+    """A file in the making."""
+
+    def __init__(self, part: Path, out: io.RawIOBase) -> None:
+        self.part, self.out = part, out
+        self.path = part  # or its name, once it has one
+
+    def close(self, durable: bool = False) -> None:
+        if durable:
+            os.fsync(self.out.fileno())
+        self.out.close()
+
+
 class Workplace:
     """Where fetched copies are made: in `download_dir`, whose finished files stay, or in a private temporary folder.
     Each step enters the folders anew: others may remove them, or put a link in their place."""
@@ -2484,8 +2480,8 @@ class Workplace:
             raise trouble from None
         self._cleaned = True
 
-    def create(self, found: Found, private: bool = False) -> tuple[Path, io.RawIOBase]:
-        """A new file for a copy; its name carries the term, unless it is `private`: never delivered."""
+    def create(self, found: Found, private: bool = False) -> Copy:
+        """A new file; its name carries the term, unless it is `private`: never delivered."""
         number = next(_numbers)
         if self._folder is None or private:
             path, mode = self._folders.private.path() / str(number) / found.entry.name, PRIVATE_MODE
@@ -2497,24 +2493,34 @@ class Workplace:
                 out = create_file(path, mode, folder)
             if mode not in (FILE_MODE, PRIVATE_MODE) and hasattr(os, "fchmod"):  # asked for: the umask takes none of it
                 os.fchmod(out.fileno(), mode)
-            return path, out
+            return Copy(path, out)
         except BaseException:
-            self.discard(path)
+            self._remove(path)
             raise
 
-    def name(self, temporary: Path, found: Found, again: bool = True) -> Path:
-        """Gives a finished copy its name, durable after `sync`, unless it is private."""
-        if self._folder is None:
-            return temporary
-        with self._folders.inside(temporary.parent) as folder:
-            return give_name(temporary, temporary.with_name(found.entry.name), folder, again)
+    def name(self, copy: Copy, found: Found, again: bool = True) -> None:
+        """Gives a finished one its name, unless it is private."""
+        if self._folder is not None:
+            with self._folders.inside(copy.part.parent) as folder:
+                copy.path = give_name(copy.part, copy.part.with_name(found.entry.name), folder, again)
 
-    def sync(self, place: Path) -> None:
-        with self._folders.inside(place) as folder:
-            sync_folder(place, folder)
+    def sync(self, copy: Copy, durable: set[Path]) -> None:
+        """Makes its name durable, once for each folder."""
+        place = copy.path.parent
+        if copy.path is not copy.part and place not in durable:
+            with self._folders.inside(place) as folder:
+                sync_folder(place, folder)
+            durable.add(place)
 
-    def discard(self, temporary: Path) -> None:
-        """Removes an unfinished copy, or a private one that has been handled."""
+    def discard(self, copy: Optional[Copy]) -> None:
+        """Removes it, unless it has its name."""
+        if copy is not None:
+            with contextlib.suppress(OSError):  # a full disk says so once more
+                copy.close()
+            if copy.path is copy.part:
+                self._remove(copy.part)
+
+    def _remove(self, temporary: Path) -> None:
         if os.path.lexists(temporary):
             with (
                 contextlib.suppress(OSError, UnicodeError, HandlerFailed),
@@ -2724,12 +2730,12 @@ def with_error(row: Row, exc: BaseException) -> Row:
     return marked._replace(error=shortened(line))
 
 
-def foreseen(exc: Exception, path: str, copy: Optional[Path]) -> Exception:
+def foreseen(exc: Exception, path: str, copy: Optional[Copy]) -> Exception:
     """A name that this host cannot have is the file's trouble, other local errors are the host's."""
     if isinstance(exc, UnicodeError):
         return HandlerFailed(f"{path}: this host's names are in {sys.getfilesystemencoding()}, which lacks this one")
     if isinstance(exc, OSError):
-        place = copy or f"the place of the copy, {exc.filename or tempfile.gettempdir()}"
+        place = copy.part if copy else f"the place of the copy, {exc.filename or tempfile.gettempdir()}"
         own = exc.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
         return (HandlerFailed if own else LocalTrouble)(f"{place}: {reason(exc)}")
     if not isinstance(exc, Error):
@@ -10134,7 +10140,9 @@ class Stats:
             self._follows = view.holder
             event("standby", group=group, active=view.holder, seen_term=view.term)
 
-    def role_event(self, name: str, fields: Mapping[str, object]) -> None:
+    def tell_role(self, group: str, member: str, name: str, **fields: object) -> None:
+        level = logging.WARNING if name in ("lost", "duplicate_member") else logging.INFO
+        event(name, level, group=group, member=member, **fields)
         if name == "elected":
             why = str(fields["reason"])
             self.elections[why] = self.elections.get(why, 0) + 1

@@ -50,6 +50,6 @@ def names(works: Sequence[Work]) -> list[str]:
 
 def part_of(place: Workplace, file: Found) -> Path:
     """A copy in the making."""
-    path, out = place.create(file)
-    out.close()
-    return path
+    copy = place.create(file)
+    copy.close()
+    return copy.part

@@ -1238,16 +1238,22 @@ class SimWorkplace:
     def clean(self, goes_on: Callable[[], object] = bool) -> None:
         pass
 
-    def create(self, found: Any, private: bool = False) -> tuple[Path, SimFile]:
+    def create(self, found: Any, private: bool = False) -> ftpcoord.Copy:
         WORLD.numbers += 1
         path = Path(f"{WORLD.numbers}")
-        return path, SimFile(path)
+        out: Any = SimFile(path)
+        return ftpcoord.Copy(path, out)
 
-    def name(self, temporary: Path, found: Any, *_: object) -> Path:
-        return temporary
+    def name(self, copy: ftpcoord.Copy, found: Any, *_: object) -> None:
+        pass
 
-    def discard(self, temporary: Path) -> None:
-        WORLD.disk.pop(temporary, None)
+    def sync(self, copy: ftpcoord.Copy, durable: set[Path]) -> None:
+        pass
+
+    def discard(self, copy: Optional[ftpcoord.Copy]) -> None:
+        if copy is not None:
+            copy.close()
+            WORLD.disk.pop(copy.part, None)
 
     def close(self) -> None:
         pass

@@ -21,7 +21,7 @@ import pytest
 from conftest import wait_for
 from hostile import FtpHost, FtpSession, Site
 from members import PATIENCE, Crew, ftpcoord
-from memory import config, found, part_of
+from memory import config, found
 
 OPENAT = pytest.mark.skipif(os.name != "posix", reason="openat")
 
@@ -56,14 +56,14 @@ def copies(place: Path) -> list[Path]:
 
 def test_private_copies_are_seen_by_no_other_user_and_go_away() -> None:
     place = ftpcoord.Workplace(config(), 1)
-    path = part_of(place, found("x/a.csv"))
-    assert path.name == "a.csv"
-    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    path.write_bytes(b"x")
-    assert place.name(path, found("x/a.csv")) == path
-    place.discard(path)
-    assert not path.parent.exists()
-    top = path.parent.parent
+    copy = place.create(found("x/a.csv"))
+    assert copy.path.name == "a.csv"
+    assert stat.S_IMODE(copy.path.parent.stat().st_mode) == 0o700
+    place.name(copy, found("x/a.csv"))
+    assert copy.path == copy.part
+    place.discard(copy)
+    assert not copy.path.parent.exists()
+    top = copy.path.parent.parent
     assert top.exists()
     place.close()
     assert not top.exists()

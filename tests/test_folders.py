@@ -93,10 +93,11 @@ def test_paths_below_any_of_the_folders_are_below_them_and_no_others() -> None:
 
 def deliver(place: Workplace, name: str, content: bytes, again: bool) -> str:
     file = found(name)
-    path, out = place.create(file)
-    with out:
-        out.write(content)
-    return place.name(path, file, again).name
+    copy = place.create(file)
+    copy.out.write(content)
+    copy.close()
+    place.name(copy, file, again)
+    return copy.path.name
 
 
 def test_a_first_copy_is_never_taken_for_another_folders_of_the_same_name_and_content(tmp_path: Path) -> None:

@@ -510,11 +510,11 @@ def test_a_dry_run_makes_no_sqlite_file_and_tells_of_a_back_off(crew: Crew) -> N
 
 def test_elections_and_what_ended_leases_are_counted() -> None:
     stats = ftpcoord.Stats()
-    stats.role_event("elected", {"term": 5, "reason": "stale", "before": "d"})
+    stats.tell_role("g", "a", "elected", term=5, reason="stale", before="d")
     assert stats.own["active_since"] is not None and stats.elections["stale"] == 1
-    stats.role_event("lost", {"term": 5, "reason": "deadline passed"})
+    stats.tell_role("g", "a", "lost", term=5, reason="deadline passed")
     assert stats.own["active_since"] is None and stats.ends == {"lost": 1, "released": 0}
-    stats.role_event("duplicate_member", {"term": 5})
+    stats.tell_role("g", "a", "duplicate_member", term=5)
     assert stats.ends == {"lost": 1, "released": 0}
 
 
