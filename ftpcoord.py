@@ -2114,7 +2114,7 @@ class Tree:
                     continue
                 try:
                     self._visit(server, look, path, relative + "/", [*above, (folders, entries)])
-                except (FileGone, FileRefused) as exc:  # each folder for itself
+                except (FileGone, FileRefused) as exc:
                     look.refused[path + "/"] = str(exc)
                     self._refuse(*split_path(path), str(exc))
         look.add(folder, entries, files)
@@ -2313,67 +2313,6 @@ def _at(path: Path, folder: Optional[int]) -> str:
     return str(path) if folder is None else path.name
 
 
-class Folders:
-    """`download_dir`, the private folder, and what is below them."""
-
-    def __init__(self, first: Optional[Path], mode: int) -> None:
-        self.private = PrivateFolder()
-        self._first, self._mode = first, mode
-        self._durable: set[tuple[int, int]] = set()  # subfolders, by device and number
-
-    @contextlib.contextmanager
-    def inside(self, place: Path, make: bool = False) -> Iterator[Optional[int]]:
-        """A folder of copies held open, below the first one without any link.
-
-        None for the first one, which may be a link, and where there is no openat: then by its path.
-        """
-        if place == self._first:
-            yield None
-            return
-        delivered = self._first in place.parents and not self.private.has(place)
-        path = cast(Path, self._first) if delivered else place.parent  # of which private one, should it be made anew
-        handle = os.open(path, os.O_RDONLY) if OPENAT else None
-        try:
-            for part in place.relative_to(path).parts:
-                path = path / part
-                handle = self._enter(path, handle, make, delivered)
-            yield handle
-        finally:
-            if handle is not None:
-                os.close(handle)
-
-    def _enter(self, path: Path, parent: Optional[int], make: bool, delivered: bool) -> Optional[int]:
-        """From a folder, which is closed, into one in it. A new one is made durable before anything is in it."""
-        name, mode = _at(path, parent), self._mode if delivered else PRIVATE_MODE
-        if make:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, 0o700 | mode | (mode & 0o444) >> 2, dir_fd=parent)
-        if not stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode):
-            raise HandlerFailed(f"{path} is a link or a file: nothing is written through it")
-        if parent is None:
-            return None
-        handle = open_folder(name, parent)
-        try:
-            info = os.fstat(handle)
-            if delivered and (info.st_dev, info.st_ino) not in self._durable:
-                os.fsync(parent)
-                self._durable.add((info.st_dev, info.st_ino))
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(parent)
-        return handle
-
-    def remove_parts(self, mark: str, kept: str, goes_on: Callable[[], object]) -> None:
-        """Unfinished copies below the first one whose names begin with `mark`, and not with `kept`. Raises OSError."""
-        if self._first is not None and not self._first.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "is not a folder; create it")
-        for path in files_below(self._first, goes_on) if self._first else ():
-            if path.name.startswith(mark) and path.name.endswith(".part") and not path.name.startswith(kept):
-                with self.inside(path.parent) as folder:
-                    os.unlink(_at(path, folder), dir_fd=folder)
-
-
 def create_file(path: Path, mode: int = FILE_MODE, folder: Optional[int] = None) -> io.RawIOBase:
     """Never an existing one, never through a link. Unbuffered: see `write_all`."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -2462,9 +2401,11 @@ class Workplace:
         # Absolute, so that a file called `-rf` never is a command's option.
         self._folder = Path(config.place(config.download_dir)) if config.download_dir else None
         self._file_mode = int(config.file_mode, 8)
-        self._folders = Folders(self._folder, self._file_mode)
-        self._mark = f".ftpcoord-{sha256_text(config.coordination_group)[:8]}-"
-        self._term, self._cleaned = term, False
+        self._private = PrivateFolder()
+        self._durable: set[tuple[int, int]] = set()  # subfolders, by device and number
+        self._group_mark = f".ftpcoord-{sha256_text(config.coordination_group)[:8]}-"
+        self._term, self._mark = term, f"{self._group_mark}{term}-"
+        self._cleaned = False
 
     def clean(self, goes_on: Callable[[], object] = bool) -> None:
         """Removes, once, what dead processes, and in `download_dir` earlier terms, left. Raises LocalTrouble, and
@@ -2473,7 +2414,12 @@ class Workplace:
             return
         remove_dead_copies()
         try:
-            self._folders.remove_parts(self._mark, f"{self._mark}{self._term}-", goes_on)
+            if self._folder is not None and not self._folder.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "is not a folder; create it")
+            for path in files_below(self._folder, goes_on) if self._folder else ():
+                part = path.name.startswith(self._group_mark) and path.name.endswith(".part")
+                if part and not path.name.startswith(self._mark):
+                    self._unlink(path)
         except OSError as exc:
             trouble = LocalTrouble(f"download_dir {self._folder}: {reason(exc)}")
             event("local_trouble", logging.ERROR, term=self._term, error=str(trouble))
@@ -2484,12 +2430,12 @@ class Workplace:
         """A new file; its name carries the term, unless it is `private`: never delivered."""
         number = next(_numbers)
         if self._folder is None or private:
-            path, mode = self._folders.private.path() / str(number) / found.entry.name, PRIVATE_MODE
+            path, mode = self._private.path() / str(number) / found.entry.name, PRIVATE_MODE
         else:
-            part = f"{self._mark}{self._term}-{os.getpid()}-{number}.part"
+            part = f"{self._mark}{os.getpid()}-{number}.part"
             path, mode = self._folder.joinpath(posixpath.dirname(found.relative), part), self._file_mode
         try:
-            with self._folders.inside(path.parent, make=True) as folder:
+            with self._inside(path.parent, make=True) as folder:
                 out = create_file(path, mode, folder)
             if mode not in (FILE_MODE, PRIVATE_MODE) and hasattr(os, "fchmod"):  # asked for: the umask takes none of it
                 os.fchmod(out.fileno(), mode)
@@ -2501,14 +2447,14 @@ class Workplace:
     def name(self, copy: Copy, found: Found, again: bool = True) -> None:
         """Gives a finished one its name, unless it is private."""
         if self._folder is not None:
-            with self._folders.inside(copy.part.parent) as folder:
+            with self._inside(copy.part.parent) as folder:
                 copy.path = give_name(copy.part, copy.part.with_name(found.entry.name), folder, again)
 
     def sync(self, copy: Copy, durable: set[Path]) -> None:
         """Makes its name durable, once for each folder."""
         place = copy.path.parent
         if copy.path is not copy.part and place not in durable:
-            with self._folders.inside(place) as folder:
+            with self._inside(place) as folder:
                 sync_folder(place, folder)
             durable.add(place)
 
@@ -2522,17 +2468,61 @@ class Workplace:
 
     def _remove(self, temporary: Path) -> None:
         if os.path.lexists(temporary):
-            with (
-                contextlib.suppress(OSError, UnicodeError, HandlerFailed),
-                self._folders.inside(temporary.parent) as folder,
-            ):
-                os.unlink(_at(temporary, folder), dir_fd=folder)
-        if self._folders.private.has(temporary):
+            with contextlib.suppress(OSError, UnicodeError, HandlerFailed):
+                self._unlink(temporary)
+        if self._private.has(temporary):
             with contextlib.suppress(OSError):
                 temporary.parent.rmdir()
 
     def close(self) -> None:
-        self._folders.private.close()
+        self._private.close()
+
+    def _unlink(self, path: Path) -> None:
+        with self._inside(path.parent) as folder:
+            os.unlink(_at(path, folder), dir_fd=folder)
+
+    @contextlib.contextmanager
+    def _inside(self, place: Path, make: bool = False) -> Iterator[Optional[int]]:
+        """A folder of copies held open, below `download_dir` without any link.
+
+        None for that itself, which may be a link, and where there is no openat: then by its path.
+        """
+        if place == self._folder:
+            yield None
+            return
+        delivered = self._folder in place.parents and not self._private.has(place)
+        path = cast(Path, self._folder) if delivered else place.parent  # of which private one, should it be made anew
+        handle = os.open(path, os.O_RDONLY) if OPENAT else None
+        try:
+            for part in place.relative_to(path).parts:
+                path = path / part
+                handle = self._enter(path, handle, make, delivered)
+            yield handle
+        finally:
+            if handle is not None:
+                os.close(handle)
+
+    def _enter(self, path: Path, parent: Optional[int], make: bool, delivered: bool) -> Optional[int]:
+        """From a folder, which is closed, into one in it. A new one is made durable before anything is in it."""
+        name, mode = _at(path, parent), self._file_mode if delivered else PRIVATE_MODE
+        if make:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700 | mode | (mode & 0o444) >> 2, dir_fd=parent)
+        if not stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode):
+            raise HandlerFailed(f"{path} is a link or a file: nothing is written through it")
+        if parent is None:
+            return None
+        handle = open_folder(name, parent)
+        try:
+            info = os.fstat(handle)
+            if delivered and (info.st_dev, info.st_ino) not in self._durable:
+                os.fsync(parent)
+                self._durable.add((info.st_dev, info.st_ino))
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(parent)
+        return handle
 
 
 def _same_content(a: str, b: str, folder: Optional[int]) -> bool:
@@ -2571,9 +2561,9 @@ def check_timing(timing: Timing) -> None:
     needed = heartbeat + 2 * timing.call_timeout + timing.margin
     if needed > stale_after:
         raise ConfigError(
-            f"liveness_check_interval: {liveness:g} s leaves no time for two failed renewals; a heartbeat, two "
-            f"database calls and the margin take {needed:.2f} s, but a heartbeat is stale after {stale_after:.2f} s. "
-            "Lengthen liveness_check_interval or shorten heartbeat_frequency"
+            f"liveness_check_interval: {liveness:g} s leaves no time for two failed renewals and the margin: "
+            f"{needed:.2f} s, but a heartbeat is stale after {stale_after:.2f} s. Lengthen it or shorten "
+            "heartbeat_frequency"
         )
 
 
@@ -5043,7 +5033,12 @@ class Proxy:
 
     def _socks(self, host: bytes, port: int) -> None:
         self._greet()
-        self._sock.sendall(b"\5\1\0%b%b" % (self._place(host), port.to_bytes(2, "big")))
+        try:
+            address = ipaddress.ip_address(host.decode())
+            place = (b"\1" if address.version == 4 else b"\4") + address.packed
+        except ValueError:
+            place = b"\3" + self._counted(host)
+        self._sock.sendall(b"\5\1\0%b%b" % (place, port.to_bytes(2, "big")))
         version, error, _, kind = self._take(4)
         if version != 5 or (not error and kind not in (1, 3, 4)):
             raise ProxyRefused("the proxy answers no SOCKS 5")
@@ -5061,13 +5056,6 @@ class Proxy:
             raise ProxyLogin("the proxy wants a login, or another one")
         if method != b"\5\0":
             raise ProxyRefused("the proxy answers no SOCKS 5")
-
-    def _place(self, host: bytes) -> bytes:
-        try:
-            address = ipaddress.ip_address(host.decode())
-        except ValueError:
-            return b"\3" + self._counted(host)
-        return (b"\1" if address.version == 4 else b"\4") + address.packed
 
     def _counted(self, text: bytes) -> bytes:
         if len(text) > 255:
@@ -5569,7 +5557,7 @@ def latest_date(month: int, day: int, today: datetime.date) -> datetime.date:
     """The latest such date at most one day ahead (the server's zone may be), as LIST leaves out the year of about the
     last half year. Raises ValueError."""
     limit = today + datetime.timedelta(days=1)
-    for year in range(limit.year, limit.year - 9, -1):  # 29 February: eight years, from 1904 to 1896
+    for year in range(limit.year, limit.year - 9, -1):  # 29 February
         with contextlib.suppress(ValueError):
             date = datetime.date(year, month, day)
             if date <= limit:
@@ -6626,12 +6614,7 @@ SSH_ALGORITHMS = {
     "ciphers": ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr"),
     "digests": ("hmac-sha2-256", "hmac-sha2-512", "hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com"),
 }
-OFFERED = {
-    "kex": "kex_algo_list",
-    "key_types": "server_key_algo_list",
-    "ciphers": "server_encrypt_algo_list",
-    "digests": "server_mac_algo_list",
-}  # paramiko's names in a KEXINIT
+OFFERED = ("kex_algo_list", "server_key_algo_list", "server_encrypt_algo_list", "server_mac_algo_list")  # in a KEXINIT
 INIT, VERSION, OPEN, CLOSE, READ = range(1, 6)
 LSTAT, FSTAT = 7, 8
 OPENDIR, READDIR, REMOVE, MKDIR = range(11, 15)
@@ -7090,7 +7073,7 @@ class SftpPipeline:
     def _looked(self, file: _Download, asked: int, kind: int, fields: _Fields) -> None:
         job, problem = file.job, file.problem
         now = fields.entry(job.path, b"-rw-------") if kind == ATTRS else None
-        same = now is not None and now.kind == "file" and job.seen is not None and same_version(job.seen, now)
+        same = now and now.kind == "file" and job.seen and same_version(job.seen, now)
         another = FileChanged(f"{job.path}: another version than the one listed") if now and not same else None
         if asked == FSTAT:
             if same and file.whole:
@@ -7199,7 +7182,7 @@ class SftpServer(FileServer):
     @staticmethod
     def _nothing_in_common(options: Any, offer: Mapping[str, Any]) -> str:
         """What to do about a server that offers nothing which is taken here; "" if that is not the trouble."""
-        for kind, name in OFFERED.items():
+        for kind, name in zip(SSH_ALGORITHMS, OFFERED):
             taken, offered = getattr(options, kind), offer.get(name, ())
             if offered and not set(taken) & set(offered):
                 return (

@@ -359,8 +359,8 @@ def test_a_lease_that_ends_during_the_looks_before_a_move_lets_nothing_be_moved(
     with FtpHost(files={"a": b"1"}) as host:
 
         def lose(session: FtpSession, argument: str) -> None:
-            session.on_rnfr(argument)
             leases[-1].lose()
+            session.on_rnfr(argument)
 
         host.on("RNFR", lose)
         site = Site(tmp_path, host.settings, "own", after="move:done")
