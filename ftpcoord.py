@@ -55,7 +55,6 @@ import argparse
 import atexit
 import base64
 import binascii
-import bisect
 import codecs
 import configparser
 import contextlib
@@ -1210,8 +1209,6 @@ class Selector:
         if row is not None and row.state == "quarantined":
             return "skip", f"quarantined: {error_text(row)}"
         if row is not None and row.state == "failed" and row.waits(now) and not row.unlisted:
-            if found.path in self.companions.renewed:
-                return "take", ""
             return "wait", f"failed, tried again in {duration(row.waits(now))}: {error_text(row)}"
         pause = self.unsteady.pause(found.path)
         return ("wait", f"{UNSTEADY}: handled again in {duration(pause)}") if pause > 0 else ("take", "")
@@ -1674,8 +1671,7 @@ class Poller:
             row = self.ledger.get(path)
             return path in listed or path in busy or not look.lacks(path) or bool(row and row.action)
 
-        self._breaker.keep(lambda path: kept(path) and path not in self.companions.renewed)
-        for memory in (self.selector.unsteady, self.workers, self.recognizer, self.companions):
+        for memory in (self._breaker, self.selector.unsteady, self.workers, self.recognizer, self.companions):
             memory.keep(kept)
         retention, own = self.config.ledger_retention * SECONDS_A_DAY, self.member.terms
         self.ledger.forget_unlisted(listed, retention, look.lacks, busy.__contains__, self.order.lines_up, own)
@@ -1785,7 +1781,7 @@ class Poller:
                 for job, problem in server.fetch_many(jobs):
                     item = waiting.pop(job.path)
                     if problem is None:
-                        item.sha256, problem = item.seal.sha256(), self.companions.judged(item.seal)
+                        item.sha256, problem = item.seal.sha256(), item.seal.problem()
                     if problem is not None:
                         self._fail(item, problem)
                         continue
@@ -7527,8 +7523,6 @@ class Companions:
         self._look: Optional[Look] = None  # the last listing ...
         self._there: dict[str, Found] = {}  # ... and the companions in it
         self._needed: dict[str, dict[str, Entry]] = {}  # by companion: the listed files that need it
-        self._wrong: dict[str, Seal] = {}  # of files that are not what their companion says
-        self.renewed: set[str] = set()  # those of them whose companion is another one by now
         self._gone: set[str] = set()  # removed files, which that listing may show
         self._claimed: dict[str, Beside] = {}  # by file: as they were at the claim
 
@@ -7556,7 +7550,6 @@ class Companions:
             for _, path, _ in self.of(found.path, there):
                 needed.setdefault(self._folded(path), {})[found.path] = found.entry
         self._needed, self._there, self._look = needed, there, listing
-        self.renewed = {path for path, seal in list(self._wrong.items()) if seal.is_replaced(self.of(path))}
         return there
 
     def of(self, path: str, there: Optional[Mapping[str, Found]] = None) -> Beside:
@@ -7591,7 +7584,6 @@ class Companions:
         self._claimed = {path: beside for path, beside in self._claimed.items() if kept(path)}
 
     def seal(self, found: Found) -> Seal:
-        self._wrong.pop(found.path, None)
         return Seal(self._config, found, self.at_claim(found.path))
 
     def look(self, server: FileServer, path: str, known: Callable[[str], Optional[Row]]) -> tuple[list[str], bool]:
@@ -7603,12 +7595,6 @@ class Companions:
             replaced = replaced or (shown is False if at_claim else bool(shown))
             there += [companion] * bool(shown)
         return [companion for companion in there if not self.needed(companion, path, known)], replaced
-
-    def judged(self, seal: Seal) -> Optional[Error]:
-        problem = seal.problem()
-        if problem is not None:
-            self._wrong[seal.found.path] = seal
-        return problem
 
     def needed(self, companion: str, path: str, known: Callable[[str], Optional[Row]]) -> bool:
         """Whether a listed file other than `path` needs it and is not done."""
@@ -7652,21 +7638,13 @@ class Seal:
     def __init__(self, config: Config, found: Found, beside: Beside) -> None:
         self.found, self._config = found, config
         self._algorithm = config.checksum.rpartition(".")[2].lower()
-        self.path, self.entry = self._own(beside)
+        own = [(path, entry) for template, path, entry in beside if template == config.checksum]
+        self.path, self.entry = own[0] if own else ("", None)
         self.text = bytearray()  # of the companion
         self.trouble: Optional[Error] = None  # why it could not be read
         self._digests = {"sha256": hashlib.sha256()} if config.checksum or config.audit else {}
         if self._algorithm not in ("", *self._digests):
             self._digests[self._algorithm] = hashlib.new(self._algorithm, usedforsecurity=False)
-
-    def _own(self, beside: Beside) -> tuple[str, Optional[Entry]]:
-        return next(
-            ((path, entry) for template, path, entry in beside if template == self._config.checksum), ("", None)
-        )
-
-    def is_replaced(self, beside: Beside) -> bool:
-        now = self._own(beside)[1]
-        return now is not None and (self.entry is None or not same_version(self.entry, now))
 
     def update(self, data: memoryview) -> None:
         for digest in self._digests.values():
@@ -7696,9 +7674,7 @@ class Seal:
         name, digest = self._config.folded(self.found.entry.name), self._digests[self._algorithm].hexdigest()
         told = digests_in(lines, self._algorithm, lambda other: self._config.folded(other) == name)
         if len(told) != 1:
-            return "has several for it" if told else "has none for it" if lines else "is empty"
-        if len(min(told)) != len(digest):
-            return f"has {len(min(told))} digits and not {len(digest)}"
+            return f"has {len(told)} digests for it"
         return "" if told == {digest} else "is for another content"
 
 
@@ -7838,10 +7814,10 @@ class Order:
         ]
         return first, behind
 
-    def of_ledger(self, rows: Iterable[Row], errors: Iterable[Mapping[str, Any]]) -> Order:
-        """What the ledger alone tells; since when only of its last errors."""
+    def of_ledger(self, rows: Iterable[Row]) -> Order:
+        """What the ledger alone tells; it does not know since when."""
         known = {row.path: row for row in rows if self.lines_up}
-        self._since = {**dict.fromkeys(known), **{error["path"]: time.time() - error["age"] for error in errors}}
+        self._since = dict.fromkeys(known)
         self.line_up(set(), (), known)
         return self
 
@@ -8527,9 +8503,8 @@ class Config:
             elif name.removesuffix("_file") in FILE_SETTINGS:
                 self.files.update({name.removesuffix("_file"): str(value)} if value else {})
             else:
-                near = ", ".join(known for known in fields if known.startswith(f"{name:4.4}"))
                 told = re.sub(r"\s.*", " ...", name)  # a line without its `=` may hold a secret
-                raise ConfigError(f"{told}: there is no such setting" + (f" (did you mean {near}?)" if near else ""))
+                raise ConfigError(f"{told}: there is no such setting")
         for name in self.files:
             if settings.get(name):
                 raise ConfigError(f"{name}: is set twice, as {name} and as {name}_file; keep one of them")
@@ -8640,8 +8615,8 @@ class Config:
     def _wrong(self) -> Iterator[str]:
         if not self.database:
             yield (
-                "database: is required, e.g. postgresql://user@host/name, mysql://user@host/name or "
-                "sqlite:///file for members on one host; members without a common one would each elect themselves"
+                "database: is required, e.g. postgresql://user@host/name; "
+                "members without a common one would each elect themselves"
             )
         dialect, via, scheme = DIALECTS[self.endpoint.dialect], self.via, self.target.scheme if self.url else ""
         Timing(self.heartbeat_frequency, self.liveness_check_interval, dialect.least_timeout)
@@ -8680,14 +8655,16 @@ class Config:
             yield "exec and handler: a file goes to one of them; remove the other"
         if not self.patterns("pattern"):
             yield "pattern: matches nothing"
-        if "{date:" in self.url + self.folders + self.pattern + self.exclude:
-            yield (
-                "url, folders, pattern, exclude: {date:...} is for after and after_error; "
-                "poll the folder above, recursive"
-            )
-        for name in ("expect", "requires", "checksum", "exec", "download_dir"):
-            if re.search(r"(?<!\$)\{date:[^{}]*%", getattr(self, name)):  # ${date:-x} is a shell's
-                yield f"{name}: {{date:...}} is for after and after_error"
+        filled = {"exec": "{file}", "requires": "{stem}", "checksum": "{stem}"}
+        for name in ("url", "folders", "pattern", "exclude", "expect", "notify", "download_dir", *filled):
+            # Of a shell is ${x}, of jq {date: .day}.
+            date = r"\{date:[^{}]*%" if name in PROGRAMS else r"\{date:"
+            for place in re.findall(rf"(?<!\$)(?:{date}|\{{stem\}}|\{{file\}})", getattr(self, name)):
+                if place != filled.get(name):
+                    yield (
+                        f"{name}: {place[:5]}}} is not filled in there; {{date:...}} is for after and after_error, "
+                        "{stem} for requires and checksum, {file} for exec"
+                    )
         if self.ready_suffix and self.requires:
             yield f"ready_suffix and requires: keep requires, and add {{name}}{self.ready_suffix} to it"
         if self.max_size is not None and self.min_size > self.max_size:
@@ -8705,10 +8682,6 @@ class Config:
             yield f"order: {quoted(self.order)} has no group, the key"
         for name in filter(self.__getattribute__, PROGRAMS):
             self.command(name)
-        if re.search(r"(?<!\$)\{stem\}", self.exec):
-            yield "exec: {stem} is for requires and checksum; a command gets {file}, {name} and {path}"
-        if re.search(r"(?<!\$)\{file\}", self.notify):
-            yield "notify: gets JSON on its standard input, and no {file}"
         if self.timezone or "{date:" in self.after + self.after_error:
             self.zone()
         try:
@@ -8762,8 +8735,7 @@ class Config:
         if code:
             raise ConfigError(
                 f"{name}: {quoted(code)} is what an interpreter is told to run, and a file's name in it would be code; "
-                'write "$FTPCOORD_FILE", "$FTPCOORD_NAME" or "$FTPCOORD_PATH" there, or pass an argument: '
-                """sh -c 'import "$1"' sh {file}"""
+                """write "$FTPCOORD_FILE" there, or pass an argument: sh -c 'import "$1"' sh {file}"""
             )
         return words
 
@@ -9585,7 +9557,8 @@ class Coordinator:
         self._herald = Herald(self.config)
 
     def start(self) -> None:
-        warn_of_weaknesses(self.config)
+        for weakness in weaknesses(self.config):
+            warn(*weakness)
         try:
             self._herald.start()
             self._member.start()
@@ -9802,7 +9775,8 @@ class Listener:
         else:
             new_server(config)  # reads the certificate files
         event("starting", group=config.coordination_group, member=config.member_id, version=__version__)
-        warn_of_weaknesses(config)
+        for weakness in weaknesses(config):
+            warn(*weakness)
         thread = threading.Thread(target=self._run, name="ftpcoord-poller", daemon=True)
         try:
             self._herald.start()
@@ -9967,8 +9941,7 @@ def check_delivery(config: Config, handled: bool) -> None:
     for place in sys.path if config.download_dir else ():
         if in_folder(place, config.download_dir):
             raise ConfigError(
-                f"download_dir: Python looks for modules in {place or 'the working folder'}, so that an uploaded file "
-                "would be run; deliver to a folder that is not on its path"
+                f"download_dir: Python looks for modules in {place or 'the working folder'}; an upload would be run"
             )
 
 
@@ -10010,23 +9983,12 @@ def weaknesses(config: Config) -> Iterator[tuple[str, str]]:
         with contextlib.suppress(OSError):
             if os.name == "posix" and os.stat(config.place(path)).st_mode & 0o006:
                 yield name, "the file can be read or written by every user of this host: chmod o-rwx"
-    if config.download_dir and os.name == "posix":
-        umask = os.umask(0o077)
-        os.umask(umask)
-        lost = 0o666 & ~umask & ~int(config.file_mode, 8)
-        if lost:
-            yield "file_mode", f"{config.file_mode}: delivered files lack {lost:03o}, which the umask would give them"
 
 
-_warned: set[tuple[str, str]] = set()
-
-
-def warn_of_weaknesses(config: Config) -> None:
+@functools.cache
+def warn(setting: str, why: str) -> None:
     """Once in a process."""
-    for found in weaknesses(config):
-        if found not in _warned:
-            _warned.add(found)
-            event("settings_warning", logging.WARNING, setting=found[0], reason=found[1])
+    event("settings_warning", logging.WARNING, setting=setting, reason=why)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -10039,22 +10001,20 @@ SURVEY_WAIT = 1.0  # a request waits so long for that, then shows what was read 
 HTTP_SECONDS, HTTP_BYTES = 5.0, 8192  # the longest that a request may take, to our last byte, and be
 HTTP_REQUESTS = 16  # connections at once
 FOR_ANY_HOST = ("/livez", "/readyz", "/metrics")  # probes name any address
-CALL_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-WORK_BOUNDS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 MOST_WAITING = 10_000  # whose wait is timed
 ROLES = ("active", "standby", "starting", "stopping")
 
 
-class Histogram:
-    """`counts` has one more than `bounds`, for the longer ones."""
+class Durations:
+    """How many took time, and how many seconds together."""
 
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds, self.counts, self.sum = bounds, [0] * (len(bounds) + 1), 0.0
+    def __init__(self) -> None:
+        self.count, self.sum = 0, 0.0
         self._lock = threading.Lock()
 
     def add(self, seconds: float) -> None:
         with self._lock:
-            self.counts[bisect.bisect_left(self.bounds, seconds)] += 1
+            self.count += 1
             self.sum += seconds
 
 
@@ -10102,10 +10062,10 @@ class Stats:
         self.order: Optional[Order] = None  # of the last lease
         self.not_now = ""  # why the claims of the group wait
         self.queued: Callable[[], int] = int  # files taken up and not ended
-        self.heartbeats, self.failed_heartbeats, self.late = Histogram(CALL_BOUNDS), 0, 0.0
+        self.heartbeats, self.failed_heartbeats, self.late = Durations(), 0, 0.0
         self.beat_at, self.database_at = boot_clock(), float("-inf")
-        self.polls, self.failed_polls = Histogram(WORK_BOUNDS), 0
-        self.handlers = Histogram(WORK_BOUNDS)
+        self.polls, self.failed_polls = Durations(), 0
+        self.handlers = Durations()
         self.elections = dict.fromkeys(("absent", "own", "released", "stale", "still", "vacant"), 0)  # by reason
         self.ends = {"lost": 0, "released": 0}
         self._lock = threading.Lock()
@@ -10231,7 +10191,7 @@ def group_status(database: Database, config: Config) -> dict[str, Any]:
         found["not_now"] = database.not_now(group)
         found["last_change"] = database.last_change(group)
     if config.order != "none":
-        found["blocked"] = Order(config).of_ledger(database.rows(group, only_open=True), found["errors"]).blocked
+        found["blocked"] = Order(config).of_ledger(database.rows(group, only_open=True)).blocked
     if config.expect:
         found["missing"] = [
             {"glob": one.of.glob, "by": utc_second(by), "error": one.alarms.get(("missing", by), (0, ""))[1]}
@@ -10269,10 +10229,7 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
         advice = "Restart the process. WatchdogSec of systemd or a liveness probe of /livez does it by itself."
         yield Finding("stuck", f"this member makes no progress: {stuck}", advice)
     if down:
-        advice = (
-            "Nothing is polled before it is back; then work goes on by itself. See that it runs, that this host "
-            "reaches it, and that the login is right (`ftpcoord.py check`)."
-        )
+        advice = "Nothing is polled before it is back; then work goes on by itself. `ftpcoord.py check` tells more."
         yield Finding("unready", f"the database cannot be used: {down}", advice)
     elif active is None:
         yield _nobody_active(status)
@@ -10291,8 +10248,8 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
         text = f"the group is {paused(status['paused'])}; no new file is taken"
         yield Finding("problem", text, "`ftpcoord.py resume` ends it.")
     if later:
-        more = f" and {later['count'] - len(later['paths'])} more" * (later["count"] > len(later["paths"]))
-        text = f"the system behind the handler says not now since {later['since']}: {', '.join(later['paths'])}{more}"
+        first = f"{', '.join(later['paths'])} ({later['count']} in all)"
+        text = f"the system behind the handler says not now since {later['since']}: {first}"
         advice = "Mend that system: the files are tried again by themselves, uncounted."
         yield Finding("problem" if later["count"] >= 3 else "note", text, advice)
     for one in status["missing"]:
@@ -10331,14 +10288,13 @@ def in_short(status: Mapping[str, Any], severities: Collection[str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """0.4 s, 12 s, 5 min, 3 h 12 min, 4 days; never less than nothing"""
+    """0.4 s, 12 s, 5 min, 3.2 h, 4 days; never less than nothing"""
     seconds = max(0.0, seconds)
     if seconds < 100:
         return f"{seconds:.{int(seconds < 10)}f} s"
-    hours, minutes = divmod(int(seconds / 60), 60)
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days"
+    return f"{seconds / 3600:.1f} h" if seconds < 2 * SECONDS_A_DAY else f"{seconds / SECONDS_A_DAY:.0f} days"
 
 
 class Survey:
@@ -10462,7 +10418,7 @@ def metrics(listeners: Sequence[tuple[Listener, Survey]]) -> str:
             families.setdefault((name, text), []).extend(_samples(name, value, own))
     told = ""
     for (name, text), samples in families.items():
-        kind = "counter" if name.endswith("_total") else "histogram" if "_duration_" in name else "gauge"
+        kind = "counter" if name.endswith("_total") else "summary" if "_duration_" in name else "gauge"
         told += f"# HELP ftpcoord_{name} {text}\n# TYPE ftpcoord_{name} {kind}\n" * bool(samples) + "".join(samples)
     return told
 
@@ -10470,20 +10426,14 @@ def metrics(listeners: Sequence[tuple[Listener, Survey]]) -> str:
 def _metrics(status: Mapping[str, Any], stats: Stats) -> Iterator[tuple[str, str, Any]]:
     """Name, text and value; a value by labels stands under the label's name; None is left out."""
     own, beat, server, work = status["member"], status["heartbeat"], status["server"], status["work"]
-    polls = {"ok": sum(stats.polls.counts), "failed": stats.failed_polls}
+    polls = {"ok": stats.polls.count, "failed": stats.failed_polls}
     handled = {state: work[state] for state in ("done", "failed", "quarantined")}
     backlog, blocked = status["backlog"] or {}, own["blocked"]
     behind = None if blocked is None else sum(one["files"] for one in blocked)
     first = min((one["since"] for one in blocked or ()), default=None)
     yield from (
-        ("start_time_seconds", "When this member started, in epoch seconds.", own["started"]),
         ("role", "1 for the role that this member has.", {"role": {role: role == own["role"] for role in ROLES}}),
         ("term", "The group's term, as this member knows it.", own["term"]),
-        (
-            "lease_remaining_seconds",
-            "Until the lease ends, if not renewed; 0 on a standby.",
-            own["lease_remaining"] or 0.0,
-        ),
         ("takeovers_total", "Elections that this member won, by why the role was free.", {"reason": stats.elections}),
         ("leases_ended_total", "Leases of this member that ended.", {"how": stats.ends}),
         ("database_up", "Whether the database answered the last heartbeat.", beat["up"]),
@@ -10495,14 +10445,12 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> Iterator[tuple[str, str
         ("poll_duration_seconds", "What polls took.", stats.polls),
         ("polls_total", "Polls, by result.", {"result": polls}),
         ("listing_files", "Files in the last listing.", server["listed"]),
-        ("retry_waiting_files", "Failed files whose time has not come, at the last poll.", server["waiting"]),
         ("blocked_files", "Files that wait for one before them (order).", behind),
         ("blocked_since_timestamp_seconds", "Since when the first of them wait.", first),
         ("refused_names_total", "Listed names that are no plain file names, at each listing.", server["refused"]),
         ("files_total", "Files handled, by result.", {"result": handled}),
         ("fetched_bytes_total", "Bytes fetched from the file server.", work["bytes"]),
         ("handler_duration_seconds", "What commands and handlers took.", stats.handlers),
-        ("handlers_running", "Commands and handlers that run now.", work["handlers"]),
         ("backlog_files", "Files listed, wanted and not done, at the last poll.", backlog.get("files")),
         ("backlog_bytes", "Their size.", backlog.get("bytes")),
         ("oldest_waiting_seconds", "Since this member first saw the oldest of them.", backlog.get("oldest")),
@@ -10517,7 +10465,6 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> Iterator[tuple[str, str
     yield from (
         ("paused", "Whether an operator has paused the group.", status["paused"] is not None),
         ("not_now_files", "Files for which handlers say not now.", later["count"] if later else 0),
-        ("not_now_since_timestamp_seconds", "When they said so first.", later and epoch_seconds(later["since"][:-1])),
         ("missing_files", "Expected files that are overdue; the same on every member.", len(status["missing"])),
         ("ledger_files", "Files in the ledger, by state; the same on every member.", {"state": status["files"]}),
         ("members", "Members in the database, by role; the same on every member.", {"role": roles_there}),
@@ -10525,11 +10472,9 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> Iterator[tuple[str, str
 
 
 def _samples(name: str, value: Any, labels: Mapping[str, str]) -> Iterator[str]:
-    if isinstance(value, Histogram):
-        counted = list(itertools.accumulate(value.counts))
-        yield from _samples(f"{name}_bucket", {"le": dict(zip([*value.bounds, "+Inf"], counted))}, labels)
+    if isinstance(value, Durations):
         yield from _samples(f"{name}_sum", value.sum, labels)
-        yield from _samples(f"{name}_count", counted[-1], labels)
+        yield from _samples(f"{name}_count", value.count, labels)
     elif isinstance(value, Mapping):
         for label, numbers in value.items():
             for key, number in numbers.items():
@@ -10554,25 +10499,8 @@ def counted(status: Mapping[str, Any]) -> str:
 
 def tables(status: Mapping[str, Any]) -> Iterator[tuple[str, str, Sequence[Sequence[str]]]]:
     """Title, heads and rows. What a row has beyond its heads stands behind or below it."""
-    members = []
-    for row in status["members"]:
-        age = duration(row["heartbeat_age"])
-        told = {"released": "gave its lease up", "stale": f"no heartbeat for {age}"}
-        members.append((row["role"], row["member_id"], told.get(row["role"], f"heartbeat {age} ago")))
-    yield "Members", "Role|Member", members
-    if "member" in status:
-        own, beat, server, work = status["member"], status["heartbeat"], status["server"], status["work"]
-        database = "up" if beat["up"] else "down" if beat["error"] else "not reached yet"
-        answered = "" if beat["age"] is None else f", answered {duration(beat['age'])} ago"
-        files = {None: "not used now", False: "down", True: "up"}[server["up"]]
-        handled = f"{work['done']:,} done, {work['failed']:,} failed, {work['quarantined']:,} quarantined here"
-        own_rows = [
-            (own["role"], own["member_id"], f"started {ago(own['started'])}"),
-            ("database", status["database"], database + answered),
-            ("files", server["url"], f"{files}, last poll {ago(server['last_poll'])}, {server['listed']:,} listed"),
-            ("work", f"{work['queue']} files in work, {work['handlers']} handlers run", handled),
-        ]
-        yield "This member", "What|State", own_rows
+    members = [(row["role"], row["member_id"], row["heartbeat_age"]) for row in status["members"]]
+    yield "Members", "Role|Member", [(role, name, f"heartbeat {duration(age)} ago") for role, name, age in members]
     waiting = status.get("backlog") or {"first": []}
     yield (
         "Files that wait, the longest first",
@@ -10597,10 +10525,13 @@ def tables(status: Mapping[str, Any]) -> Iterator[tuple[str, str, Sequence[Seque
 
 def status_lines(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What each line is, and the line, in the order in which somebody asks at night."""
-    began, backlog, read = status.get("member", {}).get("active_since"), status.get("backlog"), status.get("as_of")
+    own, backlog, read = status.get("member", {}), status.get("backlog"), status.get("as_of")
+    began = own.get("active_since")
     if status["active"] is not None:
         since = f", since {moment(began)} UTC ({ago(began)})" if began else ""
         yield "good", f"{status['active']} is active at term {status['term']}{since}"
+    if own:
+        yield "", f"this member: {own['member_id']}, {own['role']}, started {ago(own['started'])}"
     if backlog is not None:  # else the active member's page tells
         last_done, last_poll = status["work"]["last_done"], status["server"]["last_poll"]
         yield "", f"work: last file done {ago(last_done)}, last poll {ago(last_poll)}"
@@ -10639,21 +10570,17 @@ def nagios_line(groups: Sequence[Mapping[str, Any]]) -> str:
 
 # -- the page ---------------------------------------------------------------------------------------------------------
 STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --back: #f6f7f9; --card: #fff; --line: #d5d9df;
-        --good: #0a5a9c; --bad: #a40e26; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #a2abb6; --back: #14171b; --card: #1d2126;
-        --line: #383e46; --good: #7cc0ff; --bad: #ff9a9a; } }
-body { margin: auto; padding: 12px; max-width: 1100px; background: var(--back); color: var(--ink);
+:root { color-scheme: light dark; }
+body { margin: auto; padding: 12px; max-width: 1100px; background: Canvas; color: CanvasText;
        font: 15px/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }
-header, footer, a, small, th { color: var(--soft); font-size: 13px; font-weight: normal; }
-section { background: var(--card); border: 1px solid var(--line); padding: 10px 14px; margin: 12px 0; }
+a { color: inherit; }
 h2, h3 { font-size: 16px; }
+small, th { font-size: 13px; font-weight: normal; }
 p { margin: 2px 0; }
-.good { border-left: 6px solid var(--good); padding: 8px; }
-.bad { border-left: 6px double var(--bad); padding: 8px; }
+.good, .bad { border-left: 6px solid; padding: 8px; }
+.bad { border-style: double; border-color: red; }
 table { border-collapse: collapse; }
-th, td { text-align: left; vertical-align: top; padding: 4px 12px 4px 0; border-top: 1px solid var(--line);
-         white-space: nowrap; }
+th, td { text-align: left; vertical-align: top; padding: 4px 12px 4px 0; border-top: 1px solid; white-space: nowrap; }
 td + td { white-space: normal; width: 100%; }
 """
 POLICY = (
@@ -11033,8 +10960,7 @@ def command_dry_run(configs: Sequence[Config]) -> int:
             print(f"{word}  {printable(path)}  {found.entry.size} B  {found.entry.mtime}  {printable(why)}".rstrip())
         for path, why in sorted({**listing.skipped, **listing.lost}.items()):
             print(printable(f"skip  {printable(path)}  {why}"))
-        limit = f", at most {config.max_files} in a poll" if 0 < config.max_files < len(taken) else ""
-        print(f"{len(taken)} of {len(listing)} files would be handled{limit}; nothing was changed")
+        print(f"{len(taken)} of {len(listing)} files would be handled; nothing was changed")
     return 0
 
 
@@ -11062,32 +10988,32 @@ def command_files(configs: Sequence[Config], options: argparse.Namespace) -> int
         return command_history(configs, options)
     for config, database in opened(configs, ledger=True):
         for row in sorted(database.rows(config.coordination_group)):
-            row = row._replace(path=printable(row.path), error=printable(error_text(row)))
-            if options.state not in (None, row.state):
-                continue
-            if options.json:
-                told = {name: value for name, value in row._asdict().items() if name != "marks"}
-                print(json.dumps({**told, "group": config.coordination_group}))
-                continue
-            due = f"attempts {row.attempts}" + (f"  due: {row.action}" if row.action else "")
-            what = (f"{row.state:<11}", row.path, f"{row.size} B", row.mtime, due, row.error)
-            print(printable("  ".join(filter(None, what))))
+            if options.state in (None, row.state):
+                told = {"group": config.coordination_group, **row._asdict(), "path": printable(row.path)}
+                del told["marks"], told["error"]
+                show({**told, "error": printable(error_text(row))}, options.json)
     return 0
 
 
+def show(row: Mapping[str, Any], as_json: bool) -> None:
+    texts = [f"{name}={value}" for name, value in row.items() if value not in ("", None)]
+    print(json.dumps(row) if as_json else printable("  ".join(texts)))
+
+
 def command_history(configs: Sequence[Config], options: argparse.Namespace) -> int:
-    glob, since = options.history or "*", options.since or "1970-01-01"
-    shape, digits = r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:[0-5]\d)?)?", re.sub(r"\D", "", since)
-    if not (re.fullmatch(shape, since, re.ASCII) and iso_time(digits.ljust(14, "0"))):
-        raise ConfigError(f"--since: {quoted(since)} is no date like 2026-01-31 or 2026-01-31T10:15")
+    try:
+        since = datetime.datetime.fromisoformat(options.since or "1970-01-01")
+        if since.tzinfo is not None:
+            raise ValueError
+    except ValueError:
+        raise ConfigError(f"--since: {quoted(options.since)} is no date like 2026-01-31 or 2026-01-31T10:15") from None
     if not all(config.audit for config in configs):
         raise ConfigError("audit: is off, so there is no history")
     for config, database in opened(configs):
-        for row in database.history(config.coordination_group, since.replace("T", " ")):
-            if any(fits(row["path"], glob)):
+        for row in database.history(config.coordination_group, since.isoformat(" ", "seconds")):
+            if any(fits(row["path"], options.history or "*")):
                 row.update(path=printable(row["path"]), error=printable(row["error"]), group=config.coordination_group)
-                texts = [f"{name}={value}" for name, value in row.items() if value not in ("", None)]
-                print(json.dumps(row) if options.json else printable("  ".join(texts)))
+                show(row, options.json)
     return 0
 
 
@@ -11277,16 +11203,12 @@ def program() -> None:
     os._exit(code)
 
 
-# For `python -c`: modules are found where a script's are, never in the working folder; what ran once is let go.
+# For `python -c`: modules are found where a script's are, never in the working folder.
 ONCE_MORE = """
-import importlib.machinery, pathlib, sys, types
+import runpy, sys
 if sys.path[0] == "": sys.path[0] = sys.argv[1].rpartition("/")[0] or "/"
 del sys.argv[0]
-ftpcoord = sys.modules["ftpcoord"] = types.ModuleType("ftpcoord")
-ftpcoord.__file__, ftpcoord.__spec__ = sys.argv[0], importlib.machinery.ModuleSpec("ftpcoord", None)
-exec(compile(pathlib.Path(sys.argv[0]).read_bytes(), sys.argv[0], "exec"), vars(ftpcoord))
-vars(sys.modules["__main__"]).update(vars(ftpcoord), __name__="__main__", __spec__=None)
-ftpcoord.program()
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 

@@ -291,7 +291,6 @@ def test_the_page_and_the_status_show_the_folders(tmp_path: Path) -> None:
         at_work.arrive({"x": b"1"})
         status = status_of(at_work)
         assert status["server"]["url"].endswith(" (/in/a,/in/b)")
-        assert any("(/in/a,/in/b)" in str(table) for table in ftpcoord.tables(status))
 
 
 # -- real servers -----------------------------------------------------------------------------------------------------

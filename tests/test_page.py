@@ -220,13 +220,13 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "the group is paused by root@db1 since 2026-01-12T10:15:00Z, until it is resumed": {
         "paused": {"by": "root@db1", "since": "2026-01-12T10:15:00Z", "until": None},
     },
-    "the system behind the handler says not now since 2026-01-12T10:15:00Z: /in/a, /in/b and 2 more": {
+    "the system behind the handler says not now since 2026-01-12T10:15:00Z: /in/a, /in/b (4 in all)": {
         "not_now": {"since": "2026-01-12T10:15:00Z", "count": 4, "paths": ["/in/a", "/in/b"]},
     },
 }
 NOTES: dict[str, dict[str, Any]] = {
     "claims wait for the system behind the handler: away": {"member": {"not_now": "away"}},
-    "the system behind the handler says not now since 2026-01-12T10:15:00Z: /in/a": {
+    "the system behind the handler says not now since 2026-01-12T10:15:00Z: /in/a (1 in all)": {
         "not_now": {"since": "2026-01-12T10:15:00Z", "count": 1, "paths": ["/in/a"]},
     },
     "there is no standby": {"members": [{"member_id": "pod-7f9c-a", "released": False, "heartbeat_age": 0.1}]},
@@ -408,7 +408,7 @@ def test_the_page_is_readable_on_a_phone_and_on_a_desk_in_light_and_dark(
                 assert ftpcoord.printable(row["path"]) in text and ftpcoord.printable(row["error"]) in text
         # The stylesheet was let in by its hash, and both schemes have their own colours.
         back = browser.value("getComputedStyle(document.body).backgroundColor")
-        assert back == {"light": "rgb(246, 247, 249)", "dark": "rgb(20, 23, 27)"}[scheme]
+        assert back == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 18, 18)"}[scheme]
         assert contrast(browser) >= 4.5, "WCAG AA"
         squeezed = browser.value("""[...document.querySelectorAll("td, th")].filter(cell => {
             const text = document.createRange();
@@ -483,6 +483,6 @@ def test_the_page_of_a_running_member_follows_what_happens(
         wait_for(lambda: "1 file is quarantined" in text(), 20)
         seen = text()
         assert "a is active at term 1, since " in seen and "<b>bad<b>.csv" in seen and "this file is no good" in seen
-        assert "1 done, 0 failed, 1 quarantined here" in seen
+        assert "this member: a, active, started " in seen
         assert not browser.said
         keep(browser, "real", tmp_path)

@@ -368,22 +368,34 @@ def config(**changes: Any) -> Config:
         ("after: must be", {"after": "move:a/{date:%Y%%}", "timezone": "UTC"}),
         ("after: must be", {"after": "move:a/{date:%Y}{date:%s}", "timezone": "UTC"}),
         ("after_error: must be", {"after_error": "move:{date:%Y-%M}", "timezone": "UTC"}),
-        ("exec: {date:...} is for after and after_error", {"exec": "cp {file} /archive/{date:%Y%m%d}/"}),
-        ("download_dir: {date:...} is for after and after_error", {"download_dir": "/in/{date:%Y%m%d}"}),
-        ("requires: {date:...} is for after and after_error", {"requires": "{stem}-{date:%Y}.ok"}),
-        ("checksum: {date:...} is for after and after_error", {"checksum": "{name}-{date:%Y}.md5"}),
         (
-            "expect: {date:...} is for after and after_error",
+            "exec: {date} is not filled in there; {date:...} is for after and after_error",
+            {"exec": "cp {file} /archive/{date:%Y%m%d}/"},
+        ),
+        (
+            "download_dir: {date} is not filled in there; {date:...} is for after and after_error",
+            {"download_dir": "/in/{date:%Y%m%d}"},
+        ),
+        (
+            "requires: {date} is not filled in there; {date:...} is for after and after_error",
+            {"requires": "{stem}-{date:%Y}.ok"},
+        ),
+        (
+            "checksum: {date} is not filled in there; {date:...} is for after and after_error",
+            {"checksum": "{name}-{date:%Y}.md5"},
+        ),
+        (
+            "expect: {date} is not filled in there; {date:...} is for after and after_error",
             {"expect": "a-{date:%Y%m%d}.csv by 07:00", "audit": "on", "timezone": "UTC"},
         ),
-        ("url, folders, pattern, exclude: {date:...} is for after and after_error", {"pattern": "{date:%Y}/*.csv"}),
-        ("url, folders, pattern, exclude: {date:...} is for after and after_error", {"exclude": "{date:%Y}/*.csv"}),
+        ("pattern: {date} is not filled in there", {"pattern": "{date:%Y}/*.csv"}),
+        ("exclude: {date} is not filled in there", {"exclude": "{date:%Y}/*.csv"}),
         (
-            "url, folders, pattern, exclude: {date:...} is for after and after_error",
+            "folders: {date} is not filled in there",
             {"url": "sftp://me@h", "folders": "/in/{date:%Y}", "coordination_group": "g"},
         ),
         (
-            "url, folders, pattern, exclude: {date:...} is for after and after_error",
+            "url: {date} is not filled in there",
             {"url": "sftp://me@h/in/{date:%25Y}/"},
         ),
     ],

@@ -386,8 +386,6 @@ WEAK: list[tuple[str, Callable[[Path], dict[str, Any]], str]] = [
     ),
     ("a local database", lambda folder: {"database": "mysql://me@127.0.0.1/d", "database_tls": "disable"}, ""),
     ("a verified database", lambda folder: {"database": "postgresql://me@db.example/d"}, ""),
-    ("delivered files", lambda folder: {"download_dir": str(folder), "exec": ""}, "file_mode"),
-    ("delivered files as they were", lambda folder: {"download_dir": str(folder), "file_mode": "0644"}, ""),
 ]
 
 
@@ -403,17 +401,12 @@ def test_what_is_weaker_than_it_has_to_be_is_said_once_at_the_start_in_a_line(
         "member_id": "a",
         **made(tmp_path),
     }
-    before = os.umask(0o022)
-    monitor = pytest.MonkeyPatch()
-    monitor.setattr(ftpcoord, "_warned", set())
-    try:
-        with caplog.at_level("WARNING", logger="ftpcoord"):
-            for _ in range(2):
-                ftpcoord.warn_of_weaknesses(ftpcoord.Config(**changes))
-            assert ftpcoord.log.flush(10)
-    finally:
-        os.umask(before)
-        monitor.undo()
+    ftpcoord.warn.cache_clear()
+    with caplog.at_level("WARNING", logger="ftpcoord"):
+        for _ in range(2):
+            for weakness in ftpcoord.weaknesses(ftpcoord.Config(**changes)):
+                ftpcoord.warn(*weakness)
+        assert ftpcoord.log.flush(10)
     said = [record.__dict__["fields"] for record in caplog.records if record.getMessage() == "settings_warning"]
     assert [fields["setting"] for fields in said] == [setting] * bool(setting)
     assert all("secret\n" not in fields["reason"] and "\n" not in fields["reason"] for fields in said)
