@@ -890,15 +890,13 @@ class Member:
         self.ask(lost_at=float("inf"))
 
     def hand_over(self, why: str, hangs: bool = False) -> None:
-        """Lets the work end, for which it has `drain_timeout` if it hangs, and then gives the lease up."""
-        lease, wanted = self.lease, self.wanted
-        lost_at = boot_clock() + self.config.drain_timeout if hangs else float("inf")
-        sooner = {"lost_at": lost_at} if lost_at < wanted.lost_at else {}  # else another thread's stays
-        if lease is None or (wanted.hand_over and not sooner):
-            return
-        if not wanted.hand_over:
+        """Lets the work end, and then gives the lease up. Work that hangs has `drain_timeout` to end."""
+        lease, lost_at = self.lease, boot_clock() + self.config.drain_timeout
+        if lease is not None and not self.wanted.hand_over:
             event("handing_over", group=self.config.coordination_group, term=lease.term, reason=why)
-        self.ask(hand_over=wanted.hand_over or why, **sooner)
+            self.ask(hand_over=why)
+        if lease is not None and hangs and lost_at < self.wanted.lost_at:
+            self.ask(lost_at=lost_at)
 
     def hand_over_to_another(self, why: str) -> bool:
         """Hands over if another member is alive, as the next heartbeat finds; whether it does."""
@@ -1471,7 +1469,7 @@ class Item:
     row: Row  # the ledger's
     mtime: str  # of the version, with the exact time once the fetch has told it
     started: float = dataclasses.field(default_factory=lambda: time.monotonic())
-    copy: Any = None
+    copy: Any = None  # from step 2 on
     seal: Any = None  # what tells whether the content is the one that was sent
     sha256: str = ""  # of the whole content, with checksum or audit
     ended: bool = False  # done, or not
@@ -1575,7 +1573,7 @@ class Poller:
             return self.config.heartbeat_frequency
 
     def _paused(self) -> bool:
-        """By an operator, who wants no new polls and claims."""
+        """Whether an operator wants no new polls and claims; workers see it, too."""
         self._breaker.paused = self.ledger.ask(self._operator_pauses)
         return self._breaker.paused
 
@@ -1702,7 +1700,7 @@ class Poller:
             if not isinstance(row, Row):
                 return self._deliver(cast(list[Work], tasks))
             untried = row.term == self.lease.term and row.due is None
-            if untried or self.member.may_work(self.lease):  # a stop waits for no others
+            if untried or self.member.may_work(self.lease):  # no second try once the work is to end
                 self._act(row)
         except LeaseLost:
             pass
@@ -2944,7 +2942,7 @@ class Resting(NamedTuple):
 class Breaker:
     """When what failed is tried again, and a circuit breaker for the system behind the handlers.
 
-    Three different files in a row whose handlers say so open it: claims wait. After `retry_delay`, doubled up to five
+    Three different files in a row whose handlers say "not now" open it: claims wait. After `retry_delay`, doubled up to five
     minutes, one file is tried, each time the next in turn; the first success closes it. Outlives leases.
     """
 
