@@ -1473,7 +1473,6 @@ class Item:
     seal: Any = None  # what tells whether the content is the one that was sent
     sha256: str = ""  # of the whole content, with checksum or audit
     ended: bool = False  # done, or not
-    then: Optional[Task] = None  # what comes next: its after-action, or the same once more
 
     def outcome(self, row: Row) -> Outcome:
         return Outcome(row.state, self.sha256, time.monotonic() - self.started, row.error)
@@ -1693,39 +1692,36 @@ class Poller:
         if self.command is not None:
             self.command.cut(min(KILL_AFTER, max(0.0, self.lease.remaining() + self.member.timing.grace)))
 
-    def _work(self, tasks: list[Task]) -> Sequence[Task]:
-        """A worker's: what it has taken from the queue. Gives what is queued in its place."""
+    def _work(self, tasks: list[Task]) -> None:
+        """What a worker does with what it has taken from the queue."""
         row = tasks[0]
         try:
             if not isinstance(row, Row):
-                return self._deliver(cast(list[Work], tasks))
-            untried = row.term == self.lease.term and row.due is None
-            if untried or self.member.may_work(self.lease):  # no second try once the work is to end
-                self._act(row)
-        except LeaseLost:
-            pass
+                self._deliver(cast(list[Work], tasks))
+            elif (row.term == self.lease.term and row.due is None) or self.member.may_work(self.lease):
+                self._act(row)  # a second time only if new work may begin
         except BaseException as exc:  # whatever it is, the worker goes on
             if not isinstance(exc, Error):
                 event("worker_failed", logging.ERROR, exc=exc, error=reason(exc))
             for task in tasks:
-                self._leave(task.path, exc)
+                self.workers.next.pop(task.path, None)
+                if not isinstance(exc, LeaseLost):
+                    self._leave(task.path, exc)
         finally:
             self.progress.tell()
-        return ()
 
     # -- delivery -----------------------------------------------------------------------------------------------------
 
-    def _deliver(self, works: Sequence[Work]) -> list[Task]:
+    def _deliver(self, works: Sequence[Work]) -> None:
         """The way of a file, or of a group of small ones where delivery is the folder alone, in steps:
 
             1 claim   2 open a copy   3 fetch it, and look at the file again   4 its content durable
             5 its name, and (item by item with 6) that durable   6 the handler   7 done
 
-        A crash on the way repeats it; what has its name by then is recognized by its content. Gives what comes next:
-        after-actions, and what the server was not asked for.
+        A crash on the way repeats it; what has its name by then is recognized by its content.
         """
         if not self.member.may_work(self.lease):
-            return []
+            return
         items = self._claim([work for work in works if self._breaker.allows(work.path)])
         try:
             for item in items:
@@ -1738,7 +1734,6 @@ class Poller:
         finally:
             for item in items:
                 self.workplace.discard(item.copy)
-        return [item.then for item in items if item.then is not None]
 
     def _claim(self, works: Sequence[Work]) -> list[Item]:
         """Step 1. A void claim's file may have killed the process, unless that is this one: the third counts as its
@@ -1827,7 +1822,7 @@ class Poller:
         for item in back:
             item.ended = True
             if server is not None:
-                item.then = Work(item.work.found, self.ledger.get(item.work.path))
+                self.workers.next[item.work.path] = Work(item.work.found, self.ledger.get(item.work.path))
         # 2. What may have broken it goes alone the next time.
         if server is None:
             self.workers.put_off()
@@ -1886,7 +1881,8 @@ class Poller:
         for item, row, ok in zip(items, finished, made):
             item.ended = True
             if ok:
-                item.then = row if action else None
+                if action:
+                    self.workers.next[row.path] = row
                 self.order.done(row)
                 self._breaker.done(row.path)
                 self.stats.done(row, time.monotonic() - item.started)
@@ -1918,7 +1914,8 @@ class Poller:
         outcome = None if failure.what == "not_now" else item.outcome(failure.row)
         if self.ledger.write([Change(row, failure.row, failure.due, outcome=outcome)])[0]:
             self.stats.failed(failure, self._about)
-            item.then = self.ledger.get(row.path) if failure.row.action else None  # as this term has written it
+            if failure.row.action:
+                self.workers.next[row.path] = self.ledger.get(row.path)  # as this term has written it
         else:
             self._not_kept(row, failure.row)
 
@@ -2942,8 +2939,8 @@ class Resting(NamedTuple):
 class Breaker:
     """When what failed is tried again, and a circuit breaker for the system behind the handlers.
 
-    Three different files in a row whose handlers say "not now" open it: claims wait. After `retry_delay`, doubled up to five
-    minutes, one file is tried, each time the next in turn; the first success closes it. Outlives leases.
+    Three different files in a row whose handlers say "not now" open it: claims wait. After `retry_delay`, doubled up to
+    five minutes, one file is tried, each time the next in turn; the first success closes it. Outlives leases.
     """
 
     def __init__(self, config: Config, stats: Stats) -> None:
@@ -3224,20 +3221,21 @@ def is_done(row: Optional[Row], shown: Shown) -> bool:
 class Workers:
     """The threads that do what is in their queue: after-actions first, for nobody is to find for long what is done.
 
-    A path is busy from when it is handed in until nothing more is to be done with it. `work` gets what a worker takes
-    and gives what comes next; `worked` is called then.
+    A path is busy from when it is handed in until nothing more is to be done with it. `work` gets what a worker takes;
+    `worked` is called then.
     """
 
     def __init__(
         self,
         number: int,
         together: bool,
-        work: Callable[[list[Task]], Sequence[Task]],
+        work: Callable[[list[Task]], object],
         worked: Callable[[], None],
         known: Callable[[str], Optional[Row]],
     ) -> None:
         self._number, self._together, self._work, self._worked = number, together, work, worked
         self._known = known
+        self.next: dict[str, Optional[Task]] = {}  # what is to be done with a path in work after that
         self._changed = threading.Condition()  # over the next four
         self.behind: dict[str, Work] = {}  # handed in when the file of that path is done
         self.queue: deque[Task] = deque()
@@ -3311,8 +3309,8 @@ class Workers:
             if not taken:
                 return
             with self._one_suspect if is_suspect(taken[0]) else contextlib.nullcontext():
-                then = self._work(taken)
-            self.hand_in(then, instead=taken)
+                self._work(taken)
+            self.hand_in(filter(None, [self.next.pop(task.path, None) for task in taken]), instead=taken)
             self._worked()
 
     def start(self) -> None:
