@@ -2031,7 +2031,7 @@ class Look(list[Found]):
     def lacks(self, path: str) -> bool:
         """Whether it proves that a path which it does not show is not there: its folder was listed whole, or is missing
         itself, and no line that nobody understands may tell of it."""
-        while path:
+        while path and (self.refused or self.unread):
             head, slash, name = path.rpartition("/")
             if head + slash in self.refused or may_tell_of(self.unread.get(head + slash, ()), name):
                 return False
@@ -2223,9 +2223,10 @@ def _iso_seconds(seconds: int) -> str:
 
 def _moved(exact: str, by: datetime.timedelta) -> str:
     """An exact time later by so much; its fraction is cut off."""
-    with contextlib.suppress(OverflowError, ValueError):
+    try:
         return (datetime.datetime.fromisoformat(exact[:19]) + by).isoformat()
-    return exact
+    except (OverflowError, ValueError):
+        return exact
 
 
 def may_still_run(mtime: str) -> bool:
@@ -3957,7 +3958,7 @@ class Database(abc.ABC):
         row = "SELECT " + ", ".join(f"{self.TYPES.get(name, '%s')} AS {name}" for name in self.columns)
         return " UNION ALL ".join(row % self._columns(change) for change in changes)
 
-    def _columns(self, change: Change) -> tuple[str, ...]:
+    def _columns(self, change: Change) -> tuple[object, ...]:
         old, path = change.old or NO_ROW, printable(change.path)
         new = change.new or old
         new = new._replace(error=self._error_text(change, error_text(new)))
@@ -3969,7 +3970,8 @@ class Database(abc.ABC):
         if self.config.audit:
             told = change.outcome or Outcome("")
             fields += (*told[:3], self._error_text(change, told.words))
-        return tuple(map(self.literal, (sha256_text(change.path), *fields)))
+        values = sha256_text(change.path), *fields
+        return tuple([value if type(value) is int else self.literal(value) for value in values])
 
     @staticmethod
     def _error_text(change: Change, text: str) -> str:
@@ -4938,17 +4940,22 @@ class Listing(list[Entry]):
 
 def decode_name(raw: bytes, encoding: str) -> str:
     """Text that encode_name() turns into the same bytes again, whatever they are."""
-    with contextlib.suppress(UnicodeError):
+    try:
         text = raw.decode(encoding, "surrogateescape")
         text.encode("utf-8", "surrogateescape")  # UTF-7 knows surrogates that files here cannot have
         if text.encode(encoding, "surrogateescape") == raw:
             return text
+    except UnicodeError:
+        pass
     return raw.decode("ascii", "surrogateescape")
+
+
+UNSENDABLE = re.compile("[\r\n\0]")
 
 
 def encode_name(name: str, encoding: str) -> bytes:
     """Raises FileRefused for what the server could not take as one path."""
-    if any(character in name for character in "\r\n\0"):
+    if UNSENDABLE.search(name):
         raise FileRefused(f"{name!r}: a line break or NUL in a path is never sent")
     try:
         return name.encode(encoding, "surrogateescape")
@@ -5550,10 +5557,12 @@ def latest_date(month: int, day: int, today: datetime.date) -> datetime.date:
     last half year. Raises ValueError."""
     limit = today + datetime.timedelta(days=1)
     for year in range(limit.year, limit.year - 9, -1):  # 29 February
-        with contextlib.suppress(ValueError):
+        try:
             date = datetime.date(year, month, day)
-            if date <= limit:
-                return date
+        except ValueError:
+            continue
+        if date <= limit:
+            return date
     raise ValueError("no such day")
 
 
@@ -7527,7 +7536,7 @@ class Companions:
         return not self._templates or (self._look is not None and self._look.lacks(path))
 
     def include(self, name: str) -> bool:
-        return bool(self._fits(self._folded(name)))
+        return bool(self._templates and self._fits(self._folded(name)))
 
     def among(self, listing: Iterable[Found]) -> dict[str, Found]:
         listing = listing if self._templates else ()
