@@ -33,7 +33,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Callable, ClassVar, Optional, TypeVar, Union
 from urllib.parse import quote
@@ -51,19 +51,19 @@ NOTHING: Mapping[str, str] = {}
 # ----------------------------------------------------------------------------- processes
 
 
-def _parents() -> dict[int, tuple[int, str]]:
-    """Of each process: its parent and its start time (which tells a process from a later one with its id)."""
+def _parents(of: Optional[Collection[int]] = None) -> dict[int, tuple[int, str]]:
+    """Of each process, or of these: its parent and its start time (which tells a process from a later one with its
+    id)."""
     found: dict[int, tuple[int, str]] = {}
     if os.path.isdir("/proc/self"):
-        for name in os.listdir("/proc"):
-            if name.isdigit():
-                try:
-                    with open(f"/proc/{name}/stat", "rb") as file:
-                        fields = file.read().rpartition(b")")[2].split()
-                except OSError:
-                    continue
-                if fields[0] not in (b"Z", b"X"):
-                    found[int(name)] = (int(fields[1]), fields[19].decode())
+        for pid in of if of is not None else [int(name) for name in os.listdir("/proc") if name.isdigit()]:
+            try:
+                with open(f"/proc/{pid}/stat", "rb") as file:
+                    fields = file.read().rpartition(b")")[2].split()
+            except OSError:
+                continue
+            if fields[0] not in (b"Z", b"X"):
+                found[pid] = (int(fields[1]), fields[19].decode())
         return found
     listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,lstart="], stdout=subprocess.PIPE).stdout.decode()
     for line in listing.splitlines():
@@ -89,7 +89,7 @@ def _tree(pid: int) -> dict[int, str]:
 
 
 def _signal(processes: Mapping[int, str], number: int) -> None:
-    now = _parents()
+    now = _parents(processes)
     for pid, started in processes.items():
         if pid in now and now[pid][1] == started:
             with contextlib.suppress(ProcessLookupError):
@@ -110,7 +110,7 @@ def _finish(processes: Mapping[int, str]) -> None:
     _signal(processes, signal.SIGKILL)
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        now = _parents()
+        now = _parents(processes)
         if not any(now.get(pid, (0, ""))[1] == started for pid, started in processes.items()):
             return
         time.sleep(0.005)
@@ -377,7 +377,7 @@ class Server:
         self._process: Optional[subprocess.Popen[bytes]] = None
         self._own_noise: list[tuple[int, int]] = []
         self._start_of_log = 0  # where it stood at the last start
-        self._closed = False
+        self._closed = self._frozen = False
         _all.append(self)
 
     # What each kind of server fills in.
@@ -485,15 +485,17 @@ class Server:
     def freeze(self) -> None:
         """SIGSTOP all its processes: connections stay open, nothing answers."""
         done: dict[int, str] = {}
+        self._frozen = True
         while self._process is not None and _tree(self._process.pid) != done:
             done = _tree(self._process.pid)
             _signal(done, signal.SIGSTOP)
         wait_for(lambda: all(map(_stopped, done)), 10, f"{self.name} to stand still")
 
     def thaw(self) -> None:
-        """SIGCONT all its processes."""
-        if self._process is not None:
+        """SIGCONT all its processes, after `freeze`."""
+        if self._process is not None and self._frozen:
             _signal(_tree(self._process.pid), signal.SIGCONT)
+            self._frozen = False
 
     def pids(self) -> list[int]:
         """Its processes, the main one first."""
@@ -619,6 +621,7 @@ def pg_login(port: int, user: str = "app", database: str = "app", timeout: float
     """A pg8000 connection."""
     import pg8000.dbapi
 
+    more.setdefault("ssl_context", False)  # else each connection reads all of the system's CAs
     sock = socket.create_connection((HOST, port), timeout)  # pg8000 would not close its own when a login fails
     try:
         return pg8000.dbapi.connect(user, sock=sock, database=database, password=PASSWORD, **more)
@@ -631,7 +634,7 @@ def mysql_login(port: int, user: str = "app", database: str = "app", timeout: fl
     """A PyMySQL connection."""
     import pymysql
 
-    more.setdefault("ssl_disabled", "ssl" not in more)  # else each connection reads all of the system's CAs
+    more.setdefault("ssl_disabled", "ssl" not in more)  # as above
     return pymysql.connect(
         host=HOST,
         port=port,
