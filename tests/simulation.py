@@ -54,6 +54,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import copy
 import gc
 import heapq
 import importlib
@@ -1319,6 +1320,7 @@ class World:
         self.gap = self.timing.stale_after * draw("gap", (0.2, 0.7, 2.0))
         self.length = draw("length", (1500,)) * heartbeat / members
         self.config = self._config(kind)
+        self.looked_at: Optional[tuple[dict[str, Any], ftpcoord.Config]] = None
 
         self.database = SimDatabase(kind, whole)
         self.files = SimFileServer(draw("lines", (False, True)), draw("refusals", (0.0, 0.02, 0.1)))
@@ -1362,6 +1364,14 @@ class World:
             "drain_timeout": 2 * heartbeat,
             "stall_timeout": 5 * self.timing.liveness,
         }
+
+    def settings(self, member: str) -> ftpcoord.Config:
+        """Of a process that begins; for speed they are looked at once."""
+        if self.looked_at is None or self.looked_at[0] != self.config:
+            self.looked_at = dict(self.config), ftpcoord.Config(**self.config)
+        config = copy.copy(self.looked_at[1])
+        config.member_id = member
+        return config
 
     def rate(self) -> float:
         return float(1.0 + self.spread * (2 * self.rng.random() - 1))
@@ -1419,7 +1429,7 @@ class World:
         self.spawn(process, lambda: target(process))
 
     def _listener(self, process: Process) -> None:
-        program = process.program = ftpcoord.Listener(member_id=process.member, **self.config)
+        program = process.program = ftpcoord.Listener(self.settings(process.member))
         process.member_of = program.member
         program.on_file("*")(self.handle)
         program.start()
@@ -1427,7 +1437,7 @@ class World:
         self.push(self.now, self.kill, process, "exits")
 
     def _coordinator(self, process: Process) -> None:
-        program = process.program = ftpcoord.Coordinator(member_id=process.member, **self.config)
+        program = process.program = ftpcoord.Coordinator(self.settings(process.member))
         process.member_of = program._member
         rng, heartbeat = self.rng, self.timing.heartbeat
         with program:
@@ -1822,7 +1832,7 @@ class World:
         self.push(self.now + 5 * self.timing.heartbeat, self._skip)
 
     def _skips(self) -> None:
-        store = open_database(ftpcoord.Config(**self.config))
+        store = open_database(self.settings("operator"))
         with contextlib.suppress(ftpcoord.DatabaseDown):
             for row in list(store.rows(GROUP, only_open=True)):
                 gone = row.state == "failed" and row.marks.unlisted and row.path not in self.files.files
