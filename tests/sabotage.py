@@ -191,7 +191,12 @@ SABOTAGES = (
         fix=["files=False"],
     ),
     Sabotage(
-        "the margin is zero", "Timing.margin", begin("return 0.0"), f"{TWO}|nobody else active", fix=["spread=0.04"]
+        "the margin is zero",
+        "Timing.margin",
+        begin("return 0.0"),
+        f"{TWO}|nobody else active",
+        fix=["spread=0.04"],
+        seed=10,
     ),
     Sabotage(
         "the deadline counts from the reply",
@@ -205,6 +210,7 @@ SABOTAGES = (
         "Election._stand_by",
         text("Lease(term, now + self.timing", "Lease(term, self._clock() + self.timing"),
         TWO,
+        seed=6,
     ),
     Sabotage(
         "a renewal revives a lease that has run out",
@@ -212,7 +218,7 @@ SABOTAGES = (
         always("self.remaining() > 0"),
         "test_simulation.py::test_a_lease_that_has_run_out_stays_over",
     ),
-    Sabotage("a lost token is ignored", "Election._renew", never("renewal.held"), TWO),
+    Sabotage("a lost token is ignored", "Election._renew", never("renewal.held"), TWO, seed=4),
     Sabotage(
         "an unknown outcome counts as a renewal",
         "Election._renew",
@@ -222,6 +228,7 @@ SABOTAGES = (
             "        except DatabaseDown: renewal = Renewal(True)",
         ),
         TWO,
+        seed=5,
     ),
     # -- identity and terms
     Sabotage(
@@ -308,6 +315,7 @@ SABOTAGES = (
         drop("+ self.distrust", "return False"),
         TWO,
         fix=["steps=True"],
+        seed=21,
     ),
     Sabotage(
         "looks far apart are trusted",
@@ -334,6 +342,7 @@ SABOTAGES = (
         "Member._beat",
         text("willing=state is State.STANDING_BY and", "willing="),
         "stands again while work",
+        seed=4,
     ),
     Sabotage(
         "a member that released stands at once",
@@ -380,7 +389,9 @@ SABOTAGES = (
         "(drops|keeps) a line",
         fix=FILES,
     ),
-    Sabotage("what was dropped is not told", "Outbox._write", never("self._dropped"), "tells of 0 of", fix=FILES),
+    Sabotage(
+        "what was dropped is not told", "Outbox._write", never("self._dropped"), "tells of 0 of", fix=FILES, seed=14
+    ),
     # -- files
     Sabotage(
         "a file is removed before it is done",
@@ -395,6 +406,7 @@ SABOTAGES = (
         text("self.lease.check()\n        if", "if"),
         "acts past its deadline",
         fix=FILES,
+        seed=33,
     ),
     Sabotage(
         "a file is removed without another look at it",
@@ -409,12 +421,17 @@ SABOTAGES = (
         drop("self.lease.check()"),
         "handler starts without a valid lease",
         fix=FILES,
-        seed=179,
+        seed=196,
         also=[("_land", drop("self.lease.check()"))],
     ),
     Sabotage("attempts are not counted", "Ledger.claimed", text("work.attempts + 1", "1"), "is not told", fix=FILES),
     Sabotage(
-        "what is done is handled again", "Selector.verdict", never("row.state == 'done'"), "which was done", fix=FILES
+        "what is done is handled again",
+        "Selector.verdict",
+        never("row.state == 'done'"),
+        "which was done",
+        fix=FILES,
+        seed=2,
     ),
     Sabotage(
         "what is quarantined is handled again",
@@ -466,7 +483,7 @@ SABOTAGES = (
         never("self._doubt(row)[1] <= now"),
         "files are left over",
         fix=["files=True", "lines=True"],
-        seed=9,
+        seed=19,
     ),
     Sabotage(
         "an earlier version's doubt counts for the next one",
@@ -480,6 +497,7 @@ SABOTAGES = (
         begin("lacks, retention = lambda path: True, 0.0"),
         "is not told|which was done",
         fix=["files=True", "refusals=0.1"],
+        seed=7,
     ),
     Sabotage(
         "connections are shut and not reset",
@@ -503,6 +521,7 @@ SABOTAGES = (
         never("is_older"),
         "an earlier version's",
         fix=COMPANIONS,
+        seed=6,
     ),
     Sabotage(
         "a companion is not looked at before the action",
@@ -510,7 +529,7 @@ SABOTAGES = (
         text("(shown is False if at_claim else bool(shown))", "False"),
         "newer than at the claim",
         fix=COMPANIONS,
-        seed=12,
+        seed=14,
         also=[("Companions.look", text("bool(shown)", "(shown is not None)"))],
     ),
     Sabotage(
@@ -526,6 +545,7 @@ SABOTAGES = (
         text("([], False) if same is False", "([], False) if not same"),
         "is left",
         fix=[*COMPANIONS, "server_loss=0.1"],
+        seed=2,
     ),
     # -- order
     Sabotage(
@@ -548,6 +568,7 @@ SABOTAGES = (
         text("for path in busy if", "for path in () if"),
         "of its key is in work|is handled before",
         fix=ORDERED,
+        seed=10,
     ),
     # -- the audit trail
     Sabotage(
