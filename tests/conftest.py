@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import sqlite3
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, Union
@@ -117,26 +118,50 @@ class Database:
             return [tuple(row) for row in cursor.fetchall()] if cursor.description else []
 
 
+_managing: weakref.WeakKeyDictionary[servers.Server, Any] = weakref.WeakKeyDictionary()
+
+
+def _manage(home: Database, sql: str) -> list[tuple[Any, ...]]:
+    """As the server's administrator, over a connection that is kept: a login costs as much as a database."""
+    assert home.server is not None
+    for kept in (True, False):
+        connection = _managing.pop(home.server, None)
+        if connection is None:
+            connection, kept = home.connect(admin=True), False
+        try:
+            cursor = connection.cursor()
+            cursor.execute(sql)
+            rows = [tuple(row) for row in cursor.fetchall()] if cursor.description else []
+            _managing[home.server] = connection
+            return rows
+        except Exception:
+            with contextlib.suppress(Exception):
+                connection.close()
+            if not kept:  # else a test may have ended the server's connections
+                raise
+    raise AssertionError
+
+
 @contextlib.contextmanager
 def new_database(name: str, server: Union[servers.Postgres, servers.Mysql]) -> Iterator[Database]:
     """A fresh database on that server, dropped at the end whoever is still connected."""
     database = f"t_{os.getpid()}_{next(_numbers)}"
     home = Database(name, server.url, server)
     _well(server)
-    owner = " OWNER app" if isinstance(server, servers.Postgres) else ""
-    home.execute(f"CREATE DATABASE {database}{owner}", admin=True)
+    more = f" OWNER app{server.copying}" if isinstance(server, servers.Postgres) else ""
+    _manage(home, f"CREATE DATABASE {database}{more}")
     try:
         yield Database(name, server.url.rpartition("/")[0] + "/" + database, server)
     finally:
         _well(server)
         if isinstance(server, servers.Postgres):
-            home.execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)", admin=True)
+            _manage(home, f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
         else:
             sql = f"SELECT id FROM information_schema.processlist WHERE db = '{database}'"
-            for (number,) in home.execute(sql, admin=True):
+            for (number,) in _manage(home, sql):
                 with contextlib.suppress(Exception):  # it has left meanwhile
-                    home.execute(f"KILL {number}", admin=True)
-            home.execute(f"DROP DATABASE IF EXISTS {database}", admin=True)
+                    _manage(home, f"KILL {number}")
+            _manage(home, f"DROP DATABASE IF EXISTS {database}")
 
 
 def _well(server: servers.Server) -> None:

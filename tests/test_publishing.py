@@ -526,21 +526,25 @@ def delivery(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Deliver
         yield Delivery(files, tmp_path)
 
 
+POINTS = [
+    ("create_file", "after", 20),
+    ("give_name", "after", 20),
+    ("_done", "before", 1),
+    ("begin_sync", "before", 20),
+    ("fsync", "after", 20),
+    ("give_name", "before", 1),
+    ("sync_folder", "before", 1),
+    ("sync_folder", "after", 1),
+    ("_done", "after", 1),
+    ("_done", "after", 2),
+]
+
+
 @pytest.mark.parametrize(
-    "point",
-    [
-        ("create_file", "after", 20),
-        ("begin_sync", "before", 20),
-        ("fsync", "after", 20),
-        ("give_name", "before", 1),
-        ("give_name", "after", 20),
-        ("sync_folder", "before", 1),
-        ("sync_folder", "after", 1),
-        ("_done", "before", 1),
-        ("_done", "after", 1),
-        ("_done", "after", 2),
-    ],
-    ids=lambda point: " ".join(str(word) for word in point),
+    ("delivery", "point"),  # what comes after the fetch is the same for all servers
+    [("sshd", point) for point in POINTS] + [("vsftpd_plain", point) for point in POINTS[:3]],
+    indirect=["delivery"],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else value,
 )
 def test_a_member_killed_in_the_middle_of_a_group_leaves_each_file_once(
     delivery: Delivery, point: tuple[str, str, int]
