@@ -49,6 +49,7 @@ from typing import Any, Optional, Union
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import servers
+from processes import compiled
 
 MODULE = Path(__file__).resolve().parent.parent / "ftpcoord.py"
 DATABASES = ("postgresql", "mysql", "sqlite")
@@ -902,10 +903,12 @@ class Member:
         self.lives.append(life)
         world.history.lives[instance] = life
         environment = {key: value for key, value in os.environ.items() if not key.startswith("FTPCOORD_")}
+        # One as most are installed; the others need not be compiled at each start.
+        start = [sys.executable, str(world.module_path)] if self.slot == "b" else compiled(world.module_path)
         environment.update(CHAOS_INSTANCE=instance, PYTHONTZPATH=str(world.folder / "zones"))
         with open(self.out, "wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, str(world.module_path), "--config", str(world.folder / f"{self.slot}.ini")],
+                [*start, "--config", str(world.folder / f"{self.slot}.ini")],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,

@@ -31,23 +31,13 @@ from urllib.parse import urlsplit
 
 import pytest
 from conftest import Database, Files, wait_for
-from processes import MODULE, Event, Process, environment, parse
+from processes import MODULE, Event, Process, compiled, environment, parse
 from servers import Proxy
 
 sys.path.insert(0, str(MODULE.parent))
 ftpcoord: Any = importlib.import_module("ftpcoord")
 
-# A service with the code that was compiled once, where the script itself would be compiled at each start.
-COMPILED = """
-import sys
-if sys.path[0] == "": sys.path[0] = sys.argv[1].rpartition("/")[0]
-import importlib.util
-spec = importlib.util.spec_from_file_location("ftpcoord", sys.argv.pop(1))
-module = sys.modules["ftpcoord"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-module.program()
-"""
-PROGRAM = [sys.executable, "-c", COMPILED, str(MODULE)]
+PROGRAM = compiled()
 
 # Seconds that anything may take on a loaded machine where no promise names a time.
 PATIENCE = 30.0
@@ -172,6 +162,8 @@ class Crew:
             "settle": 0.3,
             "retry_delay": 0.3,
             "exec": self.recorder(),
+            # Else each process reads all of the system's CAs.
+            "database_tls": None if database.server is None else "disable",
             **settings,
         }
         if tables and database.server is not None:

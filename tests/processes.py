@@ -21,6 +21,22 @@ from typing import Any, NamedTuple
 MODULE = Path(os.environ.get("FTPCOORD_MODULE") or Path(__file__).resolve().parent.parent / "ftpcoord.py")
 MEMBER = [sys.executable, str(MODULE), "--config", "env"]
 
+# A service with the code that was compiled once, where the script itself would be compiled at each start.
+COMPILED = """
+import sys
+if sys.path[0] == "": sys.path[0] = sys.argv[1].rpartition("/")[0]
+import importlib.util
+spec = importlib.util.spec_from_file_location("ftpcoord", sys.argv.pop(1))
+module = sys.modules["ftpcoord"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+module.program()
+"""
+
+
+def compiled(module: Path = MODULE) -> list[str]:
+    """The command up to its arguments."""
+    return [sys.executable, "-c", COMPILED, str(module)]
+
 
 def environment(settings: Mapping[str, Any], **more: object) -> dict[str, str]:
     """Ours without what it says to ftpcoord, then FTPCOORD_* of these settings (None: not set), then the rest."""

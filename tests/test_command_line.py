@@ -18,7 +18,7 @@ import servers
 from conftest import Database, Files, new_folder, wait_for
 from hostile import FtpHost, SftpHost
 from members import Crew, Member, ftpcoord, kinds, never
-from processes import MEMBER, MODULE, Process, environment
+from processes import MEMBER, MODULE, Process, compiled, environment
 
 CANARY = "canary-2b7e1516"  # in every secret of the tests that look for secrets
 
@@ -128,7 +128,7 @@ def test_wrong_usage_ends_with_exit_code_2(crew: Crew) -> None:
         done = crew.run(*words)
         assert done.returncode == 2 and "usage:" in done.stderr and not done.stdout
     refused(crew.run("--config", "/no/such/file.ini", "check"), 2, "/no/such/file.ini")
-    refused(crew.run("schema", "mysql", "--apply"), 2, "schema", "sqlite")
+    refused(crew.call("schema", "mysql", "--apply"), 2, "schema", "sqlite")
 
 
 def test_a_broken_settings_file_is_one_line_without_its_content(crew: Crew) -> None:
@@ -186,13 +186,13 @@ def test_missing_tables_are_said_with_the_ddl_of_just_those_until_schema_apply_h
         done = crew.run("check")
         assert done.returncode == 1 and re.findall(r"EXISTS (\w+)", done.stderr) == ["file_ledger"]
         assert "ledger = off" in done.stderr
-        assert crew.run("check", ledger="off", after="delete").returncode == 0
+        assert crew.call("check", ledger="off", after="delete").returncode == 0
 
         done = crew.run("schema", dialect, "--apply")
         assert (done.returncode, done.stdout) == (0, "created file_ledger, file_audit\n")
-        done = crew.run("schema", dialect, "--apply")
+        done = crew.call("schema", dialect, "--apply")
         assert (done.returncode, done.stdout) == (0, "all tables are there\n")
-        assert crew.run("check").returncode == 0
+        assert crew.call("check").returncode == 0
         done = crew.run("schema", dialect, environment={"PATH": "/nowhere"})
         assert done.returncode == 0 and done.stdout.count("CREATE TABLE") == len(ftpcoord.TABLES)
         files.put("1.txt", b"x")
@@ -208,14 +208,14 @@ def test_a_database_that_refuses_the_login_or_cannot_be_reached_is_one_line(
         wrong = database.url.replace("secret", CANARY)
         for words in (["check"], ["run"], ["status"]):
             refused(crew.run(*words, database=wrong), 1, "database", "app")
-        refused(crew.run("check", database=database.url.replace(":secret", ""), database_password=CANARY), 1, "app")
-        refused(crew.run("check", database=database.url + "_absent"), 1, "_absent")
+        refused(crew.call("check", database=database.url.replace(":secret", ""), database_password=CANARY), 1, "app")
+        refused(crew.call("check", database=database.url + "_absent"), 1, "_absent")
         port = servers.free_port()
         nobody = re.sub(r":\d+/", f":{port}/", wrong)
-        refused(crew.run("check", database=nobody), 1, "database", str(port))
-        refused(crew.run("status", database=nobody), 1, "database", str(port))
+        refused(crew.call("check", database=nobody), 1, "database", str(port))
+        refused(crew.call("status", database=nobody), 1, "database", str(port))
         never_there = re.sub(r"@[^/]*/", "@no-such-host.invalid/", wrong)
-        refused(crew.run("check", database=never_there), 1, "no-such-host.invalid")
+        refused(crew.call("check", database=never_there), 1, "no-such-host.invalid")
 
 
 def test_a_file_server_that_refuses_or_cannot_be_reached_is_one_line(
@@ -300,7 +300,7 @@ def test_check_fails_where_nobody_understands_the_listing_and_the_dry_run_says_w
         settings["download_dir"] = str(tmp_path)
 
         def run(*words: str) -> Any:
-            return subprocess.run([*MEMBER, *words], env=environment(settings), capture_output=True, text=True)
+            return subprocess.run([*compiled(), *words], env=environment(settings), capture_output=True, text=True)
 
         host.lines.append(line)
         assert run("check").returncode == 0
@@ -327,10 +327,11 @@ def test_whoever_stops_reading_gets_no_more_and_nothing_else_is_said(crew: Crew)
 def test_closed_standard_streams_change_no_exit_code_and_nothing_is_said(tmp_path: Path, closed: str) -> None:
     with FtpHost(files={"a.csv": b"x"}) as host:
         settings = {**host.settings, "database": f"sqlite:///{tmp_path / 'c.db'}", "exec": "true", "settle": 0}
+        start = [sys.executable, str(MODULE)] if "<" in closed else compiled()
         for words in ("run --once", "check", "files", "status --json", "schema sqlite", "run --dry-run"):
             shell = f'exec "$0" "$@" {closed}'
             done = subprocess.run(
-                ["sh", "-c", shell, sys.executable, str(MODULE), *words.split()],
+                ["sh", "-c", shell, *start, *words.split()],
                 env=environment(settings),
                 capture_output=True,
             )
@@ -343,7 +344,7 @@ def test_output_that_cannot_be_written_is_one_line_and_exit_code_1(tmp_path: Pat
     with FtpHost(files={"a.csv": b"x"}) as host, open("/dev/full", "wb") as full:
         settings = {**host.settings, "database": f"sqlite:///{tmp_path / 'c.db'}", "exec": "true", "settle": 0}
         done = subprocess.run(
-            [sys.executable, str(MODULE), *command.split()],
+            [*compiled(), *command.split()],
             env=environment(settings),
             stdout=full,
             stderr=subprocess.PIPE,
@@ -430,19 +431,19 @@ def test_files_shows_what_the_ledger_knows(crew: Crew) -> None:
     crew.fail(False)
     crew.files.put("good.txt", b"x")
     assert crew.run("run", "--once").returncode == 0
-    rows = [json.loads(line) for line in crew.run("files", "--json").stdout.splitlines()]
+    rows = [json.loads(line) for line in crew.call("files", "--json").stdout.splitlines()]
     assert [(os.path.basename(row["path"]), row["state"], row["size"]) for row in rows] == [
         ("bad.txt", "quarantined", 5),
         ("good.txt", "done", 1),
     ]
     assert "this file is no good" in rows[0]["error"] and rows[0]["attempts"] == 1
     assert {row["group"] for row in rows} == {"crew"}
-    rows = [json.loads(line) for line in crew.run("files", "--state", "done", "--json").stdout.splitlines()]
+    rows = [json.loads(line) for line in crew.call("files", "--state", "done", "--json").stdout.splitlines()]
     assert [os.path.basename(row["path"]) for row in rows] == ["good.txt"]
-    text = crew.run("files", "--state", "quarantined").stdout
+    text = crew.call("files", "--state", "quarantined").stdout
     assert "bad.txt" in text and "no good" in text and "good.txt" not in text
-    assert crew.run("files", "--state", "claimed").stdout == ""
-    refused(crew.run("files", ledger="off", after="delete"), 2, "ledger")
+    assert crew.call("files", "--state", "claimed").stdout == ""
+    refused(crew.call("files", ledger="off", after="delete"), 2, "ledger")
 
 
 def test_retry_puts_quarantined_files_back_and_retry_done_those_that_are_done(crew: Crew) -> None:
@@ -458,12 +459,12 @@ def test_retry_puts_quarantined_files_back_and_retry_done_those_that_are_done(cr
     assert crew.run("run", "--once").returncode == 0
     crew.handled("a.csv", "b.csv")
     assert {run.attempt for run in crew.runs()} == {2}, "the handler is told"
-    assert crew.run("retry", "a.csv").stdout.split()[0] == "0"
-    assert crew.run("retry", "--done", "a.*").stdout.split()[0] == "1"
+    assert crew.call("retry", "a.csv").stdout.split()[0] == "0"
+    assert crew.call("retry", "--done", "a.*").stdout.split()[0] == "1"
     assert crew.run("run", "--once").returncode == 0
     crew.handled("a.csv", "a.csv", "b.csv")
     assert crew.states() == {"a.csv": "done", "b.csv": "done", "c.txt": "quarantined"}
-    assert crew.run("retry").stdout.split()[0] == "1"
+    assert crew.call("retry").stdout.split()[0] == "1"
 
 
 def test_skip_records_failed_and_quarantined_versions_as_done_and_leaves_the_files(crew: Crew) -> None:
@@ -476,7 +477,7 @@ def test_skip_records_failed_and_quarantined_versions_as_done_and_leaves_the_fil
     done = crew.run("skip", "*.csv", after="delete")
     assert (done.returncode, done.stdout) == (0, "2 files skipped\n")
     assert crew.states() == {"a.csv": "done", "b.csv": "done", "c.txt": "quarantined"}
-    assert crew.run("skip", "*.csv").stdout == "0 files skipped\n"
+    assert crew.call("skip", "*.csv").stdout == "0 files skipped\n"
     crew.fail(False)
     assert crew.run("run", "--once", after="delete").returncode == 0
     assert crew.names() == [], "none of them was handled"
@@ -484,7 +485,7 @@ def test_skip_records_failed_and_quarantined_versions_as_done_and_leaves_the_fil
     crew.files.put("a.csv", b"another version")
     assert crew.run("run", "--once").returncode == 0
     crew.handled("a.csv")
-    refused(crew.run("skip", "*", ledger="off", after="delete"), 2, "ledger")
+    refused(crew.call("skip", "*", ledger="off", after="delete"), 2, "ledger")
 
 
 def test_skip_refuses_what_is_in_work_and_skips_the_rest(crew: Crew) -> None:
@@ -493,7 +494,7 @@ def test_skip_refuses_what_is_in_work_and_skips_the_rest(crew: Crew) -> None:
     crew.fail()
     assert crew.run("run", "--once", max_attempts=1).returncode == 0
     crew.database.execute("UPDATE file_ledger SET state = 'claimed' WHERE path LIKE '%/busy.csv'")
-    done = crew.run("skip", "*.csv")
+    done = crew.call("skip", "*.csv")
     assert done.stdout == "1 files skipped\n"
     refused(done, 1, "in work", "busy.csv")
     assert crew.states() == {"bad.csv": "done", "busy.csv": "claimed"}
@@ -508,10 +509,10 @@ def test_retry_is_seen_by_a_running_member(postgresql: Database, files: Files, t
         member = crew.start("a")
         member.wait("file_quarantined")
         crew.fail(False)
-        assert crew.run("retry").returncode == 0
+        assert crew.call("retry").returncode == 0
         crew.handled("a.csv")
         wait_for(lambda: crew.states() == {"a.csv": "done"})
-        assert crew.run("retry", "--done").returncode == 0
+        assert crew.call("retry", "--done").returncode == 0
         crew.handled("a.csv", "a.csv")
 
 
@@ -534,7 +535,7 @@ def test_adopt_records_what_is_there_as_done(crew: Crew) -> None:
 
 def test_step_down_waits_for_the_handler_and_hands_over(postgresql: Database, files: Files, tmp_path: Path) -> None:
     with Crew(tmp_path, postgresql, files) as crew:
-        refused(crew.run("step-down"), 1, "no active member")
+        refused(crew.call("step-down"), 1, "no active member")
         first = crew.start("a")
         first.wait("elected")
         second = crew.start("b")
@@ -559,7 +560,7 @@ def test_step_down_waits_for_the_handler_and_hands_over(postgresql: Database, fi
         polls = second.polls()
         wait_for(lambda: second.polls() >= polls + 3)
         assert crew.token() == ("b", 2)
-        assert crew.run("step-down").returncode == 0
+        assert crew.call("step-down").returncode == 0
         first.wait("elected", term=3)
 
 

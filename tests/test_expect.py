@@ -306,7 +306,7 @@ def test_what_did_not_come_is_said_once_over_restarts_and_takeovers_and_again_wh
         wait_for(lambda: alarms(crew) == 2, PATIENCE, "yesterday's and today's")
         status = crew.status()
         assert [one["glob"] for one in status["missing"]] == ["a*.csv"] * 2 and not status["healthy"]
-        done = crew.run("status", "--check")
+        done = crew.call("status", "--check")
         assert done.returncode == 1 and "no a*.csv was done by" in done.stdout
         first.kill()
         second = crew.start("b")

@@ -144,7 +144,7 @@ def test_a_member_that_finds_replicas_alone_says_so_and_begins_when_one_is_promo
         assert "read-only" in member.wait("database_down").fields["error"]
         folder.put("x.csv", b"1")
         never(lambda: member.events("elected"), 1.0, "elected by a replica")
-        checked = crew.run("check")
+        checked = crew.call("check")
         assert checked.returncode == 1 and "read-only" in checked.stderr
         replica.promote()
         member.wait("elected")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import itertools
 import os
 import random
@@ -71,8 +72,13 @@ def server(file_server: Files) -> Iterator[FileServer]:
         yield connected
 
 
+@functools.lru_cache
+def folder_of(url: str) -> str:
+    return ftpcoord.Config(url=url, database="sqlite:///unused.db").target.path.rstrip("/")
+
+
 def path_of(files: Files, name: str) -> str:
-    return f"{config(files).target.path.rstrip('/')}/{name}"
+    return f"{folder_of(files.url)}/{name}"
 
 
 def listed(server: FileServer, files: Files, folder: str = "") -> dict[str, Entry]:

@@ -113,10 +113,10 @@ def test_files_with_such_names_are_handled_once_and_their_failures_count(
         wait_for(lambda: crew.run("run", "--once").returncode == 0, PATIENCE)
         assert crew.names() == sorted(NAMES) and {run.attempt for run in crew.runs()} == {2}
         assert crew.run("run", "--once").returncode == 0 and len(crew.runs()) == len(NAMES)
-        listed = crew.run("files", "--json")
+        listed = crew.call("files", "--json")
         assert listed.returncode == 0, listed.stderr
         files.put("z-€😀.csv", b"x")
-        assert crew.run("adopt").returncode == 0
+        assert crew.call("adopt").returncode == 0
         assert crew.run("run", "--once").returncode == 0 and len(crew.runs()) == len(NAMES)
 
 

@@ -18,7 +18,7 @@ import pytest
 import servers
 from conftest import Database, Files, new_database, new_folder, wait_for
 from members import Crew, Member, ftpcoord, never, through
-from processes import MODULE, Event, environment
+from processes import MODULE, Event, compiled, environment
 from servers import Proxy
 
 
@@ -158,7 +158,7 @@ class Listeners:
             values = {**crew.settings, "coordination_group": name, "member_id": "m", **changes}
             lines += [f"[{name}]", *(f"{key} = {value}" for key, value in values.items() if value is not None)]
         path.write_text("\n".join(lines))
-        command = [sys.executable, str(MODULE), "--config", str(path)]
+        command = [*compiled(), "--config", str(path)]
         self.member = Member("m", command, environment({}, **more), crew.folder)
 
     def __enter__(self) -> Member:

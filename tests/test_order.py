@@ -473,12 +473,14 @@ def test_commands_tell_what_is_blocked_and_by_what(postgresql: Database, files: 
         assert crew.states() == {"a1.csv": "quarantined"}
         dry = crew.run("run", "--dry-run")
         assert dry.stdout.count("a1.csv (order)") == 2 and "0 of 3 files would be handled" in dry.stdout, dry.stdout
-        assert crew.run("skip", "a1.csv").returncode == 0
+        assert crew.call("skip", "a1.csv").returncode == 0
         crew.fail(False)
         assert crew.run("run", "--once").returncode == 0
         assert [run.name for run in crew.runs() if run.attempt][-2:] == ["a2.csv", "a3.csv"]
         # A failed row behind another one.
-        assert crew.run("retry", "--done", "a1.csv").returncode == crew.run("retry", "--done", "a3.csv").returncode == 0
+        assert (
+            crew.call("retry", "--done", "a1.csv").returncode == crew.call("retry", "--done", "a3.csv").returncode == 0
+        )
         status = crew.status()
         assert [(one["state"], one["files"]) for one in status["blocked"]] == [("failed", 1)]
-        assert "a1.csv" in crew.run("status").stdout
+        assert "a1.csv" in crew.call("status").stdout

@@ -102,14 +102,14 @@ def test_a_pause_is_shown_everywhere_and_does_not_make_a_member_unready(crew: Cr
         with contextlib.closing(urllib.request.urlopen(files[number], timeout=10)) as answer:
             return str(answer.read().decode())
 
-    assert crew.status()["paused"] is None and crew.run("status", "--check").returncode == 0
+    assert crew.status()["paused"] is None and crew.call("status", "--check").returncode == 0
     wait_for(lambda: 'ftpcoord_paused{group="crew",member="a"} 0.0' in got(1))
     pause(crew, "--for", "2h")
     found = crew.status()["paused"]
     assert found["by"] == ME and found["since"] < found["until"], found
     words = f"paused by {ME} since {found['since']}, until {found['until']}"
-    assert words in crew.run("status").stdout
-    checked = crew.run("status", "--check")
+    assert words in crew.call("status").stdout
+    checked = crew.call("status", "--check")
     assert checked.returncode == 1 and words in checked.stdout
     assert words in crew.run("run", "--dry-run").stdout
     wait_for(lambda: json.loads(got(0))["paused"] == found)

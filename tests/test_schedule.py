@@ -666,7 +666,7 @@ def test_a_newly_elected_member_starts_a_round_at_once(crew: Crew) -> None:
     crew.start("c").wait("standby")
     round_ends(crew.active())
     crew.files.put("stepped-down.txt", b"x")
-    assert crew.run("step-down").returncode == 0
+    assert crew.call("step-down").returncode == 0
     crew.handled("first.txt", "killed.txt", "stepped-down.txt")
 
 
@@ -697,11 +697,11 @@ def test_status_the_terminal_and_the_page_tell_the_next_round(crew: Crew) -> Non
     status = crew.status()
     assert status["next_round"] == expected
     told = f"the schedule starts a round of polls at {ftpcoord.moment(status['next_round'])} UTC"
-    assert told in status["notes"] and told in crew.run("status").stdout
+    assert told in status["notes"] and told in crew.call("status").stdout
     listener = ftpcoord.Listener(**{**crew.settings, "member_id": "a", "exec": "true"})
     shown = ftpcoord.listener_status(listener, ftpcoord.Survey(listener.config))
     assert shown["next_round"] == expected and told in ftpcoord.page([shown], 0)
-    assert crew.run("status", "--json", schedule=None).stdout.count('"next_round": null') == 1
+    assert crew.call("status", "--json", schedule=None).stdout.count('"next_round": null') == 1
 
 
 # -- dates in move targets --------------------------------------------------------------------------------------------

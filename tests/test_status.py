@@ -257,7 +257,7 @@ def test_an_outage_of_the_database_shows_in_every_place_and_so_does_its_end(
         b.member.wait("standby")
         crew.handled("1.csv")
         wait_for(lambda: a.status()["files"]["done"] == 1)
-        assert crew.run("status", "--check").returncode == 0
+        assert crew.call("status", "--check").returncode == 0
         wait_for(lambda: b.status()["as_of"] is not None)
         assert postgresql.server is not None
         postgresql.server.stop()
@@ -266,12 +266,12 @@ def test_an_outage_of_the_database_shows_in_every_place_and_so_does_its_end(
         wait_for(lambda: a.get("/active").code == 503)
         assert a.status()["active"] is None and "is active</b>" not in a.get("/").text
 
-        said = crew.run("status")
+        said = crew.call("status")
         assert said.returncode == 1
         assert "PROBLEM: the database cannot be used" in said.stdout and "Nothing is polled" in said.stdout
-        shown = crew.run("status", "--json")
+        shown = crew.call("status", "--json")
         assert shown.returncode == 1 and json.loads(shown.stdout)["healthy"] is False
-        check = crew.run("status", "--check")
+        check = crew.call("status", "--check")
         assert check.returncode == 1 and check.stdout.startswith("not ok: crew: the database cannot be used")
         assert check.stdout.count("\n") == 1
 
@@ -344,9 +344,9 @@ def test_status_shows_members_and_files_in_the_agreed_form_and_tells_what_is_wro
     database: Database, files: Files, tmp_path: Path
 ) -> None:
     with Crew(tmp_path, database, files, max_attempts=1) as crew:
-        check = crew.run("status", "--check")
+        check = crew.call("status", "--check")
         assert check.returncode == 1 and check.stdout == "not ok: crew: no member is active: none ever was\n"
-        assert "Start a member" in crew.run("status").stdout
+        assert "Start a member" in crew.call("status").stdout
         empty = crew.status()
         assert {key: empty[key] for key in ("group", "active", "members")} == {
             "group": "crew",
@@ -360,9 +360,9 @@ def test_status_shows_members_and_files_in_the_agreed_form_and_tells_what_is_wro
         crew.start("b").wait("standby")
         crew.handled("1.csv")
         wait_for(lambda: crew.states() == {"1.csv": "done"})
-        check = crew.run("status", "--check")
+        check = crew.call("status", "--check")
         assert check.returncode == 0 and check.stdout == "ok: crew: a is active at term 1, 1 standby\n"
-        text = crew.run("status").stdout
+        text = crew.call("status").stdout
         assert "  a is active at term 1\n" in text and "1 done, 0 failed" in text
         assert re.search(r"^  standby   b  heartbeat \d\.\d s ago$", text, re.MULTILINE)
         assert "PROBLEM" not in text
@@ -383,19 +383,19 @@ def test_status_shows_members_and_files_in_the_agreed_form_and_tells_what_is_wro
         crew.fail()
         files.put("2.csv", b"x")
         wait_for(lambda: crew.states().get("2.csv") == "quarantined")
-        check = crew.run("status", "--check")
+        check = crew.call("status", "--check")
         assert check.returncode == 1 and check.stdout == "not ok: crew: 1 file is quarantined\n"
-        text = crew.run("status").stdout
+        text = crew.call("status").stdout
         assert "this file is no good" in text and "files --state quarantined" in text and "2.csv" in text
 
         killed = a.kill()
         (other,) = [member for member in crew.members if member is not a]
         other.kill()
         wait_for(lambda: time.time() > killed + crew.liveness, 2 * crew.liveness)
-        check = crew.run("status", "--check")
+        check = crew.call("status", "--check")
         assert check.returncode == 1
         assert check.stdout.startswith("not ok: crew: no member is active: a was the last one; ")
-        assert "Start a member" in crew.run("status").stdout
+        assert "Start a member" in crew.call("status").stdout
 
         # One that leaves well is released, until another one has the token; those that died are stale.
         last = crew.start("c")
@@ -413,7 +413,7 @@ def test_check_of_a_hand_over_under_way_looks_twice(crew: Crew) -> None:
     b = crew.start("b")
     b.wait("standby")
     a.stop()
-    assert crew.run("status", "--check").returncode == 0
+    assert crew.call("status", "--check").returncode == 0
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -427,13 +427,13 @@ def test_the_last_lines_of_a_commands_stderr_are_kept_unless_told_otherwise(crew
     crew.settings.update(exec=f"{sys.executable} {script}", max_attempts=1, error_output="yes" if kept else "no")
     crew.files.put("1.csv", b"x")
     crew.start("a").wait("file_quarantined")
-    said = crew.run("files", "--state", "quarantined").stdout
+    said = crew.call("files", "--state", "quarantined").stdout
     assert said.count("\n") == 1 and "1.csv" in said and "command exited with 3" in said and "on stdout" not in said
     assert said.rstrip().endswith("100% wrong: | ValueError: the last line") == kept
     assert len(said) < 3000 and ("xxx" in said) == kept
-    found = json.loads(crew.run("files", "--state", "quarantined", "--json").stdout)
+    found = json.loads(crew.call("files", "--state", "quarantined", "--json").stdout)
     assert (found["error"] == "command exited with 3") != kept
-    assert ("ValueError: the last line" in crew.run("status").stdout) == kept
+    assert ("ValueError: the last line" in crew.call("status").stdout) == kept
 
 
 def test_names_that_the_terminal_cannot_show_end_no_command(crew: Crew) -> None:

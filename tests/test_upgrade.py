@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 import servers
 from conftest import Database, Files, new_folder, wait_for
 from members import Crew, Member, never
-from processes import MODULE
+from processes import MODULE, compiled
 
 GROUP = "crew"
 
@@ -49,12 +48,12 @@ def test_members_of_two_versions_take_turns_in_one_group_with_columns_that_neith
     newer = other_version(tmp_path / "newer", "9.9.9")
     with Crew(tmp_path, database, files, after="keep") as crew:
         if database.server is None:
-            crew.run("schema", "sqlite", "--apply", "--config", "env")
+            crew.call("schema", "sqlite", "--apply", "--config", "env")
         add_columns(database)
 
         def start(name: str, module: Path) -> Member:
             environment = crew.environment(member_id=name)
-            return crew.add(Member(name, [sys.executable, str(module), "--config", "env"], environment, tmp_path))
+            return crew.add(Member(name, [*compiled(module), "--config", "env"], environment, tmp_path))
 
         old = start("old", MODULE)
         old.wait("elected")
@@ -98,7 +97,7 @@ def test_every_row_that_version_1_0_0_wrote_is_understood(database: Database, fi
     listed = time.strftime("%Y-%m-%d" if mysql else "%Y-%m-%dT%H:%M", time.gmtime(old))
     with Crew(tmp_path, database, files, after="keep", after_error="move:sent") as crew:  # due.csv has it due
         if database.server is None:
-            crew.run("schema", "sqlite", "--apply", "--config", "env")
+            crew.call("schema", "sqlite", "--apply", "--config", "env")
         database.execute(f"INSERT INTO token_holder (group_id, task_id, term) VALUES ('{GROUP}', 'gone', 3)")
         for beat, when in (("gone", moment), ("left", "1970-01-01 00:00:01"), ("step-down:2", moment)):
             database.execute(
@@ -142,7 +141,7 @@ def test_triggers_and_defaults_on_the_tables_do_not_disturb(database: Database, 
     """An administrator audits them. On MySQL a trigger hides LAST_INSERT_ID(expression) from the answer."""
     with Crew(tmp_path, database, files, after="delete") as crew:
         if database.server is None:
-            crew.run("schema", "sqlite", "--apply", "--config", "env")
+            crew.call("schema", "sqlite", "--apply", "--config", "env")
         database.execute("CREATE TABLE audit (what VARCHAR(20))")
         for table in ("token_holder", "health_check", "file_ledger"):
             for change in ("INSERT", "UPDATE", "DELETE"):
