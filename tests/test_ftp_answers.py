@@ -563,6 +563,16 @@ def test_lines_that_nobody_understands_in_one_folder_are_not_said_of_the_next_on
             assert not server.list("/in/sub") and not server.unread
 
 
+def test_a_name_that_a_line_nobody_understands_may_tell_of_is_neither_there_nor_absent() -> None:
+    with FtpHost(mlsd=False, files={"b": b"1"}) as host:
+        host.lines.append(b"of no form a")
+        host.on("SIZE", reply("550 no"), times=None)
+        with connected(host) as server:
+            with pytest.raises(ftpcoord.FileRefused, match="not understood"):
+                server.exists("/in/a")
+            assert server.exists("/in/b") and not server.exists("/in/c")
+
+
 def test_a_listing_that_begins_and_is_then_refused_is_a_refusal() -> None:
     with FtpHost(files={"a": b"1"}, mlsd=False) as host:
         host.on("LIST", hostile.content(b"", "550 Zugriff verweigert"))
@@ -883,6 +893,15 @@ def test_a_channel_that_ended_while_its_connection_stays_is_not_used_again(how: 
         host.on("CLOSE", last)
         server.list("/in")
         wait_for(lambda: not server.quiet(), PATIENCE)
+
+
+@pytest.mark.parametrize(("scheme", "setting"), [("sftp", "key"), ("ftps", "ca_file")])
+def test_a_key_or_certificate_that_is_gone_is_waited_for(tmp_path: Path, scheme: str, setting: str) -> None:
+    changes: dict[str, Any] = {setting: str(tmp_path / "gone"), "database": "sqlite:///unused.db"}
+    pool = ftpcoord.Pool(ftpcoord.Config(url=f"{scheme}://me@127.0.0.1:1/in", **changes))
+    with pytest.raises(ftpcoord.ServerDown, match="gone"), pool.server():
+        pass
+    assert pool.trouble is not None and "gone" in str(pool.trouble)
 
 
 @pytest.mark.parametrize("kind", [FtpHost, hostile.SftpHost], ids=["ftp", "sftp"])

@@ -448,7 +448,7 @@ def test_trouble_is_waited_for_as_long_as_it_says_whatever_the_schedule(monkeypa
     Wall(monkeypatch, "2026-03-02 10:00")
     pace = Pace(config(schedule="0 12 * * *", timezone="UTC"))
     pace.poll_begins()
-    assert list(pace.pauses(3.5)) == [3.5] and next(pace.pauses(None)) == 60
+    assert next(pace.pauses(3.5)) == 3.5 and next(pace.pauses(None)) == 60
 
 
 def test_after_a_round_the_next_scheduled_minute_is_waited_for_and_looked_for_each_minute(
