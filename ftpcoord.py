@@ -3328,7 +3328,7 @@ class Workers:
             self._threads.append(thread)
 
     def end(self) -> None:
-        """Lets the threads end when they have done what they do, and no after-action is due."""
+        """Lets the threads end when they are done, and no after-action is due."""
         with self._changed:
             self._ending = True
             self.put_off((Row,))
@@ -3399,7 +3399,7 @@ class Pool:
                 server.preparing = False
 
     def _take(self, goes_on: Callable[[], object]) -> FileServer:
-        """A connection that rests, or a new one, or the next that is given back."""
+        """One that rests, or a new one, or the next that is given back."""
         server: Optional[FileServer] = None
         while server is None:
             with self._changed:
@@ -3502,7 +3502,7 @@ class Pool:
             self._changed.notify_all()
 
     def abort(self) -> None:
-        """Cuts every connection, also one in use by another thread; no new one is made."""
+        """Cuts every connection, whoever uses it; no new one is made."""
         with self._changed:
             self._aborted = True
             servers = list(self._all)
@@ -4865,8 +4865,6 @@ class Job(NamedTuple):
 
 
 class Listed:
-    """What is in a folder."""
-
     def __init__(self) -> None:
         self.entries: dict[str, Optional[Entry]] = {}  # None: made since the listing began
         self.unread: Sequence[str] = ()
@@ -4893,7 +4891,6 @@ class Habits:
 
     @contextlib.contextmanager
     def listing_of(self, folder: str) -> Iterator[Listed]:
-        """Around a listing of the folder."""
         oldest = time.monotonic() - NAMES_SERVE
         with self._lock:
             self._listed = {place: listed for place, listed in self._listed.items() if listed.over > oldest}
@@ -5294,13 +5291,13 @@ class FileServer(abc.ABC):
         self._shut_down()
 
     def hurry(self, seconds: float) -> None:
-        """From any thread: aborts unless it is at work already; connects from here on get so long."""
+        """From any thread: aborts unless it is at work; later connects get so long."""
         self._limit = min(self._limit, seconds)
         if self.preparing:
             self.abort()
 
     def _shut_down(self, orderly: bool = False) -> None:
-        """Wakes who waits. Not orderly: nothing more is delivered, even if the connection's user hangs elsewhere."""
+        """Wakes who waits. Not orderly: nothing more is delivered, even if its user hangs elsewhere."""
         with self._guard:
             for sock in self._sockets:
                 with contextlib.suppress(OSError):  # SSLSocket.shutdown() would go on in plain text
@@ -5420,7 +5417,7 @@ class FileServer(abc.ABC):
         return kind(f"{self.label}: {doing}: {why}")
 
     def _masked(self, error: Error) -> Error:
-        """Without the password: a server may say it in any reply."""
+        """A server may say the password in any reply."""
         text = str(error)
         masked = shortened(self._without_password(text))
         return error if masked == text else type(error)(masked)
@@ -5704,7 +5701,7 @@ def _ibm_reading(size: str, separator: str, kind: str, name: str) -> Readings:
 
 
 def may_tell_of(lines: Iterable[str], name: str) -> bool:
-    """Whether a line that nobody understands may be about this name."""
+    """Whether one of them may be about this name."""
     return any(line.rstrip(" /").endswith(name.rstrip(" ")) or f"{name} -> " in line for line in lines)
 
 
@@ -5934,7 +5931,7 @@ class FtpClient(ftplib.FTP):
         return False
 
     def _speaks_before(self, other: socket.socket) -> bool:
-        """Waits until this connection or the other one has something to read."""
+        """Waits until one of the two has something to read."""
         if self._inbox or (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending()):
             return True
         with selectors.DefaultSelector() as selector:
@@ -6051,7 +6048,7 @@ class FtpClient(ftplib.FTP):
             raise _Broken from error
 
     def finish(self, conn: socket.socket) -> str:
-        """Closes a data connection read to its end; the reply that follows."""
+        """Closes one read to its end; the reply that follows."""
         if isinstance(conn, ssl.SSLSocket) and not self.silent and not self.cut:
             with contextlib.suppress(OSError, ValueError):  # servers that leave without a goodbye
                 conn.settimeout(min(TLS_GOODBYE, self.timeout))
@@ -6067,7 +6064,7 @@ def is_end(error: OSError) -> bool:
 
 
 def peek(sock: socket.socket) -> bytes:
-    """The first byte on its way, below any TLS; none at the end, or a reset."""
+    """Below any TLS; none at the end, or a reset."""
     try:
         return socket.socket.recv(sock, 1, socket.MSG_PEEK)
     except ConnectionError:
@@ -6090,7 +6087,6 @@ class Looker:
         self.useless = self._server.habits.unanswered | (set() if mlst else {"MLST"})
 
     def there(self, path: str) -> Optional[bool]:
-        """None: only a listing can tell."""
         if not all(split_path(path)):  # a root, of whatever kind
             return True
         for command in ("MLST", "SIZE"):
@@ -6140,7 +6136,6 @@ class Looker:
         return joined if EPOCH_SECONDS.fullmatch(seconds) else None
 
     def _facts(self, reply: str) -> list[Entry]:
-        """What a reply to MLST tells."""
         lines = [parse_mlsd_line(self._server._text(line)) for line in body_lines(reply)]
         return [entry for entry in lines if entry is not None]
 
@@ -6276,7 +6271,6 @@ class FtpServer(FileServer):
         return line
 
     def _ask(self, command: str, path: Optional[str] = None) -> str:
-        """The reply to one command, whatever it says."""
         line = self._line(command, path)
         with self._effect() if command in ("DELE", "RNTO", "MKD") else contextlib.nullcontext():
             return self._ftp.sendcmd(line)
@@ -6487,7 +6481,6 @@ class FtpServer(FileServer):
             return self._ftp.transfercmd(line)
 
     def _received(self, conn: socket.socket, job: Job) -> int:
-        """The bytes that came."""
         got = 0
         while count := self._ftp.read(conn, self._buffer):
             got += count
@@ -6517,7 +6510,7 @@ class FtpServer(FileServer):
         return told.mtime if told else ""
 
     def _looked_at(self, fetched: Sequence[tuple[Job, str]], together: bool) -> Iterator[tuple[Job, Optional[Error]]]:
-        """The outcomes of files fetched whole, on a new connection if this one is lost."""
+        """On a new connection if this one is lost."""
         left = deque(fetched)
         while left:
             connected = self._ftp.sock is not None
@@ -6564,7 +6557,7 @@ class FtpServer(FileServer):
         return None
 
     def _explained(self, job: Job, error: FileChanged) -> Error:
-        """Whether it is another version, or the server does not keep to its word."""
+        """Another version, or a server that does not keep to its word."""
         with contextlib.suppress(FileRefused):
             if job.seen is not None and self.same(job.path, job.seen):
                 return FileRefused(f"{error}, which is what it still lists")
@@ -6743,7 +6736,7 @@ SIGNED = struct.Struct(">i")  # unsigned in the draft, but servers send times be
 
 
 class _Fields:
-    """The fields of one message in turn; _Broken if it is too short for them."""
+    """Of one message, in turn; _Broken if it is too short for them."""
 
     __slots__ = ("at", "body")
 
@@ -6767,7 +6760,7 @@ class _Fields:
         return text
 
     def handle(self) -> bytes:
-        """Of an open file or folder, as every request about it has it (draft section 6.3 allows so many bytes)."""
+        """As every request about it has it (draft section 6.3 allows so many bytes)."""
         handle = bytes(self.string())
         if len(handle) > 256:
             raise _Broken(f"an SFTP handle of {len(handle)} bytes")
@@ -6910,8 +6903,6 @@ NOTHING_YET = memoryview(b"")
 
 
 class _Download:
-    """One file of a pipeline."""
-
     def __init__(self, job: Job, name: bytes) -> None:
         self.job, self.name, self.handle = job, name, b""
         self.asked = self.written = 0  # bytes
@@ -7182,7 +7173,7 @@ class SftpServer(FileServer):
 
     @staticmethod
     def _nothing_in_common(options: Any, offer: Mapping[str, Any]) -> str:
-        """What to do about a server that offers nothing which is taken here; "" if that is not the trouble."""
+        """What to do about it; "" if that is not the trouble."""
         for kind, name in zip(SSH_ALGORITHMS, OFFERED):
             taken, offered = getattr(options, kind), offer.get(name, ())
             if offered and not set(taken) & set(offered):
@@ -7228,7 +7219,6 @@ class SftpServer(FileServer):
             raise LoginRefused(f"{self.label}: login as {self.user} refused: {'; '.join(refusals)}")
 
     def _refusal(self, prove: Callable[[], object]) -> str:
-        """Why a proof was not enough."""
         try:
             prove()
         except self._paramiko.BadAuthenticationType as error:
