@@ -892,11 +892,11 @@ class Member:
     def hand_over(self, why: str, hangs: bool = False) -> None:
         """Lets the work end, and then gives the lease up. Work that hangs has `drain_timeout` to end."""
         lease, lost_at = self.lease, boot_clock() + self.config.drain_timeout
+        if lease is not None and hangs and lost_at < self.wanted.lost_at:
+            self.ask(lost_at=lost_at)
         if lease is not None and not self.wanted.hand_over:
             event("handing_over", group=self.config.coordination_group, term=lease.term, reason=why)
             self.ask(hand_over=why)
-        if lease is not None and hangs and lost_at < self.wanted.lost_at:
-            self.ask(lost_at=lost_at)
 
     def hand_over_to_another(self, why: str) -> bool:
         """Hands over if another member is alive, as the next heartbeat finds; whether it does."""
@@ -10079,8 +10079,6 @@ class Stats:
             event("standby", group=group, active=view.holder, seen_term=view.term)
 
     def tell_role(self, group: str, member: str, name: str, **fields: object) -> None:
-        level = logging.WARNING if name in ("lost", "duplicate_member") else logging.INFO
-        event(name, level, group=group, member=member, **fields)
         if name == "elected":
             why = str(fields["reason"])
             self.elections[why] = self.elections.get(why, 0) + 1
@@ -10089,6 +10087,8 @@ class Stats:
             self.ends[name] += 1
             self.own["active_since"] = None
             self.server.update(up=None, error="", lost={})
+        level = logging.WARNING if name in ("lost", "duplicate_member") else logging.INFO
+        event(name, level, group=group, member=member, **fields)
 
     def polled(self, poller: Poller, listing: Look, new: int, seconds: float) -> None:
         lost = {printable(folder): printable(why) for folder, why in listing.lost.items()}

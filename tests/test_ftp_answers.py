@@ -853,10 +853,19 @@ def test_files_that_were_not_asked_for_when_the_connection_ended_go_again_at_onc
             lambda session, argument: hostile.leave(session, "") if argument == "/in/05" else session.on_retr(argument),
             times=None,
         )
-        with Site(tmp_path, host.settings, workers=1, retry_delay=30) as site:
+        with Site(tmp_path, host.settings, workers=1, retry_delay=30, polling_interval=600) as site:
             site.arrive({name: content for name, content in files.items() if name != "05"})
             assert {done["attempt"] for done in site.all("file_done")} == {1}
             assert len(site.all("file_failed")) == 1 and site.row("05")
+
+
+def test_what_is_done_is_removed_without_waiting_for_another_poll(tmp_path: Path) -> None:
+    with (
+        FtpHost(files={"a": b"1", "b": b"2"}) as host,
+        Site(tmp_path, host.settings, after="delete", polling_interval=600) as site,
+    ):
+        site.arrive({"a": b"1", "b": b"2"})
+        wait_for(lambda: not host.files, 5)
 
 
 def test_a_file_that_ended_the_connection_is_fetched_without_company_the_next_time(tmp_path: Path) -> None:

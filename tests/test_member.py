@@ -326,6 +326,7 @@ def test_work_that_stalls_is_cut_although_a_hand_over_cannot_be_told_and_the_nex
     scene.do("working, a minute")
     wait_for(lambda: {"cut", "handing_over", "guard_failed"} <= scene.effects, 5)
     assert "cut the next" not in scene.effects
+    assert scene.member.wanted.lost_at == scene.clock.now + 10
 
 
 def test_a_hand_over_of_work_that_hangs_ends_in_its_time_also_if_another_one_is_asked_for_at_once(
