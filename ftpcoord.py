@@ -4966,6 +4966,12 @@ def split_path(path: str) -> tuple[str, str]:
     return folder or slash, name
 
 
+def same_name(a: str, b: str) -> bool:
+    """Whether two paths end in one name, in whatever case and Unicode form."""
+    names = (split_path(path.rstrip("/"))[1] for path in (a, b))
+    return len({unicodedata.normalize("NFC", name).casefold() for name in names}) == 1
+
+
 def normal_path(path: str) -> str:
     return re.sub(r"\A//+", "/", posixpath.normpath(path))
 
@@ -6158,7 +6164,10 @@ class Looker:
             if verdict(reply) == "unknown":
                 self.useless.add(command)
             return "", reply
-        if command == "SIZE" or any(entry.kind == "file" for entry in self._facts(reply)):
+        facts = self._facts(reply) if command == "MLST" else []
+        if facts and not any(entry.name == "." or same_name(entry.name, path) for entry in facts):
+            return "", ""  # servers take patterns, or tell what is in a folder
+        if command == "SIZE" or any(entry.kind == "file" for entry in facts):
             self.yes[command] = split_path(path)[0]
         return reply, ""
 
