@@ -7162,14 +7162,13 @@ class SftpServer(FileServer):
         raise ConfigError(f"key {path} cannot be used (format, or wrong key_passphrase): {problem}")
 
     def _trusted_keys(self) -> tuple[set[bytes], set[bytes]]:
-        if self._host_key:
-            return set(), set()
         try:
             with open(self._known_hosts, encoding="utf-8", errors="surrogateescape") as file:
-                return known_host_keys(file.read(), self.host, self.port)
-        except FileNotFoundError:
-            return set(), set()
+                known, revoked = known_host_keys(file.read(), self.host, self.port)
+            return set() if self._host_key else known, revoked
         except OSError as error:
+            if self._host_key or isinstance(error, FileNotFoundError):
+                return set(), set()
             raise ConfigError(f"known_hosts {self._known_hosts}: {error.strerror}") from None
 
     @staticmethod
@@ -7195,12 +7194,12 @@ class SftpServer(FileServer):
     def _check_host_key(self, key: bytes, known: set[bytes], revoked: set[bytes]) -> None:
         shown = fingerprint(key)
         pins = [pin.strip().rstrip("=") for pin in self._host_key.split(",") if pin.strip()]
-        if shown in pins or (key in known and key not in revoked):
+        if key not in revoked and (shown in pins or key in known):
             return
-        if pins:
-            problem = "is not the one in host_key"
-        elif key in revoked:
+        if key in revoked:
             problem = f"is revoked in {self._known_hosts}"
+        elif pins:
+            problem = "is not the one in host_key"
         elif known:
             problem = f"is NOT the one in {self._known_hosts}: it was changed, or someone is in between"
         else:
@@ -8400,7 +8399,7 @@ FUNCTION = Kind("module:function", matching(r"[\w.]+:[\w.]+"))
 ADDRESS = Kind("host:port, e.g. 127.0.0.1:8080", matching(f".*:{PORT}"))
 SITE_COMMAND = r"(?i:OPTS MLST (?:[\w.-]+;)+|(?:SITE|OPTS) [^;\s][^;\r\n]*)"  # the facts of MLST end with semicolons
 COMMANDS = Kind(
-    "commands that begin with SITE or OPTS, with semicolons between them; active mode and the like are not built",
+    "commands that begin with SITE or OPTS, with semicolons between them",
     matching(rf" *{SITE_COMMAND}(?:[; ]*{SITE_COMMAND})*[; ]*"),
 )
 KINDS: dict[type, Kind] = {  # where the default tells it
@@ -8909,13 +8908,15 @@ def _parse_url(url: str) -> tuple[Target, str]:
     user = user or ("" if scheme == "sftp" else "anonymous")
     path = _folder(match[5])
     for wrong, why in (
-        (re.search(r"[\0-\x1f\x7f\\?#]", url), "has a backslash, ?, # or control character; write %5C, %3F, %23"),
+        (
+            re.search(r"[\0-\x1f\x7f\\?#]", url) or re.search(r"[\0\r\n]", path + user + password),
+            "has a backslash, ?, # or control character; write %5C, %3F, %23",
+        ),
         (
             "@" in match[5] and (match[2] is None or match[3] is not None),  # ftp://user:12/34@host/
             "has @ after a slash; write %2F for / in a password and %40 for @ in a path",
         ),
         (not user, "names no user; it must look like sftp://user@host/path"),
-        (re.search(r"[\0\r\n]", path + user + password), "has a line break or NUL in its user, password or path"),
     ):
         if wrong:
             raise ConfigError(f"url: {why}")
@@ -9958,14 +9959,6 @@ def weaknesses(config: Config) -> Iterator[tuple[str, str]]:
         yield "tls_verify", f"{without_password(config.url)}: without it anybody on the way can be this server"
     if config.via and config.via.user and not is_loopback(config.via.host):
         yield "proxy", f"{without_password(config.proxy)}: shows its login to everybody between here and it"
-    if scheme == "sftp" and config.host_key:
-        with contextlib.suppress(OSError):
-            lines = Path(config.place(config.known_hosts)).read_text(encoding="utf-8", errors="surrogateescape")
-            known, revoked = known_host_keys(lines, config.target.host, config.target.port)
-            pins = config.host_key.replace("=", "")
-            pinned, refused = ([key for key in keys if fingerprint(key) in pins] for keys in (known, revoked))
-            if refused or (known and not pinned):
-                yield "host_key", f"accepts a key of {config.target.host} that {config.known_hosts} would refuse"
     if config.coordination_group[0] in "'\"":
         yield "coordination_group", "its quotes are part of it; without them it is another, to which all files are new"
     if config.ready_suffix:
@@ -10060,7 +10053,7 @@ class Stats:
     def __init__(self) -> None:
         self.own: dict[str, Any] = {"started": time.time(), "active_since": None}
         self.server: dict[str, Any] = {"up": None, "error": "", "last_poll": None}  # up: None on a standby
-        self.server.update(listed=0, waiting=0, refused=0, lost={})
+        self.server.update(listed=0, refused=0, lost={})
         self.work: dict[str, Any] = {"done": 0, "failed": 0, "quarantined": 0, "bytes": 0, "last_done": None}
         self.backlog = Backlog()
         self.order: Optional[Order] = None  # of the last lease
@@ -10104,7 +10097,7 @@ class Stats:
         for folder in lost.keys() - self.server["lost"].keys():
             event("file_refused", logging.WARNING, folder=folder, reason=lost[folder])
         listed, waiting, refused = len(listing.paths), poller.waiting, poller.selector.tree.refused
-        self.server.update(listed=listed, waiting=waiting, refused=refused, last_poll=time.time(), lost=lost)
+        self.server.update(listed=listed, refused=refused, last_poll=time.time(), lost=lost)
         self.polls.add(seconds)
         event("polled", term=poller.lease.term, listed=listed, new=new, waiting=waiting)
 
@@ -10172,7 +10165,6 @@ def unread(config: Config, error: str = "") -> dict[str, Any]:
         "files": {},
         "database": without_password(config.database),
         "stale_after": 0.0,
-        "next_round": config.minutes and config.minutes.next(time.time()),
         "blocked": None if config.order == "none" else [],
         "database_error": error,
     }
@@ -10269,8 +10261,6 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding("problem", f"{one['path']} blocks {one['files']} files: {one['state']}", advice)
     if active is not None and all(row["role"] != "standby" for row in status["members"]):
         yield Finding("note", "there is no standby: nobody takes over if the active member dies")
-    if status.get("next_round"):
-        yield Finding("note", f"the schedule starts a round of polls at {moment(status['next_round'])} UTC")
     if files.get("failed"):
         yield Finding("note", f"{files['failed']} failed and will be tried again")
 
@@ -10382,7 +10372,6 @@ def own_status(listener: Listener) -> dict[str, Any]:
             "role": role,
             "version": __version__,
             "term": lease.term if lease is not None else view.term if view is not None else None,
-            "lease_remaining": max(0.0, lease.remaining()) if lease is not None else None,
             "stuck": why_stuck(listener),
             "not_now": stats.not_now if role == "active" else "",
             "blocked": stats.order.blocked if role == "active" and stats.order else None,
@@ -10404,10 +10393,9 @@ def why_unready(listener: Listener) -> str:
 
 def listener_status(listener: Listener, survey: Survey) -> dict[str, Any]:
     found = own_status(listener)
-    next_round, (read, age) = found["next_round"], survey.get()
+    read, age = survey.get()
     error = found["database_error"] or survey.error or ("" if read is not None else "it has not answered yet")
-    found.update(read or {}, as_of=None if read is None else age)
-    found.update(next_round=next_round, database_error=error)
+    found = {**found, **(read or {}), "as_of": None if read is None else age, "database_error": error}
     return judged(found, age)
 
 
@@ -10577,9 +10565,6 @@ STYLE = """
 :root { color-scheme: light dark; }
 body { margin: auto; padding: 12px; max-width: 1100px; background: Canvas; color: CanvasText;
        font: 15px/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }
-a { color: inherit; }
-h2, h3 { font-size: 16px; }
-small, th { font-size: 13px; font-weight: normal; }
 p { margin: 2px 0; }
 .good, .bad { border-left: 6px solid; padding: 8px; }
 .bad { border-style: double; border-color: red; }
@@ -10604,7 +10589,6 @@ def shown(text: object) -> str:
 def page(groups: Sequence[Mapping[str, Any]], refresh: int) -> str:
     again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
     word = f'every {refresh} s; <a href="?refresh=0">stop</a>' if refresh else 'no more; <a href="?">go on</a>'
-    links = ", ".join(f'<a href="{name}">{name}</a>' for name in ("status", "metrics", "livez", "readyz", "active"))
     overview, sections = "", ""
     for n, group in enumerate(groups):
         overview += f"<p><a href='#g{n}'>{shown(nagios_line([group]))}</a>"
@@ -10615,8 +10599,7 @@ def page(groups: Sequence[Mapping[str, Any]], refresh: int) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<style>{STYLE}</style></head><body>"
         f"<header>ftpcoord {__version__} at {moment(time.time())} UTC; refreshes {word}</header>"
-        f"<main>{overview if len(groups) > 1 else ''}{sections}</main>"
-        f"<footer>For programs: {links}</footer></body></html>\n"
+        f"<main>{overview if len(groups) > 1 else ''}{sections}</main></body></html>\n"
     )
 
 
@@ -10659,8 +10642,7 @@ class StatusServer:
             family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
             self._socket = socket.create_server(address, family=family)
         except OSError as exc:
-            why = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else reason(exc)  # without Python's own words
-            raise Error(f"http: {address[0]}:{address[1]} cannot be listened on ({why})") from None
+            raise Error(f"http: {address[0]}:{address[1]} cannot be listened on ({reason(exc)})") from None
         self.port = int(self._socket.getsockname()[1])
         threading.Thread(target=self._serve, name="ftpcoord-http", daemon=True).start()
 
@@ -10725,17 +10707,15 @@ class StatusServer:
         kind, body = "text/plain", ""
         try:
             if len(request) > HTTP_BYTES:
-                status, body = 431, "too long\n"
-            elif not version.startswith("HTTP/1."):
-                status, body = 400, "not an HTTP/1 request\n"
+                status = 431
+            elif not version.startswith("HTTP/1.") or len(hosts) > 1:
+                status = 400
             elif method not in ("GET", "HEAD"):
-                status, body = 405, "GET and HEAD only\n"
-            elif len(hosts) > 1:
-                status, body = 400, "more than one Host\n"
+                status = 405
             elif path not in FOR_ANY_HOST and not self._is_ours("".join(hosts).strip()):
                 status, body = 421, "this Host is no name of ours: use the address\n"
             elif path not in PROBES and not self._pages.acquire(blocking=False):
-                status, body = 503, "too many ask at once\n"
+                status = 503
             else:
                 try:
                     status, kind, body = self._route(target)
@@ -10744,8 +10724,8 @@ class StatusServer:
                         self._pages.release()
         except Exception as exc:
             event("http_failed", logging.ERROR, exc=exc, error=reason(exc))
-            status, body = 500, "an error of ours; the log tells it\n"
-        content = body.encode("utf-8", "backslashreplace")
+            status = 500
+        content = (body or HTTPStatus(status).phrase + "\n").encode("utf-8", "backslashreplace")
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {kind}; charset=utf-8\r\n"
             f"Content-Length: {len(content)}\r\nContent-Security-Policy: {POLICY}\r\nAllow: GET, HEAD\r\n"
@@ -10772,7 +10752,7 @@ class StatusServer:
         group = wanted.get("group", [""])[0]
         chosen = [pair for pair in self._listeners if group in ("", pair[0].config.coordination_group)]
         if not chosen:
-            return 404, "text/plain", "there is no such group here\n"
+            return 404, "text/plain", ""
         if path == "/":
             refresh = 0 if wanted.get("refresh") == ["0"] else 5
             return 200, "text/html", page([listener_status(*pair) for pair in chosen], refresh)
@@ -10786,7 +10766,7 @@ class StatusServer:
             well = "active" in told if path == "/active" else {*told} == {"ok"}
             lines = "".join(f"{one.config.coordination_group}: {text}\n" for (one, _), text in zip(chosen, told))
             return 200 if well else 503, "text/plain", lines
-        return 404, "text/plain", "/, /status, /metrics, /livez, /readyz and /active are here\n"
+        return 404, "text/plain", ""
 
 
 # -- systemd ----------------------------------------------------------------------------------------------------------

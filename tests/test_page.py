@@ -179,7 +179,6 @@ def group(**changes: Any) -> dict[str, Any]:
             "active_since": NOW - 4321,
             "started": NOW - 90000,
             "version": "1.0.0",
-            "lease_remaining": 24.1,
             "stuck": "",
             "unready": "",
         },

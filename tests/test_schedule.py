@@ -691,19 +691,6 @@ def test_run_once_without_its_folder_ends_with_1_and_says_why(crew: Crew) -> Non
     assert crew.files.names() == ["a.txt"] and not crew.ledger()
 
 
-def test_status_the_terminal_and_the_page_tell_the_next_round(crew: Crew) -> None:
-    crew.settings.update(schedule="30 4 * * *", timezone=ZURICH)
-    expected = Schedule("30 4 * * *", time_zone(ZURICH)).next(time.time())
-    status = crew.status()
-    assert status["next_round"] == expected
-    told = f"the schedule starts a round of polls at {ftpcoord.moment(status['next_round'])} UTC"
-    assert told in status["notes"] and told in crew.call("status").stdout
-    listener = ftpcoord.Listener(**{**crew.settings, "member_id": "a", "exec": "true"})
-    shown = ftpcoord.listener_status(listener, ftpcoord.Survey(listener.config))
-    assert shown["next_round"] == expected and told in ftpcoord.page([shown], 0)
-    assert crew.call("status", "--json", schedule=None).stdout.count('"next_round": null') == 1
-
-
 # -- dates in move targets --------------------------------------------------------------------------------------------
 
 

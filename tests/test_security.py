@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import base64
 import contextlib
 import json
 import os
@@ -19,7 +18,7 @@ from typing import Any, Union
 
 import pytest
 from conftest import wait_for
-from hostile import FtpHost, Site, reply, string
+from hostile import FtpHost, Site, reply
 from processes import MEMBER, Process, environment
 
 import ftpcoord
@@ -323,15 +322,6 @@ def test_the_copy_of_a_handler_is_in_a_folder_that_nobody_else_may_enter_and_is_
 # What is weaker than it has to be
 # ---------------------------------------------------------------------------------------------------------------------
 
-KEY = string(b"ssh-ed25519") + string(b"k" * 32)
-OTHER = string(b"ssh-ed25519") + string(b"o" * 32)
-
-
-def known_hosts(folder: Path, key: bytes, marker: str = "") -> str:
-    path = folder / "known_hosts"
-    path.write_text(f"{marker}files.example ssh-ed25519 {base64.b64encode(key).decode()}\n")
-    return str(path)
-
 
 def file_with(folder: Path, mode: int) -> str:
     path = folder / "secret"
@@ -357,22 +347,6 @@ WEAK: list[tuple[str, Callable[[Path], dict[str, Any]], str]] = [
     ("a key that all may write", lambda folder: {"key": file_with(folder, 0o602)}, "key"),
     ("a password of all", lambda folder: {"password_file": file_with(folder, 0o604)}, "password_file"),
     ("another's", lambda folder: {"database_password_file": file_with(folder, 0o604)}, "database_password_file"),
-    ("a pin", lambda folder: {"host_key": ftpcoord.fingerprint(KEY)}, ""),
-    (
-        "a pin that is known",
-        lambda folder: {"host_key": ftpcoord.fingerprint(KEY), "known_hosts": known_hosts(folder, KEY)},
-        "",
-    ),
-    (
-        "a pin that is not the known key",
-        lambda folder: {"host_key": ftpcoord.fingerprint(KEY), "known_hosts": known_hosts(folder, OTHER)},
-        "host_key",
-    ),
-    (
-        "a pin that is revoked",
-        lambda folder: {"host_key": ftpcoord.fingerprint(KEY), "known_hosts": known_hosts(folder, KEY, "@revoked ")},
-        "host_key",
-    ),
     ("a database of all", lambda folder: {"database": f"sqlite:///{file_with(folder, 0o644)}"}, "database"),
     (
         "a database in a folder of all",
