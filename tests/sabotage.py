@@ -747,6 +747,8 @@ def tried(sabotage: Sabotage, source: str, ticks: int = 120_000) -> Result:
                 "no:cacheprovider",
                 "-p",
                 "no:xdist",
+                "-p",
+                "no:hypothesispytest",  # which is imported at the end by whoever did not need it
                 "-c",
                 str(TESTS.parent / "setup.cfg"),
                 "-o",
