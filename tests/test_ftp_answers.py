@@ -382,6 +382,23 @@ def test_facts_that_a_server_shows_only_if_asked_for_are_asked_for(facts: str) -
             assert host.said("OPTS") == ["OPTS MLST type;size;modify;"]
 
 
+def test_a_server_that_will_be_ready_soon_is_waited_for() -> None:
+    """RFC 959 section 5.4: 120, then 220."""
+    with FtpHost(files={"a": b"1"}) as host:
+        host.on("GREETING", reply("120 in a minute\r\n220-now\r\n220 hello"))
+        with connected(host) as server:
+            assert names(server) == ["a"]
+
+
+def test_the_facts_of_another_name_are_no_answer_about_a_file() -> None:
+    """MLST of servers that take a name for a pattern, or tell what is in a folder."""
+    with FtpHost(files={"a": b"1", "b": b"1"}) as host, connected(host) as server:
+        entries = {entry.name: entry for entry in server.list("/in")}
+        host.put("a", b"1", seconds=60)
+        host.on("MLST", lambda session, path: session.on_mlst("/in/b"), times=None)
+        assert server.same("/in/a", entries["a"]) is False and server.same("/in/b", entries["b"])
+
+
 def test_a_server_that_shows_all_that_is_needed_is_not_asked_for_facts() -> None:
     with FtpHost(files={"a": b"1"}) as host:
         host.on("FEAT", reply("211-here\r\n MLST type*;size*;modify*;media-type;perm;\r\n211 end"))
