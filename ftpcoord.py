@@ -6519,7 +6519,8 @@ class FtpServer(FileServer):
             spare, self.habits.spare_listing = self.habits.spare_listing, False
             return spare
         folders = {split_path(job.path)[0] for job in jobs}
-        return len(jobs) * self.habits.question > len(folders) * self.habits.listing > 0
+        listing = max(self.habits.listing, 4 * self.habits.question)  # takes four answers: CWD, EPSV, 150, 226
+        return self.habits.listing > 0 and len(jobs) * self.habits.question > len(folders) * listing
 
     def _time_before(self, job: Job) -> str:
         """The exact time before the fetch, where the line's minute may still run."""

@@ -427,6 +427,16 @@ def test_files_of_many_folders_are_asked_for_one_by_one_where_that_costs_less_th
         assert len(host.said("MLST")) == len(host.said("MLSD")) == 4
 
 
+def test_a_few_files_are_asked_for_whatever_a_busy_host_takes_for_it() -> None:
+    """An answer is more exact than a line of LIST, and a listing takes four answers itself."""
+    with FtpHost(files=dict.fromkeys("abc", b"1"), mlsd=False) as host, connected(host) as server:
+        host.times = dict.fromkeys("abc", datetime.datetime(2026, 1, 12, 10, 15))
+        jobs = [ftpcoord.Job(f"/in/{entry.name}", 1, bytes, entry) for entry in server.list("/in")]
+        server.habits.listing, server.habits.question = 0.1, 1.0  # seconds
+        assert all(error is None for _, error in server.fetch_many(jobs))
+        assert len(host.said("MDTM")) == 3 and len(host.said("LIST")) == 1
+
+
 def test_one_slow_answer_does_not_make_a_listing_cheaper_than_questions() -> None:
     """Else a busy host would list a large folder again for each group of small files."""
     with FtpHost(files=dict.fromkeys("abc", b"1")) as host, connected(host) as server:
