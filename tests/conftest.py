@@ -33,10 +33,12 @@ __all__ = ["Database", "Files", "Logged", "fetch", "need", "new_database", "new_
 
 # Files that take longest begin first, those that want nothing but the processor before all others.
 LONGEST = """
-    test_simulation test_sabotage test_chaos_mysql test_chaos_postgresql test_chaos_sqlite test_takeover
-    test_operations test_coexistence test_failover test_status test_publishing test_expect test_outages
-    test_fileservers test_schedule test_files_at_work test_interleavings test_command_line test_field test_versions
-    test_bench test_end_to_end test_upgrade test_readiness test_forgetting test_ends test_dialects test_large_folders
+    test_simulation test_sabotage test_chaos_mysql test_chaos_postgresql test_chaos_sqlite test_fileservers test_status
+    test_files_at_work test_dialects test_takeover test_publishing test_command_line test_ends test_failover
+    test_operations test_expect test_coexistence test_outages test_large_folders test_forgetting test_schedule
+    test_misbehaving test_audit test_versions test_ftp_answers test_readiness test_hostile_listings
+    test_ledger_refusals test_pause test_interleavings test_upgrade test_field test_databases test_delivery
+    test_servers test_page test_bench test_scripts test_end_to_end test_run test_secrets
 """
 
 Logged = Callable[[], "list[logging.LogRecord]"]
