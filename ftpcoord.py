@@ -2167,7 +2167,7 @@ class Verdicts:
             backlog(found, why)
 
     def leave_out_final(self, look: Look, known: Callable[[str], Optional[Row]]) -> None:
-        """A final verdict stands while neither the file's line nor its row changes."""
+        """Takes from a look what is final: a verdict stands while neither the file's line nor its row changes."""
         for path in self._final.keys() - look.paths.keys():
             del self._final[path]
         if not self._config.companions():  # which may be any line
@@ -2377,7 +2377,7 @@ class Copy:
 
     def __init__(self, part: Path, out: io.RawIOBase) -> None:
         self.part, self.out = part, out
-        self.path = part  # or its name, once it has one
+        self.path = part  # or the name that it got
 
     def close(self, durable: bool = False) -> None:
         if durable:
