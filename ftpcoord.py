@@ -8401,7 +8401,7 @@ IDENTIFIER = Kind(
     matching(rf"(?!{'|'.join(RESERVED)})[!-~]{{1,128}}"),
 )
 ACTION = Kind(
-    "keep, delete or move:FOLDER (`.` is no folder; a date of %Y %y %m %d %j is one like {date:%Y-%m-%d})",
+    "keep, delete or move:FOLDER (not `.`; dates are like {date:%Y-%m-%d}, of %Y %y %m %d %j)",
     matching(rf"keep|delete|move:(?!\./?\Z)(?:{DATE.pattern}|(?!\{{date)[^\r\n])+"),
 )
 ORDER = Kind("none, strict, or re: and a regular expression", matching(r"none|strict|re:[^\r\n]+"))
@@ -9162,8 +9162,6 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """{"time": "2026-11-24T03:41:48.123Z", "level": "info", "event": "elected", "term": 7}"""
-
     def format(self, record: logging.LogRecord) -> str:
         line: Dict[str, object] = {"time": utc_text(record.created), "level": record.levelname.lower()}
         line["event"] = record.getMessage()
@@ -10014,8 +10012,6 @@ ROLES = ("active", "standby", "starting", "stopping")
 
 
 class Durations:
-    """How many took time, and how many seconds together."""
-
     def __init__(self) -> None:
         self.count, self.sum = 0, 0.0
         self._lock = threading.Lock()
@@ -10074,7 +10070,7 @@ class Stats:
         self.beat_at, self.database_at = boot_clock(), float("-inf")
         self.polls, self.failed_polls = Durations(), 0
         self.handlers = Durations()
-        self.elections = dict.fromkeys(("absent", "own", "released", "stale", "still", "vacant"), 0)  # by reason
+        self.elections = Counter(absent=0, own=0, released=0, stale=0, still=0, vacant=0)  # by reason
         self.ends = {"lost": 0, "released": 0}
         self._lock = threading.Lock()
         self._server_said = float("-inf")
@@ -10093,8 +10089,7 @@ class Stats:
 
     def tell_role(self, group: str, member: str, name: str, **fields: object) -> None:
         if name == "elected":
-            why = str(fields["reason"])
-            self.elections[why] = self.elections.get(why, 0) + 1
+            self.elections[str(fields["reason"])] += 1
             self._follows, self.backlog, self.own["active_since"] = None, Backlog(), time.time()
         elif name in self.ends:
             self.ends[name] += 1
@@ -10154,11 +10149,8 @@ class Stats:
 
 # -- the document -----------------------------------------------------------------------------------------------------
 class Finding(NamedTuple):
-    """Something that somebody should know of a group or a member.
-
-    `severity`: stuck, only a new process helps; unready, the member cannot do what its role asks for; problem, somebody
-    is needed; passing, not ready, but that ends by itself; note.
-    """
+    """`severity`: stuck, only a new process helps; unready, the member cannot do what its role asks for; problem,
+    somebody is needed; passing, not ready, but that ends by itself; note."""
 
     severity: str
     text: str
@@ -10272,8 +10264,6 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding("problem", f"{one['path']} blocks {one['files']} files: {one['state']}", advice)
     if active is not None and all(row["role"] != "standby" for row in status["members"]):
         yield Finding("note", "there is no standby: nobody takes over if the active member dies")
-    if files.get("failed"):
-        yield Finding("note", f"{files['failed']} failed and will be tried again")
 
 
 def paused(found: Optional[Mapping[str, Any]]) -> str:
@@ -10413,8 +10403,7 @@ def listener_status(listener: Listener, survey: Survey) -> dict[str, Any]:
 # -- metrics ----------------------------------------------------------------------------------------------------------
 def metrics(listeners: Sequence[tuple[Listener, Survey]]) -> str:
     """Prometheus' text format 0.0.4: all samples of a name stand together. The end of a name tells its kind."""
-    build = {"version": __version__, "python": sys.version.split()[0]}
-    families = {("build_info", "The version that runs."): list(_samples("build_info", 1, build))}
+    families = {("build_info", "The version that runs."): list(_samples("build_info", 1, {"version": __version__}))}
     for listener, survey in listeners:
         own = {"group": listener.config.coordination_group, "member": listener.config.member_id}
         for name, text, value in _metrics(listener_status(listener, survey), listener.member.stats):
@@ -10447,7 +10436,6 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> Iterator[tuple[str, str
         ("server_up", "Whether the last poll reached the file server; absent on a standby.", server["up"]),
         ("poll_duration_seconds", "What polls took.", stats.polls),
         ("polls_total", "Polls, by result.", {"result": polls}),
-        ("listing_files", "Files in the last listing.", server["listed"]),
         ("blocked_files", "Files that wait for one before them (order).", behind),
         ("blocked_since_timestamp_seconds", "Since when the first of them wait.", first),
         ("refused_names_total", "Listed names that are no plain file names, at each listing.", server["refused"]),
@@ -10457,7 +10445,6 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> Iterator[tuple[str, str
         ("backlog_files", "Files listed, wanted and not done, at the last poll.", backlog.get("files")),
         ("backlog_bytes", "Their size.", backlog.get("bytes")),
         ("oldest_waiting_seconds", "Since this member first saw the oldest of them.", backlog.get("oldest")),
-        ("queue_files", "Files taken up and not ended.", work["queue"]),
         ("last_success_timestamp_seconds", "When a file was last done.", work["last_done"]),
         ("last_poll_timestamp_seconds", "When a poll last succeeded.", server["last_poll"]),
     )
@@ -10637,10 +10624,8 @@ PROBES: dict[str, Callable[[Listener], str]] = {
 
 
 class StatusServer:
-    """GET and HEAD: / for people, /status and /metrics for programs, /livez, /readyz and /active for probes.
-
-    An answer closes the connection. Where too many are connected, one of the peer with the most is cut, so that nobody
-    can keep probes away. Raises Error if the port is taken.
+    """An answer closes the connection. Where too many are connected, one of the peer with the most is cut, so that
+    nobody can keep probes away. Raises Error if the port is taken.
     """
 
     def __init__(self, address: tuple[str, int], listeners: Sequence[Listener]) -> None:
@@ -10759,33 +10744,27 @@ class StatusServer:
 
     def _route(self, target: str) -> tuple[int, str, str]:
         path, _, query = target.partition("?")
-        wanted = urllib.parse.parse_qs(query)
-        group = wanted.get("group", [""])[0]
-        chosen = [pair for pair in self._listeners if group in ("", pair[0].config.coordination_group)]
-        if not chosen:
-            return 404, "text/plain", ""
         if path == "/":
-            refresh = 0 if wanted.get("refresh") == ["0"] else 5
-            return 200, "text/html", page([listener_status(*pair) for pair in chosen], refresh)
+            groups = [listener_status(*pair) for pair in self._listeners]
+            return 200, "text/html", page(groups, 0 if query == "refresh=0" else 5)
         if path == "/status":
-            found = [listener_status(*pair) for pair in chosen]
+            found = [listener_status(*pair) for pair in self._listeners]
             return 200, "application/json", json.dumps(found[0] if len(found) == 1 else found) + "\n"
         if path == "/metrics":
-            return 200, "text/plain; version=0.0.4", metrics(chosen)
+            return 200, "text/plain; version=0.0.4", metrics(self._listeners)
         if path in PROBES:
-            told = [PROBES[path](listener) for listener, _ in chosen]
-            well = "active" in told if path == "/active" else {*told} == {"ok"}
-            lines = "".join(f"{one.config.coordination_group}: {text}\n" for (one, _), text in zip(chosen, told))
-            return 200 if well else 503, "text/plain", lines
+            told = [(listener.config.coordination_group, PROBES[path](listener)) for listener, _ in self._listeners]
+            texts = {text for _, text in told}
+            well = "active" in texts if path == "/active" else texts == {"ok"}
+            return 200 if well else 503, "text/plain", "".join(f"{group}: {text}\n" for group, text in told)
         return 404, "text/plain", ""
 
 
 # -- systemd ----------------------------------------------------------------------------------------------------------
 def summary(groups: Sequence[Mapping[str, Any]]) -> str:
-    roles, done = Counter(one["member"]["role"] for one in groups), sum(one["work"]["done"] for one in groups)
-    told = [*(f"{count} {role}" for role, count in sorted(roles.items())), f"{done} files done"]
     troubles = [in_short(one, ("stuck", "unready")).partition("\n")[0] for one in groups]
-    return printable("; ".join([*told, *filter(None, troubles)]))
+    told = Counter(trouble or one["member"]["role"] for trouble, one in zip(troubles, groups))
+    return printable("; ".join(f"{count} {what}" for what, count in told.items()))
 
 
 class Notifier:
@@ -10840,7 +10819,7 @@ class Notifier:
 def opened(configs: Sequence[Config], ledger: bool = False) -> Iterator[tuple[Config, Database]]:
     """Each group with its database; `ledger`: all must have one."""
     if ledger and not all(config.ledger for config in configs):
-        raise ConfigError("ledger: is off, so there is nothing to show, to record or to put back")
+        raise ConfigError("ledger: is off, so there is nothing to show or to change")
     for config in configs:
         with contextlib.closing(open_database(config)) as database:
             database.prepare()
@@ -10907,11 +10886,10 @@ def command_status(configs: Sequence[Config], options: argparse.Namespace) -> in
     """who is active, heartbeat ages, file counts, last errors, what to do"""
     groups = [read_status(config) for config in configs]
     if options.check:
-        for number, config in enumerate(configs):
-            if groups[number]["active"] is None and not groups[number]["database_error"]:
-                # A hand-over under way is health.
-                time.sleep(min(5.0, 2 * config.heartbeat_frequency + 1))
-                groups[number] = read_status(config)
+        # A hand-over under way is health.
+        if any(status["active"] is None and not status["database_error"] for status in groups):
+            time.sleep(min(5.0, 2 * max(config.heartbeat_frequency for config in configs) + 1))
+            groups = [read_status(config) for config in configs]
         print(printable(nagios_line(groups)))
         return int(not all(status["healthy"] for status in groups))
     if options.json:
@@ -11050,7 +11028,7 @@ def command_skip(configs: Sequence[Config], options: argparse.Namespace) -> int:
         in_work += [printable(row.path) for row in rows if row.path in left]
     print(f"{total} files skipped")
     if in_work:
-        raise Error(f"in work, and so not skipped: {', '.join(in_work)}; look again when that has ended")
+        raise Error(f"in work, and so not skipped: {', '.join(in_work)}")
     return 0
 
 

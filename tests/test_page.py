@@ -229,7 +229,6 @@ NOTES: dict[str, dict[str, Any]] = {
         "not_now": {"since": "2026-01-12T10:15:00Z", "count": 1, "paths": ["/in/a"]},
     },
     "there is no standby": {"members": [{"member_id": "pod-7f9c-a", "released": False, "heartbeat_age": 0.1}]},
-    "7 failed and will be tried again": {"files": {"failed": 7}},
     "this member is stopping": {"member": {"role": "stopping"}},
     "this member is starting": {"member": {"role": "starting"}},
 }

@@ -49,8 +49,8 @@ class Watched:
     def get(self, path: str, method: str = "GET") -> Answer:
         return Answer(self.port, path, method)
 
-    def status(self, group: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = self.get(f"/status?group={group}" if group else "/status").json()
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.get("/status").json()
         return found
 
     def up(self) -> bool:
@@ -89,7 +89,6 @@ def test_every_endpoint_of_the_active_member_and_of_a_standby(crew: Crew) -> Non
         assert one.get("/livez").code == one.get("/readyz").code == 200
         assert one.get("/livez").text == "crew: ok\n"
         assert one.get("/nothing").code == 404
-        assert one.get("/status?group=other").code == 404
 
     active, standby = a.status(), b.status()
     for status in (active, standby):
@@ -152,16 +151,14 @@ def test_metrics_pass_prometheus_parser_and_follow_its_naming_guide(crew: Crew) 
     assert found["ftpcoord_files_total", "result=done"] == 1
     assert found["ftpcoord_files_total", "result=quarantined"] == 1
     assert found["ftpcoord_fetched_bytes_total", ""] == 110
-    assert found["ftpcoord_listing_files", ""] == 2
     assert found["ftpcoord_handler_duration_seconds_count", ""] == 2
     assert found["ftpcoord_polls_total", "result=ok"] >= 1
     assert found["ftpcoord_heartbeat_duration_seconds_count", ""] >= 1
     assert 0 <= found["ftpcoord_heartbeat_age_seconds", ""] < 5
     assert abs(found["ftpcoord_last_success_timestamp_seconds", ""] - time.time()) < 60
-    assert found["ftpcoord_build_info", f"python={sys.version.split()[0]},version={ftpcoord.__version__}"] == 1
+    assert found["ftpcoord_build_info", f"version={ftpcoord.__version__}"] == 1
     assert found["ftpcoord_members", "role=active"] == 1
-    for name in ("queue_files", "refused_names_total"):
-        assert (f"ftpcoord_{name}", "") in found
+    assert ("ftpcoord_refused_names_total", "") in found
 
 
 def test_a_request_that_is_wrong_slow_or_too_long_is_refused_and_disturbs_nothing(crew: Crew) -> None:
@@ -235,9 +232,7 @@ def look_at_sections(member: Member, one: int, two: int) -> None:
     wait_for(lambda: len(member.events("elected")) == 4)
     assert [found["group"] for found in Answer(one, "/status").json()] == ["g0", "g1", "g3"]
     assert [found["group"] for found in Answer(two, "/status").json()] == ["g2", "g3"]
-    assert Answer(one, "/status?group=g1").json()["group"] == "g1"
     assert Answer(one, "/active").text == "g0: active\ng1: active\ng3: active\n"
-    assert Answer(one, "/active?group=g2").code == 404
     assert {found for name, found in samples(Answer(one, "/metrics").text).items() if name[0] == "ftpcoord_term"} == {1}
     assert Answer(one, "/").text.count("<section") == 3
     assert member.stop() == 0
