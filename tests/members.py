@@ -163,7 +163,7 @@ class Crew:
             "retry_delay": 0.3,
             "exec": self.recorder(),
             # Else each process reads all of the system's CAs.
-            "database_tls": None if database.server is None else "disable",
+            **({} if database.server is None else {"database_tls": "disable"}),
             **settings,
         }
         if tables and database.server is not None:
