@@ -666,7 +666,7 @@ SABOTAGES = (
         always("self.renew("),
         TWO,
         fix=["kind='mysql'"],
-        seed=6,
+        seed=41,
     ),
     Sabotage(
         "SQLite: done is written without the term",
