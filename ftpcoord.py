@@ -55,6 +55,7 @@ import argparse
 import atexit
 import base64
 import binascii
+import bisect
 import codecs
 import configparser
 import contextlib
@@ -811,7 +812,7 @@ class Member:
 
     def __init__(self, config: Config, watched: bool = True) -> None:
         self.config = config
-        self.stats = Stats()
+        self.stats = Stats(config.member_id)
         self.timing: Timing  # from the start on
         self.election: Optional[Election] = None
         self.pulse: Optional[Pulse] = None
@@ -1006,7 +1007,7 @@ class Member:
             self.ready.set()
             event("ready", group=election.group, member=election.member)
         if election.lease is None and election.view is not None:
-            self.stats.looked(election.view, election.group)
+            self.stats.looked(election.view, self.timing.stale_after, election.group)
         if election.step_down_asked:
             self.hand_over("an operator asked for it")
         why, hangs = self.wanted.another, self.progress.handler_overdue(boot_clock()) > 0
@@ -1207,6 +1208,8 @@ class Selector:
         if row is not None and row.state == "quarantined":
             return "skip", f"quarantined: {error_text(row)}"
         if row is not None and row.state == "failed" and row.waits(now) and not row.unlisted:
+            if found.path in self.companions.renewed:
+                return "take", ""
             return "wait", f"failed, tried again in {duration(row.waits(now))}: {error_text(row)}"
         pause = self.unsteady.pause(found.path)
         return ("wait", f"{UNSTEADY}: handled again in {duration(pause)}") if pause > 0 else ("take", "")
@@ -1668,7 +1671,8 @@ class Poller:
             row = self.ledger.get(path)
             return path in listed or path in busy or not look.lacks(path) or bool(row and row.action)
 
-        for memory in (self._breaker, self.selector.unsteady, self.workers, self.recognizer, self.companions):
+        self._breaker.keep(lambda path: kept(path) and path not in self.companions.renewed)
+        for memory in (self.selector.unsteady, self.workers, self.recognizer, self.companions):
             memory.keep(kept)
         retention, own = self.config.ledger_retention * SECONDS_A_DAY, self.member.terms
         self.ledger.forget_unlisted(listed, retention, look.lacks, busy.__contains__, self.order.lines_up, own)
@@ -1774,7 +1778,7 @@ class Poller:
                 for job, problem in server.fetch_many(jobs):
                     item = waiting.pop(job.path)
                     if problem is None:
-                        item.sha256, problem = item.seal.sha256(), item.seal.problem()
+                        item.sha256, problem = item.seal.sha256(), self.companions.judged(item.seal)
                     if problem is not None:
                         self._fail(item, problem)
                         continue
@@ -3867,7 +3871,8 @@ class Database(abc.ABC):
     COUNTS = f"""
         SELECT state, CASE WHEN state <> 'done' AND error LIKE '{UNLISTED}%' THEN 1 ELSE 0 END AS unlisted, COUNT(*)
           FROM file_ledger WHERE group_id = :group GROUP BY state, unlisted"""
-    LAST_CHANGE = "SELECT MIN($since) FROM file_ledger WHERE group_id = :group"
+    ACTIVITY = """
+        SELECT MAX(CASE WHEN term = :term THEN $since END), MIN($since) FROM file_ledger WHERE group_id = :group"""
     NOT_NOW = f"""
         SELECT error, path, file_id FROM file_ledger
          WHERE group_id = :group AND state IN ('failed', 'claimed') AND error LIKE '%{LATER}%' LIMIT {PAGE_ROWS}"""
@@ -4284,9 +4289,10 @@ class Database(abc.ABC):
                 counted[key] = counted.get(key, 0) + int(number)
         return counted
 
-    def last_change(self, group: str) -> Optional[float]:
-        """Seconds since the last write that still stands."""
-        return _number(self.execute(self.LAST_CHANGE, group=group)[0][0])
+    def activity(self, group: str, term: int) -> tuple[Optional[float], Optional[float]]:
+        """Seconds since that term's first write that still stands, and since the last of all."""
+        first, last = self.execute(self.ACTIVITY, group=group, term=term)[0]
+        return _number(first), _number(last)
 
     def errors(self, group: str) -> list[dict[str, Any]]:
         """The last ones, quarantined files first."""
@@ -7173,13 +7179,14 @@ class SftpServer(FileServer):
         raise ConfigError(f"key {path} cannot be used (format, or wrong key_passphrase): {problem}")
 
     def _trusted_keys(self) -> tuple[set[bytes], set[bytes]]:
+        if self._host_key:
+            return set(), set()
         try:
             with open(self._known_hosts, encoding="utf-8", errors="surrogateescape") as file:
-                known, revoked = known_host_keys(file.read(), self.host, self.port)
-            return set() if self._host_key else known, revoked
+                return known_host_keys(file.read(), self.host, self.port)
+        except FileNotFoundError:
+            return set(), set()
         except OSError as error:
-            if self._host_key or isinstance(error, FileNotFoundError):
-                return set(), set()
             raise ConfigError(f"known_hosts {self._known_hosts}: {error.strerror}") from None
 
     @staticmethod
@@ -7205,12 +7212,12 @@ class SftpServer(FileServer):
     def _check_host_key(self, key: bytes, known: set[bytes], revoked: set[bytes]) -> None:
         shown = fingerprint(key)
         pins = [pin.strip().rstrip("=") for pin in self._host_key.split(",") if pin.strip()]
-        if key not in revoked and (shown in pins or key in known):
+        if shown in pins or (key in known and key not in revoked):
             return
-        if key in revoked:
-            problem = f"is revoked in {self._known_hosts}"
-        elif pins:
+        if pins:
             problem = "is not the one in host_key"
+        elif key in revoked:
+            problem = f"is revoked in {self._known_hosts}"
         elif known:
             problem = f"is NOT the one in {self._known_hosts}: it was changed, or someone is in between"
         else:
@@ -7537,6 +7544,8 @@ class Companions:
         self._look: Optional[Look] = None  # the last listing ...
         self._there: dict[str, Found] = {}  # ... and the companions in it
         self._needed: dict[str, dict[str, Entry]] = {}  # by companion: the listed files that need it
+        self._wrong: dict[str, Seal] = {}  # of files that are not what their companion says
+        self.renewed: set[str] = set()  # those of them whose companion is another one by now
         self._gone: set[str] = set()  # removed files, which that listing may show
         self._claimed: dict[str, Beside] = {}  # by file: as they were at the claim
 
@@ -7564,6 +7573,7 @@ class Companions:
             for _, path, _ in self.of(found.path, there):
                 needed.setdefault(self._folded(path), {})[found.path] = found.entry
         self._needed, self._there, self._look = needed, there, listing
+        self.renewed = {path for path, seal in list(self._wrong.items()) if seal.is_replaced(self.of(path))}
         return there
 
     def of(self, path: str, there: Optional[Mapping[str, Found]] = None) -> Beside:
@@ -7598,6 +7608,7 @@ class Companions:
         self._claimed = {path: beside for path, beside in self._claimed.items() if kept(path)}
 
     def seal(self, found: Found) -> Seal:
+        self._wrong.pop(found.path, None)
         return Seal(self._config, found, self.at_claim(found.path))
 
     def look(self, server: FileServer, path: str, known: Callable[[str], Optional[Row]]) -> tuple[list[str], bool]:
@@ -7609,6 +7620,12 @@ class Companions:
             replaced = replaced or (shown is False if at_claim else bool(shown))
             there += [companion] * bool(shown)
         return [companion for companion in there if not self.needed(companion, path, known)], replaced
+
+    def judged(self, seal: Seal) -> Optional[Error]:
+        problem = seal.problem()
+        if problem is not None:
+            self._wrong[seal.found.path] = seal
+        return problem
 
     def needed(self, companion: str, path: str, known: Callable[[str], Optional[Row]]) -> bool:
         """Whether a listed file other than `path` needs it and is not done."""
@@ -7652,13 +7669,21 @@ class Seal:
     def __init__(self, config: Config, found: Found, beside: Beside) -> None:
         self.found, self._config = found, config
         self._algorithm = config.checksum.rpartition(".")[2].lower()
-        own = [(path, entry) for template, path, entry in beside if template == config.checksum]
-        self.path, self.entry = own[0] if own else ("", None)
+        self.path, self.entry = self._own(beside)
         self.text = bytearray()  # of the companion
         self.trouble: Optional[Error] = None  # why it could not be read
         self._digests = {"sha256": hashlib.sha256()} if config.checksum or config.audit else {}
         if self._algorithm not in ("", *self._digests):
             self._digests[self._algorithm] = hashlib.new(self._algorithm, usedforsecurity=False)
+
+    def _own(self, beside: Beside) -> tuple[str, Optional[Entry]]:
+        return next(
+            ((path, entry) for template, path, entry in beside if template == self._config.checksum), ("", None)
+        )
+
+    def is_replaced(self, beside: Beside) -> bool:
+        now = self._own(beside)[1]
+        return now is not None and (self.entry is None or not same_version(self.entry, now))
 
     def update(self, data: memoryview) -> None:
         for digest in self._digests.values():
@@ -7688,7 +7713,9 @@ class Seal:
         name, digest = self._config.folded(self.found.entry.name), self._digests[self._algorithm].hexdigest()
         told = digests_in(lines, self._algorithm, lambda other: self._config.folded(other) == name)
         if len(told) != 1:
-            return f"has {len(told)} digests for it"
+            return "has several for it" if told else "has none for it" if lines else "is empty"
+        if len(min(told)) != len(digest):
+            return f"has {len(min(told))} digits and not {len(digest)}"
         return "" if told == {digest} else "is for another content"
 
 
@@ -7828,10 +7855,10 @@ class Order:
         ]
         return first, behind
 
-    def of_ledger(self, rows: Iterable[Row]) -> Order:
-        """What the ledger alone tells; it does not know since when."""
+    def of_ledger(self, rows: Iterable[Row], errors: Iterable[Mapping[str, Any]]) -> Order:
+        """What the ledger alone tells; since when only of its last errors."""
         known = {row.path: row for row in rows if self.lines_up}
-        self._since = dict.fromkeys(known)
+        self._since = {**dict.fromkeys(known), **{error["path"]: time.time() - error["age"] for error in errors}}
         self.line_up(set(), (), known)
         return self
 
@@ -8401,7 +8428,7 @@ IDENTIFIER = Kind(
     matching(rf"(?!{'|'.join(RESERVED)})[!-~]{{1,128}}"),
 )
 ACTION = Kind(
-    "keep, delete or move:FOLDER (not `.`; dates are like {date:%Y-%m-%d}, of %Y %y %m %d %j)",
+    "keep, delete or move:FOLDER (`.` is no folder; a date of %Y %y %m %d %j is one like {date:%Y-%m-%d})",
     matching(rf"keep|delete|move:(?!\./?\Z)(?:{DATE.pattern}|(?!\{{date)[^\r\n])+"),
 )
 ORDER = Kind("none, strict, or re: and a regular expression", matching(r"none|strict|re:[^\r\n]+"))
@@ -8410,7 +8437,7 @@ FUNCTION = Kind("module:function", matching(r"[\w.]+:[\w.]+"))
 ADDRESS = Kind("host:port, e.g. 127.0.0.1:8080", matching(f".*:{PORT}"))
 SITE_COMMAND = r"(?i:OPTS MLST (?:[\w.-]+;)+|(?:SITE|OPTS) [^;\s][^;\r\n]*)"  # the facts of MLST end with semicolons
 COMMANDS = Kind(
-    "commands that begin with SITE or OPTS, with semicolons between them",
+    "commands that begin with SITE or OPTS, with semicolons between them; active mode and the like are not built",
     matching(rf" *{SITE_COMMAND}(?:[; ]*{SITE_COMMAND})*[; ]*"),
 )
 KINDS: dict[type, Kind] = {  # where the default tells it
@@ -8517,8 +8544,9 @@ class Config:
             elif name.removesuffix("_file") in FILE_SETTINGS:
                 self.files.update({name.removesuffix("_file"): str(value)} if value else {})
             else:
+                near = ", ".join(known for known in fields if known.startswith(f"{name:4.4}"))
                 told = re.sub(r"\s.*", " ...", name)  # a line without its `=` may hold a secret
-                raise ConfigError(f"{told}: there is no such setting")
+                raise ConfigError(f"{told}: there is no such setting" + (f" (did you mean {near}?)" if near else ""))
         for name in self.files:
             if settings.get(name):
                 raise ConfigError(f"{name}: is set twice, as {name} and as {name}_file; keep one of them")
@@ -8619,9 +8647,14 @@ class Config:
     def database_login(self) -> str:
         return self.secret("database_password") or _parse_database(self.secret("database"))[1]
 
+    def public(self) -> dict[str, object]:
+        """All settings, secrets masked."""
+        known = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        masked = {name: "***" for name in SECRETS if known[name] or name in self.files}
+        return {**known, **masked, **{name: without_password(known[name]) for name in URLS}}
+
     def holds_secret(self) -> bool:
-        held = {name: getattr(self, name) for name in FILE_SETTINGS if name not in self.files}
-        return any(without_password(text) != text if name in URLS else text for name, text in held.items())
+        return any(self.public()[name] != getattr(self, name) for name in FILE_SETTINGS if name not in self.files)
 
     def __repr__(self) -> str:
         return f"Config(coordination_group={self.coordination_group!r}, member_id={self.member_id!r})"
@@ -8629,8 +8662,8 @@ class Config:
     def _wrong(self) -> Iterator[str]:
         if not self.database:
             yield (
-                "database: is required, e.g. postgresql://user@host/name; "
-                "members without a common one would each elect themselves"
+                "database: is required, e.g. postgresql://user@host/name, mysql://user@host/name or "
+                "sqlite:///file for members on one host; members without a common one would each elect themselves"
             )
         dialect, via, scheme = DIALECTS[self.endpoint.dialect], self.via, self.target.scheme if self.url else ""
         Timing(self.heartbeat_frequency, self.liveness_check_interval, dialect.least_timeout)
@@ -8669,16 +8702,14 @@ class Config:
             yield "exec and handler: a file goes to one of them; remove the other"
         if not self.patterns("pattern"):
             yield "pattern: matches nothing"
-        filled = {"exec": "{file}", "requires": "{stem}", "checksum": "{stem}"}
-        for name in ("url", "folders", "pattern", "exclude", "expect", "notify", "download_dir", *filled):
-            # Of a shell is ${x}, of jq {date: .day}.
-            date = r"\{date:[^{}]*%" if name in PROGRAMS else r"\{date:"
-            for place in re.findall(rf"(?<!\$)(?:{date}|\{{stem\}}|\{{file\}})", getattr(self, name)):
-                if place != filled.get(name):
-                    yield (
-                        f"{name}: {place[:5]}}} is not filled in there; {{date:...}} is for after and after_error, "
-                        "{stem} for requires and checksum, {file} for exec"
-                    )
+        if "{date:" in self.url + self.folders + self.pattern + self.exclude:
+            yield (
+                "url, folders, pattern, exclude: {date:...} is for after and after_error; "
+                "poll the folder above, recursive"
+            )
+        for name in ("expect", "requires", "checksum", "exec", "download_dir"):
+            if re.search(r"(?<!\$)\{date:[^{}]*%", getattr(self, name)):  # ${date:-x} is a shell's
+                yield f"{name}: {{date:...}} is for after and after_error"
         if self.ready_suffix and self.requires:
             yield f"ready_suffix and requires: keep requires, and add {{name}}{self.ready_suffix} to it"
         if self.max_size is not None and self.min_size > self.max_size:
@@ -8696,6 +8727,10 @@ class Config:
             yield f"order: {quoted(self.order)} has no group, the key"
         for name in filter(self.__getattribute__, PROGRAMS):
             self.command(name)
+        if re.search(r"(?<!\$)\{stem\}", self.exec):
+            yield "exec: {stem} is for requires and checksum; a command gets {file}, {name} and {path}"
+        if re.search(r"(?<!\$)\{file\}", self.notify):
+            yield "notify: gets JSON on its standard input, and no {file}"
         if self.timezone or "{date:" in self.after + self.after_error:
             self.zone()
         try:
@@ -8749,7 +8784,8 @@ class Config:
         if code:
             raise ConfigError(
                 f"{name}: {quoted(code)} is what an interpreter is told to run, and a file's name in it would be code; "
-                """write "$FTPCOORD_FILE" there, or pass an argument: sh -c 'import "$1"' sh {file}"""
+                'write "$FTPCOORD_FILE", "$FTPCOORD_NAME" or "$FTPCOORD_PATH" there, or pass an argument: '
+                """sh -c 'import "$1"' sh {file}"""
             )
         return words
 
@@ -8919,15 +8955,13 @@ def _parse_url(url: str) -> tuple[Target, str]:
     user = user or ("" if scheme == "sftp" else "anonymous")
     path = _folder(match[5])
     for wrong, why in (
-        (
-            re.search(r"[\0-\x1f\x7f\\?#]", url) or re.search(r"[\0\r\n]", path + user + password),
-            "has a backslash, ?, # or control character; write %5C, %3F, %23",
-        ),
+        (re.search(r"[\0-\x1f\x7f\\?#]", url), "has a backslash, ?, # or control character; write %5C, %3F, %23"),
         (
             "@" in match[5] and (match[2] is None or match[3] is not None),  # ftp://user:12/34@host/
             "has @ after a slash; write %2F for / in a password and %40 for @ in a path",
         ),
         (not user, "names no user; it must look like sftp://user@host/path"),
+        (re.search(r"[\0\r\n]", path + user + password), "has a line break or NUL in its user, password or path"),
     ):
         if wrong:
             raise ConfigError(f"url: {why}")
@@ -9162,6 +9196,8 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
+    """{"time": "2026-11-24T03:41:48.123Z", "level": "info", "event": "elected", "term": 7}"""
+
     def format(self, record: logging.LogRecord) -> str:
         line: Dict[str, object] = {"time": utc_text(record.created), "level": record.levelname.lower()}
         line["event"] = record.getMessage()
@@ -9571,8 +9607,7 @@ class Coordinator:
         self._herald = Herald(self.config)
 
     def start(self) -> None:
-        for weakness in weaknesses(self.config):
-            warn(*weakness)
+        warn_of_weaknesses(self.config)
         try:
             self._herald.start()
             self._member.start()
@@ -9789,8 +9824,7 @@ class Listener:
         else:
             new_server(config)  # reads the certificate files
         event("starting", group=config.coordination_group, member=config.member_id, version=__version__)
-        for weakness in weaknesses(config):
-            warn(*weakness)
+        warn_of_weaknesses(config)
         thread = threading.Thread(target=self._run, name="ftpcoord-poller", daemon=True)
         try:
             self._herald.start()
@@ -9955,7 +9989,8 @@ def check_delivery(config: Config, handled: bool) -> None:
     for place in sys.path if config.download_dir else ():
         if in_folder(place, config.download_dir):
             raise ConfigError(
-                f"download_dir: Python looks for modules in {place or 'the working folder'}; an upload would be run"
+                f"download_dir: Python looks for modules in {place or 'the working folder'}, so that an uploaded file "
+                "would be run; deliver to a folder that is not on its path"
             )
 
 
@@ -9968,6 +10003,14 @@ def weaknesses(config: Config) -> Iterator[tuple[str, str]]:
         yield "tls_verify", f"{without_password(config.url)}: without it anybody on the way can be this server"
     if config.via and config.via.user and not is_loopback(config.via.host):
         yield "proxy", f"{without_password(config.proxy)}: shows its login to everybody between here and it"
+    if scheme == "sftp" and config.host_key:
+        with contextlib.suppress(OSError):
+            lines = Path(config.place(config.known_hosts)).read_text(encoding="utf-8", errors="surrogateescape")
+            known, revoked = known_host_keys(lines, config.target.host, config.target.port)
+            pins = config.host_key.replace("=", "")
+            pinned, refused = ([key for key in keys if fingerprint(key) in pins] for keys in (known, revoked))
+            if refused or (known and not pinned):
+                yield "host_key", f"accepts a key of {config.target.host} that {config.known_hosts} would refuse"
     if config.coordination_group[0] in "'\"":
         yield "coordination_group", "its quotes are part of it; without them it is another, to which all files are new"
     if config.ready_suffix:
@@ -9989,12 +10032,23 @@ def weaknesses(config: Config) -> Iterator[tuple[str, str]]:
         with contextlib.suppress(OSError):
             if os.name == "posix" and os.stat(config.place(path)).st_mode & 0o006:
                 yield name, "the file can be read or written by every user of this host: chmod o-rwx"
+    if config.download_dir and os.name == "posix":
+        umask = os.umask(0o077)
+        os.umask(umask)
+        lost = 0o666 & ~umask & ~int(config.file_mode, 8)
+        if lost:
+            yield "file_mode", f"{config.file_mode}: delivered files lack {lost:03o}, which the umask would give them"
 
 
-@functools.cache
-def warn(setting: str, why: str) -> None:
+_warned: set[tuple[str, str]] = set()
+
+
+def warn_of_weaknesses(config: Config) -> None:
     """Once in a process."""
-    event("settings_warning", logging.WARNING, setting=setting, reason=why)
+    for found in weaknesses(config):
+        if found not in _warned:
+            _warned.add(found)
+            event("settings_warning", logging.WARNING, setting=found[0], reason=found[1])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -10007,18 +10061,32 @@ SURVEY_WAIT = 1.0  # a request waits so long for that, then shows what was read 
 HTTP_SECONDS, HTTP_BYTES = 5.0, 8192  # the longest that a request may take, to our last byte, and be
 HTTP_REQUESTS = 16  # connections at once
 FOR_ANY_HOST = ("/livez", "/readyz", "/metrics")  # probes name any address
+CALL_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+WORK_BOUNDS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 MOST_WAITING = 10_000  # whose wait is timed
 ROLES = ("active", "standby", "starting", "stopping")
+SYMBOLS = {
+    "active": "●",
+    "standby": "○",
+    "released": "◇",
+    "stale": "✖",
+    "starting": "◐",
+    "stopping": "■",
+    "quarantined": "▲",
+    "failed": "△",
+}
 
 
-class Durations:
-    def __init__(self) -> None:
-        self.count, self.sum = 0, 0.0
+class Histogram:
+    """`counts` has one more than `bounds`, for the longer ones."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds, self.counts, self.sum = bounds, [0] * (len(bounds) + 1), 0.0
         self._lock = threading.Lock()
 
     def add(self, seconds: float) -> None:
         with self._lock:
-            self.count += 1
+            self.counts[bisect.bisect_left(self.bounds, seconds)] += 1
             self.sum += seconds
 
 
@@ -10054,27 +10122,34 @@ class Backlog:
 class Stats:
     """What this process has seen of one member, for status alone. Any thread may tell; memory is bounded.
 
-    `own`, `server` and `work` as /status shows them; moments there are in epoch seconds.
+    `own`, `server`, `work` and `takeovers` as /status shows them; moments there are in epoch seconds.
     """
 
-    def __init__(self) -> None:
-        self.own: dict[str, Any] = {"started": time.time(), "active_since": None}
+    def __init__(self, member: str = "") -> None:
+        self.member = member
+        self.own: dict[str, Any] = {"started": time.time(), "active_since": None, "other_since": None}
         self.server: dict[str, Any] = {"up": None, "error": "", "last_poll": None}  # up: None on a standby
-        self.server.update(listed=0, refused=0, lost={})
+        self.server.update(listed=0, waiting=0, refused=0, lost={})
         self.work: dict[str, Any] = {"done": 0, "failed": 0, "quarantined": 0, "bytes": 0, "last_done": None}
+        self.takeovers: deque[dict[str, Any]] = deque(maxlen=50)  # the last one first
         self.backlog = Backlog()
         self.order: Optional[Order] = None  # of the last lease
         self.not_now = ""  # why the claims of the group wait
+        self.file_bytes = {"done": 0, "failed": 0, "quarantined": 0}
+        self.minutes: deque[list[int]] = deque(maxlen=60)  # [epoch minute, done, failed, quarantined]
         self.queued: Callable[[], int] = int  # files taken up and not ended
-        self.heartbeats, self.failed_heartbeats, self.late = Durations(), 0, 0.0
+        self.heartbeats, self.failed_heartbeats, self.late = Histogram(CALL_BOUNDS), 0, 0.0
         self.beat_at, self.database_at = boot_clock(), float("-inf")
-        self.polls, self.failed_polls = Durations(), 0
-        self.handlers = Durations()
-        self.elections = Counter(absent=0, own=0, released=0, stale=0, still=0, vacant=0)  # by reason
+        self.polls, self.failed_polls = Histogram(WORK_BOUNDS), 0
+        self.handlers = Histogram(WORK_BOUNDS)
+        self.elections = dict.fromkeys(("absent", "own", "released", "stale", "still", "vacant"), 0)  # by reason
         self.ends = {"lost": 0, "released": 0}
         self._lock = threading.Lock()
         self._server_said = float("-inf")
+        self._holder: Optional[tuple[str, int]] = None
         self._follows: Optional[str] = None  # the active member that was said last
+        self._why = "handed over"  # what it means if that changes now
+        self._since: Optional[float] = None  # this member is active, or the last sign of life of another; by boot_clock
 
     def heartbeat(self, took: float, late: float, failed: bool) -> None:
         self.heartbeats.add(took)
@@ -10082,28 +10157,46 @@ class Stats:
         self.late, self.beat_at = max(0.0, late), boot_clock()
         self.database_at = self.database_at if failed else self.beat_at
 
-    def looked(self, view: View, group: str) -> None:
+    def looked(self, view: View, stale_after: float, group: str = "") -> None:
+        now, seen = boot_clock(), (view.holder or "", view.term)
+        if view.holder is not None and self._holder not in (None, seen):
+            self._changed("other", *seen, self._why)
+            self.own["other_since"] = time.time()
+        alive = (view.age or 0.0) <= stale_after
+        self._holder, self._why = seen, "handed over" if alive else "released" if view.released else "stale"
+        if view.age is not None and alive:
+            self._since = now - max(0.0, view.age)
         if view.holder not in (None, self._follows):
             self._follows = view.holder
             event("standby", group=group, active=view.holder, seen_term=view.term)
 
     def tell_role(self, group: str, member: str, name: str, **fields: object) -> None:
-        if name == "elected":
-            self.elections[str(fields["reason"])] += 1
-            self._follows, self.backlog, self.own["active_since"] = None, Backlog(), time.time()
-        elif name in self.ends:
-            self.ends[name] += 1
-            self.own["active_since"] = None
-            self.server.update(up=None, error="", lost={})
+        if name in ("elected", "lost", "released"):
+            term, why = int(str(fields["term"])), str(fields.get("reason", "handed over"))
+            self._changed(name, self.member, term, why)
+            self._since, self._why = boot_clock(), "handed over"
+            if name == "elected":
+                self.elections[why] = self.elections.get(why, 0) + 1
+                self._holder, self._follows, self.backlog = (self.member, term), None, Backlog()
+                self.own.update(active_since=time.time(), other_since=None)
+            else:
+                self.ends[name] += 1
+                self.own["active_since"] = None
+                self.server.update(up=None, error="", lost={})
         level = logging.WARNING if name in ("lost", "duplicate_member") else logging.INFO
         event(name, level, group=group, member=member, **fields)
+
+    def _changed(self, name: str, member: str, term: int, why: str) -> None:
+        """`seconds`: the group had been without an active member, or this one had been active."""
+        change = {"time": time.time(), "event": name, "member": member, "term": term, "reason": why}
+        self.takeovers.appendleft({**change, "seconds": self._since and boot_clock() - self._since})
 
     def polled(self, poller: Poller, listing: Look, new: int, seconds: float) -> None:
         lost = {printable(folder): printable(why) for folder, why in listing.lost.items()}
         for folder in lost.keys() - self.server["lost"].keys():
             event("file_refused", logging.WARNING, folder=folder, reason=lost[folder])
         listed, waiting, refused = len(listing.paths), poller.waiting, poller.selector.tree.refused
-        self.server.update(listed=listed, refused=refused, last_poll=time.time(), lost=lost)
+        self.server.update(listed=listed, waiting=waiting, refused=refused, last_poll=time.time(), lost=lost)
         self.polls.add(seconds)
         event("polled", term=poller.lease.term, listed=listed, new=new, waiting=waiting)
 
@@ -10112,12 +10205,17 @@ class Stats:
             self.work["bytes"] += size
 
     def file(self, state: str, row: Row) -> None:
+        now = time.time()
         with self._lock:
             if state != "failed":
                 self.backlog.waiting.pop(row.path, None)
             self.work[state] += 1
+            self.file_bytes[state] += row.size
+            if not self.minutes or self.minutes[-1][0] != now // 60:
+                self.minutes.append([int(now // 60), 0, 0, 0])
+            self.minutes[-1][1 + list(self.file_bytes).index(state)] += 1
             if state == "done":
-                self.work["last_done"] = time.time()
+                self.work["last_done"] = now
 
     def done(self, row: Row, seconds: float) -> None:
         self.file("done", row)
@@ -10149,12 +10247,16 @@ class Stats:
 
 # -- the document -----------------------------------------------------------------------------------------------------
 class Finding(NamedTuple):
-    """`severity`: stuck, only a new process helps; unready, the member cannot do what its role asks for; problem,
-    somebody is needed; passing, not ready, but that ends by itself; note."""
+    """Something that somebody should know of a group or a member.
+
+    `severity`: stuck, only a new process helps; unready, the member cannot do what its role asks for; problem, somebody
+    is needed; passing, not ready, but that ends by itself; note. `short`: for probes and systemd.
+    """
 
     severity: str
     text: str
     advice: str = ""
+    short: str = ""
 
 
 PROBLEMS = ("stuck", "unready", "problem")
@@ -10168,6 +10270,7 @@ def unread(config: Config, error: str = "") -> dict[str, Any]:
         "files": {},
         "database": without_password(config.database),
         "stale_after": 0.0,
+        "next_round": config.minutes and config.minutes.next(time.time()),
         "blocked": None if config.order == "none" else [],
         "database_error": error,
     }
@@ -10188,9 +10291,9 @@ def group_status(database: Database, config: Config) -> dict[str, Any]:
     if config.ledger:
         found["files"], found["errors"] = database.counts(group), database.errors(group)
         found["not_now"] = database.not_now(group)
-        found["last_change"] = database.last_change(group)
+        found["active_for"], found["last_change"] = database.activity(group, found["term"])
     if config.order != "none":
-        found["blocked"] = Order(config).of_ledger(database.rows(group, only_open=True)).blocked
+        found["blocked"] = Order(config).of_ledger(database.rows(group, only_open=True), found["errors"]).blocked
     if config.expect:
         found["missing"] = [
             {"glob": one.of.glob, "by": utc_second(by), "error": one.alarms.get(("missing", by), (0, ""))[1]}
@@ -10226,18 +10329,23 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
     stuck, down, refused, later = own.get("stuck"), status["database_error"], server.get("error"), status["not_now"]
     if stuck:
         advice = "Restart the process. WatchdogSec of systemd or a liveness probe of /livez does it by itself."
-        yield Finding("stuck", f"this member makes no progress: {stuck}", advice)
+        yield Finding("stuck", f"this member makes no progress: {stuck}", advice, stuck)
     if down:
-        advice = "Nothing is polled before it is back; then work goes on by itself. `ftpcoord.py check` tells more."
-        yield Finding("unready", f"the database cannot be used: {down}", advice)
+        advice = (
+            "Nothing is polled before it is back; then work goes on by itself. See that it runs, that this host "
+            "reaches it, and that the login is right (`ftpcoord.py check`)."
+        )
+        yield Finding("unready", f"the database cannot be used: {down}", advice, f"database down: {down}")
     elif active is None:
         yield _nobody_active(status)
     if own.get("role") in ("starting", "stopping"):
-        yield Finding("passing", f"this member is {own['role']}")
+        yield Finding("passing", f"this member is {own['role']}", short=own["role"])
     if refused:
-        text = "the file server cannot be used" if server["up"] is False else "nothing can be polled"  # trouble of ours
+        text, short = "the file server cannot be used", "file server down"
+        if server["up"] is None:  # the trouble is our own
+            text, short = "nothing can be polled", "cannot poll"
         advice = "It is tried again for ever; the files wait there. `ftpcoord.py check` tells more."
-        yield Finding("unready", f"{text}: {refused}", advice)
+        yield Finding("unready", f"{text}: {refused}", advice, f"{short}: {refused}")
     for folder, why in server.get("lost", {}).items():
         advice = "See to its path and its rights; the other folders are polled."
         yield Finding("problem", f"{folder} cannot be polled: {why}", advice)
@@ -10247,10 +10355,15 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
         text = f"the group is {paused(status['paused'])}; no new file is taken"
         yield Finding("problem", text, "`ftpcoord.py resume` ends it.")
     if later:
-        first = f"{', '.join(later['paths'])} ({later['count']} in all)"
-        text = f"the system behind the handler says not now since {later['since']}: {first}"
+        more = f" and {later['count'] - len(later['paths'])} more" * (later["count"] > len(later["paths"]))
+        text = f"the system behind the handler says not now since {later['since']}: {', '.join(later['paths'])}{more}"
         advice = "Mend that system: the files are tried again by themselves, uncounted."
         yield Finding("problem" if later["count"] >= 3 else "note", text, advice)
+    for row in status["members"]:
+        if row["heartbeat_age"] < -5 and row["member_id"] == active:
+            text = f"the heartbeat of {active} lies {duration(-row['heartbeat_age'])} in the future"
+            advice = "The database's clock was set back. A dead member is noticed all the same; correct the clock."
+            yield Finding("problem", text, advice)
     for one in status["missing"]:
         text = f"no {one['glob']} was done by {one['by']}" + (f": it {one['error']}" if one["error"] else "")
         yield Finding("problem", text, "If it did not come, ask who sends it; the next one that is done ends this.")
@@ -10264,6 +10377,10 @@ def findings(status: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding("problem", f"{one['path']} blocks {one['files']} files: {one['state']}", advice)
     if active is not None and all(row["role"] != "standby" for row in status["members"]):
         yield Finding("note", "there is no standby: nobody takes over if the active member dies")
+    if status.get("next_round"):
+        yield Finding("note", f"the schedule starts a round of polls at {moment(status['next_round'])} UTC")
+    if files.get("failed"):
+        yield Finding("note", f"{files['failed']} failed and will be tried again")
 
 
 def paused(found: Optional[Mapping[str, Any]]) -> str:
@@ -10271,25 +10388,30 @@ def paused(found: Optional[Mapping[str, Any]]) -> str:
 
 
 def _nobody_active(status: Mapping[str, Any]) -> Finding:
-    standbys = [row["member_id"] for row in status["members"] if row["role"] == "standby"]
-    last = f"{status['holder']} was the last one" if status["holder"] else "none ever was"
+    holder, standbys = status["holder"], [row["member_id"] for row in status["members"] if row["role"] == "standby"]
+    last = f"{holder} was, and has no heartbeat" if holder else "none ever was"
+    for row in status["members"]:
+        if row["member_id"] == holder:
+            age = f"was, and its last heartbeat is {duration(row['heartbeat_age'])} old"
+            last = f"{holder} {'gave the role up' if row['released'] else age}"
     advice = "Start a member (`ftpcoord.py run`); until then the files wait on the server."
     advice = f"{', '.join(standbys)} will take over within moments; look again." if standbys else advice
     return Finding("problem", f"no member is active: {last}", advice)
 
 
 def in_short(status: Mapping[str, Any], severities: Collection[str]) -> str:
-    return "; ".join(one.text for one in findings(status) if one.severity in severities)
+    return "; ".join(one.short or one.text for one in findings(status) if one.severity in severities)
 
 
 def duration(seconds: float) -> str:
-    """0.4 s, 12 s, 5 min, 3.2 h, 4 days; never less than nothing"""
+    """0.4 s, 12 s, 5 min, 3 h 12 min, 4 days; never less than nothing"""
     seconds = max(0.0, seconds)
     if seconds < 100:
         return f"{seconds:.{int(seconds < 10)}f} s"
+    hours, minutes = divmod(int(seconds / 60), 60)
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 2 * SECONDS_A_DAY else f"{seconds / SECONDS_A_DAY:.0f} days"
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days"
 
 
 class Survey:
@@ -10373,6 +10495,8 @@ def own_status(listener: Listener) -> dict[str, Any]:
             "role": role,
             "version": __version__,
             "term": lease.term if lease is not None else view.term if view is not None else None,
+            "follows": view.holder or "nobody" if role == "standby" and view is not None else "",
+            "lease_remaining": max(0.0, lease.remaining()) if lease is not None else None,
             "stuck": why_stuck(listener),
             "not_now": stats.not_now if role == "active" else "",
             "blocked": stats.order.blocked if role == "active" and stats.order else None,
@@ -10381,9 +10505,16 @@ def own_status(listener: Listener) -> dict[str, Any]:
             "up": not error and answered >= 0,
             "error": error,
             "age": boot_clock() - answered if answered >= 0 else None,
+            "mean": stats.heartbeats.sum / max(1, sum(stats.heartbeats.counts)),
         },
         "server": {"url": config.where(), **stats.server},
-        "work": {**stats.work, "queue": stats.queued(), "handlers": member.progress.handlers()},
+        "work": {
+            **stats.work,
+            "queue": stats.queued(),
+            "handlers": member.progress.handlers(),
+            "minutes": [list(minute) for minute in list(stats.minutes)],
+        },
+        "takeovers": list(stats.takeovers),
         "backlog": stats.backlog.told(stats.order) if role == "active" else None,
     }
 
@@ -10393,24 +10524,30 @@ def why_unready(listener: Listener) -> str:
 
 
 def listener_status(listener: Listener, survey: Survey) -> dict[str, Any]:
-    found = own_status(listener)
+    config, found = listener.config, own_status(listener)
     read, age = survey.get()
     error = found["database_error"] or survey.error or ("" if read is not None else "it has not answered yet")
-    found = {**found, **(read or {}), "as_of": None if read is None else age, "database_error": error}
+    settings = {name: printable(str(value)) for name, value in config.public().items()}
+    for name in filter(settings.get, PROGRAMS):  # arguments may hold a token
+        words = config.command(name)
+        settings[name] = words[0] + (f" ... ({len(words) - 1} arguments)" if words[1:] else "")
+    own = {"next_round": found["next_round"], "database_error": error, "settings": settings}
+    found.update(read or {}, as_of=None if read is None else age, **own)
     return judged(found, age)
 
 
 # -- metrics ----------------------------------------------------------------------------------------------------------
 def metrics(listeners: Sequence[tuple[Listener, Survey]]) -> str:
     """Prometheus' text format 0.0.4: all samples of a name stand together. The end of a name tells its kind."""
-    families = {("build_info", "The version that runs."): list(_samples("build_info", 1, {"version": __version__}))}
+    build = {"version": __version__, "python": sys.version.split()[0]}
+    families = {("build_info", "The version that runs."): list(_samples("build_info", 1, build))}
     for listener, survey in listeners:
         own = {"group": listener.config.coordination_group, "member": listener.config.member_id}
         for name, text, value in _metrics(listener_status(listener, survey), listener.member.stats):
             families.setdefault((name, text), []).extend(_samples(name, value, own))
     told = ""
     for (name, text), samples in families.items():
-        kind = "counter" if name.endswith("_total") else "summary" if "_duration_" in name else "gauge"
+        kind = "counter" if name.endswith("_total") else "histogram" if "_duration_" in name else "gauge"
         told += f"# HELP ftpcoord_{name} {text}\n# TYPE ftpcoord_{name} {kind}\n" * bool(samples) + "".join(samples)
     return told
 
@@ -10418,14 +10555,19 @@ def metrics(listeners: Sequence[tuple[Listener, Survey]]) -> str:
 def _metrics(status: Mapping[str, Any], stats: Stats) -> Iterator[tuple[str, str, Any]]:
     """Name, text and value; a value by labels stands under the label's name; None is left out."""
     own, beat, server, work = status["member"], status["heartbeat"], status["server"], status["work"]
-    polls = {"ok": stats.polls.count, "failed": stats.failed_polls}
-    handled = {state: work[state] for state in ("done", "failed", "quarantined")}
+    polls = {"ok": sum(stats.polls.counts), "failed": stats.failed_polls}
     backlog, blocked = status["backlog"] or {}, own["blocked"]
     behind = None if blocked is None else sum(one["files"] for one in blocked)
     first = min((one["since"] for one in blocked or ()), default=None)
     yield from (
+        ("start_time_seconds", "When this member started, in epoch seconds.", own["started"]),
         ("role", "1 for the role that this member has.", {"role": {role: role == own["role"] for role in ROLES}}),
         ("term", "The group's term, as this member knows it.", own["term"]),
+        (
+            "lease_remaining_seconds",
+            "Until the lease ends, if not renewed; 0 on a standby.",
+            own["lease_remaining"] or 0.0,
+        ),
         ("takeovers_total", "Elections that this member won, by why the role was free.", {"reason": stats.elections}),
         ("leases_ended_total", "Leases of this member that ended.", {"how": stats.ends}),
         ("database_up", "Whether the database answered the last heartbeat.", beat["up"]),
@@ -10436,15 +10578,20 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> Iterator[tuple[str, str
         ("server_up", "Whether the last poll reached the file server; absent on a standby.", server["up"]),
         ("poll_duration_seconds", "What polls took.", stats.polls),
         ("polls_total", "Polls, by result.", {"result": polls}),
+        ("listing_files", "Files in the last listing.", server["listed"]),
+        ("retry_waiting_files", "Failed files whose time has not come, at the last poll.", server["waiting"]),
         ("blocked_files", "Files that wait for one before them (order).", behind),
         ("blocked_since_timestamp_seconds", "Since when the first of them wait.", first),
         ("refused_names_total", "Listed names that are no plain file names, at each listing.", server["refused"]),
-        ("files_total", "Files handled, by result.", {"result": handled}),
+        ("files_total", "Files handled, by result.", {"result": {state: work[state] for state in stats.file_bytes}}),
+        ("file_bytes_total", "Size of the files handled, by result.", {"result": stats.file_bytes}),
         ("fetched_bytes_total", "Bytes fetched from the file server.", work["bytes"]),
         ("handler_duration_seconds", "What commands and handlers took.", stats.handlers),
+        ("handlers_running", "Commands and handlers that run now.", work["handlers"]),
         ("backlog_files", "Files listed, wanted and not done, at the last poll.", backlog.get("files")),
         ("backlog_bytes", "Their size.", backlog.get("bytes")),
         ("oldest_waiting_seconds", "Since this member first saw the oldest of them.", backlog.get("oldest")),
+        ("queue_files", "Files taken up and not ended.", work["queue"]),
         ("last_success_timestamp_seconds", "When a file was last done.", work["last_done"]),
         ("last_poll_timestamp_seconds", "When a poll last succeeded.", server["last_poll"]),
     )
@@ -10455,6 +10602,7 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> Iterator[tuple[str, str
     yield from (
         ("paused", "Whether an operator has paused the group.", status["paused"] is not None),
         ("not_now_files", "Files for which handlers say not now.", later["count"] if later else 0),
+        ("not_now_since_timestamp_seconds", "When they said so first.", later and epoch_seconds(later["since"][:-1])),
         ("missing_files", "Expected files that are overdue; the same on every member.", len(status["missing"])),
         ("ledger_files", "Files in the ledger, by state; the same on every member.", {"state": status["files"]}),
         ("members", "Members in the database, by role; the same on every member.", {"role": roles_there}),
@@ -10462,9 +10610,11 @@ def _metrics(status: Mapping[str, Any], stats: Stats) -> Iterator[tuple[str, str
 
 
 def _samples(name: str, value: Any, labels: Mapping[str, str]) -> Iterator[str]:
-    if isinstance(value, Durations):
+    if isinstance(value, Histogram):
+        counted = list(itertools.accumulate(value.counts))
+        yield from _samples(f"{name}_bucket", {"le": dict(zip([*value.bounds, "+Inf"], counted))}, labels)
         yield from _samples(f"{name}_sum", value.sum, labels)
-        yield from _samples(f"{name}_count", value.count, labels)
+        yield from _samples(f"{name}_count", counted[-1], labels)
     elif isinstance(value, Mapping):
         for label, numbers in value.items():
             for key, number in numbers.items():
@@ -10482,70 +10632,85 @@ def ago(seconds: Optional[float]) -> str:
     return "never" if seconds is None else f"{duration(time.time() - seconds)} ago"
 
 
+def since(status: Mapping[str, Any]) -> str:
+    own, known = status.get("member", {}), f" at term {status['term']}"
+    began = own.get("active_since" if status["active"] == own.get("member_id") else "other_since")
+    if began:
+        return f"{known}, since {moment(began)} UTC ({ago(began)})"
+    return f"{known}, for at least {duration(status['active_for'])}" if status.get("active_for") else known
+
+
 def counted(status: Mapping[str, Any]) -> str:
     told = ", ".join(f"{number:,} {state}" for state, number in status["files"].items()) or "none counted"
     return told + (f"; the last change {duration(status['last_change'])} ago" if status.get("last_change") else "")
 
 
 def tables(status: Mapping[str, Any]) -> Iterator[tuple[str, str, Sequence[Sequence[str]]]]:
-    """Title, heads and rows. What a row has beyond its heads stands behind or below it."""
-    members = [(row["role"], row["member_id"], row["heartbeat_age"]) for row in status["members"]]
-    yield "Members", "Role|Member", [(role, name, f"heartbeat {duration(age)} ago") for role, name, age in members]
+    """Title, heads and rows. The page shows what a row has beyond its heads below it."""
+    members = []
+    for row in status["members"]:
+        age = duration(row["heartbeat_age"])
+        told = {"released": "gave its lease up", "stale": f"no heartbeat for {age}"}
+        members.append((row["role"], row["member_id"], told.get(row["role"], f"heartbeat {age} ago")))
+    yield "Members", "Role|Member*", members
     waiting = status.get("backlog") or {"first": []}
     yield (
         "Files that wait, the longest first",
-        "Since|File",
+        "Since|File*",
         [(duration(row["age"]), row["path"], row["why"]) for row in waiting["first"]],
     )
     yield (
         "Quarantined and failed files",
-        "State|File",
+        "State|File*",
         [
             (row["state"], row["path"], f"attempt {row['attempts']}, {duration(row['age'])} ago", row["error"])
             for row in status["errors"]
         ],
     )
     if status.get("blocked") is not None:
-        blocked = []
-        for one in status["blocked"]:
-            since = "" if one["since"] is None else f", for {duration(time.time() - one['since'])}"
-            blocked.append((one["state"], one["path"], f"{one['files']} behind it{since}"))
-        yield "Blocked (order)", "State|By", blocked
+        blocked = [(one["state"], one["path"], f"{one['files']} behind it" + _for(one)) for one in status["blocked"]]
+        yield "Blocked (order)", "State|By*", blocked
+    yield (
+        "Changes of the active member, as this one saw them",
+        "UTC|Change*",
+        [(moment(change["time"]), _told(change)) for change in status.get("takeovers", ())],
+    )
+    usual = {field.name: str(field.default) for field in dataclasses.fields(Config)}
+    yield (
+        "Settings that are not the default",
+        "Name|Value*",
+        [(name, value) for name, value in sorted(status.get("settings", {}).items()) if value != usual[name]],
+    )
 
 
-def status_lines(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What each line is, and the line, in the order in which somebody asks at night."""
-    own, backlog, read = status.get("member", {}), status.get("backlog"), status.get("as_of")
-    began = own.get("active_since")
+def _for(blocked: Mapping[str, Any]) -> str:
+    return "" if blocked["since"] is None else f", for {duration(time.time() - blocked['since'])}"
+
+
+def _told(change: Mapping[str, Any]) -> str:
+    own = change["event"] in ("lost", "released")
+    verb = {"lost": "lost", "released": "gave up"}.get(change["event"], "became active at")
+    took = "" if change["seconds"] is None else duration(change["seconds"])
+    took = took and (f" after {took}" if own else f", {took} after the last sign of life of the one before")
+    return f"{change['member']} {verb} term {change['term']} ({change['reason']}){took}"
+
+
+def status_lines(status: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    """A colour, which says nothing more than the words, and a line."""
+    yield 1, f"group {status['group']} on {status['database']}"
     if status["active"] is not None:
-        since = f", since {moment(began)} UTC ({ago(began)})" if began else ""
-        yield "good", f"{status['active']} is active at term {status['term']}{since}"
-    if own:
-        yield "", f"this member: {own['member_id']}, {own['role']}, started {ago(own['started'])}"
-    if backlog is not None:  # else the active member's page tells
-        last_done, last_poll = status["work"]["last_done"], status["server"]["last_poll"]
-        yield "", f"work: last file done {ago(last_done)}, last poll {ago(last_poll)}"
-        oldest = f"{backlog['files']:,} files, {backlog['bytes']:,} bytes, the oldest for {duration(backlog['oldest'])}"
-        yield "", f"waiting: {oldest if backlog['files'] else 'nothing'}"
+        yield 32, f"  {status['active']} is active{since(status)}"
     for found in status["problems"]:
-        yield "bad", f"PROBLEM: {found['problem']}"
-        yield "", f"  {found['advice']}"
+        yield 31, f"  PROBLEM: {found['problem']}"
+        yield 0, f"    {found['advice']}"
     for note in status["notes"]:
-        yield "", f"note: {note}"
-    if read is not None and status["database_error"]:
-        yield "", f"as the database showed it {duration(read)} ago:"
-    yield "", f"files: {counted(status)}"
-
-
-def text_lines(status: Mapping[str, Any]) -> Iterator[str]:
-    yield f"group {status['group']} on {status['database']}"
-    for _, line in status_lines(status):
-        yield f"  {line}"
+        yield 0, f"  note: {note}"
+    yield 0, f"  files: {counted(status)}"
     for _, _, rows in tables(status):
         width = max((len(row[1]) for row in rows), default=0)
         for state, what, *more in rows:
-            yield f"  {state:<8}  {what:<{width}}  {''.join(more[:1])}".rstrip()
-            yield from (f"    {text}" for text in more[1:])
+            yield 33 * (state == "stale"), f"  {state:<8}  {what:<{width}}  {''.join(more[:1])}".rstrip()
+            yield from ((0, f"    {text}") for text in more[1:])
 
 
 def nagios_line(groups: Sequence[Mapping[str, Any]]) -> str:
@@ -10560,15 +10725,25 @@ def nagios_line(groups: Sequence[Mapping[str, Any]]) -> str:
 
 # -- the page ---------------------------------------------------------------------------------------------------------
 STYLE = """
-:root { color-scheme: light dark; }
-body { margin: auto; padding: 12px; max-width: 1100px; background: Canvas; color: CanvasText;
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --back: #f6f7f9; --card: #fff; --line: #d5d9df;
+        --good: #0a5a9c; --bad: #a40e26; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #a2abb6; --back: #14171b; --card: #1d2126;
+        --line: #383e46; --good: #7cc0ff; --bad: #ff9a9a; } }
+body { margin: auto; padding: 12px; max-width: 1100px; background: var(--back); color: var(--ink);
        font: 15px/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }
-p { margin: 2px 0; }
-.good, .bad { border-left: 6px solid; padding: 8px; }
-.bad { border-style: double; border-color: red; }
+header, footer, a, small, dt, th { color: var(--soft); font-size: 13px; font-weight: normal; }
+section, .cards div { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; }
+section, .cards, .state { margin: 12px 0; }
+h2, h3 { font-size: 16px; }
+p, dd { margin: 2px 0; }
+.state { border-left: 6px solid var(--good); padding: 8px; }
+.bad { border-color: var(--bad); border-style: double; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 10px; }
 table { border-collapse: collapse; }
-th, td { text-align: left; vertical-align: top; padding: 4px 12px 4px 0; border-top: 1px solid; white-space: nowrap; }
-td + td { white-space: normal; width: 100%; }
+th, td { text-align: left; vertical-align: top; padding: 4px 12px 4px 0; border-top: 1px solid var(--line);
+         white-space: nowrap; }
+.wide { white-space: normal; width: 100%; }
+svg { display: block; width: 100%; height: 26px; fill: var(--good); }
 """
 POLICY = (
     "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; img-src data:; style-src 'sha256-"
@@ -10585,32 +10760,103 @@ def shown(text: object) -> str:
 
 
 def page(groups: Sequence[Mapping[str, Any]], refresh: int) -> str:
+    roles = ", ".join(sorted({group["member"]["role"] for group in groups}))
+    title = f"{mark(groups)} {roles}: " + ", ".join(str(group["group"]) for group in groups)
     again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
     word = f'every {refresh} s; <a href="?refresh=0">stop</a>' if refresh else 'no more; <a href="?">go on</a>'
+    links = ", ".join(f'<a href="{name}">{name}</a>' for name in ("status", "metrics", "livez", "readyz", "active"))
     overview, sections = "", ""
     for n, group in enumerate(groups):
-        overview += f"<p><a href='#g{n}'>{shown(nagios_line([group]))}</a>"
+        told = [one["problem"].partition(": ")[0] for one in group["problems"]] or [f"{group['active']} is active"]
+        overview += f"<p>{mark([group])} <a href='#g{n}'>{shown(group['group'])}</a>: {shown('; '.join(told))}"
         sections += f"<section id=g{n}>{''.join(_parts(group))}</section>"
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{again}'
-        f"<title>{shown(nagios_line(groups))}</title>"
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{again}<title>{shown(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<style>{STYLE}</style></head><body>"
         f"<header>ftpcoord {__version__} at {moment(time.time())} UTC; refreshes {word}</header>"
-        f"<main>{overview if len(groups) > 1 else ''}{sections}</main></body></html>\n"
+        f"<main>{overview if len(groups) > 1 else ''}{sections}</main>"
+        f"<footer>For programs: {links}</footer></body></html>\n"
     )
 
 
+def mark(groups: Sequence[Mapping[str, Any]]) -> str:
+    return "✔" if all(group["healthy"] for group in groups) else "▲"
+
+
 def _parts(group: Mapping[str, Any]) -> Iterator[str]:
-    yield f"<h2>{shown(group['group'])}</h2>"
-    for kind, line in status_lines(group):
-        yield f"<p class='{kind}'>{shown(line)}"
+    """In the order in which somebody asks at night."""
+    work, backlog = group["work"], group["backlog"]
+    boxes = []
+    if group["active"] is not None:
+        boxes.append(f"<div class=state><b>● {shown(group['active'])} is active</b>{since(group)}</div>")
+    for found in group["problems"]:
+        what, colon, more = (found["problem"][:1].upper() + found["problem"][1:]).partition(": ")
+        text = f"<b>▲ {shown(what)}{colon}</b>{shown(more)}<p>{shown(found['advice'])}"
+        boxes.append(f"<div class='state bad'>{text}</div>")
+    yield f"<h2>{shown(group['group'])}</h2>" + "".join(boxes[:1])
+    if backlog is not None:  # else the active member's page tells
+        yield f"<p><b>Work:</b> last file done {ago(work['last_done'])}, last poll {ago(group['server']['last_poll'])}"
+        oldest = f"{backlog['files']:,} files, {backlog['bytes']:,} bytes, the oldest for {duration(backlog['oldest'])}"
+        yield f"<p><b>Waiting:</b> {oldest if backlog['files'] else 'nothing'}"
+    yield from boxes[1:]
+    yield "".join(f"<p>{shown(note)}" for note in group["notes"])
+    yield "" if group["problems"] else "<p>✔ Nothing has to be done."
+    yield "<dl class=cards>"
+    for name, *lines in _cards(group):
+        state, what, more = map(shown, lines)
+        yield f"<div><dt>{name}<dd><b>{state}</b><dd><small>{what}<br>{more}</small></div>"
+    yield "</dl>"
+    if group["database_error"]:
+        read = "has not been read" if group["as_of"] is None else f"showed it {duration(group['as_of'])} ago"
+        yield f"<p>▲ As the database {read}:"
+    yield f"<h3>Files in the ledger</h3><p>{counted(group)}"
+    yield "<h3>Handled by this member: the last 60 minutes, now at the right</h3>"
+    for column, state in enumerate(("done", "failed", "quarantined"), 1):
+        yield from _bars(state, {minute[0]: minute[column] for minute in work["minutes"]})
     for title, heads, rows in tables(group):
-        yield f"<h3>{title}</h3><table><tr>" + "".join(f"<th scope=col>{head}" for head in heads.split("|"))
-        for first, what, *more in rows:
-            below = "".join(f"<br><small>{shown(text)}</small>" for text in more)
-            yield f"<tr><td>{shown(first)}<td>{shown(what)}{below}"
-        yield "</table>" if rows else "</table><p>None."
+        yield f"<h3>{title}</h3>" + _table(heads.split("|"), rows) if rows else f"<h3>{title}</h3><p>None."
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The column with a * takes the width that is left."""
+    lines = ["".join(f"<th scope=col>{head.rstrip('*')}" for head in heads)]
+    for first, *row in rows:
+        cells = zip(heads, (f"{SYMBOLS.get(first, '')} {first}", *row))
+        line = "".join(f"<td{' class=wide' if head[-1] == '*' else ''}>{shown(cell)}" for head, cell in cells)
+        lines.append(line + "".join(f"<br><small>{shown(more)}</small>" for more in row[len(heads) - 1 :]))
+    return "<table><tr>" + "<tr>".join(lines) + "</table>"
+
+
+def _cards(group: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    own, heartbeat, server, work = group["member"], group["heartbeat"], group["server"], group["work"]
+    yield "This member", f"{SYMBOLS[own['role']]} {own['role']}", own["member_id"], f"started {ago(own['started'])}"
+    state = "✔ up" if heartbeat["up"] else "▲ down" if heartbeat["error"] else "◐ not reached yet"
+    answered = ""
+    if heartbeat["age"] is not None:
+        answered = f"answered {duration(heartbeat['age'])} ago, {heartbeat['mean'] * 1000:.1f} ms on average"
+    yield "Database", state, group["database"], answered
+    state = {None: "○ not used now", False: "▲ down", True: "✔ up"}[server["up"]]
+    polled = f"polled {ago(server['last_poll'])}, {server['listed']:,} listed" if server["last_poll"] else ""
+    waiting = f"{server['waiting']:,} wait to be tried again" if server["waiting"] else ""
+    refused = f"{server['refused']:,} odd names refused" if server["refused"] else ""
+    yield "File server", state, server["url"], ", ".join(filter(None, (polled, waiting, refused)))
+    handlers = f"{work['handlers']} handlers run, last done {ago(work['last_done'])}"
+    yield "In work", f"{work['queue']} files", handlers, f"{work['bytes']:,} bytes fetched"
+
+
+def _bars(state: str, counts: Mapping[int, int]) -> Iterator[str]:
+    """A row for one result, a bar a minute."""
+    now = int(time.time() // 60)
+    counts = {minute: count for minute, count in counts.items() if now - minute < 60 and count}
+    most, total = max(counts.values(), default=0), sum(counts.values())
+    yield f"<p><small><b>{total:,}</b> {state}" + (f", at most {most:,} in a minute" if total else "") + "</small>"
+    yield f'<svg viewBox="0 0 300 26" preserveAspectRatio="none" role="img" aria-label="{total} {state}">'
+    for minute, count in counts.items():
+        height = max(2.0, 22 * count / most)
+        place = f'x="{5 * (59 - now + minute)}" y="{24 - height:.1f}" width="4" height="{height:.1f}"'
+        yield f"<rect {place}><title>{utc_text(minute * 60)[11:16]} UTC: {count:,} {state}</title></rect>"
+    yield '<rect y="25" width="299" height="0.6"/></svg>'
 
 
 # -- HTTP -------------------------------------------------------------------------------------------------------------
@@ -10624,8 +10870,10 @@ PROBES: dict[str, Callable[[Listener], str]] = {
 
 
 class StatusServer:
-    """An answer closes the connection. Where too many are connected, one of the peer with the most is cut, so that
-    nobody can keep probes away. Raises Error if the port is taken.
+    """GET and HEAD: / for people, /status and /metrics for programs, /livez, /readyz and /active for probes.
+
+    An answer closes the connection. Where too many are connected, one of the peer with the most is cut, so that nobody
+    can keep probes away. Raises Error if the port is taken.
     """
 
     def __init__(self, address: tuple[str, int], listeners: Sequence[Listener]) -> None:
@@ -10638,7 +10886,8 @@ class StatusServer:
             family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
             self._socket = socket.create_server(address, family=family)
         except OSError as exc:
-            raise Error(f"http: {address[0]}:{address[1]} cannot be listened on ({reason(exc)})") from None
+            why = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else reason(exc)  # without Python's own words
+            raise Error(f"http: {address[0]}:{address[1]} cannot be listened on ({why})") from None
         self.port = int(self._socket.getsockname()[1])
         threading.Thread(target=self._serve, name="ftpcoord-http", daemon=True).start()
 
@@ -10703,15 +10952,17 @@ class StatusServer:
         kind, body = "text/plain", ""
         try:
             if len(request) > HTTP_BYTES:
-                status = 431
-            elif not version.startswith("HTTP/1.") or len(hosts) > 1:
-                status = 400
+                status, body = 431, "too long\n"
+            elif not version.startswith("HTTP/1."):
+                status, body = 400, "not an HTTP/1 request\n"
             elif method not in ("GET", "HEAD"):
-                status = 405
+                status, body = 405, "GET and HEAD only\n"
+            elif len(hosts) > 1:
+                status, body = 400, "more than one Host\n"
             elif path not in FOR_ANY_HOST and not self._is_ours("".join(hosts).strip()):
                 status, body = 421, "this Host is no name of ours: use the address\n"
             elif path not in PROBES and not self._pages.acquire(blocking=False):
-                status = 503
+                status, body = 503, "too many ask at once\n"
             else:
                 try:
                     status, kind, body = self._route(target)
@@ -10720,8 +10971,8 @@ class StatusServer:
                         self._pages.release()
         except Exception as exc:
             event("http_failed", logging.ERROR, exc=exc, error=reason(exc))
-            status = 500
-        content = (body or HTTPStatus(status).phrase + "\n").encode("utf-8", "backslashreplace")
+            status, body = 500, "an error of ours; the log tells it\n"
+        content = body.encode("utf-8", "backslashreplace")
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {kind}; charset=utf-8\r\n"
             f"Content-Length: {len(content)}\r\nContent-Security-Policy: {POLICY}\r\nAllow: GET, HEAD\r\n"
@@ -10744,27 +10995,41 @@ class StatusServer:
 
     def _route(self, target: str) -> tuple[int, str, str]:
         path, _, query = target.partition("?")
+        wanted = urllib.parse.parse_qs(query)
+        group = wanted.get("group", [""])[0]
+        chosen = [pair for pair in self._listeners if group in ("", pair[0].config.coordination_group)]
+        if not chosen:
+            return 404, "text/plain", "there is no such group here\n"
         if path == "/":
-            groups = [listener_status(*pair) for pair in self._listeners]
-            return 200, "text/html", page(groups, 0 if query == "refresh=0" else 5)
+            refresh = 0 if wanted.get("refresh") == ["0"] else 5
+            return 200, "text/html", page([listener_status(*pair) for pair in chosen], refresh)
         if path == "/status":
-            found = [listener_status(*pair) for pair in self._listeners]
+            found = [listener_status(*pair) for pair in chosen]
             return 200, "application/json", json.dumps(found[0] if len(found) == 1 else found) + "\n"
         if path == "/metrics":
-            return 200, "text/plain; version=0.0.4", metrics(self._listeners)
+            return 200, "text/plain; version=0.0.4", metrics(chosen)
         if path in PROBES:
-            told = [(listener.config.coordination_group, PROBES[path](listener)) for listener, _ in self._listeners]
-            texts = {text for _, text in told}
-            well = "active" in texts if path == "/active" else texts == {"ok"}
-            return 200 if well else 503, "text/plain", "".join(f"{group}: {text}\n" for group, text in told)
-        return 404, "text/plain", ""
+            told = [PROBES[path](listener) for listener, _ in chosen]
+            well = "active" in told if path == "/active" else {*told} == {"ok"}
+            lines = "".join(f"{one.config.coordination_group}: {text}\n" for (one, _), text in zip(chosen, told))
+            return 200 if well else 503, "text/plain", lines
+        return 404, "text/plain", "/, /status, /metrics, /livez, /readyz and /active are here\n"
 
 
 # -- systemd ----------------------------------------------------------------------------------------------------------
 def summary(groups: Sequence[Mapping[str, Any]]) -> str:
-    troubles = [in_short(one, ("stuck", "unready")).partition("\n")[0] for one in groups]
-    told = Counter(trouble or one["member"]["role"] for trouble, one in zip(troubles, groups))
-    return printable("; ".join(f"{count} {what}" for what, count in told.items()))
+    roles, done = [one["member"]["role"] for one in groups], sum(one["work"]["done"] for one in groups)
+    if len(groups) > 1:
+        told = ", ".join(f"{roles.count(role)} {role}" for role in sorted(set(roles)))
+        return f"{len(groups)} groups: {told}; {done} files done"
+    own, active = groups[0]["member"], roles == ["active"]
+    words = [
+        f"active at term {own['term']}" if active else own["role"],
+        own["follows"] and f"active: {own['follows']}",
+        f"{done} files done" if done or active else "",
+        in_short(groups[0], ("stuck", "unready")).partition("\n")[0],
+    ]
+    return printable(", ".join(filter(None, words)))
 
 
 class Notifier:
@@ -10819,7 +11084,7 @@ class Notifier:
 def opened(configs: Sequence[Config], ledger: bool = False) -> Iterator[tuple[Config, Database]]:
     """Each group with its database; `ledger`: all must have one."""
     if ledger and not all(config.ledger for config in configs):
-        raise ConfigError("ledger: is off, so there is nothing to show or to change")
+        raise ConfigError("ledger: is off, so there is nothing to show, to record or to put back")
     for config in configs:
         with contextlib.closing(open_database(config)) as database:
             database.prepare()
@@ -10886,16 +11151,19 @@ def command_status(configs: Sequence[Config], options: argparse.Namespace) -> in
     """who is active, heartbeat ages, file counts, last errors, what to do"""
     groups = [read_status(config) for config in configs]
     if options.check:
-        # A hand-over under way is health.
-        if any(status["active"] is None and not status["database_error"] for status in groups):
-            time.sleep(min(5.0, 2 * max(config.heartbeat_frequency for config in configs) + 1))
-            groups = [read_status(config) for config in configs]
+        for number, config in enumerate(configs):
+            if groups[number]["active"] is None and not groups[number]["database_error"]:
+                # A hand-over under way is health.
+                time.sleep(min(5.0, 2 * config.heartbeat_frequency + 1))
+                groups[number] = read_status(config)
         print(printable(nagios_line(groups)))
         return int(not all(status["healthy"] for status in groups))
     if options.json:
         print(json.dumps(groups[0] if len(groups) == 1 else groups))
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.name == "posix"
     for status in [] if options.json else groups:
-        print(*map(printable, text_lines(status)), sep="\n")
+        for code, text in status_lines(status):
+            print(f"\x1b[{code}m{printable(text)}\x1b[0m" if colour and code else printable(text))
     errors = "; ".join(filter(None, (status["database_error"] for status in groups)))
     if errors:
         print(printable(f"ftpcoord: {errors}"), file=sys.stderr)
@@ -10933,7 +11201,8 @@ def command_dry_run(configs: Sequence[Config]) -> int:
             print(f"{word}  {printable(path)}  {found.entry.size} B  {found.entry.mtime}  {printable(why)}".rstrip())
         for path, why in sorted({**listing.skipped, **listing.lost}.items()):
             print(printable(f"skip  {printable(path)}  {why}"))
-        print(f"{len(taken)} of {len(listing)} files would be handled; nothing was changed")
+        limit = f", at most {config.max_files} in a poll" if 0 < config.max_files < len(taken) else ""
+        print(f"{len(taken)} of {len(listing)} files would be handled{limit}; nothing was changed")
     return 0
 
 
@@ -10960,33 +11229,39 @@ def command_files(configs: Sequence[Config], options: argparse.Namespace) -> int
             raise ConfigError("--since: is for --history, which has no --state")
         return command_history(configs, options)
     for config, database in opened(configs, ledger=True):
-        for row in sorted(database.rows(config.coordination_group)):
-            if options.state in (None, row.state):
-                told = {"group": config.coordination_group, **row._asdict(), "path": printable(row.path)}
-                del told["marks"], told["error"]
-                show({**told, "error": printable(error_text(row))}, options.json)
+        rows = sorted(database.rows(config.coordination_group))
+        order = Order(config).of_ledger(rows, database.errors(config.coordination_group))
+        since = {one["path"]: _for(one) for one in order.blocked or ()}
+        for row in rows:
+            before = printable(order.before.get(row.path, ""))
+            row = row._replace(path=printable(row.path), error=printable(error_text(row)))
+            if options.state not in (None, row.state):
+                continue
+            if options.json:
+                blocked = {"blocked_by": before} if config.order != "none" else {}
+                told = {name: value for name, value in row._asdict().items() if name != "marks"}
+                print(json.dumps({**told, **blocked, "group": config.coordination_group}))
+                continue
+            due = f"attempts {row.attempts}" + (f"  due: {row.action}" if row.action else "")
+            due += f"  blocked by {before}{since.get(before, '')}" * bool(before)
+            what = (f"{row.state:<11}", row.path, f"{row.size} B", row.mtime, due, row.error)
+            print(printable("  ".join(filter(None, what))))
     return 0
 
 
-def show(row: Mapping[str, Any], as_json: bool) -> None:
-    texts = [f"{name}={value}" for name, value in row.items() if value not in ("", None)]
-    print(json.dumps(row) if as_json else printable("  ".join(texts)))
-
-
 def command_history(configs: Sequence[Config], options: argparse.Namespace) -> int:
-    try:
-        since = datetime.datetime.fromisoformat(options.since or "1970-01-01")
-        if since.tzinfo is not None:
-            raise ValueError
-    except ValueError:
-        raise ConfigError(f"--since: {quoted(options.since)} is no date like 2026-01-31 or 2026-01-31T10:15") from None
+    glob, since = options.history or "*", options.since or "1970-01-01"
+    shape, digits = r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:[0-5]\d)?)?", re.sub(r"\D", "", since)
+    if not (re.fullmatch(shape, since, re.ASCII) and iso_time(digits.ljust(14, "0"))):
+        raise ConfigError(f"--since: {quoted(since)} is no date like 2026-01-31 or 2026-01-31T10:15")
     if not all(config.audit for config in configs):
         raise ConfigError("audit: is off, so there is no history")
     for config, database in opened(configs):
-        for row in database.history(config.coordination_group, since.isoformat(" ", "seconds")):
-            if any(fits(row["path"], options.history or "*")):
+        for row in database.history(config.coordination_group, since.replace("T", " ")):
+            if any(fits(row["path"], glob)):
                 row.update(path=printable(row["path"]), error=printable(row["error"]), group=config.coordination_group)
-                show(row, options.json)
+                texts = [f"{name}={value}" for name, value in row.items() if value not in ("", None)]
+                print(json.dumps(row) if options.json else printable("  ".join(texts)))
     return 0
 
 
@@ -11028,7 +11303,7 @@ def command_skip(configs: Sequence[Config], options: argparse.Namespace) -> int:
         in_work += [printable(row.path) for row in rows if row.path in left]
     print(f"{total} files skipped")
     if in_work:
-        raise Error(f"in work, and so not skipped: {', '.join(in_work)}")
+        raise Error(f"in work, and so not skipped: {', '.join(in_work)}; look again when that has ended")
     return 0
 
 
@@ -11176,12 +11451,16 @@ def program() -> None:
     os._exit(code)
 
 
-# For `python -c`: modules are found where a script's are, never in the working folder.
+# For `python -c`: modules are found where a script's are, never in the working folder; what ran once is let go.
 ONCE_MORE = """
-import runpy, sys
+import importlib.machinery, pathlib, sys, types
 if sys.path[0] == "": sys.path[0] = sys.argv[1].rpartition("/")[0] or "/"
 del sys.argv[0]
-runpy.run_path(sys.argv[0], run_name="__main__")
+ftpcoord = sys.modules["ftpcoord"] = types.ModuleType("ftpcoord")
+ftpcoord.__file__, ftpcoord.__spec__ = sys.argv[0], importlib.machinery.ModuleSpec("ftpcoord", None)
+exec(compile(pathlib.Path(sys.argv[0]).read_bytes(), sys.argv[0], "exec"), vars(ftpcoord))
+vars(sys.modules["__main__"]).update(vars(ftpcoord), __name__="__main__", __spec__=None)
+ftpcoord.program()
 """
 
 

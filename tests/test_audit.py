@@ -488,6 +488,7 @@ def test_files_delivered_in_groups_have_their_digests(database: Database, files:
         (["--history", "--since", "yesterday"], {"audit": "on"}, "'yesterday' is no date like"),
         (["--since", "2026-01-31T10:15+01:00"], {"audit": "on"}, "is no date like"),
         (["--since", "2026-02-30"], {"audit": "on"}, "'2026-02-30' is no date like"),
+        (["--history", "--since", "2026-01-31T24:00"], {"audit": "on"}, "is no date like"),
         (["--since", "2026-01-31T23:59:60"], {"audit": "on"}, "is no date like"),
         (["--history"], {}, "audit: is off"),
     ],

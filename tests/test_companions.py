@@ -117,10 +117,10 @@ def test_the_older_form_is_the_same_is_said_once_and_not_both(logged: Logged) ->
     assert old.companions() == new.companions() == ["{name}.ok"]
     with pytest.raises(ConfigError, match=r"^ready_suffix and requires: .*\{name\}\.ok"):
         config(ready_suffix=".ok", requires="{name}.sum")
-    ftpcoord.warn.cache_clear()
+    ftpcoord._warned.clear()
     for _ in range(2):
-        for weakness in (*ftpcoord.weaknesses(old), *ftpcoord.weaknesses(new)):
-            ftpcoord.warn(*weakness)
+        ftpcoord.warn_of_weaknesses(old)
+        ftpcoord.warn_of_weaknesses(new)
     said = [record.fields["reason"] for record in logged() if record.fields["setting"] == "ready_suffix"]  # type: ignore[attr-defined]
     assert len(said) == 1 and "requires = {name}.ok" in said[0]
 
@@ -401,16 +401,16 @@ def test_the_suffix_tells_the_algorithm(algorithm: str) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "has 0 digests for it"),
-        (" \r\n\n", "has 0 digests for it"),
-        (GOOD[:-1], "is for another content"),
-        (f"{GOOD[:32]}  a", "is for another content"),
-        (f"{GOOD}  b\n", "has 0 digests for it"),
-        (f"{GOOD}\n{GOOD}\n", "has 0 digests for it"),
-        (f"{GOOD}  -\n{GOOD}  b\n", "has 0 digests for it"),
-        (f"MD5 (a) = {GOOD}\n", "has 0 digests for it"),
-        ("<html>not found</html>", "has 0 digests for it"),
-        (f"{GOOD}  a\n{BAD}  x/a\n", "has 2 digests for it"),
+        ("", "is empty"),
+        (" \r\n\n", "is empty"),
+        (GOOD[:-1], "has 63 digits and not 64"),
+        (f"{GOOD[:32]}  a", "has 32 digits and not 64"),
+        (f"{GOOD}  b\n", "has none for it"),
+        (f"{GOOD}\n{GOOD}\n", "has none for it"),
+        (f"{GOOD}  -\n{GOOD}  b\n", "has none for it"),
+        (f"MD5 (a) = {GOOD}\n", "has none for it"),
+        ("<html>not found</html>", "has none for it"),
+        (f"{GOOD}  a\n{BAD}  x/a\n", "has several for it"),
         (BAD, "is for another content"),
     ],
 )
@@ -476,17 +476,39 @@ def test_a_checksum_is_required_without_the_rule_of_age() -> None:
 
 
 @pytest.mark.parametrize("delivery", ["folder", "handler"])
-def test_nothing_is_handed_over_on_a_mismatch_until_a_new_companion_fits(tmp_path: Path, delivery: str) -> None:
+def test_nothing_is_handed_over_on_a_mismatch_and_a_new_companion_makes_it_due_at_once(
+    tmp_path: Path, delivery: str
+) -> None:
     with FtpHost({"a": b"content", "a.sha256": BAD.encode(), "b": b"b", "b.sha256": line(b"b", "b")}) as host:
-        settings: dict[str, Any] = {"checksum": "{name}.sha256", "after": "delete", "retry_delay": 3}
+        settings: dict[str, Any] = {"checksum": "{name}.sha256", "after": "delete", "retry_delay": 3000}
         with Site(tmp_path, host.settings, delivery, **settings) as site:
             failed = site.wait("file_failed")
             assert failed["error"] == "/in/a.sha256, which tells its sha256, is for another content"
             site.arrive({"b": b"b"})
+            site.polls(3)
             assert site.state("a", "failed")["failures"] == 1 and len(host.said("RETR")) == 4
             host.put("a.sha256", GOOD.encode(), 60)
             site.arrive({"a": b"content", "b": b"b"})
             wait_for(lambda: not host.files, PATIENCE, "\n".join(site.log[-20:]))
+
+
+def test_a_new_companion_makes_a_file_due_for_one_try() -> None:
+    """What goes wrong with that, such as the connection, waits its time again."""
+    selector = Selector(config(checksum="{name}.md5"), lambda: 0.0)
+    failed = row("a", "failed", due=3000.0)
+    listing = [found("a"), found("a.md5")]
+
+    def waits(*files: Any) -> bool:
+        return choose(selector, files, failed).waiting == 1
+
+    assert waits(*listing)
+    seal = selector.companions.seal(found("a"))
+    assert seal.problem() is not None and selector.companions.judged(seal) is not None
+    assert waits(*listing)
+    listing[1] = found("a.md5", mtime=LATE)
+    assert not waits(*listing) and not waits(*listing), "until it is tried"
+    selector.companions.seal(found("a"))
+    assert waits(*listing)
 
 
 def test_a_companion_of_more_than_64_kib_is_not_even_asked_for(tmp_path: Path) -> None:
@@ -502,7 +524,7 @@ def test_a_checksum_is_verified_whatever_tells_of_the_files(tmp_path: Path, kind
     with SftpHost(files) if kind == "sftp" else FtpHost(files, mlsd=False) as host:
         for verb in ("MDTM", "SIZE") if kind == "list" else ():
             host.on(verb, reply("502 no"), times=None)
-        with Site(tmp_path, host.settings, checksum="{name}.md5", after="delete", retry_delay=3) as site:
+        with Site(tmp_path, host.settings, checksum="{name}.md5", after="delete", retry_delay=3000) as site:
             site.wait("file_failed", path="/in/b")
             wait_for(lambda: set(host.files) == {"b", "b.md5"}, PATIENCE, "\n".join(site.log[-20:]))
             host.put("b.md5", hashlib.md5(b"b").hexdigest().encode(), 2 * 86400)  # LIST shows the day

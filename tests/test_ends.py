@@ -652,9 +652,7 @@ def test_workers_that_cannot_be_started_are_said_and_tried_again(
         threads = NoThreads(monkeypatch, "ftpcoord-worker")
         with Site(tmp_path, host.settings) as site:
             assert "can't start new thread" in site.wait("server_down")["error"]
-            wait_for(
-                lambda: ftpcoord.why_unready(site.listener).startswith("nothing can be polled: this host"), PATIENCE
-            )
+            wait_for(lambda: ftpcoord.why_unready(site.listener).startswith("cannot poll: this host"), PATIENCE)
             wait_for(lambda: threads.refused >= 2, PATIENCE)
             threads.room = True
             site.arrive({"a": b"1"})

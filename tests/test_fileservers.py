@@ -539,10 +539,6 @@ def test_an_unknown_host_key_is_refused_with_its_fingerprint_which_can_be_pinned
     ftpcoord.open_server(ftpcoord.Config(**settings, host_key=pin)).close()
     with pytest.raises(ftpcoord.ServerDown, match="host_key"):
         ftpcoord.open_server(ftpcoord.Config(**settings, host_key="SHA256:" + "A" * 43))
-    known = sshd.known_hosts.read_text()
-    (tmp_path / "known_hosts").write_text("".join(f"@revoked {line}\n" for line in known.splitlines()))
-    with pytest.raises(ftpcoord.ServerDown, match="is revoked in"):
-        ftpcoord.open_server(ftpcoord.Config(**settings, host_key=pin))
 
 
 def test_a_changed_host_key_is_refused_before_the_login(sshd: servers.Sshd, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,8 @@ def test_the_page_and_the_status_show_the_folders(tmp_path: Path) -> None:
         at_work.arrive({"x": b"1"})
         status = status_of(at_work)
         assert status["server"]["url"].endswith(" (/in/a,/in/b)")
+        assert json.loads(json.dumps(status))["settings"]["folders"] == "/in/a,/in/b"
+        assert any("(/in/a,/in/b)" in str(line) for line in ftpcoord._cards(status))
 
 
 # -- real servers -----------------------------------------------------------------------------------------------------

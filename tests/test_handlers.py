@@ -399,12 +399,12 @@ def test_a_module_in_the_working_folder_never_stands_for_one_of_pythons(crew: Cr
 
 def test_a_handler_finds_the_names_of_the_module_as_a_scripts_main_has_them(crew: Crew) -> None:
     (crew.folder / "orders.py").write_text("""
-import sys
+import importlib.util, sys
 import ftpcoord
 from __main__ import TryLater
 def take(file):
     assert TryLater is ftpcoord.TryLater and sys.modules["__main__"].__name__ == "__main__"
-    assert sys.modules["__main__"].__file__ == ftpcoord.__file__
+    assert sys.modules["__main__"].__file__ == ftpcoord.__file__ and importlib.util.find_spec("ftpcoord")
 """)
     crew.files.put("1.txt", b"x")
     env = crew.environment(member_id="a", exec=None, handler="orders:take")

@@ -64,6 +64,8 @@ def test_an_outage_behind_the_handler_opens_the_breaker_and_counts_for_no_file(t
         survey = ftpcoord.Survey(site.listener.config)
         told = ftpcoord.metrics([(site.listener, survey)])
         assert re.search(r"^ftpcoord_not_now_files\{.*\} ([5-9]|1\d|20)\.0$", told, re.MULTILINE)
+        since = re.search(r"^ftpcoord_not_now_since_timestamp_seconds\{.*\} (.*)$", told, re.MULTILINE)
+        assert since and abs(float(since[1]) - time.time()) < PATIENCE
         site.away = False
         site.arrive(files)
         site.wait("not_now_over")

@@ -308,6 +308,7 @@ def test_its_arguments_may_hold_a_token_and_are_shown_nowhere(
             ftpcoord.event("lost", 20, group=site.listener.config.coordination_group, term=9)
             wait_for(lambda: [fields for what, fields in said if what == "notify_failed"], PATIENCE)
             status = ftpcoord.listener_status(site.listener, ftpcoord.Survey(site.listener.config))
+            assert status["settings"]["notify"] == f"{sys.executable} ... (3 arguments)"
             assert "s3cr3t" not in json.dumps(status) + ftpcoord.page([status], 0) + "\n".join(site.log)
     assert "s3cr3t" not in repr(said)
 

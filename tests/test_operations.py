@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import re
 import shutil
 import signal
 import socket
@@ -197,8 +196,8 @@ def test_a_dead_server_and_a_dead_handler_do_not_disturb_a_third_listener(
             member.wait("ready", group=group)
         member.wait("server_down", group="server")
         port = int(sections["well"]["http"].rpartition(":")[2])
-        wait_for(lambda: re.search(r"^handler: .*hangs", answer(port, "/livez")[1], re.MULTILINE), 20)
-        assert "well: ok\n" in answer(port, "/livez")[1] and "well: ok\n" in answer(port, "/readyz")[1]
+        wait_for(lambda: code(port, "/livez?group=handler") == 503, 20)
+        assert code(port, "/livez?group=well") == code(port, "/readyz?group=well") == 200
         names = []
         for number in range(5):
             names.append(f"{number}.csv")
@@ -317,7 +316,7 @@ def test_systemd_is_told_ready_status_watchdog_and_stopping(
         with Listeners(crew, {"g": {}}, **environment) as member:
             systemd.wait("READY=1")
             assert member.events("ready")
-            systemd.wait("STATUS=1 active")
+            systemd.wait("STATUS=active at term 1, 1 files done")
             wait_for(lambda: systemd.lines().count("WATCHDOG=1") >= 5)
             beats = [at for at, line in systemd.told if line == "WATCHDOG=1"]
             assert (beats[-1] - beats[0]) / (len(beats) - 1) < 0.8, "about half of WATCHDOG_USEC"
@@ -348,11 +347,11 @@ def test_ready_waits_for_the_database_and_a_frozen_process_feeds_no_watchdog(
             with Listeners(crew, {"g": {}}, **systemd.environment, WATCHDOG_USEC="800000") as member:
                 member.wait("database_down")
                 systemd.wait("WATCHDOG=1")
-                systemd.wait("STATUS=1 the database cannot be used: ")
+                systemd.wait("STATUS=starting, database")
                 assert "READY=1" not in systemd.lines()
                 postgres.start()
                 systemd.wait("READY=1")
-                systemd.wait("STATUS=1 active")
+                systemd.wait("STATUS=active at term 1")
                 member.send(signal.SIGSTOP)
                 systemd.lines()
                 count = len(systemd.lines())
@@ -367,7 +366,7 @@ def test_another_processs_watchdog_and_a_vanished_socket_are_left_alone(tmp_path
         other = {**systemd.environment, "WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"}
         notifier = ftpcoord.Notifier([listener], other)
         notifier.tick()
-        assert systemd.lines() == ["STATUS=1 starting"] and notifier.pause == 1.0
+        assert systemd.lines() == ["STATUS=starting"] and notifier.pause == 1.0
         os.remove(tmp_path / "notify")
         notifier.stopping()
         ftpcoord.Notifier([listener], {"NOTIFY_SOCKET": "vsock:2:1234"}).tick()

@@ -481,6 +481,12 @@ def test_commands_tell_what_is_blocked_and_by_what(postgresql: Database, files: 
         assert (
             crew.call("retry", "--done", "a1.csv").returncode == crew.call("retry", "--done", "a3.csv").returncode == 0
         )
+        listed = crew.call("files").stdout.splitlines()
+        assert [("blocked by" in line and "a1.csv" in line.partition("blocked by")[2]) for line in listed] == [
+            False,
+            False,
+            True,
+        ], listed
         status = crew.status()
         assert [(one["state"], one["files"]) for one in status["blocked"]] == [("failed", 1)]
         assert "a1.csv" in crew.call("status").stdout

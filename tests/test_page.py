@@ -12,6 +12,7 @@ import html
 import itertools
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -169,6 +170,7 @@ def group(**changes: Any) -> dict[str, Any]:
         "paused": None,
         "not_now": None,
         "backlog": {"files": 0, "bytes": 0, "oldest": 0.0, "first": []},
+        "active_for": 4000.0,
         "last_change": 12.0,
         "files": {"claimed": 2, "done": 1204, "failed": 1, "quarantined": 0},
         "as_of": 0.1,
@@ -177,18 +179,24 @@ def group(**changes: Any) -> dict[str, Any]:
             "member_id": "pod-7f9c-a",
             "role": "active",
             "active_since": NOW - 4321,
+            "other_since": None,
             "started": NOW - 90000,
             "version": "1.0.0",
+            "lease_remaining": 24.1,
             "stuck": "",
             "unready": "",
         },
-        "heartbeat": {"up": True, "error": "", "age": 0.3},
+        "heartbeat": {"up": True, "error": "", "age": 0.3, "count": 9000, "failed": 3, "mean": 0.0023},
         "server": {
             "url": "sftp://me@files.example:22/inbox",
             "up": True,
             "error": "",
             "last_poll": NOW - 12,
             "listed": 1207,
+            "waiting": 1,
+            "refused": 0,
+            "polls": 70,
+            "failed_polls": 0,
         },
         "work": {
             "done": 310,
@@ -198,8 +206,42 @@ def group(**changes: Any) -> dict[str, Any]:
             "queue": 2,
             "handlers": 2,
             "last_done": NOW - 12,
+            "minutes": [[int(NOW // 60) - 59 + n, (n * 7) % 23, int(n % 17 == 3), int(n == 40)] for n in range(60)],
         },
+        "takeovers": [
+            {
+                "time": NOW - 4321,
+                "event": "elected",
+                "member": "pod-7f9c-a",
+                "term": 7,
+                "reason": "stale",
+                "seconds": 27.3,
+            },
+            {
+                "time": NOW - 50000,
+                "event": "other",
+                "member": "pod-7f9c-b",
+                "term": 6,
+                "reason": "handed over",
+                "seconds": 1.2,
+            },
+            {
+                "time": NOW - 50001,
+                "event": "lost",
+                "member": "pod-7f9c-a",
+                "term": 5,
+                "reason": "deadline passed",
+                "seconds": 3999.0,
+            },
+        ],
         "missing": [],
+        "settings": {
+            "database": "postgresql://app@db.example/app",
+            "exec": "/usr/bin/import ... (2 arguments)",
+            "password": "***",
+            "polling_interval": "10.0",
+            "url": "sftp://me@files.example:22/inbox",
+        },
     }
     for name, value in changes.items():
         found[name] = {**found[name], **value} if isinstance(value, dict) and found.get(name) else value
@@ -212,23 +254,27 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "the file server cannot be used: refused": {"server": {"up": False, "error": "refused"}},
     "this member makes no progress: the polling has ended": {"member": {"stuck": "the polling has ended"}},
     "3 files are quarantined": {"files": {"quarantined": 3}},
-    "no member is active: pod-7f9c-a was the last one": {
+    "no member is active: pod-7f9c-a gave the role up": {
         "members": [{"member_id": "pod-7f9c-a", "released": True, "heartbeat_age": 3.0}],
         "member": {"role": "standby"},
     },
     "the group is paused by root@db1 since 2026-01-12T10:15:00Z, until it is resumed": {
         "paused": {"by": "root@db1", "since": "2026-01-12T10:15:00Z", "until": None},
     },
-    "the system behind the handler says not now since 2026-01-12T10:15:00Z: /in/a, /in/b (4 in all)": {
+    "the system behind the handler says not now since 2026-01-12T10:15:00Z: /in/a, /in/b and 2 more": {
         "not_now": {"since": "2026-01-12T10:15:00Z", "count": 4, "paths": ["/in/a", "/in/b"]},
+    },
+    "the heartbeat of pod-7f9c-a lies 10 min in the future": {
+        "members": [{"member_id": "pod-7f9c-a", "released": False, "heartbeat_age": -600.0}],
     },
 }
 NOTES: dict[str, dict[str, Any]] = {
     "claims wait for the system behind the handler: away": {"member": {"not_now": "away"}},
-    "the system behind the handler says not now since 2026-01-12T10:15:00Z: /in/a (1 in all)": {
+    "the system behind the handler says not now since 2026-01-12T10:15:00Z: /in/a": {
         "not_now": {"since": "2026-01-12T10:15:00Z", "count": 1, "paths": ["/in/a"]},
     },
     "there is no standby": {"members": [{"member_id": "pod-7f9c-a", "released": False, "heartbeat_age": 0.1}]},
+    "7 failed and will be tried again": {"files": {"failed": 7}},
     "this member is stopping": {"member": {"role": "stopping"}},
     "this member is starting": {"member": {"role": "starting"}},
 }
@@ -240,7 +286,7 @@ def test_what_is_to_be_said_is_said_alike_on_the_page_in_the_terminal_and_by_the
     assert status["healthy"] == (text in NOTES)
     terminal = [line for _, line in ftpcoord.status_lines(status)]
     assert any(text in line for line in terminal), terminal
-    assert text in html.unescape(ftpcoord.page([status], 0))
+    assert text[1:] in re.sub("</?b>", "", html.unescape(ftpcoord.page([status], 0)))
     assert ftpcoord.nagios_line([status]).startswith("ok: " if text in NOTES else f"not ok: {status['group']}: {text}")
 
 
@@ -279,18 +325,20 @@ CASES = {
         else group(group=f"listener-{n}", member={"active_since": NOW - n})
         for n in range(10)
     ],
-    "one": [group(members=[{"member_id": "pod-7f9c-a", "released": False, "heartbeat_age": 0.3}])],
+    "one": [group(members=[{"member_id": "pod-7f9c-a", "released": False, "heartbeat_age": 0.3}], takeovers=[])],
     "none": [
         group(
             members=[],
             holder=None,
             term=0,
             files={},
+            takeovers=[],
             as_of=0.1,
+            active_for=None,
             member={"role": "starting", "active_since": None},
-            server={"up": None, "last_poll": None},
-            heartbeat={"age": None, "up": False},
-            work={"last_done": None, "queue": 0, "handlers": 0, "bytes": 0},
+            server={"up": None, "last_poll": None, "waiting": 0},
+            heartbeat={"age": None, "up": False, "mean": 0.0},
+            work={"minutes": [], "last_done": None, "queue": 0, "handlers": 0, "bytes": 0},
         )
     ],
     "twenty": [
@@ -339,7 +387,7 @@ CASES = {
             ],
             files={"quarantined": 2},
             member={"member_id": "m" * 128},
-            server={"url": HOSTILE, "error": HOSTILE},
+            settings={"exec": HOSTILE, "url": HOSTILE, "password": "***", "database": HOSTILE, "polling_interval": "1"},
         ),
         group(group="second group"),
     ],
@@ -387,28 +435,28 @@ def test_the_page_is_readable_on_a_phone_and_on_a_desk_in_light_and_dark(
         for one in shown.groups:
             assert one["group"] in text
             for found in one["problems"]:
-                assert ftpcoord.printable(found["problem"]) in text
+                assert ftpcoord.printable(found["problem"][1:]) in text
             for row in one["members"]:
-                assert row["member_id"] in text and row["role"] in text
+                assert row["member_id"] in text and f"{ftpcoord.SYMBOLS[row['role']]} {row['role']}" in text
             for row in one["backlog"]["first"]:
                 assert row["path"] in text and row["why"] in text
-            answers = [f"{one['active']} is active", "work:", "waiting:"]
-            answers += [found["problem"] for found in one["problems"] if "is active" not in found["problem"]]
+            answers = [f"{one['active']} is active", "Work:", "Waiting:"]
+            answers += [found["problem"][1:] for found in one["problems"] if "is active" not in found["problem"]]
             if one["active"] and len(shown.groups) == 1:
                 places = [text.find(ftpcoord.printable(answer)) for answer in answers]
                 assert places == sorted(places) and -1 not in places, "in the order in which it is asked"
             for number, other in enumerate(shown.groups if len(shown.groups) > 1 else []):
                 line = browser.value(f"document.querySelector('main > p:nth-of-type({number + 1})').innerText")
-                assert line.startswith(f"{'ok' if other['healthy'] else 'not ok'}: {other['group']}: "), line
+                assert line.startswith(f"{'✔' if other['healthy'] else '▲'} {other['group']}: "), line
                 place = browser.value(f"document.querySelector('#g{number} h2').innerText")
                 assert place == other["group"]
             for row in one["errors"]:
                 assert ftpcoord.printable(row["path"]) in text and ftpcoord.printable(row["error"]) in text
         # The stylesheet was let in by its hash, and both schemes have their own colours.
         back = browser.value("getComputedStyle(document.body).backgroundColor")
-        assert back == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 18, 18)"}[scheme]
+        assert back == {"light": "rgb(246, 247, 249)", "dark": "rgb(20, 23, 27)"}[scheme]
         assert contrast(browser) >= 4.5, "WCAG AA"
-        squeezed = browser.value("""[...document.querySelectorAll("td, th")].filter(cell => {
+        squeezed = browser.value("""[...document.querySelectorAll("td, th, dd b")].filter(cell => {
             const text = document.createRange();
             text.selectNodeContents(cell);
             return cell.innerText.length <= 12 && text.getBoundingClientRect().height > 32;
@@ -425,7 +473,7 @@ def contrast(browser: Browser) -> float:
       const behind = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
         if (parts(c).length === 3) return c; } return "rgb(255, 255, 255)"; };
       let least = 21;
-      for (const e of document.body.querySelectorAll("*")) {
+      for (const e of document.body.querySelectorAll("*:not(svg):not(svg *)")) {
         if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
         const [a, b] = [light(getComputedStyle(e).color), light(behind(e))];
         least = Math.min(least, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)); }
@@ -460,6 +508,18 @@ def test_a_script_that_got_into_the_page_would_not_run(browser: Browser, shown: 
     assert any("Content Security Policy" in text for text in browser.said), browser.said
 
 
+def test_every_bar_of_the_chart_is_in_the_picture(browser: Browser, shown: Shown) -> None:
+    now = int(time.time() // 60)
+    minutes = [[now - 58 + n, n % 23 + 1, int(n % 17 == 3), int(n == 40)] for n in range(58)]
+    shown.groups = [group(work={"minutes": minutes})]
+    browser.open(f"http://127.0.0.1:{shown.port}/?refresh=0")
+    found = browser.value("document.querySelectorAll('svg rect title').length")
+    assert found == sum(bool(count) for minute in minutes for count in minute[1:])
+    assert browser.value("""[...document.querySelectorAll('svg rect')].every(bar => {
+        const [a, b] = [bar.getBoundingClientRect(), bar.ownerSVGElement.getBoundingClientRect()];
+        return a.left >= b.left - 1 && a.right <= b.right + 1 && a.top >= b.top - 1 && a.bottom <= b.bottom + 1; })""")
+
+
 def test_the_page_of_a_running_member_follows_what_happens(
     browser: Browser, pyftpd: servers.Pyftpd, tmp_path: Path
 ) -> None:
@@ -481,6 +541,7 @@ def test_the_page_of_a_running_member_follows_what_happens(
         wait_for(lambda: "1 file is quarantined" in text(), 20)
         seen = text()
         assert "a is active at term 1, since " in seen and "<b>bad<b>.csv" in seen and "this file is no good" in seen
-        assert "this member: a, active, started " in seen
+        assert "1 done, at most 1 in a minute" in seen and "a became active at term 1 (vacant)" in seen
+        assert browser.value("document.querySelectorAll('svg rect title').length") >= 2
         assert not browser.said
         keep(browser, "real", tmp_path)

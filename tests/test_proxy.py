@@ -85,7 +85,7 @@ def test_the_password_comes_from_its_setting_a_file_or_the_url_and_is_not_shown(
     ):
         config = settings(**more)
         assert config.proxy_login() == CANARY
-        assert CANARY not in f"{config} {config.where()}" and config.through() == " through http://me@h:1"
+        assert CANARY not in f"{config} {config.public()}" and config.public()["proxy"] == "http://me@h:1"
         assert config.holds_secret() == ("proxy_password_file" not in more)
     secret.write_text("rotated")
     assert settings(proxy="http://me@h:1", proxy_password_file=secret).proxy_login() == "rotated"

@@ -368,34 +368,22 @@ def config(**changes: Any) -> Config:
         ("after: must be", {"after": "move:a/{date:%Y%%}", "timezone": "UTC"}),
         ("after: must be", {"after": "move:a/{date:%Y}{date:%s}", "timezone": "UTC"}),
         ("after_error: must be", {"after_error": "move:{date:%Y-%M}", "timezone": "UTC"}),
+        ("exec: {date:...} is for after and after_error", {"exec": "cp {file} /archive/{date:%Y%m%d}/"}),
+        ("download_dir: {date:...} is for after and after_error", {"download_dir": "/in/{date:%Y%m%d}"}),
+        ("requires: {date:...} is for after and after_error", {"requires": "{stem}-{date:%Y}.ok"}),
+        ("checksum: {date:...} is for after and after_error", {"checksum": "{name}-{date:%Y}.md5"}),
         (
-            "exec: {date} is not filled in there; {date:...} is for after and after_error",
-            {"exec": "cp {file} /archive/{date:%Y%m%d}/"},
-        ),
-        (
-            "download_dir: {date} is not filled in there; {date:...} is for after and after_error",
-            {"download_dir": "/in/{date:%Y%m%d}"},
-        ),
-        (
-            "requires: {date} is not filled in there; {date:...} is for after and after_error",
-            {"requires": "{stem}-{date:%Y}.ok"},
-        ),
-        (
-            "checksum: {date} is not filled in there; {date:...} is for after and after_error",
-            {"checksum": "{name}-{date:%Y}.md5"},
-        ),
-        (
-            "expect: {date} is not filled in there; {date:...} is for after and after_error",
+            "expect: {date:...} is for after and after_error",
             {"expect": "a-{date:%Y%m%d}.csv by 07:00", "audit": "on", "timezone": "UTC"},
         ),
-        ("pattern: {date} is not filled in there", {"pattern": "{date:%Y}/*.csv"}),
-        ("exclude: {date} is not filled in there", {"exclude": "{date:%Y}/*.csv"}),
+        ("url, folders, pattern, exclude: {date:...} is for after and after_error", {"pattern": "{date:%Y}/*.csv"}),
+        ("url, folders, pattern, exclude: {date:...} is for after and after_error", {"exclude": "{date:%Y}/*.csv"}),
         (
-            "folders: {date} is not filled in there",
+            "url, folders, pattern, exclude: {date:...} is for after and after_error",
             {"url": "sftp://me@h", "folders": "/in/{date:%Y}", "coordination_group": "g"},
         ),
         (
-            "url: {date} is not filled in there",
+            "url, folders, pattern, exclude: {date:...} is for after and after_error",
             {"url": "sftp://me@h/in/{date:%25Y}/"},
         ),
     ],
@@ -689,6 +677,19 @@ def test_run_once_without_its_folder_ends_with_1_and_says_why(crew: Crew) -> Non
     done = crew.run("run", "--once", download_dir=str(crew.folder / "missing"), exec=None)
     assert done.returncode == 1 and str(crew.folder / "missing") in done.stdout + done.stderr
     assert crew.files.names() == ["a.txt"] and not crew.ledger()
+
+
+def test_status_the_terminal_and_the_page_tell_the_next_round(crew: Crew) -> None:
+    crew.settings.update(schedule="30 4 * * *", timezone=ZURICH)
+    expected = Schedule("30 4 * * *", time_zone(ZURICH)).next(time.time())
+    status = crew.status()
+    assert status["next_round"] == expected
+    told = f"the schedule starts a round of polls at {ftpcoord.moment(status['next_round'])} UTC"
+    assert told in status["notes"] and told in crew.call("status").stdout
+    listener = ftpcoord.Listener(**{**crew.settings, "member_id": "a", "exec": "true"})
+    shown = ftpcoord.listener_status(listener, ftpcoord.Survey(listener.config))
+    assert shown["next_round"] == expected and told in ftpcoord.page([shown], 0)
+    assert crew.call("status", "--json", schedule=None).stdout.count('"next_round": null') == 1
 
 
 # -- dates in move targets --------------------------------------------------------------------------------------------

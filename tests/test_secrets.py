@@ -180,7 +180,8 @@ def refusing(folder: Path) -> Provoked:
     with host:
         provoked.run(lambda member: "server_down" in member.said(), lambda: None)
     assert "*** is wrong" in provoked.told["log"] and "*** is wrong" in provoked.told["check"]
-    assert "***" in provoked.told["/readyz"]
+    assert "***" in provoked.told["/readyz"] and "arguments)" in provoked.told["/status"]
+    assert '"database_password": "***"' in provoked.told["/status"]
     return provoked
 
 
@@ -203,7 +204,7 @@ def repeating_behind_proxy(folder: Path) -> Provoked:
     with host, gateway:
         provoked.run(lambda member: "a.csv" not in host.files, again)
     assert "403 no *** for ***" in provoked.told["log"], provoked.told["log"]
-    assert "your password is ***" in provoked.told["check"]
+    assert "your password is ***" in provoked.told["check"] and '"proxy_password": "***"' in provoked.told["/status"]
     return provoked
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import contextlib
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Any, Union
 
 import pytest
 from conftest import wait_for
-from hostile import FtpHost, Site, reply
+from hostile import FtpHost, Site, reply, string
 from processes import MEMBER, Process, environment
 
 import ftpcoord
@@ -322,6 +323,15 @@ def test_the_copy_of_a_handler_is_in_a_folder_that_nobody_else_may_enter_and_is_
 # What is weaker than it has to be
 # ---------------------------------------------------------------------------------------------------------------------
 
+KEY = string(b"ssh-ed25519") + string(b"k" * 32)
+OTHER = string(b"ssh-ed25519") + string(b"o" * 32)
+
+
+def known_hosts(folder: Path, key: bytes, marker: str = "") -> str:
+    path = folder / "known_hosts"
+    path.write_text(f"{marker}files.example ssh-ed25519 {base64.b64encode(key).decode()}\n")
+    return str(path)
+
 
 def file_with(folder: Path, mode: int) -> str:
     path = folder / "secret"
@@ -347,6 +357,22 @@ WEAK: list[tuple[str, Callable[[Path], dict[str, Any]], str]] = [
     ("a key that all may write", lambda folder: {"key": file_with(folder, 0o602)}, "key"),
     ("a password of all", lambda folder: {"password_file": file_with(folder, 0o604)}, "password_file"),
     ("another's", lambda folder: {"database_password_file": file_with(folder, 0o604)}, "database_password_file"),
+    ("a pin", lambda folder: {"host_key": ftpcoord.fingerprint(KEY)}, ""),
+    (
+        "a pin that is known",
+        lambda folder: {"host_key": ftpcoord.fingerprint(KEY), "known_hosts": known_hosts(folder, KEY)},
+        "",
+    ),
+    (
+        "a pin that is not the known key",
+        lambda folder: {"host_key": ftpcoord.fingerprint(KEY), "known_hosts": known_hosts(folder, OTHER)},
+        "host_key",
+    ),
+    (
+        "a pin that is revoked",
+        lambda folder: {"host_key": ftpcoord.fingerprint(KEY), "known_hosts": known_hosts(folder, KEY, "@revoked ")},
+        "host_key",
+    ),
     ("a database of all", lambda folder: {"database": f"sqlite:///{file_with(folder, 0o644)}"}, "database"),
     (
         "a database in a folder of all",
@@ -360,6 +386,8 @@ WEAK: list[tuple[str, Callable[[Path], dict[str, Any]], str]] = [
     ),
     ("a local database", lambda folder: {"database": "mysql://me@127.0.0.1/d", "database_tls": "disable"}, ""),
     ("a verified database", lambda folder: {"database": "postgresql://me@db.example/d"}, ""),
+    ("delivered files", lambda folder: {"download_dir": str(folder), "exec": ""}, "file_mode"),
+    ("delivered files as they were", lambda folder: {"download_dir": str(folder), "file_mode": "0644"}, ""),
 ]
 
 
@@ -375,12 +403,17 @@ def test_what_is_weaker_than_it_has_to_be_is_said_once_at_the_start_in_a_line(
         "member_id": "a",
         **made(tmp_path),
     }
-    ftpcoord.warn.cache_clear()
-    with caplog.at_level("WARNING", logger="ftpcoord"):
-        for _ in range(2):
-            for weakness in ftpcoord.weaknesses(ftpcoord.Config(**changes)):
-                ftpcoord.warn(*weakness)
-        assert ftpcoord.log.flush(10)
+    before = os.umask(0o022)
+    monitor = pytest.MonkeyPatch()
+    monitor.setattr(ftpcoord, "_warned", set())
+    try:
+        with caplog.at_level("WARNING", logger="ftpcoord"):
+            for _ in range(2):
+                ftpcoord.warn_of_weaknesses(ftpcoord.Config(**changes))
+            assert ftpcoord.log.flush(10)
+    finally:
+        os.umask(before)
+        monitor.undo()
     said = [record.__dict__["fields"] for record in caplog.records if record.getMessage() == "settings_warning"]
     assert [fields["setting"] for fields in said] == [setting] * bool(setting)
     assert all("secret\n" not in fields["reason"] and "\n" not in fields["reason"] for fields in said)

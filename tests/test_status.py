@@ -8,17 +8,21 @@ import hashlib
 import http.client
 import json
 import os
+import pty
 import re
+import select
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 import servers
 from conftest import Database, Files, new_folder, wait_for
 from members import Crew, Member, ftpcoord, kinds
+from memory import row
 from processes import MODULE, environment
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -49,8 +53,8 @@ class Watched:
     def get(self, path: str, method: str = "GET") -> Answer:
         return Answer(self.port, path, method)
 
-    def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.get("/status").json()
+    def status(self, group: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = self.get(f"/status?group={group}" if group else "/status").json()
         return found
 
     def up(self) -> bool:
@@ -89,6 +93,7 @@ def test_every_endpoint_of_the_active_member_and_of_a_standby(crew: Crew) -> Non
         assert one.get("/livez").code == one.get("/readyz").code == 200
         assert one.get("/livez").text == "crew: ok\n"
         assert one.get("/nothing").code == 404
+        assert one.get("/status?group=other").code == 404
 
     active, standby = a.status(), b.status()
     for status in (active, standby):
@@ -96,13 +101,15 @@ def test_every_endpoint_of_the_active_member_and_of_a_standby(crew: Crew) -> Non
         assert (status["group"], status["active"], status["term"], status["healthy"]) == ("crew", "a", 1, True)
         assert status["files"] == {"claimed": 0, "done": 1, "failed": 0, "quarantined": 0}
         assert [(row["member_id"], row["role"]) for row in status["members"]] == [("a", "active"), ("b", "standby")]
+        assert status["settings"]["password"] == "***"
     assert active["member"]["role"] == "active" and standby["member"]["role"] == "standby"
     assert active["work"]["done"] == 1 and active["work"]["bytes"] == 5 and active["server"]["up"] is True
     assert standby["work"]["done"] == 0 and standby["server"]["up"] is None
+    assert [(t["event"], t["reason"]) for t in active["takeovers"]] == [("elected", "vacant")]
 
     page = a.get("/")
     assert page.code == 200 and page.headers["Content-Type"] == "text/html; charset=utf-8"
-    assert "<p class='good'>a is active at term 1, since " in page.text
+    assert "<b>● a is active</b> at term 1" in page.text and "1 standby" not in page.text
     style = re.findall(r"<style>(.*?)</style>", page.text, re.DOTALL)[0]
     hashed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = page.headers["Content-Security-Policy"]
@@ -115,9 +122,31 @@ def test_every_endpoint_of_the_active_member_and_of_a_standby(crew: Crew) -> Non
     head = a.get("/", "HEAD")
     assert head.code == 200 and head.text == "" and int(head.headers["Content-Length"]) > 1000
 
+    # The standby takes over and tells how long the group was without an active member.
     killed = a.member.kill()
     b.member.wait("elected", since=killed)
-    wait_for(lambda: b.status()["active"] == "b")
+    status = wait_for(lambda: (found := b.status())["active"] == "b" and found)
+    ((takeover),) = status["takeovers"]
+    assert (takeover["event"], takeover["reason"], takeover["member"], takeover["term"]) == ("elected", "stale", "b", 2)
+    assert crew.liveness - 3 * crew.heartbeat < takeover["seconds"] < crew.liveness + 5
+    assert "gave up" not in b.get("/").text and "(stale)" in b.get("/").text
+
+
+def test_a_standby_tells_who_took_over_from_whom(crew: Crew) -> None:
+    a = crew.start("a")
+    a.wait("elected")
+    b, c = Watched(crew, "b"), Watched(crew, "c")
+    b.member.wait("standby")
+    c.member.wait("standby")
+    assert a.stop() == 0
+    winner, _ = crew.elected(b.member, c.member, since=0)
+    one, other = (b, c) if winner is b.member else (c, b)
+    seen = wait_for(lambda: other.status()["takeovers"])
+    assert (seen[0]["event"], seen[0]["member"], seen[0]["term"]) == ("other", winner.name, 2)
+    assert seen[0]["reason"] in ("released", "handed over") and seen[0]["seconds"] < 3
+    assert other.status()["member"]["other_since"] == pytest.approx(time.time(), abs=20)
+    own = wait_for(lambda: one.status()["takeovers"])
+    assert (own[0]["event"], own[0]["reason"]) == ("elected", "released") and own[0]["seconds"] < 3
 
 
 def test_metrics_pass_prometheus_parser_and_follow_its_naming_guide(crew: Crew) -> None:
@@ -134,7 +163,7 @@ def test_metrics_pass_prometheus_parser_and_follow_its_naming_guide(crew: Crew) 
     families = {family.name: family for family in text_string_to_metric_families(answer.text)}
     for name, family in families.items():
         assert re.fullmatch(r"ftpcoord_[a-z][a-z_]*[a-z]", name) and family.documentation.endswith(".")
-        assert family.type in ("counter", "gauge", "summary")
+        assert family.type in ("counter", "gauge", "histogram")
         assert not re.search(r"_(ms|milliseconds|minutes|kb|percent)(_|$)", name), "base units"
         for sample in family.samples:
             assert (sample.name.endswith("_total")) == (family.type == "counter"), sample
@@ -150,15 +179,20 @@ def test_metrics_pass_prometheus_parser_and_follow_its_naming_guide(crew: Crew) 
     assert found["ftpcoord_takeovers_total", "reason=vacant"] == 1
     assert found["ftpcoord_files_total", "result=done"] == 1
     assert found["ftpcoord_files_total", "result=quarantined"] == 1
+    assert found["ftpcoord_file_bytes_total", "result=done"] == 100
     assert found["ftpcoord_fetched_bytes_total", ""] == 110
+    assert found["ftpcoord_listing_files", ""] == 2
     assert found["ftpcoord_handler_duration_seconds_count", ""] == 2
+    assert found["ftpcoord_handler_duration_seconds_bucket", "le=+Inf"] == 2
     assert found["ftpcoord_polls_total", "result=ok"] >= 1
     assert found["ftpcoord_heartbeat_duration_seconds_count", ""] >= 1
     assert 0 <= found["ftpcoord_heartbeat_age_seconds", ""] < 5
+    assert found["ftpcoord_lease_remaining_seconds", ""] > 0
     assert abs(found["ftpcoord_last_success_timestamp_seconds", ""] - time.time()) < 60
-    assert found["ftpcoord_build_info", f"version={ftpcoord.__version__}"] == 1
+    assert found["ftpcoord_build_info", f"python={sys.version.split()[0]},version={ftpcoord.__version__}"] == 1
     assert found["ftpcoord_members", "role=active"] == 1
-    assert ("ftpcoord_refused_names_total", "") in found
+    for name in ("queue_files", "refused_names_total", "start_time_seconds", "handlers_running"):
+        assert (f"ftpcoord_{name}", "") in found
 
 
 def test_a_request_that_is_wrong_slow_or_too_long_is_refused_and_disturbs_nothing(crew: Crew) -> None:
@@ -200,7 +234,7 @@ def test_a_taken_port_is_one_line_and_exit_code_1_before_anything_begins(crew: C
         port = taken.getsockname()[1]
         done = crew.run("run", http=f"127.0.0.1:{port}")
         assert done.returncode == 1 and "starting" not in done.stdout
-        assert re.fullmatch(rf"ftpcoord: http: 127.0.0.1:{port} cannot be listened on \(.*in use.*\)\n", done.stderr)
+        assert re.fullmatch(rf"ftpcoord: http: 127.0.0.1:{port} cannot be listened on \(.*in use\)\n", done.stderr)
 
 
 def ini(crew: Crew, name: str, *sections: dict[str, Any]) -> str:
@@ -232,7 +266,9 @@ def look_at_sections(member: Member, one: int, two: int) -> None:
     wait_for(lambda: len(member.events("elected")) == 4)
     assert [found["group"] for found in Answer(one, "/status").json()] == ["g0", "g1", "g3"]
     assert [found["group"] for found in Answer(two, "/status").json()] == ["g2", "g3"]
+    assert Answer(one, "/status?group=g1").json()["group"] == "g1"
     assert Answer(one, "/active").text == "g0: active\ng1: active\ng3: active\n"
+    assert Answer(one, "/active?group=g2").code == 404
     assert {found for name, found in samples(Answer(one, "/metrics").text).items() if name[0] == "ftpcoord_term"} == {1}
     assert Answer(one, "/").text.count("<section") == 3
     assert member.stop() == 0
@@ -273,19 +309,22 @@ def test_an_outage_of_the_database_shows_in_every_place_and_so_does_its_end(
         postgresql.server.start()
         for one in (a, b):
             shows_health(one)
+        lost = [found for found in a.status()["takeovers"] if found["event"] == "lost"]
+        assert len(lost) == len(a.member.events("lost"))
         assert [len(one.member.events("database_up")) for one in (a, b)] == [1, 1]
 
 
 def shows_the_outage(one: Watched) -> None:
     one.member.wait("database_down")
     wait_for(lambda: one.get("/readyz").code == 503)
-    assert "the database cannot be used" in one.get("/readyz").text
+    assert "database down" in one.get("/readyz").text
     assert one.get("/livez").code == 200, "a restart would not help"
     wait_for(lambda: samples(one.get("/metrics").text)["ftpcoord_database_up", ""] == 0)
     status = wait_for(lambda: not (found := one.status())["healthy"] and found)
     assert status["database_error"] and "cannot be used" in status["problems"][0]["problem"]
     page = one.get("/").text
-    assert "PROBLEM: the database cannot be used: " in page and "as the database showed" in page
+    assert "<b>▲ The database cannot be used: " in page and "▲ down" in page
+    assert "As the database showed" in page
 
 
 def shows_health(one: Watched) -> None:
@@ -321,9 +360,9 @@ def test_a_file_server_that_is_down_fails_readyz_of_the_active_member_only(sqlit
         b.member.wait("standby")
         server.stop()
         wait_for(lambda: a.get("/readyz").code == 503)
-        assert "the file server cannot be used" in a.get("/readyz").text and b.get("/readyz").code == 200
+        assert "file server down" in a.get("/readyz").text and b.get("/readyz").code == 200
         assert a.get("/livez").code == 200 and a.get("/active").code == 200
-        assert "PROBLEM: the file server cannot be used" in a.get("/").text
+        assert "<b>▲ The file server cannot be used" in a.get("/").text
         found = samples(a.get("/metrics").text)
         assert found["ftpcoord_server_up", ""] == 0 and found["ftpcoord_polls_total", "result=failed"] >= 1
         assert ("ftpcoord_server_up", "") not in samples(b.get("/metrics").text)
@@ -358,9 +397,9 @@ def test_status_shows_members_and_files_in_the_agreed_form_and_tells_what_is_wro
         check = crew.call("status", "--check")
         assert check.returncode == 0 and check.stdout == "ok: crew: a is active at term 1, 1 standby\n"
         text = crew.call("status").stdout
-        assert "  a is active at term 1\n" in text and "1 done, 0 failed" in text
+        assert re.search(r"a is active at term 1, for at least \d", text) and "1 done, 0 failed" in text
         assert re.search(r"^  standby   b  heartbeat \d\.\d s ago$", text, re.MULTILINE)
-        assert "PROBLEM" not in text
+        assert "PROBLEM" not in text and "\x1b" not in text, "no colour in a pipe"
         # The contract's names, each with its own meaning; further ones may stand beside them.
         status = crew.status()
         assert set(status) >= {"group", "active", "term", "database", "members", "files"}
@@ -389,7 +428,8 @@ def test_status_shows_members_and_files_in_the_agreed_form_and_tells_what_is_wro
         wait_for(lambda: time.time() > killed + crew.liveness, 2 * crew.liveness)
         check = crew.call("status", "--check")
         assert check.returncode == 1
-        assert check.stdout.startswith("not ok: crew: no member is active: a was the last one; ")
+        why = r"not ok: crew: no member is active: a was, and its last heartbeat is \d+(\.\d)? s old; "
+        assert re.match(why, check.stdout)
         assert "Start a member" in crew.call("status").stdout
 
         # One that leaves well is released, until another one has the token; those that died are stale.
@@ -409,6 +449,32 @@ def test_check_of_a_hand_over_under_way_looks_twice(crew: Crew) -> None:
     b.wait("standby")
     a.stop()
     assert crew.call("status", "--check").returncode == 0
+
+
+def terminal(crew: Crew, **environment: str) -> str:
+    """What `status` prints in a terminal."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, str(MODULE), "status"],
+        env={**crew.environment(), **environment},
+        cwd=crew.folder,
+        stdin=subprocess.DEVNULL,
+        stdout=follower,
+        stderr=follower,
+    )
+    os.close(follower)
+    said = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while select.select([leader], [], [], 30)[0] and (data := os.read(leader, 65536)):
+            said += data
+    process.wait(30)
+    os.close(leader)
+    return said.decode()
+
+
+def test_colour_is_for_terminals_without_no_color(crew: Crew) -> None:
+    assert "\x1b[31m  PROBLEM: no member is active" in terminal(crew)
+    assert "\x1b" not in terminal(crew, NO_COLOR="1") and "PROBLEM" in terminal(crew, NO_COLOR="1")
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -501,21 +567,44 @@ def test_a_dry_run_makes_no_sqlite_file_and_tells_of_a_back_off(crew: Crew) -> N
 # ----------------------------------------------------------------------------- pieces
 
 
-def test_elections_and_what_ended_leases_are_counted() -> None:
-    stats = ftpcoord.Stats()
+def view(holder: Optional[str], term: int, age: Optional[float]) -> Any:
+    return ftpcoord.View(holder, term, False, "stamp", age, time.time(), 0.001, released=age == 1e9)
+
+
+def test_takeovers_seen_by_a_standby_have_their_reason() -> None:
+    stats = ftpcoord.Stats("me")
+    for holder, term, age in [
+        ("a", 1, 0.5),
+        ("a", 1, 0.6),
+        ("b", 2, 0.1),  # alive at the last look
+        ("b", 2, 40.0),
+        ("c", 3, 0.1),  # stale
+        ("c", 3, 1e9),
+        ("d", 4, 0.1),
+    ]:
+        stats.looked(view(holder, term, age), 28)
+    assert [(t["member"], t["term"], t["reason"]) for t in reversed(stats.takeovers)] == [
+        ("b", 2, "handed over"),
+        ("c", 3, "stale"),
+        ("d", 4, "released"),
+    ]
     stats.tell_role("g", "a", "elected", term=5, reason="stale", before="d")
     assert stats.own["active_since"] is not None and stats.elections["stale"] == 1
     stats.tell_role("g", "a", "lost", term=5, reason="deadline passed")
-    assert stats.own["active_since"] is None and stats.ends == {"lost": 1, "released": 0}
-    stats.tell_role("g", "a", "duplicate_member", term=5)
-    assert stats.ends == {"lost": 1, "released": 0}
+    assert stats.own["active_since"] is None and stats.takeovers[0]["event"] == "lost"
+    stats.looked(view("e", 6, 0.1), 28)
+    assert stats.takeovers[0].items() >= {"event": "other", "member": "e", "term": 6, "reason": "handed over"}.items()
+    for number in range(1000):
+        stats.looked(view("x", number, 0.1), 28)
+        stats.file("done", row())
+    assert len(stats.takeovers) == 50 and len(stats.minutes) <= 2 and stats.work["done"] == 1000
 
 
-def test_durations_are_counted_and_added_up() -> None:
-    durations = ftpcoord.Durations()
-    for seconds in (0.05, 1.0, 7.0):
-        durations.add(seconds)
-    assert (durations.count, durations.sum) == (3, pytest.approx(8.05))
+def test_a_histogram_counts_each_duration_once_and_bounds_belong_to_their_bucket() -> None:
+    histogram = ftpcoord.Histogram((0.1, 1.0))
+    for seconds in (0.05, 0.1, 0.5, 1.0, 7.0):
+        histogram.add(seconds)
+    assert histogram.counts == [2, 2, 1] and histogram.sum == pytest.approx(8.65)
 
 
 @pytest.mark.parametrize(
@@ -527,8 +616,8 @@ def test_durations_are_counted_and_added_up() -> None:
         (99, "99 s"),
         (300, "5 min"),
         (5399, "90 min"),
-        (5400, "1.5 h"),
-        (100000, "27.8 h"),
+        (5400, "1 h 30 min"),
+        (100000, "27 h 46 min"),
         (4 * 86400 + 5, "4 days"),
     ],
 )
