@@ -748,7 +748,7 @@ class Election:
                 return True
             if not own and member not in at_start and row.stamp != at_loss[member].stamp:
                 return False  # it came after this process, and beats without a token: a standby
-            stale = row.age > self.timing.stale_after and (own or self._trusted)
+            stale = not own and self._trusted and row.age > self.timing.stale_after  # not the own: see ClockWatch
             return not row.released and not stale
 
         # 1. Traces of a lease: a term seen, a health row; not the own first beat, unless another process of this id can

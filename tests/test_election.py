@@ -896,6 +896,20 @@ def test_a_member_that_starts_after_the_token_row_vanished_waits_for_the_lease_t
     assert late.active
 
 
+@pytest.mark.parametrize("name", ["b", "a"])
+def test_a_process_that_starts_after_a_forward_step_and_without_a_token_waits_for_a_living_holder_to_notice(
+    store: MemoryStore, name: str
+) -> None:
+    a = elected(store)
+    lease = a.lease
+    assert lease is not None
+    store.holder, store.term = None, 0
+    store.clock.step = 3600
+    late = Site(store, name)
+    run(60, late, a, until=lambda: late.active or not lease.valid())
+    assert not late.active
+
+
 def test_rows_that_only_standbys_can_have_written_do_not_delay_a_fresh_group(store: MemoryStore) -> None:
     """All begin at once: each finds what those before it left, but the first one nothing."""
     sites = [Site(store, name) for name in "abcd"]
