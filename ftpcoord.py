@@ -2500,10 +2500,11 @@ class Workplace:
 
     def _enter(self, path: Path, parent: Optional[int], make: bool, delivered: bool) -> Optional[int]:
         """From a folder, which is closed, into one in it. A new one is made durable before anything is in it."""
-        name, mode = _at(path, parent), self._file_mode if delivered else PRIVATE_MODE
+        name, mode, new = _at(path, parent), self._file_mode if delivered else PRIVATE_MODE, False
         if make:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o700 | mode | (mode & 0o444) >> 2, dir_fd=parent)
+                new = True  # though its number may be that of a removed one
         if not stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode):
             raise HandlerFailed(f"{path} is a link or a file: nothing is written through it")
         if parent is None:
@@ -2511,7 +2512,7 @@ class Workplace:
         handle = open_folder(name, parent)
         try:
             info = os.fstat(handle)
-            if delivered and (info.st_dev, info.st_ino) not in self._durable:
+            if delivered and (new or (info.st_dev, info.st_ino) not in self._durable):
                 os.fsync(parent)
                 self._durable.add((info.st_dev, info.st_ino))
         except BaseException:

@@ -366,6 +366,35 @@ def test_a_new_subfolder_is_durable_before_a_file_in_it_is_done(
     assert (str(tmp_path / "in"), True) in synced and (str(tmp_path / "in/x"), True) in synced
 
 
+@OPENAT
+def test_a_subfolder_made_again_is_durable_though_it_has_the_number_of_the_removed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As file systems give numbers again at once."""
+    synced: list[int] = []
+    plain, status = os.fsync, os.fstat
+
+    def fsync(handle: int) -> None:
+        synced.append(status(handle).st_ino)
+        plain(handle)
+
+    def fstat(handle: int) -> os.stat_result:
+        found = status(handle)
+        fields = list(found)
+        fields[stat.ST_INO] = 1 if stat.S_ISDIR(found.st_mode) else found.st_ino
+        return os.stat_result(fields)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "fstat", fstat)
+    place = Workplace(config(download_dir=str(tmp_path)), 1)
+    for _ in range(2):
+        synced.clear()
+        copy = place.create(found("x/a.csv"))
+        assert tmp_path.stat().st_ino in synced
+        place.discard(copy)
+        (tmp_path / "x").rmdir()
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="counts open files")
 @pytest.mark.parametrize("delivered", [True, False])
 def test_a_folder_that_can_be_neither_made_durable_nor_locked_is_not_held_open(
