@@ -3443,9 +3443,9 @@ class Pool:
                     self._limit, self._limited_until = len(self._all), time.monotonic() + LIMIT_SECONDS
                     return None
                 # A key or certificate file that is gone may be back at the next try.
-                self.trouble = exc if isinstance(exc, ServerDown) else ServerDown(str(exc))
+                self.trouble = trouble = exc if isinstance(exc, ServerDown) else ServerDown(str(exc))
                 self._limited_until = 0.0
-            raise self.trouble from None
+            raise trouble from None
         finally:
             with self._changed:
                 self._connecting = False
@@ -5254,7 +5254,8 @@ class FileServer(abc.ABC):
             with self.habits.listing_of(folder) as listed, contextlib.suppress(FileGone):
                 listed.entries.update((entry.name, entry) for entry in reversed(self.list(folder)))
                 listed.unread = self.unread
-        if name not in listed.entries and may_tell_of(listed.unread, name):
+        too_many = len(listed.unread) > MOST_UNREAD
+        if name not in listed.entries and (too_many or may_tell_of(listed.unread, name)):
             raise FileRefused(f"{path}: the line of the listing that may tell of it is not understood")
         return listed.entries
 

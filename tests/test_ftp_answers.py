@@ -600,6 +600,17 @@ def test_a_name_that_a_line_nobody_understands_may_tell_of_is_neither_there_nor_
             assert server.exists("/in/b") and not server.exists("/in/c")
 
 
+def test_nothing_is_moved_to_a_name_that_one_of_too_many_odd_lines_may_tell_of() -> None:
+    """Not all of them are kept."""
+    with FtpHost(mlsd=False, files={"b": b"1"}) as host:
+        host.lines += [b"of no form %d" % number for number in range(200)] + [b"of no form a"]
+        host.on("SIZE", reply("550 no"), times=None)
+        with connected(host) as server:
+            with pytest.raises(ftpcoord.FileRefused, match="not understood"):
+                server.rename("/in/b", "/in/a")
+        assert not [command for command in host.commands if command.startswith("RNTO")]
+
+
 def test_a_listing_that_begins_and_is_then_refused_is_a_refusal() -> None:
     with FtpHost(files={"a": b"1"}, mlsd=False) as host:
         host.on("LIST", hostile.content(b"", "550 Zugriff verweigert"))
