@@ -6102,10 +6102,10 @@ class Looker:
         self._no: dict[str, str] = {}  # what they say of a name that cannot be there
         self.useless = self._server.habits.unanswered | (set() if mlst else {"MLST"})
 
-    def there(self, path: str) -> Optional[bool]:
+    def there(self, path: str, asked: Sequence[str] = ("MLST", "SIZE")) -> Optional[bool]:
         if not all(split_path(path)):  # a root, of whatever kind
             return True
-        for command in ("MLST", "SIZE"):
+        for command in asked:
             yes, no = self._ask(command, path)
             if yes:
                 return True
@@ -6304,13 +6304,14 @@ class FtpServer(FileServer):
         kind, text = verdict(self._without_name(reply, path)), f"{path}: {reply}"
         if kind == "broken":
             raise _Broken(reply)
-        if kind in ("no", "busy") and self._is_gone(path, False):
+        if kind in ("no", "busy") and self._is_gone(path):
             return FileGone(text)
         return NotNow(text) if kind == "busy" else FileRefused(text)
 
-    def _is_gone(self, path: str, fresh: bool = True) -> bool:
+    def _is_gone(self, path: str, folder: bool = False) -> bool:
         try:
-            return not self.exists(path, fresh)
+            there = self._looker.there(path, ("MLST", "SIZE")[: 2 - folder])  # SIZE says yes to no folder
+            return split_path(path)[1] not in self._siblings(path, folder) if there is None else not there
         except FileRefused:  # the folder cannot be listed: nobody knows
             return False
 
@@ -6343,7 +6344,7 @@ class FtpServer(FileServer):
         path, self.unread, started = self._full(folder), [], time.monotonic()
         reply = self._ask("CWD", path)
         if not reply.startswith("2"):
-            raise (FileGone if self._is_gone(path) else FileRefused)(f"{folder}: {reply}")
+            raise (FileGone if self._is_gone(path, True) else FileRefused)(f"{folder}: {reply}")
         refusals = []
         for command in ("MLSD", "LIST") if self._use_mlsd else ("LIST",):
             try:

@@ -560,6 +560,17 @@ def test_a_folder_that_cannot_be_entered_is_gone_only_if_its_parents_listing_lac
                 server.list("/in/sub")
 
 
+def test_a_file_in_a_closed_folder_is_not_gone_where_size_refuses_it_like_a_name_that_is_not_there() -> None:
+    """As vsftpd does, which does not tell why it refuses CWD either."""
+    with FtpHost(files={"a": b"1"}, mlsd=False) as host, connected(host) as server:
+        (entry,) = server.list("/in")
+        assert server.same("/in/a", entry) and not server.exists("/in/b")
+        host.on("SIZE", reply("550 no such file"), times=None)
+        host.on("CWD", lambda session, path: session.on_cwd(path if path == "/" else "/none"), times=None)
+        with pytest.raises(ftpcoord.FileRefused):
+            server.same("/in/a", entry)
+
+
 @pytest.mark.parametrize(
     "begin",
     [
