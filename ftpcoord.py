@@ -7305,7 +7305,10 @@ class SftpServer(FileServer):
         with self._effect():
             kind, fields = session.call(kind, body)
         if kind != STATUS or fields.body[fields.at :][:4] != OK:
-            raise _status_error(path, kind, fields)
+            error = _status_error(path, kind, fields)
+            if isinstance(error, FileGone) and self.exists(path):  # or the folder of a RENAME's target is gone
+                raise FileRefused(f"{error}, but it is there")
+            raise error
 
     @conversation("looking at")
     def absolute(self, path: str) -> str:
@@ -7410,12 +7413,7 @@ class SftpServer(FileServer):
         self._do(path, REMOVE, self._name(path))
 
     def _rename(self, path: str, target: str) -> None:
-        try:
-            self._do(path, RENAME, self._name(path) + self._name(target))
-        except FileGone:
-            if self.exists(path):
-                raise FileRefused(f"{path}: no folder for {target}") from None
-            raise
+        self._do(path, RENAME, self._name(path) + self._name(target))
 
     def _make(self, folder: str) -> None:
         self._do(folder, MKDIR, self._name(folder) + b"\0\0\0\0")

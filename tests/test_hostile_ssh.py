@@ -398,6 +398,17 @@ def test_an_existing_folder_that_stat_tells_no_kind_of_is_not_made_again() -> No
         assert not host.said("MKDIR")
 
 
+@pytest.mark.parametrize("action", ["delete", "move:done"])
+def test_what_is_there_is_not_put_away_by_a_refusal_that_calls_it_gone(action: str) -> None:
+    with SftpHost({"a": b"1"}) as host, contextlib.closing(open_sftp(host)) as server:
+        host.on("REMOVE", hostile.status(2), times=None)
+        host.on("RENAME", hostile.status(2), times=None)
+        with pytest.raises(ftpcoord.FileRefused):
+            server.put_away("/in/a", action)
+        del host.files["a"]
+        server.put_away("/in/a", action)
+
+
 @pytest.mark.parametrize(
     ("seconds", "mtime"),
     [
