@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Optional
 
@@ -558,6 +558,24 @@ def test_a_folder_that_cannot_be_entered_is_gone_only_if_its_parents_listing_lac
             host.folders.clear()
             with pytest.raises(ftpcoord.FileGone):
                 server.list("/in/sub")
+
+
+@pytest.mark.parametrize("mlsd", [True, False])
+def test_no_file_is_gone_because_its_session_is_not_logged_in_any_more(mlsd: bool) -> None:
+    """RFC 959 section 5.4: 530. Else what is done would lose its row, and be handled again."""
+    with FtpHost(files={"a": b"1"}, mlsd=mlsd) as host, connected(host) as server:
+        (entry,) = server.list("/in")
+        assert server.same("/in/a", entry) and server.exists("/in/a") and not server.exists("/in/b")
+        for command in ("MLST", "SIZE", "MDTM", "CWD", "RETR"):
+            host.on(command, reply("530 Please login with USER and PASS"), times=None)
+        calls: list[Callable[[], object]] = [
+            lambda: server.same("/in/a", entry),
+            lambda: server.exists("/in/a"),
+            lambda: list(server.fetch_many([ftpcoord.Job("/in/a", 1, bytes, entry)])),
+        ]
+        for call in calls:
+            with pytest.raises(ftpcoord.LoginRefused):
+                call()
 
 
 def test_a_file_in_a_closed_folder_is_not_gone_where_size_refuses_it_like_a_name_that_is_not_there() -> None:
