@@ -1703,7 +1703,7 @@ class Poller:
             if not isinstance(row, Row):
                 self._deliver(cast(list[Work], tasks))
             elif (row.term == self.lease.term and row.due is None) or self.member.may_work(self.lease):
-                self._act(row)  # a second time only if new work may begin
+                self._act(row)  # else only if new work may begin
         except BaseException as exc:  # whatever it is, the worker goes on
             if not isinstance(exc, Error):
                 event("worker_failed", logging.ERROR, exc=exc, error=reason(exc))
@@ -7421,7 +7421,15 @@ class SftpServer(FileServer):
     def _is_folder(self, path: str) -> bool:
         kind, fields = self._ask(STAT, path)  # a link to a folder will do
         entry = fields.entry(path) if kind == ATTRS else None
-        return kind == ATTRS and (entry is None or entry.kind == "dir")  # where no kind is told, what is there will do
+        if kind != ATTRS or entry is not None:
+            return entry is not None and entry.kind == "dir"
+        kind, fields = self._ask(OPENDIR, path)  # there are servers whose STAT tells no kind
+        if kind != HANDLE:
+            return False
+        handle = fields.handle()
+        kind, fields = self._talk().call(READDIR, handle)  # and such that open whatever they are told to
+        self._talk().call(CLOSE, handle)
+        return kind == NAME or isinstance(_status_error(path, kind, fields), _EndOfFile)
 
     def quiet(self) -> bool:
         return self._session is None or self._session.open()

@@ -396,6 +396,9 @@ def test_an_existing_folder_that_stat_tells_no_kind_of_is_not_made_again() -> No
         host.on("STAT", lambda session, path: session.answer(105, hostile.attributes(0, mode=0o755)), times=None)
         server.mkdir("/in/done")
         assert not host.said("MKDIR")
+        host.on("OPENDIR", hostile.status(4), times=None)
+        with pytest.raises(ftpcoord.FileRefused):
+            server.mkdir("/in/file")
 
 
 @pytest.mark.parametrize("action", ["delete", "move:done"])
