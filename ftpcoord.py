@@ -68,6 +68,7 @@ import errno
 import fnmatch
 import ftplib
 import functools
+import gc
 import hashlib
 import hmac
 import importlib
@@ -5563,6 +5564,7 @@ def parse_mlsd_line(line: str) -> Optional[Entry]:
     return Entry(name, "dir" if kind == "dir" else "link" if link else "other", 0, mtime)
 
 
+@functools.lru_cache(maxsize=1024)
 def latest_date(month: int, day: int, today: datetime.date) -> datetime.date:
     """The latest such date at most one day ahead (the server's zone may be), as LIST leaves out the year of about the
     last half year. Raises ValueError."""
@@ -5666,6 +5668,7 @@ def _iso_dates(match: re.Match[str], today: datetime.date) -> Dates:
         yield "iso", shown if zone or not second else shown + "=", False, rest[1:]
 
 
+@functools.lru_cache(maxsize=1024)
 def _minute(date: datetime.date, clock: str) -> str:
     hour, minute = map(int, clock.split(":"))
     return datetime.datetime.combine(date, datetime.time(hour, minute)).isoformat(timespec="minutes")
@@ -11447,6 +11450,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 def program() -> None:
     """The process of a command; does not return, whatever hangs: others wait for its end."""
     of_glibc("mallopt", -8, 1)  # M_ARENA_MAX: one for all threads
+    gc.freeze()  # modules are no garbage
     # Closed ones: their numbers must not become those of sockets.
     sys.stdout, sys.stderr = (
         stream or io.TextIOWrapper(io.FileIO(os.devnull, "w")) for stream in (sys.stdout, sys.stderr)
