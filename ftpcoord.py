@@ -749,7 +749,7 @@ class Election:
                 return True
             if not own and member not in at_start and row.stamp != at_loss[member].stamp:
                 return False  # it came after this process, and beats without a token: a standby
-            stale = not own and self._trusted and row.age > self.timing.stale_after  # not the own: see ClockWatch
+            stale = not own and self._trusted and row.age > self.timing.stale_after  # see ClockWatch
             return not row.released and not stale
 
         # 1. Traces of a lease: a term seen, a health row; not the own first beat, unless another process of this id can
@@ -867,6 +867,7 @@ class Member:
                 self.progress.begin()
                 self.terms.add(lease.term)
                 self.work = lease
+                self._changed.notify_all()  # the guard, too
                 return lease
             return self.failure or self.stopping or self.finished.is_set()
 

@@ -416,6 +416,22 @@ def test_a_renewal_that_is_answered_in_the_instant_of_the_cut_does_not_revive_th
         assert not lease.valid(deadline + 1)
 
 
+def test_a_lease_that_is_nearly_over_when_its_work_begins_is_cut_at_its_deadline(scene: Scene) -> None:
+    """The process was stopped while it took the lease: the guard has looked when there was no work."""
+    scene.elected()
+    lease = scene.member.lease
+    assert lease is not None
+    scene.member.note()  # the guard looks now, and then in a second
+    time.sleep(0.05)
+    left = 0.01
+    scene.clock.now += lease.remaining() - left
+    scene.take()
+    scene.clock.now += left
+    began = time.monotonic()
+    wait_for(lambda: "cut" in scene.effects, 5)
+    assert time.monotonic() - began < 0.7
+
+
 def test_work_that_is_found_to_hang_during_a_heartbeat_loses_the_lease_at_a_later_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
