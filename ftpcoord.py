@@ -2185,7 +2185,7 @@ SECONDS_A_DAY = 86400.0
 MOST_AHEAD = datetime.timedelta(hours=15)  # no zone is farther from UTC
 UTC = datetime.timedelta(0)
 QUARTER = datetime.timedelta(minutes=15)  # zones are multiples of it
-MINUTE, SECOND = len("2026-01-12T10:15"), len("2026-01-12T10:15:30")
+DAY, MINUTE, SECOND = len("2026-01-12"), len("2026-01-12T10:15"), len("2026-01-12T10:15:30")
 EPOCH_SECONDS = re.compile(r"-[0-5]?\d{1,10}|\d{1,11}", re.ASCII)
 EPOCH = datetime.datetime(1970, 1, 1)
 
@@ -2837,7 +2837,7 @@ class Recognizer:
         lines = [(at, row, listing[at].entry) for at, row in unclear if not times_of(row.mtime).exact]
         moves = moves_of_display([(row, entry) for _, row, entry in lines])
         for at, row, entry in lines:
-            if move_of_display(row, entry) in moves:
+            if move_of_display(row, entry) in moves or any(leads_to(move, row, entry) for move in moves):
                 self._keep_as(at, row, entry.mtime)
         left = self._ask(exact) if exact else set()
         self._ledger.write_all(self._changes)
@@ -2906,6 +2906,13 @@ def move_of_display(row: Row, entry: Entry) -> Optional[datetime.timedelta]:
     """By what a ledger's line without its exact time differs from what is listed now, if zones can be the reason."""
     line, now = times_of(row.mtime).line, "".join(times_of(entry.mtime))
     return zone_between(line, now) if len(line) == MINUTE <= len(now) else None
+
+
+def leads_to(move: datetime.timedelta, row: Row, entry: Entry) -> bool:
+    """Whether it makes one line of the other where one shows the day alone: perhaps over midnight."""
+    line, now = times_of(row.mtime).line, times_of(entry.mtime).line
+    ends = [line] if len(line) > DAY else [f"{line}T00:00", f"{line}T23:59"]
+    return min(len(line), len(now)) == DAY and now[:DAY] in [_moved(end, -move)[:DAY] for end in ends]
 
 
 def moves_of_display(unclear: Sequence[tuple[Row, Entry]]) -> set[datetime.timedelta]:

@@ -429,6 +429,8 @@ def test_one_move_settles_all_rows_that_an_older_version_wrote(tmp_path: Path, k
     with a_host(kind) as host:
         assert isinstance(host, FtpHost)
         files = some(200, host)
+        host.put("over midnight", b"1")
+        host.times["over midnight"] = host.times["199"].replace(hour=22, minute=30)
         host.zone = 120
         adopted(tmp_path, host)
         host.zone = 60
