@@ -431,16 +431,18 @@ def test_one_move_settles_all_rows_that_an_older_version_wrote(tmp_path: Path, k
         files = some(200, host)
         host.put("over midnight", b"1")
         host.times["over midnight"] = host.times["199"].replace(hour=22, minute=30)
+        host.put("replaced", b"old")
+        host.times["replaced"] = host.times["199"].replace(hour=12)
         host.zone = 120
         adopted(tmp_path, host)
         host.zone = 60
-        new = {"new": b"new"}
+        new = {"new": b"new", "replaced": b"upd"}
         host.files.update(new)
-        host.times["new"] = host.times["0"]
+        host.times.update(new=host.times["0"], replaced=host.times["replaced"] + datetime.timedelta(days=1))
         with Site(tmp_path, host.settings) as site:
             site.arrive(new)
             site.polls()
-            assert len(site.all("file_done")) == 1 and len(host.said("MDTM")) <= 4
+            assert len(site.all("file_done")) == 2 and len(host.said("MDTM")) <= 4
             assert site.row("7")["state"] == "done" and len(files) == 200  # type: ignore[index]
 
 
