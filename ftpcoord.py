@@ -2645,10 +2645,12 @@ class LedgerTrouble:
             yield
         except RowRefused:
             raise
-        except (DatabaseDown, DatabaseRefused) as exc:
+        except (DatabaseDown, DatabaseRefused, ConfigError) as exc:  # of a secret's file
             if not first_try or boot_clock() - began > QUICK:
                 self._failed = max(self._failed, use, Use.READ)
                 self._tell(f"the ledger cannot be used: {exc}")
+            if isinstance(exc, ConfigError):
+                raise DatabaseRefused(str(exc)) from None
             raise
         if Use.OTHER < self._failed <= use:
             self._failed = Use.OTHER
@@ -2785,7 +2787,7 @@ class Outage:
 
 
 class Backoff:
-    """Delays: `first` seconds, then twice as much each time, at most `most`."""
+    """Delays that double, from `first` to `most` seconds."""
 
     def __init__(self, first: float, most: float) -> None:
         self.first, self.most, self.failures = first, most, 0
@@ -4458,13 +4460,13 @@ class PostgreSQL(Database):
         SELECT format_type(COALESCE(NULLIF(typbasetype, 0), atttypid), GREATEST(atttypmod, typtypmod))
           FROM pg_attribute JOIN pg_type t ON t.oid = atttypid
          WHERE attrelid = to_regclass('health_check') AND attname = 'last_heartbeat'"""
-    # For the index: without the CAST the column would be compared as text; OFFSET 0 hides that all are of one group,
-    # whose size the planner underestimates until the table is analyzed.
+    # For the index: else the column is compared as text. OFFSET 0 hides that all are of one group, whose size the
+    # planner underestimates.
     TYPES = {"id": "CAST(%s AS char(64))", "delay": "CAST(%s AS float8)", "seconds": "CAST(%s AS float8)"}
     WORDS = {
         **Database.WORDS,
         "utc": "(CURRENT_TIMESTAMP AT TIME ZONE 'UTC')",
-        "epoch": "CASE WHEN isfinite({0}) THEN EXTRACT(EPOCH FROM {0})::float8 END",
+        "epoch": "CASE WHEN isfinite({0}) THEN EXTRACT(EPOCH FROM {0})::numeric END",
         "second": "FLOOR($epoch($utc))::bigint",
         "shifted": "{0} + interval '1 second' * ({1})",
         "released": "'1970-01-01 00:00:01+00'",  # columns without time zone pass over it
@@ -4479,18 +4481,18 @@ class PostgreSQL(Database):
         "database": "3D000",
         "privilege": "42501",
         "table": "42P01",
-        "form": "42703|42804|42883|42P10",
+        "form": "42703|42804|42883|42P10|55000 .*ON CONFLICT",
         "certificate": "SSLCertVerificationError",
         "tls": "ConnectionError the server offers none",
         "row": "UnicodeEncode|22|23|44|54|P0",  # classes: data, constraints, check options, limits, triggers
         "busy": "55P03|40001|40P01|57014",
-        "login": "28000|.*authentication failed",  # pgbouncer has no code of its own for it
+        "login": "28000|.*uthentication (failed|method)",  # pgbouncer has no code for it
     }
 
     def _open(self, host: str, address: Any) -> None:
         native = import_driver("pg8000.native", "pg8000")
         endpoint, how = self.config.endpoint, self.config.database_tls
-        self.connection = sock = self.allowance.connect(address)  # ours, because pg8000 would leave its own open
+        self.connection = sock = self.allowance.connect(address)  # pg8000 would leave its own open
         trusted = how == "verify" or (how == "disable" and is_near(sock))
 
         class Guarded(guarded(native.Connection, "handle_AUTHENTICATION_REQUEST")):  # type: ignore[misc]
@@ -4620,7 +4622,7 @@ class MySQL(Database):
     WORDS = {
         **Database.WORDS,
         "utc": "UTC_TIMESTAMP(6)",
-        "epoch": "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {0}) / 1000000.0",
+        "epoch": "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {0}) * 0.000001",
         "second": "CAST(FLOOR($epoch($utc)) AS SIGNED)",
         "shifted": "{0} + INTERVAL 1000000 * ({1}) MICROSECOND",
         "update": "FOR UPDATE",  # READ COMMITTED would not lock it by itself
@@ -4633,18 +4635,17 @@ class MySQL(Database):
         "text": "char",
     }
     FAULTS = {
-        "login": "1045|1698|1820|1862|3118|3955|4151",
+        "login": "1045|1130|1251|1524|1698|1820|1862|2059|3118|3955|4151",
         "database": "1049",
         "forbidden": "1044",
         "privilege": "1142",
         "table": "1146",
         "form": r"1054|1267 .*IMPLICIT\).*IMPLICIT\)",
         "certificate": ".*CERTIFICATE_VERIFY_FAILED",
-        "tls": "2026|SSL",
-        "secret": "RuntimeError .*cryptography",
+        "tls": "2026|3159|SSL",
+        "secret": "RuntimeError .*package",
         "busy": "1020|1205|1213",
-        # Too long, out of range, not in the character set, too large for a packet, triggers, constraints; PyMySQL knows
-        # others by class.
+        # Values, sizes, triggers, constraints; PyMySQL knows others by class.
         "row": "UnicodeEncode|1118|1153|1264|1265|1267|1292|1300|1364|1366|1369|1406|1644|1690|3819|3854|3988|4025|"
         r"\d+ (Data|Integrity)Error",
         "read-only": "1290|1792|1836",
@@ -4689,7 +4690,7 @@ class MySQL(Database):
         self.connection = Guarded(
             host=host,
             user=endpoint.user,
-            password=self.config.database_login(),
+            password=self.config.database_login().encode(),  # else as latin1
             database=endpoint.name,
             charset="utf8mb4",
             autocommit=True,
@@ -8139,7 +8140,7 @@ class Command:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._cut = False
-        # With util-linux the kernel ends the command with us even before the warden knows of it.
+        # With util-linux the kernel ends the command even before the warden knows of it.
         setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
         probe, self._prefix = [setpriv or "", "--pdeathsig", "KILL", "true"], []
         with contextlib.suppress(OSError):
@@ -8310,7 +8311,7 @@ class _Tail:
         said.put(functools.partial(print_line, printable(text)))
 
     def text(self) -> str:
-        self._thread.join(1.0)  # who left the process group may hold the stream open for ever
+        self._thread.join(1.0)  # who left the group may hold it open
         if not self._thread.is_alive():
             self._stream.close()
         return self._kept.decode("utf-8", "replace").strip()
@@ -8411,7 +8412,8 @@ def matching(pattern: str) -> Callable[[Any], str]:
     """A parser of text that fits as a whole, and has no NUL."""
 
     def parse(value: Any) -> str:
-        if "\0" in str(value) or not re.fullmatch(pattern, str(value)):
+        known = isinstance(value, (str, int, float, os.PathLike))
+        if not known or "\0" in str(value) or not re.fullmatch(pattern, str(value)):
             raise ValueError
         return str(value)
 
@@ -8628,6 +8630,8 @@ class Config:
                 raise ConfigError(f"{name}_file: {path} is not a plain file, and so cannot be read at each login")
             with open(path, encoding="utf-8-sig") as stream:
                 return stream.read(65536).rstrip("\r\n")
+        except UnicodeError:  # whose text has a part of it
+            raise ConfigError(f"{name}_file: {path} cannot be read: not UTF-8") from None
         except (OSError, ValueError) as exc:
             raise ConfigError(f"{name}_file: {path} cannot be read ({reason(exc)})") from None
 
@@ -8665,7 +8669,10 @@ class Config:
         return self.secret("proxy_password") or _parse_proxy(self.secret("proxy"))[1]
 
     def database_login(self) -> str:
-        return self.secret("database_password") or _parse_database(self.secret("database"))[1]
+        login = self.secret("database_password") or _parse_database(self.secret("database"))[1]
+        if login.encode(errors="replace").decode() != login:  # a driver would tell where
+            raise ConfigError("database_password: is not UTF-8")
+        return login
 
     def public(self) -> dict[str, object]:
         """All settings, secrets masked."""
@@ -9071,7 +9078,7 @@ def reason(exc: BaseException) -> str:
     if isinstance(exc, OSError) and exc.strerror:
         return str(exc.strerror)
     text = ""
-    with contextlib.suppress(BaseException):  # a script's own exception may have no text
+    with contextlib.suppress(BaseException):  # it may have no text
         text = " ".join(str(exc).split())
     return text or type(exc).__name__
 
@@ -9134,7 +9141,7 @@ class Outbox:
                 if first:
                     atexit.register(self.flush)
                 return
-            except RuntimeError:  # no thread is left: late is better than never
+            except RuntimeError:  # no thread is left
                 pass
         self._write(False)
 
@@ -9160,7 +9167,8 @@ def event(what: str, level: int = logging.INFO, **fields: object) -> None:
     """Logs one event, an exception `exc` with its traceback. Names of events are part of the interface."""
     for hear in tuple(listening):
         hear(what, fields)
-    if logger.isEnabledFor(level):  # not logger.log(), which looks for the caller's line: always the next one
+    logger.disabled = logger.disabled and not log.always  # by a handler's logging.config
+    if logger.isEnabledFor(level):  # not logger.log(), which looks for the caller's line
         exc = fields.pop("exc", None)
         more = {"fields": {k: v for k, v in fields.items() if v is not None}}
         traceback = (type(exc), exc, exc.__traceback__) if isinstance(exc, BaseException) else None
@@ -9465,7 +9473,7 @@ def judgements(config: Config, database: Database) -> Iterator[Judgement]:
 class Judge:
     """The alarms of `expect`, and the end of old rows of the audit trail, as long as the lease lasts.
 
-    On a thread of its own: polls may be far apart. `run --once` looks once more at its end.
+    On a thread of its own: polls may be far apart.
     """
 
     def __init__(self, config: Config, member: Member, poller: Poller) -> None:
@@ -9538,8 +9546,7 @@ class Pulse:
     """One database connection and one thread that lets several members' elections tick, each with a statement of its
     own.
 
-    When a round takes longer than half a heartbeat (a slow database, or a group whose rows are locked), half of the
-    members get a connection of their own.
+    When a round takes longer than half a heartbeat, half of the members get a connection of their own.
     """
 
     def __init__(self, database: Database) -> None:
@@ -9681,10 +9688,7 @@ NOTIFIED = {
 
 
 class Herald:
-    """`notify`: a command gets what an operator wants to know as JSON on its standard input, one run at a time.
-
-    An event is told at once, and again after a minute, with the count of those meanwhile.
-    """
+    """`notify`: a command gets what an operator wants to know as JSON on its standard input, one run at a time."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -9820,7 +9824,7 @@ class Listener:
     def on_file(self, pattern: str = "*") -> Callable[[Handler], Handler]:
         """Registers a handler for names that match a glob; the first match counts, others are left untouched."""
 
-        if callable(pattern):
+        if not isinstance(pattern, str):
             raise ConfigError("on_file: needs its brackets, @listener.on_file() or with a pattern")
 
         def register(handler: Handler) -> Handler:
@@ -9895,7 +9899,7 @@ class Listener:
         member, config, route = self.member, self.config, self._route if self._routes else None
         selector, yielding, breaker = Selector(config, boot_clock), Yielding(config), Breaker(config, member.stats)
         rows: Rows = database if config.ledger else MemoryRows()
-        hold = Hold(config, database)
+        hold, began = Hold(config, database), boot_clock()
         while True:
             lease = member.wait_for_lease(0.2 if self._once else float("inf"))
             view = member.election.view if member.election else None
@@ -9912,8 +9916,12 @@ class Listener:
                 self._work(poller, judge)
             elif member.stopping or member.finished.is_set():
                 return
-            elif view and view.holder and not view.mine and view.age is not None:
-                if view.age <= member.timing.stale_after:
+            elif boot_clock() - max(began, member.stats.database_at) > config.liveness_check_interval:
+                self.exit_code = 1
+                member.stop()
+            elif view and view.age is not None and view.age <= member.timing.stale_after:
+                # What may be dead, by its id or stamp, is taken over by then.
+                if (view.age >= 0 and not view.mine) or boot_clock() - began > 2 * config.liveness_check_interval:
                     event("standby", group=config.coordination_group, reason="another member is active")
                     member.stop()
 
@@ -9997,7 +10005,7 @@ def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
 HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)
 # Members that agree in these share a connection.
 PULSE_SETTINGS = (
-    *("database", "database_password", "database_tls", "database_ca_file", "ledger"),
+    *("database", "database_password", "database_tls", "database_ca_file", "ledger", "audit"),
     *("heartbeat_frequency", "liveness_check_interval"),
 )
 
@@ -10449,7 +10457,7 @@ class Survey:
         """What was read last, and how many seconds ago."""
         with self._changed:
             if not self._reading and boot_clock() >= self._next:
-                with contextlib.suppress(RuntimeError):  # no thread is left: what was read before will do
+                with contextlib.suppress(RuntimeError):  # no thread is left
                     threading.Thread(target=self._read, name="ftpcoord-survey", daemon=True).start()
                     self._reading = True
             self._changed.wait_for(lambda: not self._reading, SURVEY_WAIT)
@@ -10458,7 +10466,7 @@ class Survey:
     def _read(self) -> None:
         began, found, error = boot_clock(), None, ""
         try:
-            if began - self._read_at > 60:  # what idled may have been dropped by a firewall
+            if began - self._read_at > 60:  # a firewall may have dropped it
                 self.close()
             self._database = self._database or open_database(self.config)
             found = group_status(self._database, self.config)
@@ -11330,7 +11338,7 @@ def command_skip(configs: Sequence[Config], options: argparse.Namespace) -> int:
 def command_adopt(configs: Sequence[Config], options: argparse.Namespace) -> int:
     """record every file that is there now as done, unhandled"""
     for config, database in opened(configs, ledger=True):
-        database.close()  # until it is needed: a listing may take longer than a connection may idle
+        database.close()  # a listing may take longer than a connection may idle
         with contextlib.closing(open_server(config)) as server:
             listing = Tree(config).walk(server)
         rows = [Row(found.path, found.entry.size, found.entry.mtime, "done", 0, 0, 0) for found in listing]
@@ -11424,7 +11432,7 @@ def parse_arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     add(command_step_down)
     parser.set_defaults(command="run", function=command_run, once=False, dry_run=False)
     options = parser.parse_args(arguments)
-    # No default of the parser: the command's would put it over what stands before the command.
+    # No default of the parser: it would go over what stands before the command.
     vars(options).setdefault("config", "env")
     return options
 
@@ -11432,7 +11440,7 @@ def parse_arguments(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Gives the exit code: 0 done, 1 failed, 2 wrong usage or settings."""
     options, configs = parse_arguments(arguments), []
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end a command
+    if isinstance(sys.stdout, io.TextIOWrapper):  # for names that the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if options.command != "schema" or options.apply:
@@ -11466,7 +11474,7 @@ def program() -> None:
     code = main()
     until = time.monotonic() + LAST_WORDS
     for box, stream in ((log, sys.stdout), (said, sys.stderr)):
-        box.always = True  # a stream may block, or be gone: then what it did not take is lost
+        box.always = True  # a stream may block, or be gone
         box.put(stream.flush)
         box.flush(max(0.0, until - time.monotonic()))
     os._exit(code)

@@ -590,6 +590,31 @@ def test_settings_that_change_what_statements_do_are_not_taken_over(tables: Tabl
         tables.database.execute(f"SET GLOBAL {name} = {value}", admin=True)
 
 
+@SQL_SERVERS
+def test_times_have_their_fractions_whatever_precision_a_role_or_server_prefers(tables: Tables) -> None:
+    """Rounded ones would look like a clock that steps, and move deadlines."""
+    tables.apply()
+    database = tables.database
+    if database.name == "postgresql":
+        database.execute(f"ALTER ROLE app IN DATABASE {database.database} SET extra_float_digits = -15", admin=True)
+    else:
+        database.execute("SET GLOBAL div_precision_increment = 0", admin=True)
+    try:
+        a, b = tables.open(), tables.open(member_id="b")
+        assert a.first("g", "a", 1) == 1
+        began = time.monotonic()
+        first = b.look("g", "b")
+        time.sleep(0.4)
+        second = b.look("g", "b")
+        took = time.monotonic() - began
+        assert first.age is not None and second.age is not None
+        assert 0.4 <= second.now - first.now < took + 0.01
+        assert 0.39 < second.age - first.age < took + 0.01
+    finally:
+        if database.name != "postgresql":
+            database.execute("SET GLOBAL div_precision_increment = DEFAULT", admin=True)
+
+
 # -- tables that are there already ------------------------------------------------------------------------------------
 
 
@@ -620,6 +645,17 @@ def test_keys_are_known_in_any_order_and_beside_others(tables: Tables) -> None:
     drop = "DROP CONSTRAINT health_check_pkey" if tables.database.name == "postgresql" else "DROP PRIMARY KEY"
     tables.database.execute(f"ALTER TABLE health_check {drop}")
     reach_all_verbs(tables, tables.open(), tables.open(member_id="b"))
+
+
+@POSTGRES
+@pytest.mark.parametrize("table", ["token_holder", "health_check", "file_ledger"])
+def test_a_key_that_is_checked_at_the_end_alone_is_refused(tables: Tables, table: str) -> None:
+    tables.apply()
+    key = ftpcoord.ddl(False)[table].rpartition("KEY (")[2].rstrip("\n)") if table != "token_holder" else "group_id"
+    key = f"DROP CONSTRAINT {table}_pkey, ADD PRIMARY KEY ({key}) DEFERRABLE"
+    tables.database.execute(f"ALTER TABLE {table} {key}")
+    with pytest.raises(DatabaseRefused, match="lacks a column or key"):
+        reach_all_verbs(tables, tables.open(), tables.open(member_id="b"))
 
 
 @SQL_SERVERS
@@ -768,6 +804,29 @@ def test_a_wrong_password_is_refused_and_not_shown(tables: Tables) -> None:
     assert "refused" in text
     assert "Tr0ub4dor" not in text
     assert "app@127.0.0.1" in text
+
+
+@SQL_SERVERS
+@pytest.mark.parametrize("password", ["p\u00e4\u00df", "\u20ac \u0442\u0440", " a'b\\\"c%d"])
+def test_a_password_of_any_letters_is_the_one_that_was_set(tables: Tables, password: str) -> None:
+    database, user = tables.database, f"other_{tables.database.database}"
+    tables.apply()
+    with closing(database.connect(admin=True)) as connection:
+        cursor = connection.cursor()
+        if database.name == "postgresql":
+            cursor.execute(f"CREATE ROLE {user} LOGIN PASSWORD {ftpcoord.SQLite.literal(tables.open(), password)}")
+            cursor.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {user}")
+        else:
+            cursor.execute(f"CREATE USER {user} IDENTIFIED BY %s", [password])
+            cursor.execute(f"GRANT ALL ON {database.database}.* TO {user}")
+        try:
+            url = database.url.replace("//app:secret@", f"//{user}@")
+            store = tables.open(database=url, database_password=password)
+            assert store.look("g", "a").holder is None
+        finally:
+            if database.name == "postgresql":
+                cursor.execute(f"DROP OWNED BY {user}")
+            cursor.execute(f"DROP {'ROLE' if database.name == 'postgresql' else 'USER'} {user}")
 
 
 @SQL_SERVERS

@@ -236,16 +236,19 @@ def test_a_locked_group_does_not_cost_another_group_of_the_process_its_lease(
             assert member.stop() == 0
 
 
+@pytest.mark.parametrize(
+    ("table", "well", "ill"),
+    [("file_ledger", {"ledger": "off", "after": "delete"}, {}), ("file_audit", {}, {"audit": "on"})],
+)
 def test_a_listener_that_cannot_start_ends_the_process_and_the_others_hand_over(
-    postgresql: Database, files: Files, tmp_path: Path
+    postgresql: Database, files: Files, tmp_path: Path, table: str, well: dict[str, str], ill: dict[str, str]
 ) -> None:
-    """It is not overlooked because another one runs, nor is a missing ledger because another one needs none."""
+    """It is not overlooked because another one runs, nor is a missing table because another one needs none."""
     with Crew(tmp_path, postgresql, files) as crew:
-        postgresql.execute("DROP TABLE file_ledger")
-        sections: dict[str, dict[str, Any]] = {"well": {"ledger": "off", "after": "delete"}, "ill": {}}
-        with Listeners(crew, sections) as member:
+        postgresql.execute(f"DROP TABLE {table}")
+        with Listeners(crew, {"well": {**well}, "ill": {**ill}}) as member:
             assert member.process.wait(30) == 1
-            assert "table file_ledger is missing" in member.err.read_text()
+            assert f"table {table} is missing" in member.err.read_text()
             ended = member.events("released", group="well"), member.events("elected", group="well")
             assert len(ended[0]) == len(ended[1])
 

@@ -101,6 +101,39 @@ def test_a_privilege_that_is_taken_away_is_said_and_waited_for(
         assert len(member.events("elected")) == 1 and not member.events("lost")
 
 
+def test_a_file_with_the_password_that_is_gone_for_a_moment_fails_no_file(
+    postgresql: Database, files: Files, tmp_path: Path
+) -> None:
+    """While it is written anew the connection ends, with a handled file waiting to be done."""
+    secret = tmp_path / "password"
+    secret.write_text("secret")
+    away = secret.with_suffix(".new")
+    url = postgresql.url.replace(":secret@", "@")
+    settings: dict[str, Any] = {
+        "database": url,
+        "database_password_file": secret,
+        "workers": 1,
+        "liveness_check_interval": 15,
+    }
+    with Crew(tmp_path, postgresql, files, **settings) as crew:
+        member = crew.start("a")
+        member.wait("polled")
+        crew.hold()
+        files.put("1.txt", b"x")
+        crew.begun(1)
+        secret.rename(away)
+        drop(postgresql)
+        crew.let_go()
+        member.wait("database_down")
+        time.sleep(1.5)
+        away.rename(secret)
+        member.wait("database_up")
+        crew.handled("1.txt")
+        member.wait("file_done")
+        assert not member.events("file_failed"), member.said()
+        assert len(crew.runs()) == 1 and not member.events("lost")
+
+
 # ----------------------------------------------------------------------------- connections that idled
 
 VERBS: dict[str, Callable[[Any], object]] = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import servers
-from conftest import Files, new_database, wait_for
+from conftest import Database, Files, new_database, wait_for
 from members import PATIENCE, PROGRAM, Crew, Member, ftpcoord, never
 
 # ----------------------------------------------------------------------------- run --once
@@ -54,6 +54,37 @@ def test_run_once_waits_for_a_stale_holder_and_takes_over(crew: Crew) -> None:
     done = crew.run("run", "--once", member_id="b", timeout=crew.liveness + PATIENCE)
     assert done.returncode == 0 and " elected " in done.stdout
     assert [(run.member, run.attempt) for run in crew.runs()] == [("b", 2)]
+
+
+def test_run_once_ends_with_1_if_the_database_does_not_answer_for_the_liveness_interval(
+    files: Files, tmp_path: Path
+) -> None:
+    """Else each minute of an outage leaves one more process of cron's."""
+    away = Database("postgresql", f"postgresql://me@127.0.0.1:{servers.free_port()}/x")
+    with Crew(tmp_path, away, files, database_tls="disable", tables=False) as crew:
+        began = time.monotonic()
+        done = crew.run("run", "--once", timeout=crew.liveness + PATIENCE)
+        assert time.monotonic() - began > crew.liveness, "a failover is waited for"
+        assert done.returncode == 1 and " database_down " in done.stdout and " stopped " in done.stdout
+
+
+def test_run_once_beside_an_active_member_of_its_own_id_ends_with_0_once_that_cannot_be_a_dead_one(crew: Crew) -> None:
+    """As somebody starts it by hand with the service's settings."""
+    member = crew.start("a")
+    member.wait("elected")
+    done = crew.run("run", "--once", member_id="a", timeout=crew.liveness + PATIENCE)
+    assert done.returncode == 0 and "another member is active" in done.stdout
+    assert not member.events("lost")
+
+
+def test_run_once_takes_over_from_a_dead_holder_whose_heartbeat_lies_in_the_future(crew: Crew) -> None:
+    """The database's clock was set back: it does not take that for a living member until the clock is there again."""
+    crew.start("a").wait("elected")
+    crew.members[0].kill()
+    crew.database.execute("UPDATE health_check SET last_heartbeat = datetime('now', '1 hour')")
+    crew.files.put("1.txt", b"x")
+    assert crew.run("run", "--once", member_id="b", timeout=2 * crew.liveness + PATIENCE).returncode == 0
+    crew.handled("1.txt")
 
 
 def test_run_once_waits_until_files_have_min_age(crew: Crew) -> None:

@@ -235,6 +235,21 @@ def test_a_handler_that_would_not_be_registered_is_an_error(tmp_path: Path) -> N
         def handle(file: ftpcoord.File) -> None:
             """Its brackets were forgotten."""
 
+    with pytest.raises(ftpcoord.ConfigError, match=r"on_file\(\)"):
+        listener.on_file(["*.csv", "*.txt"])  # type: ignore[arg-type]
+
+
+def test_a_handler_that_configures_logging_does_not_silence_the_program(crew: Crew) -> None:
+    """Python's dictConfig() disables each logger that it does not name, unless told otherwise."""
+    (crew.folder / "own.py").write_text(
+        "import logging.config\nlogging.config.dictConfig({'version': 1})\n"
+        "def handle(file):\n    logging.config.dictConfig({'version': 1, 'root': {'level': 'ERROR'}})\n"
+    )
+    crew.files.put("1.txt", b"x")
+    done = crew.run("run", "--once", exec=None, handler="own:handle")
+    assert done.returncode == 0
+    assert [event for event in ("elected", "file_done", "released") if f" {event} " not in done.stdout] == []
+
 
 def test_a_coordinator_in_a_script_gets_a_lease_after_every_loss(crew: Crew) -> None:
     code = """

@@ -596,6 +596,25 @@ def test_a_setting_beats_the_password_of_the_url() -> None:
 SECRET = "Tr0ub4dor&3"
 
 
+@pytest.mark.parametrize("value", [["a", "{file}"], ("a",), {"a": 1}, {"a"}, b"a", 1j], ids=str)
+@pytest.mark.parametrize("name", ["exec", "pattern", "password", "database_password", "download_dir", "notify"])
+def test_what_is_no_text_is_not_taken_for_its_representation(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}: must be text"):
+        config(**{name: value})
+
+
+def test_no_part_of_a_secret_that_is_not_utf_8_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"Tr0\xe4b4dor")
+    for found in (
+        config(database_password="Tr0\udce4b4dor"),
+        config(database_password_file=tmp_path / "secret"),
+        config(database="mysql://me:Tr0\udce4b4dor@h/d"),
+    ):
+        with pytest.raises(ConfigError, match=r"^database_password.* not UTF-8") as caught:
+            found.database_login()
+        assert not re.search("0xe4|udce4|position", str(caught.value))
+
+
 def test_secrets_are_in_no_representation() -> None:
     found = config(
         url="sftp://me:Tr0ub4dor%263@h/x",
