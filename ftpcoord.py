@@ -3940,6 +3940,7 @@ class Database(abc.ABC):
         self.prepared = False
         self.connection: Any = None
         self.allowance = Allowance()
+        self._refusal: tuple[float, Error] = (0.0, DatabaseDown())  # of a login, until when it stands
         self.where = without_password(config.database)
         self.path = config.place(config.endpoint.name)  # of SQLite's file
         self.columns = COLUMNS + AUDITED * config.audit
@@ -4038,6 +4039,10 @@ class Database(abc.ABC):
         raise type(error)(f"database {self.where}: {error}")
 
     def _connect(self) -> None:
+        """Not for T after a refusal: many lock an account."""
+        until, error = self._refusal
+        if boot_clock() < until:
+            raise error.with_traceback(None)
         problems: list[Error] = []
         for host, port in self.config.endpoint.hosts or (("", 0),):
             self.allowance.renew(self.timing.call_timeout, ANSWER_BYTES)
@@ -4051,9 +4056,12 @@ class Database(abc.ABC):
                     problems.append(type(error)(f"{host}:{port}: {error}") if host else error)
                 self.close()
                 if isinstance(error, DatabaseRefused):
-                    break  # many refused logins lock an account
-        refused = all(isinstance(problem, DatabaseRefused) for problem in problems)
-        raise (DatabaseRefused if refused else DatabaseDown)("; ".join(dict.fromkeys(map(str, problems))))
+                    break
+        refused = [isinstance(problem, DatabaseRefused) for problem in problems]
+        error = (DatabaseRefused if all(refused) else DatabaseDown)("; ".join(dict.fromkeys(map(str, problems))))
+        if any(refused):
+            self._refusal = boot_clock() + self.timing.call_timeout, error
+        raise error
 
     def _addresses(self, host: str, port: int) -> Iterator[Any]:
         """Behind one name may stand replicas, too."""
@@ -9256,7 +9264,7 @@ class LineHandler(logging.StreamHandler):  # type: ignore[type-arg]  # before 3.
 
 
 def start_logging(level: str, form: str, stream: TextIO) -> None:
-    """Called by the command line, never on import."""
+    """For the command line."""
     handler = LineHandler(stream)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logger.handlers[:] = [handler]
@@ -10275,7 +10283,7 @@ class Stats:
 
 # -- the document -----------------------------------------------------------------------------------------------------
 class Finding(NamedTuple):
-    """Something that somebody should know of a group or a member.
+    """What somebody should know of a group or member.
 
     `severity`: stuck, only a new process helps; unready, the member cannot do what its role asks for; problem, somebody
     is needed; passing, not ready, but that ends by itself; note. `short`: for probes and systemd.
@@ -10813,7 +10821,6 @@ def mark(groups: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _parts(group: Mapping[str, Any]) -> Iterator[str]:
-    """In the order in which somebody asks at night."""
     work, backlog = group["work"], group["backlog"]
     boxes = []
     if group["active"] is not None:
@@ -10874,7 +10881,6 @@ def _cards(group: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _bars(state: str, counts: Mapping[int, int]) -> Iterator[str]:
-    """A row for one result, a bar a minute."""
     now = int(time.time() // 60)
     counts = {minute: count for minute, count in counts.items() if now - minute < 60 and count}
     most, total = max(counts.values(), default=0), sum(counts.values())
@@ -10900,7 +10906,7 @@ PROBES: dict[str, Callable[[Listener], str]] = {
 class StatusServer:
     """GET and HEAD: / for people, /status and /metrics for programs, /livez, /readyz and /active for probes.
 
-    An answer closes the connection. Where too many are connected, one of the peer with the most is cut, so that nobody
+    Where too many are connected, one of the peer with the most is cut, so that nobody
     can keep probes away. Raises Error if the port is taken.
     """
 
@@ -11127,7 +11133,6 @@ def of_glibc(function: str, *numbers: int) -> None:
         getattr(ctypes.CDLL(None), function)(*numbers)
 
 
-# The documentation of a command is what --help says of it.
 def command_run(configs: Sequence[Config], options: argparse.Namespace) -> int:
     """coordinate and poll until SIGTERM or SIGINT, then hand over (default)"""
     if options.dry_run:

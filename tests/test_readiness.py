@@ -134,6 +134,42 @@ def test_a_file_with_the_password_that_is_gone_for_a_moment_fails_no_file(
         assert len(crew.runs()) == 1 and not member.events("lost")
 
 
+def test_a_password_that_was_changed_is_not_tried_so_often_that_the_account_is_locked(
+    postgresql: Database, files: Files, tmp_path: Path
+) -> None:
+    """The file with it follows later; a handled file waits to be done meanwhile."""
+    user, secret = f"rotated_{postgresql.database}", tmp_path / "password"
+    secret.write_text("first")
+    postgresql.execute(f"CREATE ROLE {user} LOGIN PASSWORD 'first'", admin=True)
+    settings: dict[str, Any] = {
+        "database": postgresql.url.replace("//app:secret@", f"//{user}@"),
+        "database_password_file": secret,
+        "liveness_check_interval": 15,
+    }
+    try:
+        with Crew(tmp_path, postgresql, files, **settings) as crew:
+            postgresql.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {user}", admin=True)
+            member = crew.start("a")
+            member.wait("polled")
+            crew.hold()
+            files.put("1.txt", b"x")
+            crew.begun(1)
+            postgresql.execute(f"ALTER ROLE {user} PASSWORD 'second'", admin=True)
+            drop(postgresql)
+            crew.let_go()
+            member.wait("database_down")
+            time.sleep(7)
+            secret.write_text("second")
+            member.wait("database_up")
+            crew.handled("1.txt")
+            member.wait("file_done")
+            assert postgresql.server is not None
+            assert postgresql.server.log().count(f'FATAL:  password authentication failed for user "{user}"') <= 10
+    finally:
+        postgresql.execute(f"DROP OWNED BY {user}", admin=True)
+        postgresql.execute(f"DROP ROLE {user}", admin=True)
+
+
 # ----------------------------------------------------------------------------- connections that idled
 
 VERBS: dict[str, Callable[[Any], object]] = {
