@@ -1992,7 +1992,7 @@ class Poller:
             for path in free + [row.path] * bool(same):
                 server.put_away(path, row.action)
                 self.lease.check()
-            self.selector.unsteady.over(row.path)
+            self.selector.unsteady.removed(row)
             self.companions.gone(row.path)
             outcome = Outcome(f"{row.action.partition(':')[0]}d", words="" if same else "it was gone already")
             self.ledger.change(row, None if row.state == "done" else row._replace(action=""), outcome=outcome)
@@ -2002,7 +2002,7 @@ class Poller:
 # I.10 What the poller leans on: walks, times, copies, progress, known versions, pauses, workers, connections
 # ---------------------------------------------------------------------------------------------------------------------
 # -- walks ------------------------------------------------------------------------------------------------------------
-LONGEST_PATH = 4096  # characters; no file system has longer ones, and the ledger's column has an end
+LONGEST_PATH = 4096  # characters; the ledger's column has an end
 
 
 def start_of_paths(folder: str) -> str:
@@ -2035,8 +2035,8 @@ class Look(list[Found]):
             raise ServerDown(f"more than {MAX_ENTRIES} files or {MAX_LISTING} bytes of paths: poll fewer folders")
 
     def lacks(self, path: str) -> bool:
-        """Whether it proves that a path which it does not show is not there: its folder was listed whole, or is missing
-        itself, and no line that nobody understands may tell of it."""
+        """Whether it proves that a path is not there: its folder was listed whole, or is missing, and no line that is
+        not understood may tell of it."""
         while path and (self.refused or self.unread):
             head, slash, name = path.rpartition("/")
             if head + slash in self.refused or may_tell_of(self.unread.get(head + slash, ()), name):
@@ -2206,7 +2206,7 @@ def times_of(mtime: str) -> Times:
         return Times(line, _iso_seconds(int(seconds)))
     if sign or len(line) < len("2026-01-12T10:15:30"):
         return Times(line, "")
-    if line[17:19] == "60":  # a leap second (RFC 3659 section 2.3) is the one after it, as for clocks that know none
+    if line[17:19] == "60":  # a leap second (RFC 3659 section 2.3) is the one after it
         line = _moved(line[:17] + "59", datetime.timedelta(seconds=1)) + line[19:]
     return Times("", line)
 
@@ -2245,8 +2245,7 @@ def may_still_run(mtime: str) -> bool:
 
 
 def zone_between(line: str, exact: str) -> Optional[datetime.timedelta]:
-    """What a line of LIST with minutes is ahead of the exact time of the same file; None if that cannot be a zone: then
-    one of the two times is not what it seems to be."""
+    """What a line of LIST with minutes is ahead of the exact time of the same file; None if that cannot be a zone."""
     utc = datetime.datetime.fromisoformat(exact[:MINUTE])
     ahead = datetime.datetime.fromisoformat(line[:MINUTE]) - utc
     if abs(ahead) > MOST_AHEAD:  # a guessed year is most often one too early
@@ -2272,7 +2271,7 @@ class PrivateFolder:
         self._lock = threading.Lock()
 
     def path(self) -> Path:
-        """Made anew when somebody who tidies up has removed it."""
+        """Made anew when somebody has removed it."""
         with self._lock:
             while self._path is None or not self._is_held(self._path):
                 self.close()
@@ -2318,7 +2317,7 @@ def create_file(path: Path, mode: int = FILE_MODE, folder: Optional[int] = None)
 
 
 def write_all(out: io.RawIOBase, data: memoryview) -> None:
-    """An unbuffered file (small ones are many, large ones come in large pieces) may take less than it is given."""
+    """An unbuffered file may take less than it is given."""
     while data:
         data = data[out.write(data) :]
 
@@ -2362,8 +2361,8 @@ def files_below(folder: Path, goes_on: Callable[[], object]) -> Iterator[Path]:
 
 
 def remove_dead_copies() -> None:
-    """This user's private copies whose process is dead: it no longer holds their folder's lock. A pid would say
-    nothing: processes in other containers may share the place. (Not on Windows.)"""
+    """This user's private copies whose process is dead: it no longer holds their folder's lock. (A pid says nothing
+    between containers.)"""
     places = Path(tempfile.gettempdir()).glob(PRIVATE + "*") if OPENAT else ()
     for place in places:
         with contextlib.suppress(OSError, RecursionError), contextlib.ExitStack() as stack:
@@ -2392,8 +2391,8 @@ class Copy:
 
 
 class Workplace:
-    """Where fetched copies are made: in `download_dir`, whose finished files stay, or in a private temporary folder.
-    Each step enters the folders anew: others may remove them, or put a link in their place."""
+    """Where copies are made: in `download_dir`, or in a private temporary folder. Each step enters the folders anew:
+    others may remove them, or put a link in their place."""
 
     def __init__(self, config: Config, term: int) -> None:
         # Absolute, so that a file called `-rf` never is a command's option.
@@ -2757,8 +2756,7 @@ class Outage:
         self.note("heartbeat", str(error or ""))
 
     def pause(self, exc: Exception) -> float:
-        """Seconds until the next heartbeat after one that failed, whatever the failure: none is fatal to a running
-        member, not even a rotated password."""
+        """Seconds until the next heartbeat after one that failed: no failure is fatal to a running member."""
         error, wait = str(exc), self._config.heartbeat_frequency
         if isinstance(exc, (ConfigError, DatabaseRefused)):
             wait = self._backoff.next()
@@ -2807,7 +2805,7 @@ QUESTION_SECONDS = 10.0  # that they may take
 
 class Recognizer:
     """Which listed lines are versions that the ledger knows, where lines alone do not tell: the display of times may
-    have moved, and a file may have been replaced within the minute shown."""
+    have moved, a file been replaced within the minute shown."""
 
     def __init__(
         self,
@@ -2886,11 +2884,12 @@ class Recognizer:
                 self._goes_on()
                 questions -= 1
                 since = self._doubt(row)[0]
-                self._doubts[row.path] = (since, now + max(2.0, now - since))
+                self._doubts[row.path] = (since, now + min(MOST_PAUSE, max(2.0, now - since)))
                 told = server.exact(row.path, entry)
                 if told is not None and same_version(row, told):
-                    if doubt:
-                        doubt = now - since < 60 and time.time() - (epoch_seconds(told.mtime) or 0.0) < 900
+                    if doubt:  # as long as the line's minute or day may last
+                        shown = 60.0 if "T" in entry.mtime else SECONDS_A_DAY
+                        doubt = now - since < shown and time.time() - (epoch_seconds(told.mtime) or 0.0) < shown + 900
                     self._keep_as(at, row, told.mtime + "~" * doubt)
                 elif told is not None:
                     self._show(at, told)
@@ -3010,7 +3009,7 @@ class Breaker:
 
     def refuse(self, path: str, exc: NotNow) -> tuple[float, bool, bool]:
         """The pause, whether it is to be said, and whether it counts as the file's failure: from the third time on if
-        others succeed, for then it is not the system behind that is away."""
+        others succeed: then the system behind is not away."""
         now = boot_clock()
         with self._lock:
             last = self._files.get(path, Resting(0, 0, self._successes, now))
@@ -3085,14 +3084,14 @@ class Breaker:
             self._files = {path: rest for path, rest in self._files.items() if kept(path)}
 
 
-UNSTEADY = "it is another version each time it has been handled"
+UNSTEADY = "it is listed again, or is another version each time it has been handled"
 REDATED = "it waits as if it were being written: the server tells another time at each look"
 
 
 class Unsteady:
-    """Files that are another version at each look after their handling, as where a server tells other times each time,
-    or one that was there before, as where two servers take turns. From the second new version in a row on each is
-    handled after a pause, which doubles; from the third it is said. Outlives leases."""
+    """Files that are another version at each look after their handling (a server tells other times each time), or one
+    that was there before (two servers take turns, or it was removed and is listed all the same). From the second in a
+    row on each is handled after a pause, which doubles; from the third it is said. Outlives leases."""
 
     def __init__(self, config: Config, clock: Callable[[], float]) -> None:
         self._config, self._clock = config, clock
@@ -3125,13 +3124,16 @@ class Unsteady:
     def claimed(self, work: Work, term: int) -> None:
         """Of what is kept, a version within the minute that the line of the one before shows; later ones are new."""
         old, entry = work.old, work.found.entry
-        if old is None or old.action or work.known:
+        if old is not None and (old.action or work.known):
             return
-        line, back = times_of(entry.mtime).line, self._was(work.path, entry)
-        self._before.setdefault(work.path, deque(maxlen=4)).append(old)
-        if back or (old.state == "done" and line and line == times_of(old.mtime).line and old.size == entry.size):
+        line, back, done = times_of(entry.mtime).line, self._was(work.path, entry), False
+        if old is not None:
+            self._note(old)
+            done = old.state == "done"
+            back = back or (done and "" != line == times_of(old.mtime).line and old.size == entry.size)
+        if back:
             self.again(work.path, term)
-        elif old.state == "done":
+        elif done:
             self.over(work.path)
 
     def seen_again(self, row: Row) -> None:
@@ -3141,6 +3143,15 @@ class Unsteady:
 
     def _was(self, path: str, shown: Shown) -> bool:
         return bool(shown.mtime) and any(same_version(row, shown) for row in self._before.get(path, ()))
+
+    def _note(self, row: Row) -> None:
+        self._before.setdefault(row.path, deque(maxlen=4)).append(row)
+
+    def removed(self, row: Row) -> None:
+        """So the server says."""
+        if not self._was(row.path, row):
+            self.over(row.path)
+        self._note(row)
 
     def over(self, path: str) -> None:
         self._files.pop(path, None)
@@ -3157,7 +3168,7 @@ class Unsteady:
 
 class Yielding:
     """When a member that cannot reach the file server lets another one try: after `yield_after` polls in a row, each
-    time after twice as many, so that members none of which reaches it do not take turns for ever. Outlives leases."""
+    time after twice as many, lest all take turns for ever. Outlives leases."""
 
     def __init__(self, config: Config) -> None:
         self._first = self._needed = config.yield_after
@@ -3177,7 +3188,7 @@ class Yielding:
 
 BATCH_BYTES = 1 << 20  # of a group: the first file must not wait for the last
 BATCH_FILES = 64  # claims and completions committed together where delivery is the folder alone
-BATCH_SECONDS = 0.05  # that a completion may wait for others to be committed with it
+BATCH_SECONDS = 0.05  # that a completion may wait for others
 KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL for a command
 
 
@@ -3236,7 +3247,7 @@ def is_done(row: Optional[Row], shown: Shown) -> bool:
 
 
 class Workers:
-    """The threads that do what is in their queue: after-actions first, for nobody is to find for long what is done.
+    """The threads that do what is in their queue: after-actions first.
 
     A path is busy from when it is handed in until nothing more is to be done with it. `work` gets what a worker takes;
     `worked` is called then.
@@ -3360,7 +3371,7 @@ class Workers:
             running[0].join(0.05)
 
 
-LIMIT_SECONDS = 600.0  # for so long a limit of the server on connections is taken for granted
+LIMIT_SECONDS = 600.0  # for so long a limit on connections is taken for granted
 
 
 class Pool:
@@ -3376,7 +3387,7 @@ class Pool:
         self._config, self._allowed = config, allowed  # asked right before each command that changes something
         self._goes_on = goes_on  # before a listing; raises once there is to be none
         self.habits = Habits()
-        self.trouble: Optional[ServerDown] = None  # why there was no connection at all, the last time one was wanted
+        self.trouble: Optional[ServerDown] = None  # why there was none, the last time one was wanted
         self._changed = threading.Condition()  # over what follows
         self._all: set[FileServer] = set()
         self._idle: list[tuple[FileServer, float]] = []  # and since when
@@ -3479,7 +3490,7 @@ class Pool:
         except BaseException as exc:
             self._drop(server)
             if isinstance(exc, LoginRefused):
-                if not self._all:  # else the login is good, as the others show: what was refused is one more of them
+                if not self._all:  # else the login is good, and one more refused
                     self._refused, self._refused_until = exc, time.monotonic() + self._refusals.next()
             elif hurry is not None:
                 self._hurry = 0.0
@@ -4860,7 +4871,7 @@ def tls_context(setting: str, ca_file: str, verify: bool, cert: str = "", key: s
 MAX_ENTRIES = 2_000_000  # of one poll
 MAX_LISTING = 256 << 20  # bytes of one listing, and of the paths of one poll
 MAX_FOLDERS = 100_000  # of one poll
-MOST_UNREAD = 100  # lines of a listing that are kept though nobody understands them
+MOST_UNREAD = 100  # lines kept that nobody understands
 LARGEST_FILE = 2**63 - 1  # bytes; the ledger's column takes no more
 READ_BUFFER = 256 * 1024  # bytes; larger ones were slower
 NAMES_SERVE = 10.0  # seconds for which a listing answers what is in its folder
@@ -4879,8 +4890,8 @@ SOCKS_ERRORS = (  # from 1, RFC 1928 section 6
 
 
 class Job(NamedTuple):
-    """A file to fetch. `size` is the listed one, `write` gets views that are valid during the call only. With `seen`,
-    the entry listed, the version is looked at after the last byte; `told` takes the exact time that this tells."""
+    """A file to fetch, of the listed size. `write` gets views that are valid during the call only. With `seen`, the
+    entry listed, the version is looked at after the last byte; `told` takes the exact time."""
 
     path: str
     size: int
@@ -4902,7 +4913,7 @@ class Habits:
     def __init__(self) -> None:
         self.zones: set[datetime.timedelta] = set()  # what LIST is ahead of UTC; two: summer and winter
         self.listing = self.question = 0.0  # seconds that the last of each took
-        self.last: dict[str, Listing] = {}  # by folder, for a look at a group: only what changed is read again
+        self.last: dict[str, Listing] = {}  # by folder, for a look at a group
         self.unanswered: set[str] = set()  # commands that got no answer at all
         self.spare_listing = True  # one for a look where only LIST tells; renewed by each poll
         self.open_files = OPEN_FILES  # at once in a pipeline
@@ -4945,8 +4956,8 @@ class Habits:
 
 
 class Listing(list[Entry]):
-    """The entries of a folder, and what each was read from: given back as the `last` one it saves reading the same
-    bytes again, if they are to be `read_as` the same."""
+    """The entries of a folder, and what each was read from: as the `last` one it saves reading the same bytes
+    again, if they are to be `read_as` the same."""
 
     def __init__(self, last: Optional[Listing] = None, *read_as: object) -> None:
         super().__init__()
@@ -4995,6 +5006,11 @@ def same_name(a: str, b: str) -> bool:
     """Whether two paths end in one name, in whatever case and Unicode form."""
     names = (split_path(path.rstrip("/"))[1] for path in (a, b))
     return len({unicodedata.normalize("NFC", name).casefold() for name in names}) == 1
+
+
+def without_name(text: str, path: str) -> str:
+    name = re.escape(split_path(path)[1])
+    return re.sub(rf"\S*(?<!\w){name}(?!\w)\S*", "", text)
 
 
 def normal_path(path: str) -> str:
@@ -5174,7 +5190,7 @@ class FileServer(abc.ABC):
 
     @abc.abstractmethod
     def fetch_many(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
-        """Each with FileGone, FileChanged, FileRefused or None as it ends, in any order: None once it is known that it
+        """Each with FileGone, NotNow, FileRefused or None as it ends, in any order: None once it is known that it
         is still the version listed, or is gone since. Raises ServerDown when the connection is lost (for a look alone
         a new one is made). What write() raises closes it; leaving the loop early may close it."""
 
@@ -5384,7 +5400,7 @@ class FileServer(abc.ABC):
             ):
                 if hasattr(socket, option):  # not on every system
                     sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-            set_linger(sock, False)  # so that nothing is delivered after this process either, however it dies
+            set_linger(sock, False)  # nothing is delivered after this process, however it dies
             return sock
         raise failure
 
@@ -5460,7 +5476,7 @@ class FileServer(abc.ABC):
             if len(secret) >= 6:
                 text = text.replace(secret, "***")
                 continue
-            # Masking all words that a short one is a part of would tell it: only where it stands alone.
+            # Masked within words a short one would be told: only where it stands alone.
             before, after = (r"\w" if end.isalnum() else r"(?!)" for end in (secret[0], secret[-1]))
             text = re.sub(f"(?<!{before}){re.escape(secret)}(?!{after})", "***", text)
         return text
@@ -5522,7 +5538,7 @@ MONTHS = {
     )
     for word in words.split()
 }
-UNIX_KINDS = {"-": "file", "d": "dir", "l": "link"}  # any other letter: a device, a socket, a pipe
+UNIX_KINDS = {"-": "file", "d": "dir", "l": "link"}  # others: devices, sockets, pipes
 DOS_KINDS = {"<DIR>": "dir", "<SYMLINK>": "link", "<SYMLINKD>": "link", "<JUNCTION>": "link"}
 IBM_KINDS = {"*STMF": "file", "*DIR": "dir"}
 UNIX_MODE = re.compile(r"[-dlbcpsDCMP][-rwxsStTlL]{9}[.+@]?(?= )", re.ASCII)
@@ -5812,9 +5828,9 @@ class ListingReader:
 
 MAX_REPLY_LINES = 1000  # of one multi-line FTP reply
 TLS_GOODBYE = 5.0  # seconds to answer the end of a TLS data connection
-EPSV_PATIENCE = 5.0  # seconds for the first data connection, as long as PASV may be the better way
+EPSV_PATIENCE = 5.0  # seconds for the first data connection, until PASV is tried
 NO_COMMAND = ("500", "502", "504")
-# No text says that something is not there; these only tell refusals from one another.
+# No text proves an absence; these only tell refusals apart.
 TOO_MANY = (
     r"(?is)(?!.*(attempt|fail|versuch|tentativ|intento))"  # on logins that were wrong
     r".*(too many|maximum|limit|exceed|zu viele|trop de|demasiad|troppe|te veel|muitas)"
@@ -5883,9 +5899,7 @@ class FtpClient(ftplib.FTP):
             self._arrivals.register(self.sock, select.POLLIN)
         if self._server.scheme == "ftps":
             self.encrypt()
-        self.welcome = self.getresp()
-        while self.welcome.startswith("1"):  # 120: ready in n minutes
-            self.welcome = self.getresp()
+        self.welcome = self._final_reply()  # after 120: ready in n minutes
         return self.welcome
 
     def encrypt(self) -> None:
@@ -5922,6 +5936,13 @@ class FtpClient(ftplib.FTP):
             raise (ServerDown if verdict(reply) == "limit" else LoginRefused)(f"{self._server.label}: {reply}")
         return reply
 
+    def _final_reply(self) -> str:
+        for _ in range(MAX_REPLY_LINES):
+            reply = self.getresp()
+            if not reply.startswith("1"):
+                return reply
+        raise _Broken("replies without an end")
+
     def getmultiline(self) -> str:
         """One whole reply (RFC 959 section 4.2), within about twice the timeout even if it comes in drips."""
         self._deadline = time.monotonic() + self.timeout
@@ -5945,26 +5966,28 @@ class FtpClient(ftplib.FTP):
                 raise _Broken("the server closed the connection")
             if time.monotonic() > self._deadline:
                 raise socket.timeout()
-            self._inbox += piece
-        line, _, self._inbox = self._inbox.partition(b"\n")
+            self._inbox = (self._inbox + piece).lstrip(b"\r\n")  # no line is empty
+        line, _, rest = self._inbox.partition(b"\n")
+        self._inbox = rest.lstrip(b"\r\n")
         return line.rstrip(b"\r").decode("latin-1")
 
     def quiet(self) -> bool:
         """Whether nothing came unasked: no `421 idle too long`, no end of the connection."""
         held = self._inbox or (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending())
         if self._arrivals is not None and not held and not self._arrivals.poll(0):
-            return True  # before each command: at a third of what follows
+            return True  # at a third of what follows
         try:
             self.sock.settimeout(0)
             try:
-                self._inbox += self.sock.recv(4096)
+                piece = self.sock.recv(4096)
             finally:
                 self.sock.settimeout(self.timeout)
+            self._inbox = (self._inbox + piece).lstrip(b"\r\n")
+            return bool(piece) and not self._inbox
         except (BlockingIOError, ssl.SSLWantReadError):
             return not self._inbox
         except OSError:
-            pass
-        return False
+            return False
 
     def _speaks_before(self, other: socket.socket) -> bool:
         """Waits until one of the two has something to read."""
@@ -5981,8 +6004,8 @@ class FtpClient(ftplib.FTP):
     # -- data connections
 
     def makepasv(self) -> tuple[str, int]:
-        """EPSV (RFC 2428), which no middlebox rewrites, else PASV, whose host may be behind a NAT, or a trap: it is the
-        control connection's."""
+        """EPSV (RFC 2428), which no middlebox rewrites, else PASV, whose host may be a trap: it is the control
+        connection's."""
         with contextlib.suppress(ftplib.Error, ValueError):
             if self._epsv:
                 return self._at(ftplib.parse229(self.sendcmd("EPSV"), self._peer)[1])
@@ -6000,8 +6023,7 @@ class FtpClient(ftplib.FTP):
     def ntransfercmd(self, cmd: str, rest: object = None) -> tuple[socket.socket, Optional[int]]:
         """Raises error_reply if the server refuses, _Broken.
 
-        The command travels while the connection is made. Only the first one is made before: as long as EPSV may lead
-        nowhere PASV can still be tried."""
+        The command travels while the connection is made. Only the first one is made before: EPSV may lead nowhere."""
         conn, self.asked = None, False
         try:
             while conn is None:
@@ -6090,7 +6112,7 @@ class FtpClient(ftplib.FTP):
                 conn.settimeout(min(TLS_GOODBYE, self.timeout))
                 conn.unwrap()
         self._server._discard(conn)
-        return self.getresp()
+        return self._final_reply()
 
 
 def is_end(error: OSError) -> bool:
@@ -6336,8 +6358,7 @@ class FtpServer(FileServer):
             return False
 
     def _without_name(self, reply: str, path: str) -> str:
-        name = re.escape(self._wire(split_path(path)[1]))
-        return reply[:3] + re.sub(rf"\S*(?<!\w){name}(?!\w)\S*", "", reply[3:1000])
+        return reply[:3] + without_name(reply[3:1000], self._wire(path))
 
     # -- what a FileServer does
 
@@ -6380,7 +6401,7 @@ class FtpServer(FileServer):
             self.habits.listing, self.habits.last = time.monotonic() - started, {path: entries}
             return entries
         said = [self._without_name(reply, path) for reply in refusals if verdict(reply) != "unknown"]
-        if said and re.search(NO_FILES, said[-1]) and not re.search(RIGHTS, self._text(said[-1])):
+        if said and not self.unread and re.search(NO_FILES, said[-1]) and not re.search(RIGHTS, self._text(said[-1])):
             return Listing()  # some servers say so of an empty folder; CWD has shown it
         raise FileRefused(f"{folder}: {'; '.join(refusals)}")
 
@@ -6400,6 +6421,8 @@ class FtpServer(FileServer):
             )
         if "failed to open directory" in reply:  # vsftpd: 226, although it could not read the folder
             raise ftplib.error_reply(reply)
+        if command == "MLSD" and command not in self._looker.yes and reader.unread and not reader.entries:
+            raise ftplib.error_reply(f"MLSD is not understood, e.g. {reader.unread[0][:200]!r}")
         return reader.listing(folder)
 
     def _read_listing(self, conn: socket.socket, mlsd: bool, last: Optional[Listing] = None) -> ListingReader:
@@ -6426,7 +6449,10 @@ class FtpServer(FileServer):
         now = now or self._siblings(path).get(split_path(path)[1])
         if now is None:
             return None
-        if told is not None:
+        if told is None and "=" in seen.mtime:
+            told = self._looker.timed(path, now.size)
+            now = (told and self._looker.joined(now, told)) or now
+        elif told is not None:
             self._looker.joined(now, told)
         return now.kind == seen.kind and bool(same_version(seen, now, self.habits.zones))
 
@@ -6521,14 +6547,14 @@ class FtpServer(FileServer):
             return self._ftp.transfercmd(line)
 
     def _received(self, conn: socket.socket, job: Job) -> int:
-        """The bytes that came. TLS gives 16 KiB at a time: gathered, but a slow line is not to seem to stand still."""
+        """The bytes that came. TLS gives 16 KiB at a time: gathered, unless the line is slow."""
         got, filled, buffer, last = 0, 0, self._buffer, time.monotonic()
         while True:
             count = self._ftp.read(conn, buffer[filled:])
             got += count
             filled += count
             if got > job.size:
-                self.close()  # rather than wait for the end of what is on its way
+                self.close()  # not to wait for what is on its way
                 raise FileChanged(f"{job.path}: more than the {job.size} bytes listed")
             now = time.monotonic()
             if filled > len(buffer) // 2 or not count or now - last > 0.05:
@@ -6633,7 +6659,7 @@ MAX_MESSAGE = 4 << 20  # bytes of one SFTP message; more is not SFTP
 LARGEST_PACKET = SSH_PACKET + 4096  # of SSH, with padding and MAC
 MOST_GREETING = 65_536  # bytes before the SSH handshake
 MOST_STDERR = 1 << 20  # bytes of what nobody reads
-# The best first, whichever paramiko is installed; nothing that MUST NOT or SHOULD NOT be used by RFC 9142 and RFC 8332.
+# The best first; nothing that MUST NOT or SHOULD NOT be used by RFC 9142 and RFC 8332.
 SSH_ALGORITHMS = {
     "kex": (
         "mlkem768x25519-sha256",
@@ -7023,7 +7049,7 @@ class SftpPipeline:
                 self._hungry.popleft()
                 continue
             if file.asked - file.written >= IN_FLIGHT:
-                return  # much has come early: wait for the piece that is late
+                return  # wait for the piece that is late
             self._read(file, file.asked, length)
             file.asked += length
             if length > file.job.size and file.job.seen is not None:
@@ -7115,9 +7141,10 @@ class SftpPipeline:
         job, problem = file.job, file.problem
         now = fields.entry(job.path, b"-rw-------") if kind == ATTRS else None
         same = now and now.kind == "file" and job.seen and same_version(job.seen, now)
+        timed = now and job.seen and (now.mtime or not job.seen.mtime)
         another = FileChanged(f"{job.path}: another version than the one listed") if now and not same else None
         if asked == FSTAT:
-            if same and file.whole:
+            if same and timed and file.whole:
                 self._close(file)
             elif file.whole:  # else it came before the end, and is asked for again
                 file.problem = another
@@ -7125,13 +7152,18 @@ class SftpPipeline:
             return
         error: Optional[Error] = problem or another
         if kind != ATTRS and isinstance(_status_error(job.path, kind, fields), FileGone):
-            error = None if file.whole else FileGone(str(problem))
+            error = problem and FileGone(str(problem))
         elif same:
             error = None if file.whole else FileRefused(f"{problem}, which is what it still lists")
         # Some servers give a file once, and refuse to be asked about it: then the size decides.
         self._close(file, error)
 
     def _close(self, file: _Download, error: Optional[Error] = None) -> None:
+        path = file.job.path
+        if isinstance(error, FileRefused) and re.search(
+            rf"{IN_USE}|status 17\)", without_name(str(error)[len(path) :], path)
+        ):
+            error = NotNow(str(error))
         file.ended = True
         self._open -= 1
         self.fetched.discard(file)
@@ -7184,7 +7216,7 @@ class SftpServer(FileServer):
         channel.invoke_subsystem("sftp")  # no limit but the watchdog of connect()
         session = SftpSession(channel, (OSError, EOFError, paramiko.SSHException), transport.get_exception)
         session.start()
-        self._session = session
+        self._session, self._yes = session, set[int]()  # questions that were answered so
 
     def _private_key(self) -> Any:
         """Raises ConfigError; a passphrase never shows in it."""
@@ -7381,10 +7413,7 @@ class SftpServer(FileServer):
         entries.prune_lines()
         self.unread = []
         for name in vague:
-            entry = None
-            if is_plain_name(name):
-                kind, fields = self._ask(STAT, posixpath.join(folder, name))
-                entry = fields.entry(name) if kind == ATTRS else None
+            entry = self._stat(STAT, posixpath.join(folder, name))[1] if is_plain_name(name) else None
             if entry is not None:
                 entries.append(entry)
             elif len(self.unread) <= MOST_UNREAD:
@@ -7398,17 +7427,24 @@ class SftpServer(FileServer):
 
     @conversation("looking at")
     def same(self, path: str, seen: Entry) -> Optional[bool]:
-        kind, fields = self._ask(LSTAT, path)
-        if kind != ATTRS and isinstance(_status_error(path, kind, fields), FileGone):
+        there, now = self._stat(LSTAT, path)
+        if there is False:
             return None
-        now = (fields.entry(path) if kind == ATTRS else None) or self._siblings(path).get(split_path(path)[1])
+        if now is None or now.kind != seen.kind or (seen.mtime and not now.mtime):  # a listing may follow links
+            now = self._siblings(path).get(split_path(path)[1])
         return None if now is None else now.kind == seen.kind and bool(same_version(now, seen))
 
     def _there(self, path: str) -> Optional[bool]:
-        kind, fields = self._ask(LSTAT, path)
+        return self._stat(LSTAT, path)[0]
+
+    def _stat(self, question: int, path: str) -> tuple[Optional[bool], Optional[Entry]]:
+        """_there(), and what it is. A no counts after a yes on this connection."""
+        kind, fields = self._ask(question, path)
         if kind == ATTRS:
-            return True
-        return False if isinstance(_status_error(path, kind, fields), FileGone) else None
+            self._yes.add(question)
+            return True, fields.entry(split_path(path)[1])
+        gone = isinstance(_status_error(path, kind, fields), FileGone)
+        return False if gone and question in self._yes else None, None
 
     def fetch_many(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:
         pipeline, left, most = None, list(jobs), self.habits.open_files
@@ -7439,15 +7475,14 @@ class SftpServer(FileServer):
         self._do(folder, MKDIR, self._name(folder) + b"\0\0\0\0")
 
     def _is_folder(self, path: str) -> bool:
-        kind, fields = self._ask(STAT, path)  # a link to a folder will do
-        entry = fields.entry(path) if kind == ATTRS else None
-        if kind != ATTRS or entry is not None:
+        there, entry = self._stat(STAT, path)  # a link to a folder will do
+        if not there or entry is not None:
             return entry is not None and entry.kind == "dir"
-        kind, fields = self._ask(OPENDIR, path)  # there are servers whose STAT tells no kind
+        kind, fields = self._ask(OPENDIR, path)  # STAT may tell no kind
         if kind != HANDLE:
             return False
         handle = fields.handle()
-        kind, fields = self._talk().call(READDIR, handle)  # and such that open whatever they are told to
+        kind, fields = self._talk().call(READDIR, handle)  # some open whatever they are told to
         self._talk().call(CLOSE, handle)
         return kind == NAME or isinstance(_status_error(path, kind, fields), _EndOfFile)
 
@@ -7478,7 +7513,7 @@ SPECIAL: dict[str, Callable[[str], bool]] = {  # asked for by patterns of their 
     "hidden": lambda name: name.startswith("."),
     "temporary": lambda name: name.lower().endswith(TEMPORARY),
 }
-EXPRESSION = "re:"  # before a pattern that is a regular expression and no glob
+EXPRESSION = "re:"  # before a regular expression
 
 
 def glob_fits(name: str, glob: str) -> bool:
@@ -7509,7 +7544,7 @@ def as_glob(pattern: str) -> str:
 
 
 class Patterns:
-    """What `pattern` and `exclude` say of a path below the polled folder, and limits of age and size of a file."""
+    """What `pattern`, `exclude`, and limits of age and size say of a file."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -7574,7 +7609,7 @@ class Companions:
         self._there: dict[str, Found] = {}  # ... and the companions in it
         self._needed: dict[str, dict[str, Entry]] = {}  # by companion: the listed files that need it
         self._wrong: dict[str, Seal] = {}  # of files that are not what their companion says
-        self.renewed: set[str] = set()  # those of them whose companion is another one by now
+        self.renewed: set[str] = set()  # those whose companion is another one by now
         self._gone: set[str] = set()  # removed files, which that listing may show
         self._claimed: dict[str, Beside] = {}  # by file: as they were at the claim
 
@@ -7768,7 +7803,7 @@ Above = list[tuple[set[str], Listing]]  # of each folder on the way: the folders
 
 def repeats(folders: set[str], entries: Listing, above: Above) -> bool:
     """Whether a folder shows one above it once more, as a link to `..` that is listed as a folder does: the same
-    folders, and a common file; without any files, the same folders three times over. A single folder without files may
+    folders, and a common file; without any files, the same three times over. A single folder may
     well contain one of its name: that ends by its depth."""
     alike = [others for names, others in above if folders and names == folders]
     files = {entry for entry in entries if entry.kind == "file"} if alike else set()

@@ -579,7 +579,7 @@ class SftpSession:
 
     def __init__(self, host: SftpHost, channel: Any) -> None:
         self.host, self.channel = host, channel
-        self.listed = False
+        self.listed, self.folder = False, "/in"
         self.number = self.offset = self.length = 0
 
     def raw(self, message: bytes) -> None:
@@ -635,14 +635,17 @@ class SftpSession:
         host, name = self.host, argument[len("/in/") :]
         exists = name in host.files or argument in ("/in", "/in/done", ".")
         if verb == "OPENDIR":
-            self.listed = False
+            self.listed, self.folder = False, argument
             self.answer(102, string(b"folder"))
         elif verb == "READDIR" and self.listed:
             self.status(1)
         elif verb == "READDIR":
             self.listed = True
+            below = "done/" if self.folder == "/in/done" else ""
             found = [
-                (name.encode("latin-1"), self.attributes(f"/in/{name}")) for name in list(host.files) if "/" not in name
+                (name[len(below) :].encode("latin-1"), self.attributes(f"/in/{name}"))
+                for name in list(host.files)
+                if name.startswith(below) and "/" not in name[len(below) :]
             ]
             self.names([(b".", struct.pack(">II", 4, 0o040755)), *found, *host.entries])
         elif verb == "CLOSE":

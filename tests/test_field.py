@@ -283,6 +283,22 @@ def repeated_with_growing_pauses_kept(tmp_path: Path, behaviour: Behaviour) -> N
     assert pauses[2] >= 0.4 and pauses[3] >= 0.8, pauses
 
 
+def repeated_though_removed(tmp_path: Path, behaviour: Behaviour, host: Host, after: str) -> None:
+    with host:
+        behaviour(host)
+        with Site(tmp_path, host.settings, "handler", after=after, retry_delay=0.4) as site:
+            said = [site.wait("not_now", number, error=ftpcoord.UNSTEADY)["retry_in"] for number in (1, 2)]
+            assert said == [0.8, 1.6] and len(site.handled) <= 5 and host.files["a"] == b"1"
+
+
+def repeated_though_deleted(tmp_path: Path, behaviour: Behaviour) -> None:
+    repeated_though_removed(tmp_path, behaviour, FtpHost({"a": b"1"}), "delete")
+
+
+def repeated_though_moved(tmp_path: Path, behaviour: Behaviour) -> None:
+    repeated_though_removed(tmp_path, behaviour, SftpHost({"a": b"1"}), "move:done")
+
+
 def moved_under_its_own_name(tmp_path: Path, behaviour: Behaviour) -> None:
     with FtpHost(files={"[a].csv": b"1", "done/other": b"2"}) as host:
         host.folders.add("/in/done")
@@ -761,6 +777,18 @@ TABLE += [
         {"a file is touched again and again within the minute that LIST shows": listed_by_lines},
         "what is kept is not repeated without growing pauses and a word",
         repeated_with_growing_pauses_kept,
+    ),
+]
+TABLE += [
+    (
+        {"DELE is answered yes, and the file stays": always("DELE", reply("250 gone"))},
+        "it is not handled without growing pauses and a word",
+        repeated_though_deleted,
+    ),
+    (
+        {"RENAME is answered yes, and the file stays": always("RENAME", hostile.status(0))},
+        "it is not handled without growing pauses and a word",
+        repeated_though_moved,
     ),
 ]
 CASES = [Case(name, behaviour, must, run) for lines, must, run in TABLE for name, behaviour in lines.items()]

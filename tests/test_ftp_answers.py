@@ -503,6 +503,23 @@ def test_where_mlsd_is_refused_list_is_tried_and_what_it_shows_is_there(said: st
 
 
 @pytest.mark.parametrize(
+    "line", ["modify=20240112101530; a", "type=file;modify=20240112101530; a", "size=1;modify=20240112101530; a", " a"]
+)
+def test_where_nobody_understands_mlsd_list_is_tried(line: str) -> None:
+    with FtpHost(files={"a": b"1"}) as host:
+        host.on("MLSD", hostile.content(line.encode() + b"\r\n"), times=None)
+        with connected(host) as server:
+            with pytest.raises(ftpcoord.FileRefused, match="not understood"):
+                host.on("LIST", reply("550 No files found"))
+                server.list("/in")
+            host.on(
+                "LIST", hostile.content(b"-rw-r--r--    1 0        0               1 Jan 12  2024 a\r\n"), times=None
+            )
+            assert names(server) == names(server) == ["a"]
+            assert len(host.said("MLSD")) == 2, "not again on this connection"
+
+
+@pytest.mark.parametrize(
     "said",
     [
         "550 no",
@@ -746,6 +763,40 @@ def test_a_reply_that_comes_twice_is_none_to_the_next_command(verb: str, mlsd: b
             server.exact("/in/a", listed["a"])
             with pytest.raises(ftpcoord.FileRefused):
                 server.delete("/in/a")
+
+
+@pytest.mark.parametrize("verb", ["RETR", "MLSD"])
+def test_a_further_preliminary_reply_does_not_end_a_transfer(verb: str) -> None:
+    def act(session: FtpSession, argument: str) -> None:
+        session.say("125 about to")
+        getattr(session, f"on_{verb.lower()}")(argument)
+
+    with FtpHost({"a": b"1"}) as host, connected(host) as server:
+        host.on(verb, act, times=None)
+        assert names(server) == ["a"]
+        fetch(server, "/in/a", 1, bytes)
+        assert host.sessions == 1
+        host.behave()
+        host.on("MLSD", answers("150 here", b"", "150 still here\r\n" * 5000))
+        with pytest.raises(ftpcoord.ServerDown, match="without an end"):
+            server.list("/in")
+
+
+@pytest.mark.parametrize("form", ["\r\n{}", "{}\r\n"], ids=["before", "behind"])
+def test_empty_lines_around_replies_say_nothing(form: str) -> None:
+    class Session(FtpSession):
+        def say(self, text: str) -> None:
+            super().say(form.format(text))
+            time.sleep(0.002)  # so that some come before the next command, some with its reply
+
+    with FtpHost({"a": b"1"}) as host:
+        host.session = lambda sock: Session(host, sock).run()
+        with connected(host) as server:
+            assert names(server) == ["a"]
+            fetch(server, "/in/a", 1, bytes)
+            assert not server.exists("/in/b")
+            server.delete("/in/a")
+            assert host.sessions == 1 and not host.files
 
 
 def test_replies_without_an_end_that_nobody_asked_for_end_the_connection() -> None:

@@ -402,6 +402,38 @@ def test_an_existing_folder_that_stat_tells_no_kind_of_is_not_made_again() -> No
 
 
 @pytest.mark.parametrize("action", ["delete", "move:done"])
+def test_a_server_whose_lstat_never_says_yes_is_not_believed_its_no(action: str) -> None:
+    with SftpHost({"a": b"1", "done/a": b"yesterday's"}) as host, contextlib.closing(open_sftp(host)) as server:
+        host.on("LSTAT", hostile.status(2), times=None)
+        listed = server.list("/in")[0]
+        assert server.same("/in/a", listed) and server.same("/in/b", listed) is None
+        server.put_away("/in/a", action)
+        assert host.files.pop("done/a") == b"yesterday's"
+        assert list(host.files) == ([] if action == "delete" else ["done/a.1"])
+
+
+@pytest.mark.parametrize("verb", ["OPEN", "READ"])
+@pytest.mark.parametrize(
+    ("code", "said", "counts"),
+    [
+        (4, b"The process cannot access the file because it is being used by another process.", False),
+        (3, b"a is locked", False),
+        (17, b"no", False),  # SSH_FX_LOCK_CONFLICT of later versions
+        (3, b"busy: no", True),  # the file's name
+        (3, b"no", True),
+    ],
+)
+def test_a_file_in_use_is_not_now(verb: str, code: int, said: bytes, counts: bool) -> None:
+    with SftpHost({"busy": b"1"}) as host, contextlib.closing(open_sftp(host)) as server:
+        host.on(verb, hostile.status(code, said), times=2)
+        job = ftpcoord.Job("/in/busy", 1, bytes)
+        ((_, error),) = server.fetch_many([job])
+        assert isinstance(error, ftpcoord.FileRefused if counts else ftpcoord.NotNow), error
+        host.behave()
+        assert list(server.fetch_many([job])) == [(job, None)]
+
+
+@pytest.mark.parametrize("action", ["delete", "move:done"])
 def test_what_is_there_is_not_put_away_by_a_refusal_that_calls_it_gone(action: str) -> None:
     with SftpHost({"a": b"1"}) as host, contextlib.closing(open_sftp(host)) as server:
         host.on("REMOVE", hostile.status(2), times=None)

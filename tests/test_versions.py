@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import struct
 import threading
 import time
 from pathlib import Path
@@ -211,6 +212,47 @@ def test_a_file_that_is_gone_after_a_whole_fetch_was_had(tmp_path: Path, kind: s
             assert site.wait("file_done", path="/in/a")["attempt"] == 1 and not site.all("file_failed")
 
 
+def overwritten_while_it_is_read(host: SftpHost) -> None:
+    def read(session: Any, path: str) -> None:
+        session.behave("READ", path, b"")
+        host.put("a", NEW, 7200)
+
+    host.on("READ", read)
+
+
+def without_times(session: Any, path: str) -> None:
+    size = len(session.host.files.get(path[len("/in/") :], b""))
+    there = path[len("/in/") :] in session.host.files
+    session.answer(105, struct.pack(">IQI", 1 | 4, size, 0o100644)) if there else session.status(2)
+
+
+@DELIVERIES
+def test_an_fstat_that_tells_no_time_proves_no_version(tmp_path: Path, delivery: str) -> None:
+    with SftpHost({"a": OLD}) as host:
+        host.on("FSTAT", without_times, times=None)
+        overwritten_while_it_is_read(host)
+        with Site(tmp_path, host.settings, delivery) as site:
+            site.arrive({"a": NEW})
+
+
+@DELIVERIES
+def test_what_was_overwritten_while_it_was_read_was_not_had_though_it_is_gone_since(
+    tmp_path: Path, delivery: str
+) -> None:
+    with SftpHost({"a": OLD}) as host:
+        overwritten_while_it_is_read(host)
+
+        def gone(session: Any, path: str) -> None:
+            host.files.pop("a", None)
+            session.status(2)
+
+        host.on("LSTAT", gone)
+        with Site(tmp_path, host.settings, delivery) as site:
+            wait_for(lambda: host.said("LSTAT"), PATIENCE)
+            site.polls()
+            assert not site.delivered() and not site.all("file_done")
+
+
 @pytest.mark.parametrize("kind", ["sftp", "mlsd", "mdtm"])
 @DELIVERIES
 def test_a_connection_that_is_lost_between_fetch_and_look_is_replaced_for_the_look_alone(
@@ -305,6 +347,59 @@ def test_a_version_that_arrives_while_the_last_one_is_handled_is_handled_too_als
             assert [(content, attempt) for _, content, attempt in site.handled] == [(OLD, 1), (NEW, 1)]
             site.polls()
             assert len(site.handled) == 2
+
+
+@pytest.mark.parametrize("tells", ["MDTM and no SIZE", "SFTP, and no time in LSTAT"])
+def test_a_new_version_is_not_deleted_where_not_all_of_it_can_be_asked_for(tmp_path: Path, tells: str) -> None:
+    with a_host("sftp" if "SFTP" in tells else "mdtm", {"a": OLD}) as host:
+        host.on("SIZE", reply("502 no"), times=None)
+        for question in ("LSTAT", "STAT", "FSTAT"):
+            host.on(question, without_times, times=None)
+
+        class Slow(Site):
+            def receive(self, file: ftpcoord.File) -> None:
+                super().receive(file)
+                if len(self.handled) == 1:
+                    host.put("a", NEW, seconds=20)
+
+        with Slow(tmp_path, host.settings, "handler", after="delete") as site:
+            wait_for(lambda: not host.files, PATIENCE, "\n".join(site.log[-20:]))
+            assert [content for _, content, _ in site.handled] == [OLD, NEW]
+
+
+@pytest.mark.parametrize("after", ["delete", "move:done"])
+def test_what_is_listed_as_a_file_is_put_away_though_lstat_calls_it_a_link(tmp_path: Path, after: str) -> None:
+    with SftpHost({"a": OLD}) as host:
+
+        def link(session: Any, path: str) -> None:
+            if path == "/in/a" and "a" in host.files:
+                session.answer(105, hostile.attributes(5, mode=0o120777))
+            else:
+                session.behave("LSTAT", path, b"")
+
+        host.on("LSTAT", link, times=None)
+        with Site(tmp_path, host.settings, "handler", after=after) as site:
+            wait_for(lambda: "a" not in host.files, PATIENCE, "\n".join(site.log[-20:]))
+            assert site.handled == [("a", OLD, 1)] and not site.all("file_kept")
+
+
+def test_a_new_version_of_the_day_is_found_where_lines_show_days_alone(tmp_path: Path) -> None:
+    class Days(FtpHost):
+        def line(self, name: str, content: bytes, when: datetime.datetime) -> bytes:
+            return f"-rw-r--r-- 1 0 0 {len(content)} {when:%b %d  %Y} {name}".encode()
+
+    now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
+    noon = now.replace(hour=12, minute=0, second=0)  # lines of both versions are of one day
+    with Days({"a": OLD}, mlsd=False) as host:
+        host.times["a"] = min(noon, now) - datetime.timedelta(minutes=min(60, now.hour * 60 + now.minute))
+        with Site(tmp_path, host.settings, "handler") as site:
+            site.state("a", "done")
+            asked = len(host.said("MDTM"))
+            wait_for(lambda: len(host.said("MDTM")) > asked, PATIENCE)
+            site.polls()
+            host.files["a"], host.times["a"] = NEW, host.times["a"] + datetime.timedelta(seconds=1)
+            wait_for(lambda: len(site.handled) == 2, PATIENCE, "\n".join(site.log[-20:]))
+            assert site.handled == [("a", OLD, 1), ("a", NEW, 1)]
 
 
 @pytest.mark.parametrize("kind", ["sftp", "mlsd", "mdtm", "list"])
