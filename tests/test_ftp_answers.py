@@ -919,6 +919,34 @@ def test_a_listing_that_is_cut_in_the_middle_with_a_final_yes_forgets_nothing(ce
             assert len(names(server)) == 300
 
 
+class Upgraded(FtpsHost):
+    """TLS from AUTH on; `text_behind` comes with the answer to that."""
+
+    scheme = "ftpes"
+    text_behind = ""
+
+    def session(self, sock: socket.socket) -> None:
+        self.on("AUTH", self.upgrade, times=None)
+        FtpSession(self, sock).run()
+
+    def upgrade(self, session: FtpSession, argument: str) -> None:
+        session.sock.sendall(f"234 go on\r\n{self.text_behind}".encode())
+        with self.context.wrap_socket(session.sock, server_side=True) as wrapped:
+            self.on("GREETING", hostile.nothing)
+            FtpsSession(self, wrapped).run()
+        raise hostile.Gone
+
+
+@pytest.mark.parametrize("text", ["230 you are in\r\n", "211-the rest is under TLS\r\n"], ids=["whole", "begun"])
+def test_what_somebody_in_between_says_before_the_handshake_ends_the_connection(certificate: Path, text: str) -> None:
+    with Upgraded(certificate, {"a": b"1"}) as host:
+        with connected(host) as server:
+            assert names(server) == ["a"]
+        host.text_behind = text
+        with pytest.raises(ftpcoord.ServerDown, match="in the clear"), connected(host):
+            pass
+
+
 @pytest.mark.parametrize("early", [True, False], ids=["before the handshake", "after the 150"])
 def test_a_file_that_is_refused_under_tls_is_refused_and_not_a_broken_connection(
     certificate: Path, early: bool

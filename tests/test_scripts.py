@@ -227,6 +227,18 @@ def test_a_stop_before_the_start_or_from_the_work_itself_waits_for_nobody(tmp_pa
     assert time.monotonic() - began < PATIENCE
 
 
+def test_work_that_ends_before_its_lease_gives_it_up_and_the_next_one_is_new(tmp_path: Path) -> None:
+    """The same lease again would let work begin twice under one term."""
+    with coordinator(tmp_path) as member:
+        terms = []
+        for lease in member.leases():
+            assert lease.valid()
+            terms.append(lease.term)
+            if len(terms) == 3:
+                break
+    assert terms == [1, 2, 3]
+
+
 def test_a_handler_that_would_not_be_registered_is_an_error(tmp_path: Path) -> None:
     listener = ftpcoord.Listener(url="ftp://me@h/", database=f"sqlite:///{tmp_path / 'c.db'}", download_dir="x")
     with pytest.raises(ftpcoord.ConfigError, match=r"on_file\(\)"):
