@@ -1096,6 +1096,8 @@ def same_version(a: Shown, b: Shown, zones: Iterable[datetime.timedelta] = ()) -
         return True
     if exact_a and exact_b:
         return exact_a[: len(exact_b)] == exact_b[: len(exact_a)]
+    if not line_b and exact_b.startswith(line_a):
+        return True
     lines = [(line_a, line_b)] if line_a and line_b else []
     if exact_a or exact_b:
         line = line_b if exact_a else line_a
@@ -1315,8 +1317,8 @@ class Ledger:
 
     def claimed(self, work: Work) -> Row:
         entry, failures = work.found.entry, work.known.failures if work.known else 0
-        row = Row(work.path, entry.size, entry.mtime, "claimed", self.lease.term, work.attempts + 1, failures)
-        return row._replace(marks=work.marks)
+        row = work.path, entry.size, entry.mtime, "claimed", self.lease.term, work.attempts + 1, failures
+        return Row(*row, marks=work.marks)
 
     def change(
         self, old: Row, new: Optional[Row], delay: Optional[float] = None, outcome: Optional[Outcome] = None
@@ -1732,8 +1734,10 @@ class Poller:
         try:
             for item in items:
                 if not item.ended:
-                    with self._failing(item):
-                        item.copy = self.workplace.create(item.work.found, private=item.work.marks.delivered)
+                    try:
+                        item.copy = self.workplace.create(item.work.found, private=item.row.marks.delivered)
+                    except Exception as exc:
+                        self._fail(item, exc)
             with contextlib.closing(self._fetch([item for item in items if not item.ended])) as come:
                 for part in in_parts(come, BATCH_SECONDS):
                     self._land(part)
@@ -1843,19 +1847,23 @@ class Poller:
     def _land(self, items: Sequence[Item]) -> None:
         """Steps 4 to 7, each for all of them: one wait for the disk serves many."""
         for item in items:
-            with self._failing(item):
+            try:
                 item.copy.close(durable=bool(self.config.download_dir))
                 self.lease.check()
-                if not item.work.marks.delivered:
+                if not item.row.marks.delivered:
                     # Only a death can have left its name: a file of this name may have come from another folder.
                     died = item.work.old is not None and item.work.old.state == "claimed"
                     self.workplace.name(item.copy, item.work.found, died or not self.config.folders)
+            except Exception as exc:
+                self._fail(item, exc)
         durable: set[Path] = set()
         for item in items:
             if not item.ended:
-                with self._failing(item):
+                try:
                     self.workplace.sync(item.copy, durable)
                     self._handle(item)
+                except Exception as exc:
+                    self._fail(item, exc)
         finished = [item for item in items if not item.ended]
         if finished:
             self._done(finished)
@@ -1894,14 +1902,6 @@ class Poller:
                 self.stats.done(row, time.monotonic() - item.started)
             else:
                 self._not_kept(item.row, row)
-
-    @contextlib.contextmanager
-    def _failing(self, item: Item) -> Iterator[None]:
-        """What goes wrong with a file is its own; the others of its group go on."""
-        try:
-            yield
-        except Exception as exc:
-            self._fail(item, exc)
 
     def _fail(self, item: Item, exc: Exception) -> None:
         """A claimed file is not done: it is failed, and due again after a pause; or quarantined, when that was its own
@@ -2217,8 +2217,8 @@ def epoch_seconds(mtime: str) -> Optional[float]:
     line, exact = times_of(mtime)
     seconds, point, fraction = (exact or line).partition(".")
     with contextlib.suppress(ValueError):
-        moment = datetime.datetime.fromisoformat(seconds).replace(tzinfo=datetime.timezone.utc)
-        return moment.timestamp() + float(f"0{point}{fraction}")
+        moment = datetime.datetime.fromisoformat(seconds).replace(tzinfo=None)
+        return (moment - EPOCH).total_seconds() + float(f"0{point}{fraction}")
     return None
 
 
@@ -2246,6 +2246,8 @@ def may_still_run(mtime: str) -> bool:
 
 def zone_between(line: str, exact: str) -> Optional[datetime.timedelta]:
     """What a line of LIST with minutes is ahead of the exact time of the same file; None if that cannot be a zone."""
+    if line[:MINUTE] == exact[:MINUTE]:
+        return UTC
     utc = datetime.datetime.fromisoformat(exact[:MINUTE])
     ahead = datetime.datetime.fromisoformat(line[:MINUTE]) - utc
     if abs(ahead) > MOST_AHEAD:  # a guessed year is most often one too early
@@ -2706,6 +2708,8 @@ def marks_in(text: str) -> tuple[Marks, str]:
 
 def error_text(row: Row) -> str:
     """The ledger's error, as marks_in() reads it."""
+    if not (row.error or any(row.marks)):
+        return ""
     ended, later = f"its process ended {row.marks.deaths} times; ", f"{LATER}{row.marks.later}; "
     texts = (UNLISTED, "gone; ", "delivered; ", ended, later)
     begin = ": " if row.error and any(marks_in(f"{row.error} ")[0]) else ""  # words that would be read as marks
@@ -3236,9 +3240,9 @@ def in_parts(items: Iterable[Item], seconds: float) -> Iterator[list[Item]]:
 
 def is_suspect(task: Task) -> bool:
     """Whether the process ended twice with this version in work: the next time counts, so it must be its own."""
-    if isinstance(task, Row):
+    if isinstance(task, Row) or not task.old:
         return False
-    died = task.known is not None and task.known.state == "claimed" and task.attempts > 0
+    died = task.attempts > 0 and task.old.state == "claimed"
     return task.marks.deaths + died >= 2
 
 
@@ -5560,20 +5564,19 @@ IBM_LINE = re.compile(
 )
 TOTAL_LINE = re.compile(r"(total|totale|totaal|insgesamt|gesamt) \d+", re.ASCII | re.IGNORECASE)
 DIGITS = re.compile(r"\d{1,19}", re.ASCII)
-MLS_TIME = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)(\.\d{1,9})?", re.ASCII)
+MLS_TIME = re.compile(r"\d{14}(\.\d{1,9})?", re.ASCII)
 
 
 def iso_time(text: str) -> str:
     """YYYYMMDDHHMMSS[.F], a UTC time (RFC 3659 section 2.3), as ISO text; "" if it is none."""
-    match = MLS_TIME.fullmatch(text)
-    if not match:
+    if not MLS_TIME.fullmatch(text):
         return ""
-    year, month, day, hour, minute, second, fraction = match.groups(default="")
+    iso = f"{text[:4]}-{text[4:6]}-{text[6:8]}T{text[8:10]}:{text[10:12]}:{text[12:]}"
     try:
-        datetime.datetime(int(year), int(month), int(day), int(hour), int(minute), int(second) - (second == "60"))
+        datetime.datetime.fromisoformat(iso[:SECOND].removesuffix(":60"))
     except ValueError:
         return ""
-    return f"{year}-{month}-{day}T{hour}:{minute}:{second}{fraction}"
+    return iso
 
 
 def parse_mlsd_line(line: str) -> Optional[Entry]:
@@ -5948,7 +5951,7 @@ class FtpClient(ftplib.FTP):
         self._deadline = time.monotonic() + self.timeout
         lines = [self.getline()]
         code, more = lines[0][:3], lines[0][3:4] == "-"
-        if not DIGITS.fullmatch(code) or len(code) != 3:
+        if not code.isdecimal() or len(code) != 3:
             raise _Broken(f"not an FTP reply: {lines[0][:80]!r}")
         while more:
             if len(lines) == MAX_REPLY_LINES:
@@ -6184,12 +6187,12 @@ class Looker:
             zone = zone_between(line, exact)
             if zone is None:
                 return None
-            if len(zones | {zone}) > 2:
+            if zone not in zones and len(zones) > 1:
                 zones.clear()
             zones.add(zone)
         elif line not in (_moved(exact, days * MOST_AHEAD)[:10] for days in (-1, 0, 1)):
             return None
-        seconds = f"{epoch_seconds(exact[:SECOND]):.0f}"
+        seconds = f"{(datetime.datetime.fromisoformat(exact[:SECOND]) - EPOCH).total_seconds():.0f}"
         joined = seen._replace(size=told.size, mtime=f"{line[:SECOND]}={seconds}")
         return joined if EPOCH_SECONDS.fullmatch(seconds) else None
 
@@ -6333,7 +6336,9 @@ class FtpServer(FileServer):
 
     def _ask(self, command: str, path: Optional[str] = None) -> str:
         line = self._line(command, path)
-        with self._effect() if command in ("DELE", "RNTO", "MKD") else contextlib.nullcontext():
+        if command not in ("DELE", "RNTO", "MKD"):
+            return self._ftp.sendcmd(line)
+        with self._effect():
             return self._ftp.sendcmd(line)
 
     def _do(self, command: str, path: str, code: str = "2") -> None:
@@ -6593,20 +6598,20 @@ class FtpServer(FileServer):
                 listed = self._listed(job.path for job, _ in left) if together else {}
                 while left:
                     job, before = left[0]
-                    error = self._look(job, before, listed.get(job.path))
+                    error = self._look(job, before, listed.get(split_path(job.path)))
                     left.popleft()
                     yield job, error
             except ServerDown:
                 if not connected or self._aborted:
                     raise
 
-    def _listed(self, paths: Iterable[str]) -> dict[str, Entry]:
+    def _listed(self, paths: Iterable[str]) -> dict[tuple[str, str], Entry]:
         """The entries of the folders of these paths."""
-        entries: dict[str, Entry] = {}
+        entries: dict[tuple[str, str], Entry] = {}
         for folder in {split_path(path)[0] for path in paths}:
             with contextlib.suppress(FileGone, FileRefused):
                 listing = self.list(folder, self.habits.last.get(self._full(folder)))
-                entries.update((posixpath.join(folder, entry.name), entry) for entry in listing)
+                entries.update(((folder, entry.name), entry) for entry in listing)
         return entries
 
     def _look(self, job: Job, before: str, now: Optional[Entry]) -> Optional[Error]:
@@ -7642,8 +7647,9 @@ class Companions:
 
     def of(self, path: str, there: Optional[Mapping[str, Found]] = None) -> Beside:
         """By a listing (None: the last), in its spelling."""
-        name, beside = posixpath.basename(path), []
+        beside = []
         for template in self._templates:
+            name = posixpath.basename(path)
             companion = path[: len(path) - len(name)] + companion_of(name, template)
             found = (self._there if there is None else there).get(self._folded(companion))
             beside.append((template, found.path if found else companion, found.entry if found else None))
@@ -9286,8 +9292,8 @@ def utc_second(seconds: float) -> str:
 
 def utc_text(seconds: float) -> str:
     """Epoch seconds as 2026-11-24T03:41:48.123Z."""
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
-    return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
+    whole, micros = divmod(round(seconds * 1e6), 10**6)
+    return f"{_iso_seconds(whole)}.{micros // 1000:03}Z"
 
 
 class LineHandler(logging.StreamHandler):  # type: ignore[type-arg]  # before 3.11
