@@ -3572,8 +3572,6 @@ FIRST_PATHS = 20  # that people are told of many
 TRIMMED_ROWS, TRIM_SECONDS = 1000, 60.0  # of the audit trail in one step, and from one to the next
 MOST_ITERATIONS = 1_000_000  # of SCRAM's hash: a second; servers ask for 4096
 LONGEST_REASON = 500  # characters
-NUMERIC = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
-SHORT_ERROR = 60  # characters, where the ledger's column has no room for more
 PLAIN = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")
 IN_CLEAR = (
     "it asks for the password in clear, or under a key of its own, and has not proved who it is; set database_tls to "
@@ -4009,7 +4007,7 @@ class Database(abc.ABC):
     @staticmethod
     def _error_text(change: Change, text: str) -> str:
         text = plain(printable(text)) if change.plain and not text.isascii() else text
-        return text[:SHORT_ERROR] if change.plain > 1 else text
+        return text[:60] if change.plain > 1 else text  # for a short column
 
     # -- running statements -------------------------------------------------------------------------------------------
 
@@ -4084,7 +4082,8 @@ class Database(abc.ABC):
         with contextlib.suppress(OSError, UnicodeError):  # the connect says why
             known = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM) if host else ()
             # With the interface, where an address is link-local.
-            found = [socket.getnameinfo(each[4], NUMERIC) for each in known] or found
+            numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+            found = [socket.getnameinfo(each[4], numeric) for each in known] or found
         for self.allowance.share in range(len(found), 0, -1):
             yield found[-self.allowance.share]
 
@@ -4701,8 +4700,7 @@ class MySQL(Database):
             _auth_plugin_name: str
 
             def _get_server_information(self) -> None:
-                """What is refused is not begun, as PyMySQL gives the password for some kinds of login at once; the
-                server asks for another one if it wants it."""
+                """What is refused is not begun: PyMySQL gives the password for some kinds of login at once."""
                 super()._get_server_information()
                 if tls is not None and not self.server_capabilities & 0x800:
                     raise pymysql.OperationalError(2026, "the server offers none")
@@ -8215,6 +8213,8 @@ class Command:
         )
         if shutil.which(words[0]) is None:
             raise LocalTrouble(f"exec: {words[0]} is not a command here")
+        if os.name == "posix" and signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:  # all would pass for 0
+            raise LocalTrouble("exec: this process ignores SIGCHLD, and so learns no exit code")
         with self._lock:
             if self._cut:
                 raise LeaseLost(file.lease.term)
@@ -8328,7 +8328,7 @@ def call_handler(handler: Optional[Handler], file: File, error_output: bool) -> 
 class _Tail:
     """Passes a command's output on and keeps the last words.
 
-    A line can be neither one of our log nor a sequence that a terminal obeys: it is plain text after `exec NAME: `.
+    Plain text after `exec NAME: ` is neither a line of our log nor a sequence that a terminal obeys.
     """
 
     def __init__(self, stream: IO[bytes], name: str) -> None:
@@ -8766,7 +8766,7 @@ class Config:
             yield "proxy_password: is for a user that proxy names, http://user@host:port"
         if self.url and MoveTargets(self).lead_back():
             yield "after, after_error: files would be moved into a polled folder again"
-        if not self.ledger and self.after == "keep":
+        if self.url and not self.ledger and self.after == "keep":
             yield "ledger: off needs after = delete or move:FOLDER, else every poll takes all again"
         if self.expect and not self.audit:
             yield "expect: needs audit = on, which tells what was done"
@@ -8929,8 +8929,7 @@ STARTERS = re.compile(
 
 
 def word_told_to_run(words: Sequence[str]) -> str:
-    """The word that has a placeholder and is what an interpreter runs, perhaps behind sudo, env or the like; "" if
-    there is none (CWE-78)."""
+    """The word with a placeholder that an interpreter runs, perhaps behind sudo or env; "" if none (CWE-78)."""
     if PLACEHOLDER.search(words[0]):
         return words[0]
     names = [re.sub(r"[-.\d]*(\.exe)?\Z", "", re.split(r"[/\\]", word)[-1].lower()) for word in words]
@@ -10072,7 +10071,6 @@ def check_delivery(config: Config, handled: bool) -> None:
 
 
 def weaknesses(config: Config) -> Iterator[tuple[str, str]]:
-    """Settings that are weaker than they have to be."""
     scheme = config.target.scheme if config.url else ""
     if scheme == "ftp":
         yield "url", f"{without_password(config.url)}: ftp:// shows login, names and contents to everybody on the way"
@@ -11512,6 +11510,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 def program() -> None:
     """The process of a command; does not return, whatever hangs: others wait for its end."""
     of_glibc("mallopt", -8, 1)  # M_ARENA_MAX: one for all threads
+    if os.name == "posix":  # whatever the parent ignored or blocked
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
     gc.freeze()  # modules are no garbage
     # Closed ones: their numbers must not become those of sockets.
     sys.stdout, sys.stderr = (

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,32 @@ def test_a_graceful_stop_waits_for_the_command_and_ends_with_0(
     assert crew.names() == ["1.txt"] and crew.names("begin") == ["1.txt"], "no new file is begun"
     assert [event.name for event in member.events()][-2:] == ["released", "stopped"]
     assert crew.states() == {"1.txt": "done"}
+
+
+AS_LEFT_BY_A_PARENT = "import os, signal, sys; {}; os.execv(sys.argv[1], sys.argv[1:])"
+
+
+def test_the_exit_code_of_a_command_counts_also_where_the_parent_process_ignored_its_childrens_end(crew: Crew) -> None:
+    """The kernel then keeps no exit code, and Python takes that for 0."""
+    crew.files.put("1.txt", b"x")
+    crew.fail()
+    command = [
+        sys.executable,
+        "-c",
+        AS_LEFT_BY_A_PARENT.format("signal.signal(signal.SIGCHLD, signal.SIG_IGN)"),
+        *PROGRAM,
+    ]
+    with Member("a", command, crew.environment(member_id="a", after="delete"), crew.folder) as member:
+        member.wait("file_failed")
+        assert not member.events("file_done") and crew.files.names() == ["1.txt"]
+
+
+def test_a_stop_is_heard_also_where_the_parent_process_blocked_it(crew: Crew) -> None:
+    blocked = "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})"
+    command = [sys.executable, "-c", AS_LEFT_BY_A_PARENT.format(blocked), *PROGRAM]
+    with Member("a", command, crew.environment(member_id="a"), crew.folder) as member:
+        member.wait("elected")
+        assert member.stop() == 0
 
 
 @pytest.mark.skipif(shutil.which("nohup") is None, reason="there is no nohup")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import servers
-from conftest import new_database, new_folder, wait_for
+from conftest import Database, new_database, new_folder, wait_for
 from members import PATIENCE, Crew, Member
 from processes import MEMBER, MODULE
 
@@ -261,6 +261,24 @@ def test_a_handler_that_configures_logging_does_not_silence_the_program(crew: Cr
     done = crew.run("run", "--once", exec=None, handler="own:handle")
     assert done.returncode == 0
     assert [event for event in ("elected", "file_done", "released") if f" {event} " not in done.stdout] == []
+
+
+def test_a_script_that_ignores_its_childrens_end_takes_no_command_for_successful(crew: Crew) -> None:
+    crew.files.put("1.txt", b"x")
+    member = crew.script(f"""
+import signal
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+sys.exit(ftpcoord.Listener(exec={crew.recorder()!r}, after="delete", **settings).run(once=True))
+""")
+    assert member.process.wait(PATIENCE) == 1
+    assert crew.files.names() == ["1.txt"] and crew.states() == {"1.txt": "failed"}
+
+
+def test_a_coordinator_needs_no_ledger(postgresql: Database) -> None:
+    for table in ("token_holder", "health_check"):
+        postgresql.execute(ftpcoord.ddl(False)[table])
+    with ftpcoord.Coordinator(database=postgresql.url, coordination_group="g", ledger="off") as member:
+        assert next(member.leases()).valid()
 
 
 def test_a_coordinator_in_a_script_gets_a_lease_after_every_loss(crew: Crew) -> None:
