@@ -10132,8 +10132,8 @@ def warn_of_weaknesses(config: Config) -> None:
 
 SURVEY_SECONDS = 2.0  # pages have the database read so often at most,
 SURVEY_SHARE = 20  # and for a twentieth of the time
-SURVEY_WAIT = 1.0  # a request waits so long for that, then shows what was read before
-HTTP_SECONDS, HTTP_BYTES = 5.0, 8192  # the longest that a request may take, to our last byte, and be
+SURVEY_WAIT = 1.0  # so long a request waits for that
+HTTP_SECONDS, HTTP_BYTES = 5.0, 8192  # that a request may take, and be
 HTTP_REQUESTS = 16  # connections at once
 FOR_ANY_HOST = ("/livez", "/readyz", "/metrics")  # probes name any address
 CALL_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -10262,7 +10262,7 @@ class Stats:
         event(name, level, group=group, member=member, **fields)
 
     def _changed(self, name: str, member: str, term: int, why: str) -> None:
-        """`seconds`: the group had been without an active member, or this one had been active."""
+        """`seconds`: without an active member, or as the active one."""
         change = {"time": time.time(), "event": name, "member": member, "term": term, "reason": why}
         self.takeovers.appendleft({**change, "seconds": self._since and boot_clock() - self._since})
 
@@ -10490,24 +10490,24 @@ def duration(seconds: float) -> str:
 
 
 class Survey:
-    """A group as the database shows it, for pages: on a connection and a thread of its own."""
+    """A group as the database shows it, read by a thread of its own."""
 
     def __init__(self, config: Config) -> None:
         self.config, self.error = config, ""
         self._database: Optional[Database] = None
         self._status: Optional[dict[str, Any]] = None
-        self._read_at = self._next = float("-inf")
+        self._read_at = self._next = self._began = float("-inf")
         self._reading = False
         self._changed = threading.Condition()
 
-    def get(self) -> tuple[Optional[dict[str, Any]], float]:
+    def get(self, wait: bool = True) -> tuple[Optional[dict[str, Any]], float]:
         """What was read last, and how many seconds ago."""
         with self._changed:
             if not self._reading and boot_clock() >= self._next:
                 with contextlib.suppress(RuntimeError):  # no thread is left
                     threading.Thread(target=self._read, name="ftpcoord-survey", daemon=True).start()
-                    self._reading = True
-            self._changed.wait_for(lambda: not self._reading, SURVEY_WAIT)
+                    self._reading, self._began = True, boot_clock()
+            self._changed.wait_for(lambda: not (self._reading and wait), self._began + SURVEY_WAIT - boot_clock())
             return self._status, boot_clock() - self._read_at
 
     def _read(self) -> None:
@@ -10869,7 +10869,7 @@ def _parts(group: Mapping[str, Any]) -> Iterator[str]:
         text = f"<b>▲ {shown(what)}{colon}</b>{shown(more)}<p>{shown(found['advice'])}"
         boxes.append(f"<div class='state bad'>{text}</div>")
     yield f"<h2>{shown(group['group'])}</h2>" + "".join(boxes[:1])
-    if backlog is not None:  # else the active member's page tells
+    if backlog is not None:
         yield f"<p><b>Work:</b> last file done {ago(work['last_done'])}, last poll {ago(group['server']['last_poll'])}"
         oldest = f"{backlog['files']:,} files, {backlog['bytes']:,} bytes, the oldest for {duration(backlog['oldest'])}"
         yield f"<p><b>Waiting:</b> {oldest if backlog['files'] else 'nothing'}"
@@ -10934,7 +10934,6 @@ def _bars(state: str, counts: Mapping[int, int]) -> Iterator[str]:
 
 # -- HTTP -------------------------------------------------------------------------------------------------------------
 
-# Answered from what this process knows, without the database.
 PROBES: dict[str, Callable[[Listener], str]] = {
     "/livez": lambda listener: why_stuck(listener) or "ok",
     "/readyz": lambda listener: why_unready(listener) or "ok",
@@ -11073,6 +11072,8 @@ class StatusServer:
         chosen = [pair for pair in self._listeners if group in ("", pair[0].config.coordination_group)]
         if not chosen:
             return 404, "text/plain", "there is no such group here\n"
+        for _, survey in chosen if path not in PROBES else ():  # all at once
+            survey.get(wait=False)
         if path == "/":
             refresh = 0 if wanted.get("refresh") == ["0"] else 5
             return 200, "text/html", page([listener_status(*pair) for pair in chosen], refresh)

@@ -284,6 +284,33 @@ def test_probes_tell_of_each_listener_of_a_group_and_one_address_may_be_spelled_
             assert status == 503 and told.count("one: ") == 2, told
 
 
+def test_a_database_that_hangs_delays_the_metrics_of_many_groups_no_longer_than_those_of_one(
+    postgresql: Database, files: Files, tmp_path: Path
+) -> None:
+    """A scrape that times out takes back the alert that the database is down."""
+    port = servers.free_port()
+    with Crew(tmp_path, postgresql, files) as crew:
+        more = {
+            "http": f"127.0.0.1:{port}",
+            "polling_interval": 60,
+            "heartbeat_frequency": 1,
+            "liveness_check_interval": 30,
+        }
+        with Listeners(crew, {f"g{number}": {**more} for number in range(8)}) as member:
+            for number in range(8):
+                member.wait("ready", group=f"g{number}")
+            assert postgresql.server is not None
+            postgresql.server.freeze()
+            try:
+                time.sleep(2.1)  # no answer of before is young enough
+                began = time.monotonic()
+                status, told = answer(port, "/metrics")
+                assert status == 200 and told.count("ftpcoord_database_up{") == 8
+                assert time.monotonic() - began < 4
+            finally:
+                postgresql.server.thaw()
+
+
 # ----------------------------------------------------------------------------- systemd and containers
 
 
