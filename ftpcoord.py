@@ -2102,9 +2102,10 @@ class Tree:
             elif entry.kind == "file":
                 files[id(entry)] = Found(path, relative, entry)
                 look.append(files[id(entry)])
-            elif entry.kind == "link":
-                self._skip(look, path, "a link; links are not followed")
-            elif entry.kind == "dir" and self.config.recursive:
+            elif entry.kind != "dir":
+                link = "a link; links are not followed"
+                self._skip(look, path, link if entry.kind == "link" else "neither file nor folder")
+            elif self.config.recursive:
                 why = self._stays_out(server, look, relative)
                 if why:
                     look.skipped[path] = why
@@ -2544,7 +2545,7 @@ def numbered(name: str, number: int) -> str:
     return f"{stem}.{number}.{suffix}" if dot and stem else f"{name}.{number}"
 
 
-# -- timing and progress ----------------------------------------------------------------------------------------------
+# -- progress ---------------------------------------------------------------------------------------------------------
 def check_timing(timing: Timing) -> None:
     """Raises ConfigError unless two failed renewals leave time for a third."""
     heartbeat, liveness, stale_after = timing.heartbeat, timing.liveness, timing.stale_after
@@ -2620,7 +2621,7 @@ class Progress:
         return now - min(list(self._handlers.values()), default=float("inf")) - self._stall_timeout
 
 
-# -- the ledger's trouble, and rows in memory -------------------------------------------------------------------------
+# -- ledger -----------------------------------------------------------------------------------------------------------
 QUICK = 0.2  # seconds; what fails sooner is tried once more at once
 
 
@@ -3388,7 +3389,7 @@ class Pool:
     def __init__(
         self, config: Config, allowed: Callable[[], object] = bool, goes_on: Callable[[], object] = bool
     ) -> None:
-        self._config, self._allowed = config, allowed  # asked right before each command that changes something
+        self._config, self._allowed = config, allowed  # asked before each change
         self._goes_on = goes_on  # before a listing; raises once there is to be none
         self.habits = Habits()
         self.trouble: Optional[ServerDown] = None  # why there was none, the last time one was wanted
@@ -3449,7 +3450,7 @@ class Pool:
         return not self._connecting and len(self._all) < self._limit
 
     def _rested(self, server: FileServer, since: float) -> Optional[FileServer]:
-        """The connection, unless the server or a NAT has dropped it while it idled."""
+        """The connection, unless the server or a NAT has dropped it."""
         good, server.preparing = False, True
         try:
             good = server.quiet() and (time.monotonic() - since < 5 or server.alive())
@@ -5594,8 +5595,7 @@ def parse_mlsd_line(line: str) -> Optional[Entry]:
         return Entry("." if kind == "cdir" else "..", "dir", 0, "")
     if not kind:
         return None
-    link = kind.startswith(("os.unix=slink", "os.unix=symlink"))
-    return Entry(name, "dir" if kind == "dir" else "link" if link else "other", 0, mtime)
+    return Entry(name, "dir" if kind == "dir" else "link" if "link" in kind else "other", 0, mtime)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -5834,7 +5834,8 @@ NO_COMMAND = ("500", "502", "504")
 # No text proves an absence; these only tell refusals apart.
 TOO_MANY = (
     r"(?is)(?!.*(attempt|fail|versuch|tentativ|intento))"  # on logins that were wrong
-    r".*(too many|maximum|limit|exceed|zu viele|trop de|demasiad|troppe|te veel|muitas)"
+    r".*(too many|maximum|limit|exceed|concurren|simultan|already.(logged|connected)|zu viele|"
+    r"trop de|demasiad|troppe|te veel|muitas)"
 )
 IN_USE = (
     r"(?i)\bin use\b|\bbusy\b|\blocked\b|being (used|written|uploaded)|sharing violation|another process|"
@@ -5876,9 +5877,8 @@ def login_folder(reply: str) -> Optional[str]:
 
 
 class FtpClient(ftplib.FTP):
-    """The standard library's, whose reader bounds neither time nor lines, is lost after a timeout, and takes what came
-    before a TLS handshake for said under it; which knows EPSV for IPv6 only and resumes no TLS session. Names are
-    latin-1 bytes. A reply is a value: login() and transfers alone take one for an error."""
+    """The standard library's, with replies bounded in time and lines, EPSV for IPv4 and TLS sessions resumed.
+    Names are latin-1 bytes. A reply is a value: login() and transfers alone take one for an error."""
 
     sock: Any
     timeout: float
@@ -7219,7 +7219,7 @@ class SftpServer(FileServer):
         channel.invoke_subsystem("sftp")  # no limit but the watchdog of connect()
         session = SftpSession(channel, (OSError, EOFError, paramiko.SSHException), transport.get_exception)
         session.start()
-        self._session, self._yes = session, set[int]()  # questions that were answered so
+        self._session, self._yes = session, set[int]()
 
     def _private_key(self) -> Any:
         """Raises ConfigError; a passphrase never shows in it."""
@@ -7462,7 +7462,7 @@ class SftpServer(FileServer):
                 left.remove(job)
                 changed = job.seen is not None and self.same(job.path, job.seen) is False  # on a new connection
                 yield job, FileChanged(f"{job.path}: another version than the one listed") if changed else None
-            if self.habits.open_files < most:
+            if self.habits.open_files < most or len(left) < len(jobs):  # one more has come
                 self.unasked = left
             if left:
                 raise
@@ -7975,8 +7975,8 @@ class MoveTargets:
             if any(self._contains(server, a, b) for a in found[one] for b in found[other]):
                 raise FileRefused(f"{other}: would be polled twice, in {one}, too; nothing is claimed")
         bases = {base for spellings in found.values() for base in spellings}
-        self._absolute |= {self._resolved(server, place) for place in self._absolute}
         places = {place for base in bases for place in self._from(base)}
+        places |= {self._resolved(server, place) for place in places if place.startswith("/")}
         for place, base in itertools.product(set(places), bases):
             place = as_in(base, place)
             places.add(place)

@@ -146,6 +146,7 @@ def test_links_and_devices_are_left_alone(tmp_path: Path, mlsd: bool) -> None:
         host.lines += (
             [
                 b"type=OS.unix=slink:/etc;size=9; l",
+                b"type=slink; l2",
                 b"type=OS.unix=chr-1/3; null",
                 b"type=dir; loop",
             ]
@@ -159,6 +160,10 @@ def test_links_and_devices_are_left_alone(tmp_path: Path, mlsd: bool) -> None:
             site.arrive({"a": b"1"})
             site.polls()
             assert host.said("RETR") == ["RETR /in/a"]
+            told = {found["name"]: found["reason"] for found in site.all("file_refused")}
+            assert told.pop("'null'") == "neither file nor folder"
+            assert told.keys() >= {"'l'"} | ({"'l2'"} if mlsd else set())
+            assert {told["'l'"], told.get("'l2'", told["'l'"])} == {"a link; links are not followed"}
 
 
 @pytest.mark.parametrize("file_server", ["vsftpd", "sshd"], indirect=True)

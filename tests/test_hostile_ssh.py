@@ -6,12 +6,14 @@ Memory is what Python allocates at its peak; the hostile side runs in this proce
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import struct
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hostile
@@ -431,6 +433,25 @@ def test_a_file_in_use_is_not_now(verb: str, code: int, said: bytes, counts: boo
         assert isinstance(error, ftpcoord.FileRefused if counts else ftpcoord.NotNow), error
         host.behave()
         assert list(server.fetch_many([job])) == [(job, None)]
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_server_that_hangs_up_after_some_files_gives_them_all_at_once_and_first_time(
+    tmp_path: Path, number: int
+) -> None:
+    files = {f"{count:02}": b"1" * count for count in range(12)}
+    with SftpHost(dict(files)) as host:
+        closed = itertools.count(1)
+
+        def hang_up(session: Any, argument: str) -> None:
+            session.status(0)
+            if argument != "folder" and next(closed) % number == 0:
+                raise hostile.Gone
+
+        host.on("CLOSE", hang_up, times=None)
+        with hostile.Site(tmp_path, host.settings, workers=1, retry_delay=3600) as site:
+            site.arrive(files)
+            assert not site.all("file_failed") and not site.all("file_done", attempt=2)
 
 
 @pytest.mark.parametrize("action", ["delete", "move:done"])

@@ -269,6 +269,20 @@ def test_what_stands_before_a_date_is_resolved_though_the_folder_of_the_day_is_n
     assert walk(server, recursive=True, timezone="UTC", after="move:/archive/old/d{date:%Y}/{date:%m}") == ["a"]
 
 
+@pytest.mark.parametrize("target", ["done", "/in/done", "../done", "done/{date:%Y}"])
+def test_a_target_that_is_a_link_to_the_polled_folder_is_said_and_nothing_is_polled(target: str) -> None:
+    class Linked(Folders):
+        def absolute(self, path: str) -> str:
+            return path.replace("/in/done", "/in").replace("/done", "/in")
+
+    if "{" in target:  # the folder of a day in it is another one
+        server = Linked(**tree("/in/a", "/in/2026/a").folders)
+        assert walk(server, recursive=True, timezone="UTC", after="move:" + target) == ["a"]
+    else:
+        with pytest.raises(FileRefused, match="after"):
+            walk(Linked(**tree("/in/a").folders), after="move:" + target)
+
+
 @pytest.mark.parametrize("target", ["done", "/in/done", "/IN/done", "arch/done"])
 def test_a_target_is_compared_without_case_where_the_server_has_none(target: str) -> None:
     server = tree("/in/a", "/in/DONE/a", "/in/ARCH/Done/a", "/in/done2/a")
