@@ -5838,8 +5838,8 @@ TOO_MANY = (
     r"trop de|demasiad|troppe|te veel|muitas)"
 )
 IN_USE = (
-    r"(?i)\bin use\b|\bbusy\b|\blocked\b|being (used|written|uploaded)|sharing violation|another process|"
-    r"anderen Prozess|autre processus|otro proceso|altro processo|outro processo"
+    r"(?i)\bin use\b|\bbusy\b|\blocked\b|being (used|written|uploaded|modified|transferred)|sharing violation|"
+    r"another process|anderen Prozess|autre processus|otro proceso|altro processo|outro processo"
 )
 NO_FILES = r"(?i)\bno (such |matching )?(files?|entries|data ?sets?|members)\b|not found|\bempty\b|cannot find"
 RIGHTS = (
@@ -6553,7 +6553,12 @@ class FtpServer(FileServer):
         """The bytes that came. TLS gives 16 KiB at a time: gathered, unless the line is slow."""
         got, filled, buffer, last = 0, 0, self._buffer, time.monotonic()
         while True:
-            count = self._ftp.read(conn, buffer[filled:])
+            try:
+                count = self._ftp.read(conn, buffer[filled:])
+            except _Broken:  # reset, or left open
+                if got != job.size or self._aborted:
+                    raise
+                count = 0
             got += count
             filled += count
             if got > job.size:
@@ -7114,7 +7119,7 @@ class SftpPipeline:
                 raise _Broken("an SFTP server that sends more than was asked for")
         else:
             error = _status_error(path, kind, fields)
-            if not isinstance(error, _EndOfFile):
+            if offset < size and not isinstance(error, _EndOfFile):
                 raise FileRefused(str(error))
         end = offset + len(data)
         if end > size:

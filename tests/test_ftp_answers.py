@@ -62,6 +62,7 @@ def names(server: FileServer, folder: str = "/in") -> list[str]:
         ("550 The process cannot access the file because it is being used by another process.", "busy"),
         ("550 da sie von einem anderen Prozess verwendet wird", "busy"),
         ("550 file is locked", "busy"),
+        ("550 The file is being modified by another user", "busy"),
         ("530 Too many connections of this user", "limit"),
         ("421 Too many users", "limit"),
         ("530 Sorry, the maximum number of clients (4) are already connected", "limit"),
@@ -1248,6 +1249,37 @@ def test_a_transfer_that_ends_early_is_changed_and_one_whose_reply_says_so_is_do
     with scripted(RETR=answers("150 here", b"123", end)) as host, connected(host) as server:
         with pytest.raises(error):
             fetch(server, "/in/a", 5, bytes)
+
+
+@pytest.mark.parametrize("end", ["reset", "left open"])
+@pytest.mark.parametrize("content", [b"", b"a" * 300_000], ids=len)
+def test_all_bytes_count_however_their_connection_ends(end: str, content: bytes) -> None:
+    left: list[socket.socket] = []
+
+    def act(session: FtpSession, argument: str) -> None:
+        session.say("150 here")
+        left.append(session.data())
+        left[-1].sendall(session.host.files["a"][: None if whole else 1000])
+        left[-1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        if end == "reset":
+            time.sleep(0.05)  # what was read is not taken back
+            left.pop().close()
+        session.say("226 done")
+
+    with FtpHost({"a": content}) as host, connected(host) as server:
+        host.on("RETR", act, times=None)
+        whole = True
+        assert fetched(server, len(content)) == content
+        whole = False
+        if content:
+            with pytest.raises(ftpcoord.ServerDown):
+                fetched(server, len(content))
+
+
+def fetched(server: FileServer, size: int) -> bytes:
+    got = bytearray()
+    fetch(server, "/in/a", size, got.extend)
+    return bytes(got)
 
 
 def test_all_bytes_count_even_if_the_last_reply_never_comes() -> None:

@@ -435,6 +435,23 @@ def test_a_file_in_use_is_not_now(verb: str, code: int, said: bytes, counts: boo
         assert list(server.fetch_many([job])) == [(job, None)]
 
 
+@pytest.mark.parametrize("code", [0, 3, 4, 99])
+@pytest.mark.parametrize("size", [0, 32768, 40000])
+def test_the_end_of_a_file_may_be_told_by_any_refusal(code: int, size: int) -> None:
+    with SftpHost({"a": b"x" * size}) as host, contextlib.closing(open_sftp(host)) as server:
+
+        def read(session: Any, path: str) -> None:
+            session.behave("READ", path, b"") if session.offset < most else session.status(code)
+
+        host.on("READ", read, times=None)
+        (listed,) = server.list("/in")
+        job, most = ftpcoord.Job("/in/a", size, bytes, listed), size
+        assert list(server.fetch_many([job])) == [(job, None)]
+        most = 0
+        ((_, error),) = server.fetch_many([job])
+        assert error is None if size == 0 else isinstance(error, ftpcoord.FileRefused)
+
+
 @pytest.mark.parametrize("number", [1, 3])
 def test_a_server_that_hangs_up_after_some_files_gives_them_all_at_once_and_first_time(
     tmp_path: Path, number: int
