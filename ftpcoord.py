@@ -8793,8 +8793,10 @@ class Config:
                 yield f"{name}: {{date:...}} is for after and after_error"
         if self.ready_suffix and self.requires:
             yield f"ready_suffix and requires: keep requires, and add {{name}}{self.ready_suffix} to it"
-        if self.max_size is not None and self.min_size > self.max_size:
-            yield "min_size: must not be more than max_size"
+        for what in ("size", "age"):
+            most = getattr(self, f"max_{what}")
+            if most is not None and getattr(self, f"min_{what}") > most:
+                yield f"min_{what}: must not be more than max_{what}"
         for name in ("pattern", "exclude", "order"):
             try:
                 matcher(self.patterns(name))
@@ -8993,8 +8995,7 @@ def _typed(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
 
 
 def quoted(value: object) -> str:
-    """The first line of a wrong value: an indented line of an INI file belongs to the one above it, and may be a
-    password."""
+    """The first line of a wrong value: an indented one of an INI file may be a password."""
     text = str(value)
     line = "".join(itertools.takewhile(str.isprintable, text))[:100]
     return repr(line) + ("" if line == text else " ...")
@@ -9301,7 +9302,7 @@ def utc_text(seconds: float) -> str:
 
 
 class LineHandler(logging.StreamHandler):  # type: ignore[type-arg]  # before 3.11
-    """A stream that is gone is no reason to fill another one with tracebacks."""
+    """No tracebacks for a stream that is gone."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not self.stream.closed and not isinstance(sys.exc_info()[1], OSError):
@@ -10833,7 +10834,7 @@ POLICY = (
 
 
 def shown(text: object) -> str:
-    """As HTML in one line, without control characters and the like."""
+    """As HTML in one line."""
     import html
 
     return html.escape(printable(str(text)))
@@ -11160,15 +11161,22 @@ class Notifier:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def opened(configs: Sequence[Config], ledger: bool = False) -> Iterator[tuple[Config, Database]]:
-    """Each group with its database; `ledger`: all must have one."""
-    if ledger and not all(config.ledger for config in configs):
-        raise ConfigError("ledger: is off, so there is nothing to show, to record or to put back")
-    for config in configs:
+def opened(configs: Sequence[Config], needs: str = "") -> Iterator[tuple[Config, Database]]:
+    """Each group with its database, if that setting is on. One whose database is away keeps no other from its turn."""
+    wanted, problems = [config for config in configs if not needs or getattr(config, needs)], []
+    if needs and not wanted:
+        raise ConfigError(f"{needs}: is off, so there is nothing to show, to record or to put back")
+    for config in wanted:
         with contextlib.closing(open_database(config)) as database:
-            database.prepare()
-            database.settle_group(config)
-            yield config, database
+            try:
+                database.prepare()
+                database.settle_group(config)
+            except (DatabaseDown, DatabaseRefused) as exc:
+                problems.append(exc)
+            else:
+                yield config, database
+    if problems:
+        raise type(problems[0])("; ".join(map(str, problems)))
 
 
 def of_glibc(function: str, *numbers: int) -> None:
@@ -11306,7 +11314,7 @@ def command_files(configs: Sequence[Config], options: argparse.Namespace) -> int
         if options.state:
             raise ConfigError("--since: is for --history, which has no --state")
         return command_history(configs, options)
-    for config, database in opened(configs, ledger=True):
+    for config, database in opened(configs, "ledger"):
         rows = sorted(database.rows(config.coordination_group))
         order = Order(config).of_ledger(rows, database.errors(config.coordination_group))
         since = {one["path"]: _for(one) for one in order.blocked or ()}
@@ -11332,9 +11340,7 @@ def command_history(configs: Sequence[Config], options: argparse.Namespace) -> i
     shape, digits = r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:[0-5]\d)?)?", re.sub(r"\D", "", since)
     if not (re.fullmatch(shape, since, re.ASCII) and iso_time(digits.ljust(14, "0"))):
         raise ConfigError(f"--since: {quoted(since)} is no date like 2026-01-31 or 2026-01-31T10:15")
-    if not all(config.audit for config in configs):
-        raise ConfigError("audit: is off, so there is no history")
-    for config, database in opened(configs):
+    for config, database in opened(configs, "audit"):
         for row in database.history(config.coordination_group, since.replace("T", " ")):
             if any(fits(row["path"], glob)):
                 row.update(path=printable(row["path"]), error=printable(row["error"]), group=config.coordination_group)
@@ -11345,14 +11351,13 @@ def command_history(configs: Sequence[Config], options: argparse.Namespace) -> i
 
 def command_retry(configs: Sequence[Config], options: argparse.Namespace) -> int:
     """put quarantined files back"""
-    state, total = "done" if options.done else "quarantined", 0
-    for config, database in opened(configs, ledger=True):
+    state = "done" if options.done else "quarantined"
+    for config, database in opened(configs, "ledger"):
         rows = [row for row in database.rows(config.coordination_group) if row.state == state]
-        for row in meant(rows, options.glob):
-            if not (options.done and row.action):
-                database.retry(config.coordination_group, row)
-                total += 1
-    print(f"{total} files put back")
+        rows = [row for row in meant(rows, options.glob) if not (options.done and row.action)]
+        for row in rows:
+            database.retry(config.coordination_group, row)
+        print(f"{len(rows)} files put back")
     return 0
 
 
@@ -11370,16 +11375,15 @@ def meant(rows: Sequence[Row], glob: str) -> list[Row]:
 
 def command_skip(configs: Sequence[Config], options: argparse.Namespace) -> int:
     """record failed or quarantined files as done, unhandled; they stay where they are"""
-    total, in_work = 0, []
-    for config, database in opened(configs, ledger=True):
+    in_work: list[str] = []
+    for config, database in opened(configs, "ledger"):
         group = config.coordination_group
         rows = meant([row for row in database.rows(group, only_open=True) if row.state != "done"], options.glob)
         for row in rows:
             database.skip(group, row)
         left = {row.path for row in database.rows(group, only_open=True)}
-        total += sum(row.path not in left for row in rows)
+        print(f"{sum(row.path not in left for row in rows)} files skipped")
         in_work += [printable(row.path) for row in rows if row.path in left]
-    print(f"{total} files skipped")
     if in_work:
         raise Error(f"in work, and so not skipped: {', '.join(in_work)}; look again when that has ended")
     return 0
@@ -11387,7 +11391,7 @@ def command_skip(configs: Sequence[Config], options: argparse.Namespace) -> int:
 
 def command_adopt(configs: Sequence[Config], options: argparse.Namespace) -> int:
     """record every file that is there now as done, unhandled"""
-    for config, database in opened(configs, ledger=True):
+    for config, database in opened(configs, "ledger"):
         database.close()  # a listing may take longer than a connection may idle
         with contextlib.closing(open_server(config)) as server:
             listing = Tree(config).walk(server)
@@ -11413,7 +11417,7 @@ def operator() -> str:
     import getpass
 
     user = ""
-    with contextlib.suppress(Exception):  # a container may know its user by a number alone
+    with contextlib.suppress(Exception):  # a container may have none
         user = getpass.getuser()
     return re.sub(r"[^!-~]", "_", f"{user[:40]}@{socket.gethostname()}")[:100]
 

@@ -311,6 +311,40 @@ def test_a_database_that_hangs_delays_the_metrics_of_many_groups_no_longer_than_
                 postgresql.server.thaw()
 
 
+def test_a_database_that_is_away_keeps_a_command_from_no_other_group(
+    postgresql: Database, files: Files, tmp_path: Path
+) -> None:
+    """Whichever stands first, the reason is told and the exit code is 1. What some groups do not have is no reason."""
+    away = f"postgresql://me@127.0.0.1:{servers.free_port()}/x"
+    with Crew(tmp_path, postgresql, files) as crew:
+        sections: dict[str, dict[str, Any]] = {
+            "away": {"database": away, "audit": "on"},
+            "bare": {"ledger": "off", "after": "delete"},
+            "well": {"audit": "on"},
+        }
+        file_id = ftpcoord.sha256_text("/in/a")
+        postgresql.execute(
+            "INSERT INTO file_ledger (group_id, file_id, path, size, mtime, state, term, task_id, attempts, failures, "
+            f"updated_at, error, action) VALUES ('well', '{file_id}', '/in/a', 1, '', 'quarantined', 1, 'm', 5, 5, "
+            "now(), 'bad', '')"
+        )
+        listeners = Listeners(crew, sections)  # for its file of settings
+        listeners.member.end()
+
+        def call(*words: str) -> str:
+            done = crew.run("--config", str(tmp_path / "settings.ini"), *words, environment=environment({}))
+            assert (done.returncode, done.stderr.count("127.0.0.1")) == (1, 2), done
+            return done.stdout
+
+        assert "group well is paused" in call("pause")
+        assert "group well is resumed" in call("resume")
+        assert "/in/a" in call("files")
+        assert "1 files put back" in call("retry")
+        assert "1 files skipped" in call("skip", "a")
+        history = call("files", "--history")
+        assert "outcome=retried" in history and "outcome=skipped" in history
+
+
 # ----------------------------------------------------------------------------- systemd and containers
 
 

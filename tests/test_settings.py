@@ -570,6 +570,12 @@ def test_a_least_size_may_be_none_but_not_above_the_most() -> None:
         config(min_size="1K", max_size="1023")
 
 
+def test_no_file_is_to_wait_until_it_is_too_old() -> None:
+    assert config(min_age=60, max_age=60).min_age == 60
+    with pytest.raises(ConfigError, match=r"^min_age: must not be more than max_age"):
+        config(min_age=61, max_age=60)
+
+
 @pytest.mark.parametrize(("text", "mode"), [("0640", "0640"), ("600", "0600"), (0o664, "0664"), ("0o400", "0400")])
 def test_permissions_are_octal(text: object, mode: str) -> None:
     assert config(file_mode=text).file_mode == mode
