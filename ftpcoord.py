@@ -2383,8 +2383,8 @@ _numbers = itertools.count(1)
 class Copy:
     """A file in the making."""
 
-    def __init__(self, part: Path, out: io.RawIOBase) -> None:
-        self.part, self.out = part, out
+    def __init__(self, place: Path, part: Path, out: io.RawIOBase) -> None:
+        self.place, self.part, self.out = place, part, out
         self.path = part  # or the name that it got
 
     def close(self, durable: bool = False) -> None:
@@ -2428,18 +2428,18 @@ class Workplace:
 
     def create(self, found: Found, private: bool = False) -> Copy:
         """A new file; its name carries the term, unless it is `private`: never delivered."""
-        number = next(_numbers)
-        if self._folder is None or private:
-            path, mode = self._private.path() / str(number) / found.entry.name, PRIVATE_MODE
-        else:
-            part = f"{self._mark}{os.getpid()}-{number}.part"
-            path, mode = self._folder.joinpath(posixpath.dirname(found.relative), part), self._file_mode
+        place, name, mode = self._folder, f"{self._mark}{os.getpid()}-{next(_numbers)}.part", self._file_mode
+        if place is None or private:
+            place, name, mode = self._private.path() / str(next(_numbers)), found.entry.name, PRIVATE_MODE
+        elif "/" in found.relative:
+            place /= posixpath.dirname(found.relative)
+        path = place / name
         try:
-            with self._inside(path.parent, make=True) as folder:
+            with self._inside(place, make=True) as folder:
                 out = create_file(path, mode, folder)
             if mode not in (FILE_MODE, PRIVATE_MODE) and hasattr(os, "fchmod"):  # asked for: the umask takes none of it
                 os.fchmod(out.fileno(), mode)
-            return Copy(path, out)
+            return Copy(place, path, out)
         except BaseException:
             self._remove(path)
             raise
@@ -2447,16 +2447,15 @@ class Workplace:
     def name(self, copy: Copy, found: Found, again: bool = True) -> None:
         """Gives a finished one its name, unless it is private."""
         if self._folder is not None:
-            with self._inside(copy.part.parent) as folder:
+            with self._inside(copy.place) as folder:
                 copy.path = give_name(copy.part, copy.part.with_name(found.entry.name), folder, again)
 
     def sync(self, copy: Copy, durable: set[Path]) -> None:
         """Makes its name durable, once for each folder."""
-        place = copy.path.parent
-        if copy.path is not copy.part and place not in durable:
-            with self._inside(place) as folder:
-                sync_folder(place, folder)
-            durable.add(place)
+        if copy.path is not copy.part and copy.place not in durable:
+            with self._inside(copy.place) as folder:
+                sync_folder(copy.place, folder)
+            durable.add(copy.place)
 
     def discard(self, copy: Optional[Copy]) -> None:
         """Removes it, unless it has its name."""
@@ -6262,7 +6261,7 @@ class FtpServer(FileServer):
             self._require("AUTH TLS", "234", "; ftps:// is TLS from the start, ftp:// is unencrypted")
             self._ftp.encrypt()
         self._log_in()
-        for command in ("PBSZ 0", "PROT P") if self.context else ():  # RFC 4217 section 9: private data connections
+        for command in ("PBSZ 0", "PROT P") if self.context else ():  # RFC 4217 section 9: private data
             self._require(command)
         reply = self._ask("FEAT")
         lines = body_lines(reply) if reply.startswith("211") else []
@@ -6326,7 +6325,7 @@ class FtpServer(FileServer):
         return decode_name(wire.encode("latin-1"), self.encoding)
 
     def _line(self, command: str, path: Optional[str] = None) -> str:
-        """A command that can be sent, on a connection to send it by."""
+        """A command, on a connection to send it by."""
         line = command if path is None else f"{command} {self._wire(path)}"
         if self._ftp.sock is None:
             self.connect()
@@ -6546,7 +6545,7 @@ class FtpServer(FileServer):
         except _Broken as error:
             if self._ftp.asked or isinstance(error.__cause__, socket.timeout):
                 raise
-            self.connect()  # the server hung up before anything was asked: it may do so
+            self.connect()  # the server hung up before anything was asked
             return self._ftp.transfercmd(line)
 
     def _received(self, conn: socket.socket, job: Job) -> int:
@@ -6582,7 +6581,7 @@ class FtpServer(FileServer):
             spare, self.habits.spare_listing = self.habits.spare_listing, False
             return spare
         folders = {split_path(job.path)[0] for job in jobs}
-        listing = max(self.habits.listing, 4 * self.habits.question)  # takes four answers: CWD, EPSV, 150, 226
+        listing = max(self.habits.listing, 4 * self.habits.question)  # four answers: CWD, EPSV, 150, 226
         return self.habits.listing > 0 and len(jobs) * self.habits.question > len(folders) * listing
 
     def _time_before(self, job: Job) -> str:

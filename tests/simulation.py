@@ -1243,7 +1243,7 @@ class SimWorkplace:
         WORLD.numbers += 1
         path = Path(f"{WORLD.numbers}")
         out: Any = SimFile(path)
-        return ftpcoord.Copy(path, out)
+        return ftpcoord.Copy(path.parent, path, out)
 
     def name(self, copy: ftpcoord.Copy, found: Any, *_: object) -> None:
         pass
