@@ -4500,7 +4500,7 @@ class PostgreSQL(Database):
     }
     FAULTS = {
         "password": "28P01",
-        "database": "3D000",
+        "database": r"3D000|.*database \S+ does not exist",
         "privilege": "42501",
         "table": "42P01",
         "form": "42703|42804|42883|42P10|55000 .*ON CONFLICT",
@@ -9906,7 +9906,7 @@ class Listener:
         try:
             self._herald.start()
             self.member.start(pulse)
-            self._once = once
+            self._once, self.exit_code = once, int(once)
             if once:  # the next run would see a file for the first time again
                 config.settle, config.min_age = max(config.settle, config.min_age), 0.0
             thread.start()
@@ -9970,12 +9970,12 @@ class Listener:
             elif member.stopping or member.finished.is_set():
                 return
             elif boot_clock() - max(began, member.stats.database_at) > config.liveness_check_interval:
-                self.exit_code = 1
                 member.stop()
             elif view and view.age is not None and view.age <= member.timing.stale_after:
                 # What may be dead, by its id or stamp, is taken over by then.
                 if (view.age >= 0 and not view.mine) or boot_clock() - began > 2 * config.liveness_check_interval:
                     event("standby", group=config.coordination_group, reason="another member is active")
+                    self.exit_code = 0
                     member.stop()
 
     def _work(self, poller: Poller, judge: Optional[Judge]) -> None:
@@ -10963,7 +10963,7 @@ class StatusServer:
             family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
             self._socket = socket.create_server(address, family=family)
         except OSError as exc:
-            why = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else reason(exc)  # without Python's own words
+            why = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else reason(exc)
             raise Error(f"http: {address[0]}:{address[1]} cannot be listened on ({why})") from None
         self.port = int(self._socket.getsockname()[1])
         threading.Thread(target=self._serve, name="ftpcoord-http", daemon=True).start()

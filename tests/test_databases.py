@@ -835,6 +835,16 @@ def test_an_unknown_database_is_refused(tables: Tables) -> None:
         tables.open(database=f"{tables.database.url.rpartition('/')[0]}/t_nowhere")
 
 
+@POSTGRES
+def test_an_unknown_database_behind_a_pooler_is_refused(tables: Tables) -> None:
+    """pgbouncer tells the server's text without its code."""
+    need("pgbouncer")
+    assert isinstance(tables.database.server, servers.Postgres)
+    with servers.pgbouncer(tables.database.server) as pooler:
+        with pytest.raises(DatabaseRefused, match="no such database"):
+            tables.open(database=f"{pooler.url.rpartition('/')[0]}/t_nowhere")
+
+
 @SQL_SERVERS
 def test_an_unknown_user_is_refused(tables: Tables) -> None:
     with pytest.raises(DatabaseRefused, match="refused"):

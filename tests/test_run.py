@@ -32,6 +32,18 @@ def test_run_once_handles_all_there_is_and_ends_with_0(crew: Crew) -> None:
     assert crew.status()["active"] is None
 
 
+def test_run_once_that_is_stopped_before_all_is_done_ends_with_1(crew: Crew) -> None:
+    crew.hold()
+    for name in ("1.txt", "2.txt"):
+        crew.files.put(name, b"x")
+    member = crew.start("a", "run", "--once", workers=1)
+    crew.begun(1)
+    member.send(signal.SIGTERM)
+    crew.let_go()
+    assert member.process.wait(PATIENCE) == 1
+    assert "done" in crew.states().values() and len(crew.states()) == 1, "the first one ends, the second is not begun"
+
+
 def test_run_once_beside_an_active_member_ends_with_0_and_does_nothing(crew: Crew) -> None:
     active = crew.start("a", pattern="*.csv")
     active.wait("elected")
