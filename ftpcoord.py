@@ -1992,7 +1992,7 @@ class Poller:
             for path in free + [row.path] * bool(same):
                 server.put_away(path, row.action)
                 self.lease.check()
-            self.selector.unsteady.removed(row)
+            self.selector.unsteady.removed(row, self.lease.term)
             self.companions.gone(row.path)
             outcome = Outcome(f"{row.action.partition(':')[0]}d", words="" if same else "it was gone already")
             self.ledger.change(row, None if row.state == "done" else row._replace(action=""), outcome=outcome)
@@ -3128,16 +3128,13 @@ class Unsteady:
     def claimed(self, work: Work, term: int) -> None:
         """Of what is kept, a version within the minute that the line of the one before shows; later ones are new."""
         old, entry = work.old, work.found.entry
-        if old is not None and (old.action or work.known):
+        if old is None or old.action or work.known:
             return
-        line, back, done = times_of(entry.mtime).line, self._was(work.path, entry), False
-        if old is not None:
-            self._note(old)
-            done = old.state == "done"
-            back = back or (done and "" != line == times_of(old.mtime).line and old.size == entry.size)
-        if back:
+        line, back = times_of(entry.mtime).line, self._was(work.path, entry)
+        self._note(old)
+        if back or (old.state == "done" and "" != line == times_of(old.mtime).line and old.size == entry.size):
             self.again(work.path, term)
-        elif done:
+        elif old.state == "done":
             self.over(work.path)
 
     def seen_again(self, row: Row) -> None:
@@ -3151,9 +3148,11 @@ class Unsteady:
     def _note(self, row: Row) -> None:
         self._before.setdefault(row.path, deque(maxlen=4)).append(row)
 
-    def removed(self, row: Row) -> None:
-        """So the server says."""
-        if not self._was(row.path, row):
+    def removed(self, row: Row, term: int) -> None:
+        """So the server says: not for the first time, if it lists it all the same."""
+        if self._was(row.path, row):
+            self.again(row.path, term)
+        else:
             self.over(row.path)
         self._note(row)
 

@@ -349,6 +349,22 @@ def test_a_version_that_arrives_while_the_last_one_is_handled_is_handled_too_als
             assert len(site.handled) == 2
 
 
+@pytest.mark.parametrize("kind", ["sftp", "mlsd", "mdtm"])
+def test_versions_of_a_minute_that_come_as_their_forerunners_go_wait_for_nothing(tmp_path: Path, kind: str) -> None:
+    with a_host(kind) as host:
+        host.put("a", b"0")
+
+        def replace(session: Any, argument: str) -> None:
+            number = int(host.files["a"]) + 1
+            host.put("a", b"%d" % number, seconds=number)
+            session.status(0) if kind == "sftp" else session.say("250 gone")
+
+        host.on("REMOVE" if kind == "sftp" else "DELE", replace, times=8)
+        with Site(tmp_path, host.settings, "handler", after="delete", retry_delay=3600) as site:
+            wait_for(lambda: not host.files, PATIENCE, "\n".join(site.log[-20:]))
+            assert [int(content) for _, content, _ in site.handled] == list(range(9)) and not site.all("not_now")
+
+
 @pytest.mark.parametrize("tells", ["MDTM and no SIZE", "SFTP, and no time in LSTAT"])
 def test_a_new_version_is_not_deleted_where_not_all_of_it_can_be_asked_for(tmp_path: Path, tells: str) -> None:
     with a_host("sftp" if "SFTP" in tells else "mdtm", {"a": OLD}) as host:
