@@ -2883,7 +2883,7 @@ class Recognizer:
                     self._keep_as(at, row, row.mtime)
                     continue
                 if questions == 0 or time.monotonic() > until:
-                    left.add(row.path)
+                    left.update([row.path][doubt:])  # a doubt can wait
                     continue
                 self._goes_on()
                 questions -= 1
@@ -3149,7 +3149,7 @@ class Unsteady:
         self._before.setdefault(row.path, deque(maxlen=4)).append(row)
 
     def removed(self, row: Row, term: int) -> None:
-        """So the server says: not for the first time, if it lists it all the same."""
+        """So the server says, perhaps not for the first time."""
         if self._was(row.path, row):
             self.again(row.path, term)
         else:

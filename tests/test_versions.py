@@ -663,6 +663,23 @@ def test_questions_are_bounded_in_each_poll_and_what_was_not_asked_for_waits(
             assert len(site.all("polled")) - polled >= 3 and len(host.said("MDTM")) - asked <= 30
 
 
+def test_what_may_have_been_replaced_within_its_minute_keeps_no_single_run_from_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ftpcoord, "MOST_QUESTIONS", 1)
+    with a_host("mdtm") as host:
+        files = some(5, host)
+        for name in files:
+            host.times[name] += datetime.timedelta(days=5 + int(name), minutes=7 * int(name) - 2)
+        with Site(tmp_path, host.settings, "handler") as site:
+            site.arrive(files)
+            site.wait("file_done", 5)
+        again = Site(tmp_path, host.settings, "handler")
+        listed = len(host.said("LIST"))
+        assert again.listener.run(once=True) == 0 and not again.handled
+        assert len(host.said("LIST")) == listed + 1
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Companions
 # ---------------------------------------------------------------------------------------------------------------------
