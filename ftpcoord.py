@@ -2825,7 +2825,6 @@ class Recognizer:
 
     def recognize(self, listing: list[Found], busy: set[str]) -> set[str]:
         """Gives known files of a listing the ledger's time, or the exact one. The paths left for the next poll."""
-        now = boot_clock()
         self._listing, self._changes = listing, []
         unclear: list[tuple[int, Row]] = []
         for at, (path, _, entry) in enumerate(listing):
@@ -2833,7 +2832,7 @@ class Recognizer:
             if row is None or row.mtime == entry.mtime or row.size != entry.size or path in busy:
                 continue
             same = same_version(row, entry)
-            if same is None or (same and row.mtime.endswith("~") and self._doubt(row)[1] <= now):
+            if same is None or (same and row.mtime.endswith("~") and self._doubt(row)[1] <= boot_clock()):
                 unclear.append((at, row))
             elif same and "=" in row.mtime and row.state != "done":  # a claim keeps it: the display may move meanwhile
                 self._keep_as(at, row, row.mtime)
@@ -3378,7 +3377,7 @@ LIMIT_SECONDS = 600.0  # for so long a limit on connections is taken for granted
 
 
 class Pool:
-    """At most `workers` connections to the file server, handed out one user at a time; none before the first use.
+    """At most `workers` connections, handed out one user at a time; none before the first use.
 
     A server that refuses one more while others work has a limit: for LIMIT_SECONDS as many as there are will do. One is
     made at a time, and after a refused login none for a minute, then ever longer up to an hour: accounts get locked.
@@ -6365,7 +6364,7 @@ class FtpServer(FileServer):
 
     def _full(self, path: str) -> str:
         """list() changes the working folder, so relative paths are joined to the login folder (which may begin with a
-        drive); full ones stay."""
+        drive)."""
         if path.startswith("/"):
             return path
         if self._ftp.sock is None:

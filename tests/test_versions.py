@@ -153,6 +153,13 @@ def on_fetch(host: Host, happens: Callable[[], None]) -> None:
         host.on("RETR", retr)
 
 
+class Days(FtpHost):
+    """LIST shows no more than the day of any file."""
+
+    def line(self, name: str, content: bytes, when: datetime.datetime) -> bytes:
+        return f"-rw-r--r-- 1 0 0 {len(content)} {when:%b %d  %Y} {name}".encode()
+
+
 @KINDS
 @DELIVERIES
 def test_a_file_replaced_between_listing_and_fetch_is_handled_once_as_the_new_version(
@@ -400,10 +407,6 @@ def test_what_is_listed_as_a_file_is_put_away_though_lstat_calls_it_a_link(tmp_p
 
 
 def test_a_new_version_of_the_day_is_found_where_lines_show_days_alone(tmp_path: Path) -> None:
-    class Days(FtpHost):
-        def line(self, name: str, content: bytes, when: datetime.datetime) -> bytes:
-            return f"-rw-r--r-- 1 0 0 {len(content)} {when:%b %d  %Y} {name}".encode()
-
     now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
     noon = now.replace(hour=12, minute=0, second=0)  # lines of both versions are of one day
     with Days({"a": OLD}, mlsd=False) as host:
@@ -661,6 +664,17 @@ def test_questions_are_bounded_in_each_poll_and_what_was_not_asked_for_waits(
             wait_for(lambda: len(site.handled) == 20, PATIENCE, "\n".join(site.log[-20:]))
             site.wait("file_done", 20)
             assert len(site.all("polled")) - polled >= 3 and len(host.said("MDTM")) - asked <= 30
+
+
+@pytest.mark.parametrize("shown", ["minutes", "days"])
+def test_a_single_run_finds_what_was_replaced_within_the_time_that_its_line_shows(tmp_path: Path, shown: str) -> None:
+    began = datetime.datetime.now(datetime.timezone.utc).replace(second=5, tzinfo=None) - datetime.timedelta(minutes=3)
+    with Days(mlsd=False) if shown == "days" else a_host("mdtm") as host:
+        for number, content in enumerate((OLD, NEW)):
+            host.files["a"], host.times["a"] = content, began + datetime.timedelta(seconds=20 * number)
+            site = Site(tmp_path, host.settings, "handler")
+            assert site.listener.run(once=True) == 0
+            assert site.handled == [("a", content, 1)]
 
 
 def test_what_may_have_been_replaced_within_its_minute_keeps_no_single_run_from_ending(
