@@ -3688,7 +3688,7 @@ SCHEMA = """\
 
 
 class Allowance:
-    """What the peer may cost in one call, in time and in bytes, however slowly or endlessly it sends."""
+    """What the peer may cost in one call, in time and in bytes."""
 
     def __init__(self) -> None:
         self._until, self._bytes = 0.0, 0
@@ -4426,7 +4426,7 @@ class Database(abc.ABC):
         error: str = "",
         seconds: Optional[float] = None,
     ) -> bool:
-        """Whether it is for this term to say so of that deadline: another member may have the same id."""
+        """Whether it is for this term to say so: another member may have the same id."""
         values = {"file_id": file_id, "by": moment(by), "path": printable(path), "error": error}
         fixed = {"outcome": outcome, "seconds": seconds, **fence._asdict()}
         try:
@@ -8177,6 +8177,19 @@ class Warden:
 warden = Warden()
 
 
+class Child(subprocess.Popen[bytes]):
+    """Knows of a lost exit code, which Python takes for 0."""
+
+    lost = False
+
+    def _try_wait(self, wait_flags: int) -> tuple[int, int]:
+        try:
+            return os.waitpid(self.pid, wait_flags)
+        except ChildProcessError:
+            self.lost = True
+            return self.pid, 0
+
+
 class Command:
     """`exec`: runs a command without a shell, in a process group of its own, and ends what is left of it.
 
@@ -8215,13 +8228,11 @@ class Command:
         )
         if shutil.which(words[0]) is None:
             raise LocalTrouble(f"exec: {words[0]} is not a command here")
-        if os.name == "posix" and signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:  # all would pass for 0
-            raise LocalTrouble("exec: this process ignores SIGCHLD, and so learns no exit code")
         with self._lock:
             if self._cut:
                 raise LeaseLost(file.lease.term)
             try:
-                process = subprocess.Popen(
+                process = Child(
                     self._prefix + words,
                     env=environment,
                     stdin=subprocess.DEVNULL,
@@ -8252,6 +8263,8 @@ class Command:
         words_of_error = [tail.text() for tail in tails][-1]
         if self._cut:
             raise LeaseLost(file.lease.term)
+        if process.lost:
+            raise LocalTrouble("exec: no exit code: this process ignores SIGCHLD, or waits for any child")
         said, code = f": {words_of_error}" if words_of_error and self.config.error_output else "", process.returncode
         if timed_out:
             raise HandlerFailed(f"command took longer than exec_timeout, {self.config.exec_timeout:g} s{said}")
@@ -8425,7 +8438,7 @@ ID_PATTERN = re.compile(r"[!-~]{1,128}\Z")  # the tables' VARCHAR(128); printabl
 GROUP_TEXT = re.compile(r"(ftp|ftpes|ftps|sftp)://(.*?)@(\[[^]]+\]|[^@:/\[\]]+):([0-9]+)(/.*)\Z", re.DOTALL)
 DEFAULT_PORTS = {"ftp": 21, "ftpes": 21, "ftps": 990, "sftp": 22}
 SSH, TLS, FTP = ("sftp",), ("ftpes", "ftps"), ("ftp", "ftpes", "ftps")
-OURS = re.compile(r"FTPCOORD_(?!(?i:SERVICE_(HOST|PORT\w*)|PORT(_\d+_\w+)?)\Z)")
+OURS = re.compile(r"FTPCOORD_(?!(?i:(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT_\d+_\w+)=|(\w+_)?PORT=(tcp|udp|sctp)://))")
 SECRETS = ("password", "key_passphrase", "proxy_password", "database_password")
 URLS = ("url", "proxy", "database")
 PROGRAMS = ("exec", "notify")
@@ -8640,8 +8653,10 @@ class Config:
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Config:
         """FTPCOORD_NAME variables, without a line's end at theirs; an empty one counts as not set. What Kubernetes adds
-        for a Service is not ours."""
-        texts = {name[9:].lower(): value.rstrip("\r\n") for name, value in environ.items() if OURS.match(name)}
+        for Services is not ours."""
+        texts = {
+            name[9:].lower(): value.rstrip("\r\n") for name, value in environ.items() if OURS.match(f"{name}={value}")
+        }
         try:
             return cls(**{name: text for name, text in texts.items() if text})
         except ConfigError as exc:
@@ -9652,7 +9667,7 @@ class Pulse:
         try:
             for member in leaving:
                 other.add(member)
-        except RuntimeError:  # no thread is left: together, then
+        except RuntimeError:  # no thread is left
             with self._lock:
                 self._members += leaving
 
@@ -9709,7 +9724,7 @@ class Coordinator:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._member.work_ended()  # the work was the block, and that has ended, perhaps by an exception
+        self._member.work_ended()  # the work was the block
         self.stop()
 
     def leases(self) -> Iterator[Lease]:
@@ -10023,7 +10038,7 @@ def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
         # Not from here: the signal may have interrupted the holder of a lock that stopping needs.
         try:
             threading.Thread(target=stop_all, name="ftpcoord-stop", daemon=True).start()
-        except RuntimeError:  # no thread is left: by the main one, within a second
+        except RuntimeError:  # no thread is left: by the main one
             asked.set()
 
     with contextlib.ExitStack() as ends:

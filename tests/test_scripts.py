@@ -263,12 +263,28 @@ def test_a_handler_that_configures_logging_does_not_silence_the_program(crew: Cr
     assert [event for event in ("elected", "file_done", "released") if f" {event} " not in done.stdout] == []
 
 
-def test_a_script_that_ignores_its_childrens_end_takes_no_command_for_successful(crew: Crew) -> None:
+@pytest.mark.parametrize(
+    "habit",
+    [
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+        """
+def reap():
+    while True:
+        try:
+            os.wait()
+        except ChildProcessError:
+            pass
+threading.Thread(target=reap, daemon=True).start()""",
+    ],
+    ids=["ignores", "reaps"],
+)
+def test_a_script_that_loses_exit_codes_takes_no_command_for_successful(crew: Crew, habit: str) -> None:
     crew.files.put("1.txt", b"x")
     member = crew.script(f"""
-import signal
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-sys.exit(ftpcoord.Listener(exec={crew.recorder()!r}, after="delete", **settings).run(once=True))
+import os, signal, threading
+{habit}
+listener = ftpcoord.Listener(exec="sh -c 'sleep 0.3; exit 1'", exec_timeout=30, after="delete", **settings)
+sys.exit(listener.run(once=True))
 """)
     assert member.process.wait(PATIENCE) == 1
     assert crew.files.names() == ["1.txt"] and crew.states() == {"1.txt": "failed"}

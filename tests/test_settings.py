@@ -106,19 +106,22 @@ def test_a_host_that_knows_no_home_folder_is_no_reason_to_end(tmp_path: Path) ->
         config(password_file="~nobody-of-that-name/a\0b").file_password()
 
 
-def test_what_kubernetes_adds_for_a_service_called_ftpcoord_is_no_setting() -> None:
+@pytest.mark.parametrize("service", ["", "METRICS_", "HTTP_2_"])
+def test_what_kubernetes_adds_for_a_service_called_like_ftpcoord_is_no_setting(service: str) -> None:
     Config.from_env(
         {
             "FTPCOORD_URL": URL,
             "FTPCOORD_DATABASE": DATABASE,
-            "FTPCOORD_SERVICE_HOST": "10.0.0.1",
-            "FTPCOORD_SERVICE_PORT": "80",
-            "FTPCOORD_SERVICE_PORT_HTTP": "80",
-            "FTPCOORD_PORT": "tcp://10.0.0.1:80",
-            "FTPCOORD_PORT_80_TCP": "tcp://10.0.0.1:80",
-            "FTPCOORD_PORT_80_TCP_PROTO": "tcp",
+            f"FTPCOORD_{service}SERVICE_HOST": "10.0.0.1",
+            f"FTPCOORD_{service}SERVICE_PORT": "80",
+            f"FTPCOORD_{service}SERVICE_PORT_HTTP": "80",
+            f"FTPCOORD_{service}PORT": "tcp://10.0.0.1:80",
+            f"FTPCOORD_{service}PORT_80_TCP": "tcp://10.0.0.1:80",
+            f"FTPCOORD_{service}PORT_80_TCP_PROTO": "tcp",
         }
     )
+    with pytest.raises(ConfigError, match="no such setting"):
+        Config.from_env({"FTPCOORD_URL": URL, "FTPCOORD_DATABASE": DATABASE, f"FTPCOORD_{service}PORT": "8080"})
 
 
 def test_an_error_from_the_environment_names_the_variable() -> None:
