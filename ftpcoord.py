@@ -4832,7 +4832,6 @@ DIALECTS: dict[str, type[Database]] = {"postgresql": PostgreSQL, "mysql": MySQL,
 
 
 def open_database(config: Config) -> Database:
-    """Nothing is connected yet."""
     return DIALECTS[config.endpoint.dialect](config)
 
 
@@ -8672,7 +8671,7 @@ class Config:
                 parser.read_file(stream)
         except (OSError, UnicodeError) as exc:
             raise ConfigError(f"{path}: cannot be read ({reason(exc)})") from None
-        except configparser.Error as exc:  # its own text would print the line, which may hold a secret
+        except configparser.Error as exc:  # whose text has the line, perhaps a secret
             line = getattr(exc, "lineno", None) or getattr(exc, "errors", [["?"]])[0][0]
             raise ConfigError(f"{path}: not a settings file ({type(exc).__name__}, line {line})") from None
         if not parser.sections():
@@ -8763,8 +8762,11 @@ class Config:
         for field in dataclasses.fields(self):
             schemes = field.metadata.get("schemes", (scheme,))
             value = getattr(self, field.name)
-            if field.name not in (*SECRETS, *PROGRAMS, *IDS) and re.fullmatch(r"""(['"]).*\1""", str(value), re.DOTALL):
-                yield f"{field.name}: its quotes would be part of it; write it without them"
+            if field.name not in (*SECRETS, *PROGRAMS, *IDS):
+                if re.fullmatch(r"""(['"]).*\1""", str(value), re.DOTALL):
+                    yield f"{field.name}: its quotes would be part of it; write it without them"
+                if field.name not in ("schedule", "site") and re.search(r"\s[#;]\s", str(value)):
+                    yield f"{field.name}: a comment would be part of it; give it a line of its own"
             given = value != field.default or field.name in self.files
             if given and scheme and scheme not in schemes:
                 wanted = " and ".join(f"{one}://" for one in schemes)
@@ -9740,7 +9742,7 @@ class Coordinator:
             try:
                 yield lease
             finally:
-                # Back although the lease lasts: given up, so that the next is a new one.
+                # Back although the lease lasts: the next is a new one.
                 if member.may_work(lease):
                     member.hand_over("the work ended before the lease")
                 member.work_ended()
@@ -9909,7 +9911,7 @@ class Listener:
         if self._routes and config.exec:
             raise ConfigError("exec: a file goes to the command or to a Python handler; remove one")
         if config.target.scheme == "sftp":
-            if importlib.util.find_spec("paramiko") is None:  # found, not imported: a standby does without it
+            if importlib.util.find_spec("paramiko") is None:  # not imported: a standby does without it
                 raise ConfigError("url: sftp:// needs paramiko: pip install paramiko")
         else:
             new_server(config)  # reads the certificate files
@@ -10035,7 +10037,7 @@ def run_listeners(listeners: Sequence[Listener], once: bool = False) -> int:
             listener.stop()
 
     def stop(number: int, frame: Optional[FrameType]) -> None:
-        # Not from here: the signal may have interrupted the holder of a lock that stopping needs.
+        # Not from here: what it interrupted may hold a lock.
         try:
             threading.Thread(target=stop_all, name="ftpcoord-stop", daemon=True).start()
         except RuntimeError:  # no thread is left: by the main one
@@ -10171,7 +10173,7 @@ SYMBOLS = {
 
 
 class Histogram:
-    """`counts` has one more than `bounds`, for the longer ones."""
+    """`counts` has one more than `bounds`."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds, self.counts, self.sum = bounds, [0] * (len(bounds) + 1), 0.0
@@ -10962,8 +10964,8 @@ PROBES: dict[str, Callable[[Listener], str]] = {
 class StatusServer:
     """GET and HEAD: / for people, /status and /metrics for programs, /livez, /readyz and /active for probes.
 
-    Where too many are connected, one of the peer with the most is cut, so that nobody
-    can keep probes away. Raises Error if the port is taken.
+    Where too many are connected, one of the peer with the most is cut: nobody can keep
+    probes away. Raises Error if the port is taken.
     """
 
     def __init__(self, address: tuple[str, int], listeners: Sequence[Listener]) -> None:

@@ -705,9 +705,9 @@ def test_a_command_that_cannot_be_watched_is_ended_and_tried_again(
     with FtpHost(files={"a": b"1"}) as host:
         start, room = threading.Thread.start, threading.Event()
         pids: list[int] = []
-        popen = subprocess.Popen
+        child = ftpcoord.Child
 
-        class Watched(popen):  # type: ignore[misc,valid-type]
+        class Watched(child):  # type: ignore[misc,valid-type]
             def __init__(self, words: Any, *arguments: Any, **options: Any) -> None:
                 super().__init__(words, *arguments, **options)
                 if "sleep 60" in " ".join(words):
@@ -718,7 +718,7 @@ def test_a_command_that_cannot_be_watched_is_ended_and_tried_again(
                 raise RuntimeError("can't start new thread")
             start(thread)
 
-        monkeypatch.setattr(subprocess, "Popen", Watched)
+        monkeypatch.setattr(ftpcoord, "Child", Watched)
         monkeypatch.setattr(threading.Thread, "start", limited)
         with Site(tmp_path, host.settings, "none", exec=shlex.join(command)) as site:
             failed = site.wait("file_failed")

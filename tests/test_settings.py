@@ -320,6 +320,27 @@ def test_a_value_in_quotes_is_an_error_as_they_would_be_part_of_it(name: str, qu
     assert config(password='"x"').file_password() == '"x"' and config(pattern="'[a-z]' x'y").patterns("pattern")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("pattern", "*.csv # the orders"),
+        ("exclude", "*.bak ; old ones"),
+        ("after", "move:done # by day"),
+        ("download_dir", "/srv/in\t# for the import"),
+    ],
+)
+def test_a_comment_behind_a_value_is_an_error_as_it_would_be_part_of_it(name: str, value: str) -> None:
+    """Settings files of others and some readers of env-files take it off."""
+    with pytest.raises(ConfigError, match=f"^{name}: a comment would be part of it"):
+        config(**{name: value})
+
+
+def test_a_hash_or_semicolon_without_blanks_around_it_is_part_of_the_value() -> None:
+    assert config(pattern="No #*.csv, a;b").pattern == "No #*.csv, a;b"
+    assert config(password="a # b", exec="x ; {file} # y").password == "a # b"
+    assert config(schedule="0 6 * * * ; 0 7 * * *", timezone="UTC").minutes is not None
+
+
 @pytest.mark.parametrize("quote", ["'", '"'])
 def test_quotes_of_an_id_stay_a_part_of_it_and_the_group_is_warned_of(quote: str) -> None:
     """A service that has run with them would be in another group without them, and take all files again."""
