@@ -112,7 +112,12 @@ def test_a_leap_second_is_a_time(tmp_path: Path) -> None:
     found = parse_mlsd_line("type=file;size=5;modify=20161231235960; x")
     assert found and ftpcoord.epoch_seconds(found.mtime) == 1483228800.0 and same_version(found, found)
     assert ftpcoord.epoch_seconds(ftpcoord.iso_time("20161231235960.5")) == 1483228800.5
-    assert ftpcoord.iso_time("20161231235961") == ""
+    assert ftpcoord.iso_time("20161231235961") == ftpcoord.iso_time("20161231236030") == ""
+    assert ftpcoord.iso_time("20161231236060") == ftpcoord.iso_time("20161231246060") == ""
+
+
+def test_a_time_that_somebody_wrote_with_a_zone_into_the_ledger_is_read_without_it() -> None:
+    assert ftpcoord.epoch_seconds("2026-01-12T10:15:30+02:00") == 1768212930.0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
