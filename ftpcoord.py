@@ -4436,7 +4436,7 @@ class Database(abc.ABC):
         return self.alarms(fence.group, by, file_id).get((outcome, by), (0,))[0] == fence.term
 
     def trim(self, group: str, days: float) -> None:
-        """Removes some older rows of the audit trail."""
+        """Removes some older rows."""
         self.execute(self.TRIM, group=group, age=min(days * SECONDS_A_DAY, LONGEST_DELAY))
 
 
@@ -4776,7 +4776,7 @@ class MySQL(Database):
 
 
 class SQLite(Database):
-    """SQLite 3.35 and newer in WAL mode, for members on one host; the file is created with its tables.
+    """SQLite 3.35 and newer in WAL mode; the file is created with its tables.
 
     Operations are BEGIN IMMEDIATE transactions, so all are serial. The file must be on a local disk.
     """
@@ -4804,8 +4804,9 @@ class SQLite(Database):
 
         if sqlite3.sqlite_version_info < (3, 35):
             raise DatabaseRefused(f"needs SQLite 3.35, this is {sqlite3.sqlite_version}")
-        with contextlib.suppress(OSError):  # sqlite3 says why
-            create_file(Path(self.path)).close()
+        with contextlib.suppress(OSError, AttributeError), create_file(Path(self.path)) as made:  # sqlite3 says why
+            folder = os.stat(os.path.dirname(self.path) or ".")  # root's `status` may come before the service
+            os.fchown(made.fileno(), folder.st_uid, folder.st_gid)
         self.connection = sqlite3.connect(
             self.path, timeout=self.timing.lock_timeout, isolation_level=None, check_same_thread=False
         )
@@ -4845,7 +4846,7 @@ def import_driver(module: str, package: str) -> Any:
 
 
 def tls_context(setting: str, ca_file: str, verify: bool, cert: str = "", key: str = "") -> ssl.SSLContext:
-    """For a client, 1.2 and newer. Raises ConfigError that names the setting of the file that cannot be used."""
+    """Raises ConfigError that names the setting of the file that cannot be used."""
     path = ca_file
     try:
         context = ssl.create_default_context(cafile=ca_file or None)
@@ -8514,7 +8515,7 @@ IDENTIFIER = Kind(
 )
 ACTION = Kind(
     "keep, delete or move:FOLDER (`.` is no folder; a date of %Y %y %m %d %j is one like {date:%Y-%m-%d})",
-    matching(rf"keep|delete|move:(?!\./?\Z)(?:{DATE.pattern}|(?!\{{date)[^\r\n])+"),
+    matching(rf"keep|delete|move:(?!\./?\Z|\s|.*\s\Z)(?:{DATE.pattern}|(?!\{{date)[^\r\n])+"),
 )
 ORDER = Kind("none, strict, or re: and a regular expression", matching(r"none|strict|re:[^\r\n]+"))
 FINGERPRINT = Kind("a fingerprint as ssh-keygen -lf prints it, SHA256:...", matching("SHA256:.*"))

@@ -760,6 +760,17 @@ def test_a_sqlite_file_stays_the_one_it_was_though_a_handler_changes_the_working
         assert store.renew("g", "a", 1).held
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+def test_a_sqlite_file_that_root_makes_is_its_folders_owners(tmp_path: Path) -> None:
+    """`status` and `check` are run as root, and may come before the service's first start."""
+    folder = tmp_path / "state"
+    folder.mkdir()
+    os.chown(folder, 65534, 65534)
+    with closing(Tables(Database("sqlite", f"sqlite:///{folder / 'c.db'}"))) as tables:
+        tables.open().look("g", "a")
+        assert {os.stat(path).st_uid for path in folder.iterdir()} == {65534}
+
+
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_sqlite_file_that_was_replaced_is_opened_anew(tables: Tables, tmp_path: Path) -> None:
     """Whoever kept to the old one would hold a lease there, beside the lease in the new one."""

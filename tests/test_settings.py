@@ -271,6 +271,8 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"ledger": False}, "^ledger: off needs after = delete or move"),
     ({"after": "remove"}, "^after: must be keep, delete or move:FOLDER"),
     ({"after": "move:"}, "^after: must be"),
+    ({"after": "move: done"}, "^after: must be"),
+    ({"after_error": "move:bad "}, "^after_error: must be"),
     ({"after": "move:."}, "^after: .* no folder"),
     ({"after_error": "move:a\nb"}, "^after_error: .* no folder"),
     ({"key": "id", "url": "ftp://h/x"}, "^key: is for sftp:// only, but url is ftp://"),
