@@ -8767,7 +8767,7 @@ class Config:
                 if re.fullmatch(r"""(['"]).*\1""", str(value), re.DOTALL):
                     yield f"{field.name}: its quotes would be part of it; write it without them"
                 if field.name not in ("schedule", "site") and re.search(r"\s[#;]\s", str(value)):
-                    yield f"{field.name}: a comment would be part of it; give it a line of its own"
+                    yield f"{field.name}: a comment would be part of it; give it its own line ([#] is none)"
             given = value != field.default or field.name in self.files
             if given and scheme and scheme not in schemes:
                 wanted = " and ".join(f"{one}://" for one in schemes)
