@@ -11252,11 +11252,11 @@ def command_status(configs: Sequence[Config], options: argparse.Namespace) -> in
     """who is active, heartbeat ages, file counts, last errors, what to do"""
     groups = [read_status(config) for config in configs]
     if options.check:
-        for number, config in enumerate(configs):
-            if groups[number]["active"] is None and not groups[number]["database_error"]:
-                # A hand-over under way is health.
-                time.sleep(min(5.0, 2 * config.heartbeat_frequency + 1))
-                groups[number] = read_status(config)
+        again = [n for n, status in enumerate(groups) if status["active"] is None and not status["database_error"]]
+        if again:  # a hand-over
+            time.sleep(min(5.0, 2 * configs[again[0]].heartbeat_frequency + 1))
+        for n in again:
+            groups[n] = read_status(configs[n])
         print(printable(nagios_line(groups)))
         return int(not all(status["healthy"] for status in groups))
     if options.json:
@@ -11534,7 +11534,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 def program() -> None:
     """The process of a command; does not return, whatever hangs: others wait for its end."""
-    of_glibc("mallopt", -8, 1)  # M_ARENA_MAX: one for all threads
+    of_glibc("mallopt", -8, 1)  # M_ARENA_MAX
     if os.name == "posix":  # whatever the parent ignored or blocked
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])

@@ -345,6 +345,18 @@ def test_a_database_that_is_away_keeps_a_command_from_no_other_group(
         assert "outcome=retried" in history and "outcome=skipped" in history
 
 
+def test_the_check_of_many_groups_waits_for_hand_overs_no_longer_than_that_of_one(
+    sqlite: Database, files: Files, tmp_path: Path
+) -> None:
+    """Who asks, Nagios say, has little patience."""
+    with Crew(tmp_path, sqlite, files, heartbeat_frequency=1, liveness_check_interval=30) as crew:
+        Listeners(crew, {f"g{number}": {} for number in range(6)}).member.end()  # for its file of settings
+        began = time.monotonic()
+        done = crew.run("--config", str(tmp_path / "settings.ini"), "status", "--check", environment=environment({}))
+        assert done.returncode == 1 and done.stdout.count("no member is active") == 6
+        assert time.monotonic() - began < 9
+
+
 # ----------------------------------------------------------------------------- systemd and containers
 
 
