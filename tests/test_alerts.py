@@ -59,6 +59,9 @@ WELL = {
     'ftpcoord_not_now_files{group="g",member="a"}': "0x120",
     'ftpcoord_not_now_files{group="g",member="b"}': "0x120",
     'ftpcoord_files_total{group="g",member="a",result="quarantined"}': "0x120",
+    'ftpcoord_ledger_files{group="g",member="a",state="quarantined"}': "0x120",
+    'ftpcoord_start_time_seconds{group="g",member="a"}': "0x120",
+    'ftpcoord_start_time_seconds{group="g",member="b"}': "0+60x120",
 }
 ROLE, OLDEST = (
     'ftpcoord_role{group="g",member="%s",role="active"}',
@@ -68,15 +71,19 @@ PAUSED, POLLED = 'ftpcoord_paused{group="g",member="a"}', 'ftpcoord_last_poll_ti
 CASES: list[tuple[dict[str, str], set[str]]] = [
     ({}, set()),
     ({ROLE % "a": "0x120"}, {"FtpcoordNobodyActive"}),
+    (dict.fromkeys(WELL, "1x60 stale"), {"FtpcoordNobodyActive"}),  # all members are gone, and their metrics
     ({ROLE % "b": "1x120"}, {"FtpcoordTwoActive"}),
     ({'ftpcoord_database_up{group="g",member="a"}': "0x120"}, {"FtpcoordDatabaseDown"}),
     ({POLLED: "60x120"}, {"FtpcoordNoSuccessfulPoll"}),
+    ({POLLED: "_x120"}, {"FtpcoordNoSuccessfulPoll"}),  # none since the start
     ({OLDEST: "0+60x120"}, {"FtpcoordWaiting"}),
     ({POLLED: "60x120", OLDEST: "0+60x120", PAUSED: "1x120"}, set()),
     ({'ftpcoord_not_now_files{group="g",member="b"}': "5x120"}, {"FtpcoordNotNow"}),
     ({'ftpcoord_missing_files{group="g",member="a"}': "2x120"}, {"FtpcoordMissing"}),
     ({'ftpcoord_blocked_since_timestamp_seconds{group="g",member="a"}': "60x120"}, {"FtpcoordBlocked"}),
     ({'ftpcoord_files_total{group="g",member="a",result="quarantined"}': "0+1x120"}, {"FtpcoordQuarantine"}),
+    # Before the first scrape of a new process, as the file that ended the one before.
+    ({'ftpcoord_ledger_files{group="g",member="a",state="quarantined"}': "1x120"}, {"FtpcoordQuarantine"}),
 ]
 
 
