@@ -1215,7 +1215,7 @@ class Selector:
             if found.path in self.companions.renewed:
                 return "take", ""
             return "wait", f"failed, tried again in {duration(row.waits(now))}: {error_text(row)}"
-        pause = self.unsteady.pause(found.path)
+        pause = self.unsteady.pause(found.path, entry)
         return ("wait", f"{UNSTEADY}: handled again in {duration(pause)}") if pause > 0 else ("take", "")
 
     def wants(self, found: Found) -> bool:
@@ -2214,7 +2214,7 @@ def times_of(mtime: str) -> Times:
 
 @functools.lru_cache(maxsize=1024)
 def epoch_seconds(mtime: str) -> Optional[float]:
-    """In UTC, None if there is none. LIST has no zone: it is taken as UTC."""
+    """None if there is none. LIST's is taken as UTC."""
     line, exact = times_of(mtime)
     seconds, point, fraction = (exact or line).partition(".")
     with contextlib.suppress(ValueError):
@@ -3088,25 +3088,27 @@ class Breaker:
 
 
 UNSTEADY = "it is listed again, or is another version each time it has been handled"
+REMOVAL_SECONDS = 2.0  # after its answer
 REDATED = "it waits as if it were being written: the server tells another time at each look"
 
 
 class Unsteady:
     """Files that are another version at each look after their handling (a server tells other times each time), or one
-    that was there before (two servers take turns, or it was removed and is listed all the same). From the second in a
+    that was there before (two servers take turns, or it was removed and is listed). From the second in a
     row on each is handled after a pause, which doubles; from the third it is said. Outlives leases."""
 
     def __init__(self, config: Config, clock: Callable[[], float]) -> None:
         self._config, self._clock = config, clock
-        self._files: dict[str, tuple[int, float]] = {}  # how often in a row; until when it rests
+        self._files: dict[str, tuple[int, float, Optional[Row]]] = {}  # how often in a row; until when which rests
         self._before: dict[str, deque[Row]] = {}  # what these were
         self._redated: dict[str, int] = {}  # second listings in a row
 
-    def again(self, path: str, term: int) -> None:
+    def again(self, path: str, term: int, removed: Optional[Row] = None) -> None:
         """It has been handled, and is another version."""
-        times = self._files.get(path, (0, 0.0))[0] + 1
+        times = self._files.get(path, (0, 0.0, None))[0] + 1
         pause = doubled(self._config.retry_delay or 1.0, times - 1) if times > 1 else 0.0
-        self._files[path] = times, self._clock() + pause
+        pause = max(pause, REMOVAL_SECONDS) if removed else pause
+        self._files[path] = times, self._clock() + pause, removed
         if times > 2:
             about = {"group": self._config.coordination_group, "term": term, "path": path}
             event("not_now", logging.WARNING, **about, retry_in=pause, error=UNSTEADY)
@@ -3148,19 +3150,20 @@ class Unsteady:
         self._before.setdefault(row.path, deque(maxlen=4)).append(row)
 
     def removed(self, row: Row, term: int) -> None:
-        """So the server says, perhaps not for the first time."""
-        if self._was(row.path, row):
-            self.again(row.path, term)
-        else:
+        """So the server says."""
+        if not self._was(row.path, row):
             self.over(row.path)
+        self.again(row.path, term, row)
         self._note(row)
 
     def over(self, path: str) -> None:
         self._files.pop(path, None)
 
-    def pause(self, path: str) -> float:
+    def pause(self, path: str, entry: Entry) -> float:
         """How long it still rests."""
-        return max(0.0, self._files.get(path, (0, 0.0))[1] - self._clock())
+        _, until, removed = self._files.get(path, (0, 0.0, None))
+        rests = removed is None or same_version(removed, entry)
+        return max(0.0, until - self._clock()) if rests else 0.0
 
     def keep(self, kept: Callable[[str], bool]) -> None:
         for path in itertools.filterfalse(kept, self._files.keys() | self._before.keys()):
@@ -3251,8 +3254,7 @@ def is_done(row: Optional[Row], shown: Shown) -> bool:
 class Workers:
     """The threads that do what is in their queue: after-actions first.
 
-    A path is busy from when it is handed in until nothing more is to be done with it. `work` gets what a worker takes;
-    `worked` is called then.
+    A path is busy from when it is handed in until nothing more is to be done with it.
     """
 
     def __init__(
@@ -3466,7 +3468,7 @@ class Pool:
                 if self._all and not self._aborted:
                     self._limit, self._limited_until = len(self._all), time.monotonic() + LIMIT_SECONDS
                     return None
-                # A key or certificate file that is gone may be back at the next try.
+                # a key file may be back at the next try
                 self.trouble = trouble = exc if isinstance(exc, ServerDown) else ServerDown(str(exc))
                 self._limited_until = 0.0
             raise trouble from None
@@ -5483,7 +5485,7 @@ class FileServer(abc.ABC):
 
     @contextlib.contextmanager
     def _talking(self, doing: str) -> Iterator[None]:
-        """Around everything said to the server: after any exception but Error, an answer it knows, the two sides may be
+        """Around everything said to the server: after any exception but Error the two sides may be
         out of step, so the connection is closed."""
         try:
             yield
@@ -5618,8 +5620,8 @@ def parse_list_line(line: str, today: datetime.date, forms: Collection[str] = ()
     all that follows one space after the time.
 
     `Jan 12 2026 10:15 a` has its time after the year, unless other lines show years without or times without years;
-    `Jan 12 2026  a` is padded by AIX, unless others with a year are not. After two spaces before the year, as `ls` has
-    them, either would be odd."""
+    `Jan 12 2026  a` is padded by AIX, unless others with a year are not. After two spaces before the year, as of `ls`,
+    either is odd."""
     readings = list_readings(line, today)
     if len(readings) < 2:
         return next(iter(readings.values()), None)
@@ -6131,8 +6133,7 @@ class Looker:
     """What MLST, or where that is unknown SIZE, MDTM and CWD, tell of a path.
 
     A yes is believed. A no proves that nothing is there only if that very command has said yes to a file on this
-    connection, says the same of a name that cannot be there, and does not speak of rights; else a listing decides.
-    A command that is unknown or was never answered is not asked again."""
+    connection, says the same of a name that cannot be there, and does not speak of rights; else a listing decides."""
 
     YES: ClassVar[dict[str, str]] = {"MLST": "250", "SIZE": "213", "MDTM": "213"}
 

@@ -9,6 +9,7 @@ import copy
 import datetime
 import itertools
 import posixpath
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -286,9 +287,37 @@ def repeated_with_growing_pauses_kept(tmp_path: Path, behaviour: Behaviour) -> N
 def repeated_though_removed(tmp_path: Path, behaviour: Behaviour, host: Host, after: str) -> None:
     with host:
         behaviour(host)
+        began = time.monotonic()
         with Site(tmp_path, host.settings, "handler", after=after, retry_delay=0.4) as site:
-            said = [site.wait("not_now", number, error=ftpcoord.UNSTEADY)["retry_in"] for number in (1, 2)]
-            assert said == [0.8, 1.6] and len(site.handled) <= 5 and host.files["a"] == b"1"
+            said = site.wait("not_now", error=ftpcoord.UNSTEADY)["retry_in"]
+            assert said == max(2.0, 0.8) and len(site.handled) == 3 and host.files["a"] == b"1"
+            assert time.monotonic() - began >= 4.0
+
+
+def listed_a_while_after_its_removal(tmp_path: Path, behaviour: Behaviour) -> None:
+    """It is handled once, and so is a new version, which waits for nothing."""
+    with FtpHost({"a": b"1"}) as host:
+        behaviour(host)
+        with Site(tmp_path, host.settings, "handler", after="delete", retry_delay=0.1) as site:
+            wait_for(lambda: not host.files, PATIENCE, "\n".join(site.log))
+            site.polls(3)
+            host.put("a", b"2", seconds=60)
+            wait_for(lambda: len(site.handled) == 2, 1.5, "\n".join(site.log))
+            host.put("a", b"3", seconds=90)
+            wait_for(lambda: len(site.handled) == 3 and not host.files, PATIENCE, "\n".join(site.log))
+            site.polls(3)
+            assert site.handled == [("a", b"1", 1), ("a", b"2", 1), ("a", b"3", 1)]
+
+
+def a_second_late(host: FtpHost) -> None:
+    """What is deleted stays for a second."""
+
+    def act(session: Any, argument: str) -> None:
+        name, there = session.name(argument), host.files.get(session.name(argument))
+        threading.Timer(1.0, lambda: host.files.get(name) is there and host.files.pop(name)).start()
+        session.say("250 gone")
+
+    host.on("DELE", act, None)
 
 
 def repeated_though_deleted(tmp_path: Path, behaviour: Behaviour) -> None:
@@ -780,6 +809,11 @@ TABLE += [
     ),
 ]
 TABLE += [
+    (
+        {"DELE is answered yes a second before the file goes": a_second_late},
+        "each version is handled once",
+        listed_a_while_after_its_removal,
+    ),
     (
         {"DELE is answered yes, and the file stays": always("DELE", reply("250 gone"))},
         "it is not handled without growing pauses and a word",

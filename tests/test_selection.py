@@ -754,7 +754,7 @@ def test_pauses_of_a_file_that_is_never_the_same_double_up_to_an_hour_and_end_wi
     pauses = []
     for _ in range(12):
         unsteady.again(file.path, 1)
-        pauses.append(unsteady.pause(file.path))
+        pauses.append(unsteady.pause(file.path, file.entry))
         choice = choose(selector, [file])
         assert (len(choice.ready), choice.waiting) == ((0, 1) if pauses[-1] else (1, 0))
         now[0] += pauses[-1]
@@ -768,13 +768,13 @@ def test_pauses_of_a_file_that_is_never_the_same_double_up_to_an_hour_and_end_wi
     ]
     for end in ends:
         unsteady.again(file.path, 1)
-        assert unsteady.pause(file.path)
+        assert unsteady.pause(file.path, file.entry)
         end()
         unsteady.again(file.path, 1)
-        assert not unsteady.pause(file.path)
+        assert not unsteady.pause(file.path, file.entry)
         unsteady.again(file.path, 1)
     unsteady.keep({file.path}.__contains__)
-    assert unsteady.pause(file.path)
+    assert unsteady.pause(file.path, file.entry)
 
 
 def test_a_file_that_is_tried_again_does_not_wait_for_its_age_once_more() -> None:
