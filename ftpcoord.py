@@ -2366,7 +2366,9 @@ def files_below(folder: Path, goes_on: Callable[[], object]) -> Iterator[Path]:
 def remove_dead_copies() -> None:
     """This user's private copies whose process is dead: it no longer holds their folder's lock. (A pid says nothing
     between containers.)"""
-    places = Path(tempfile.gettempdir()).glob(PRIVATE + "*") if OPENAT else ()
+    places: list[Path] = []
+    with contextlib.suppress(OSError):
+        places += Path(tempfile.gettempdir()).glob(PRIVATE + "*") if OPENAT else ()
     for place in places:
         with contextlib.suppress(OSError, RecursionError), contextlib.ExitStack() as stack:
             handle = open_folder(place)
@@ -2729,7 +2731,7 @@ def foreseen(exc: Exception, path: str, copy: Optional[Copy]) -> Exception:
     if isinstance(exc, UnicodeError):
         return HandlerFailed(f"{path}: this host's names are in {sys.getfilesystemencoding()}, which lacks this one")
     if isinstance(exc, OSError):
-        place = copy.part if copy else f"the place of the copy, {exc.filename or tempfile.gettempdir()}"
+        place = copy.part if copy else f"the place of the copy, {exc.filename or tempfile.tempdir or 'TMPDIR'}"
         own = exc.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
         return (HandlerFailed if own else LocalTrouble)(f"{place}: {reason(exc)}")
     if not isinstance(exc, Error):
@@ -9432,7 +9434,7 @@ class Schedule:
 
 DAY_NAMES = "(?:sun|mon|tue|wed|thu|fri|sat)"
 EXPECTED = re.compile(r"(\S.*?)(?:\s+from\s+(\d{1,2}:\d\d))?\s+by\s+(\d{1,2}:\d\d)(?:\s+(\S+))?", re.ASCII)
-EXPECT_SECONDS = 8 * SECONDS_A_DAY  # so far back deadlines are judged: a week, and a day for an outage
+EXPECT_SECONDS = 8 * SECONDS_A_DAY  # so far back deadlines are judged
 
 
 class Window(NamedTuple):
@@ -9443,7 +9445,7 @@ class Window(NamedTuple):
 
 
 class Came(NamedTuple):
-    """A version that was done or skipped for the first time."""
+    """A version's first done or skip."""
 
     at: float
     path: str
@@ -10635,7 +10637,7 @@ def listener_status(listener: Listener, survey: Survey) -> dict[str, Any]:
 
 # -- metrics ----------------------------------------------------------------------------------------------------------
 def metrics(listeners: Sequence[tuple[Listener, Survey]]) -> str:
-    """Prometheus' text format 0.0.4: all samples of a name stand together. The end of a name tells its kind."""
+    """Prometheus' text format 0.0.4: all samples of a name stand together."""
     build = {"version": __version__, "python": sys.version.split()[0]}
     families = {("build_info", "The version that runs."): list(_samples("build_info", 1, build))}
     for listener, survey in listeners:
@@ -11225,6 +11227,10 @@ def command_check(configs: Sequence[Config], options: argparse.Namespace) -> int
         for name in PROGRAMS:
             if getattr(config, name) and shutil.which(config.command(name)[0]) is None:
                 raise ConfigError(f"{name}: {config.command(name)[0]} is not a command here")
+        try:
+            tempfile.gettempdir() if config.exec or config.handler else ""
+        except OSError as exc:
+            raise ConfigError(f"TMPDIR: {reason(exc)}") from None
         folder = config.place(config.download_dir)
         if folder and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
             raise ConfigError(f"download_dir: {folder} is not a folder that this user can write to")

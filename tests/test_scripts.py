@@ -290,6 +290,30 @@ sys.exit(listener.run(once=True))
     assert crew.files.names() == ["1.txt"] and crew.states() == {"1.txt": "failed"}
 
 
+NO_FOLDER = "import tempfile\ntempfile._candidate_tempdir_list = lambda: ['/nowhere']\n"
+
+
+def test_a_host_without_a_temporary_folder_is_said_counts_for_no_file_and_disturbs_no_delivery(crew: Crew) -> None:
+    """A read-only root, or a full disk at the start."""
+    crew.files.put("1.txt", b"x")
+    run = "listener = ftpcoord.Listener({}, **settings)\nsys.exit(listener.run(once=True))\n"
+    member = crew.script(NO_FOLDER + run.format("exec='true {file}'"), "a", log_level="info")
+    assert member.process.wait(PATIENCE) == 1
+    (row,) = crew.ledger()
+    assert (row["state"], row["failures"]) == ("failed", 0) and "No usable temporary directory" in row["error"]
+    check = """import os
+os.environ.update({f"FTPCOORD_{name.upper()}": value for name, value in settings.items()}, FTPCOORD_EXEC="true {file}")
+sys.exit(ftpcoord.main(["check"]))
+"""
+    done = crew.script(NO_FOLDER + check)
+    assert done.process.wait(PATIENCE) == 2 and "TMPDIR: No usable temporary directory" in done.err.read_text()
+    into = crew.folder / "into"
+    into.mkdir()
+    member = crew.script(NO_FOLDER + run.format(f"download_dir={str(into)!r}"), "b")
+    assert member.process.wait(PATIENCE) == 0, member.said()
+    assert [path.name for path in into.iterdir()] == ["1.txt"]
+
+
 def test_a_coordinator_needs_no_ledger(postgresql: Database) -> None:
     for table in ("token_holder", "health_check"):
         postgresql.execute(ftpcoord.ddl(False)[table])
