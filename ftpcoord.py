@@ -1854,6 +1854,7 @@ class Poller:
                     # Only a death can have left its name: a file of this name may have come from another folder.
                     died = item.work.old is not None and item.work.old.state == "claimed"
                     self.workplace.name(item.copy, item.work.found, died or not self.config.folders)
+                    item.row = item.row.marked(delivered=bool(self.config.download_dir))
             except Exception as exc:
                 self._fail(item, exc)
         durable: set[Path] = set()
@@ -1872,7 +1873,7 @@ class Poller:
         """Step 6."""
         if self._folder_alone:
             return
-        row = item.row = item.row.marked(delivered=bool(self.config.download_dir))
+        row = item.row
         file = File(row.path, row.size, epoch_seconds(item.mtime), row.attempts, self.lease, item.copy.path)
         file.sha256 = item.sha256
         self.lease.check()
@@ -2138,13 +2139,11 @@ class Tree:
             event("file_refused", level, folder=folder, name=repr(name), reason=why)
 
     def below(self, path: str) -> bool:
-        """Whether a path is one of a file below a polled folder."""
         starts = filter(path.startswith, map(start_of_paths, self._bases))
         return any(all(map(is_plain_name, path.removeprefix(start).split("/"))) for start in starts)
 
 
 def in_order(works: Iterable[Work], sort: str) -> list[Work]:
-    """Files of the same rank by path."""
     key = sort.lstrip("-")
 
     def rank(work: Work) -> tuple[int, str, str]:
@@ -2164,7 +2163,6 @@ class Verdicts:
     def note(
         self, found: Found, row: Optional[Row], word: str, why: str, backlog: Callable[[Found, str], object]
     ) -> None:
-        """`backlog` hears of each file that is wanted and not done."""
         if word == "final" and not (row and row.mtime.endswith("~")):
             self._final[found.path] = found, row
         elif word == "warn":
@@ -2262,7 +2260,7 @@ COPY_BYTES = 256 * 1024
 FILE_MODE = 0o640  # of delivered files, less what the umask takes
 PRIVATE_MODE = 0o600
 OPENAT = fcntl is not None and os.open in os.supports_dir_fd
-PRIVATE = "ftpcoord-copies-"  # how the folders of private copies begin
+PRIVATE = "ftpcoord-copies-"  # folders of private copies
 
 
 class PrivateFolder:
@@ -2326,7 +2324,7 @@ def write_all(out: io.RawIOBase, data: memoryview) -> None:
 
 
 def begin_sync(file: io.RawIOBase) -> None:
-    """Hands a file's content to the disk without waiting: fsync of many then waits about once."""
+    """Hands content to the disk without waiting: fsync of many then waits about once."""
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -2338,6 +2336,9 @@ def sync_folder(folder: Path, held: Optional[int] = None) -> None:
         handle = os.open(folder, os.O_RDONLY) if held is None else held
         try:
             os.fsync(handle)
+        except OSError as exc:
+            if exc.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+                raise
         finally:
             if held is None:
                 os.close(handle)
@@ -2352,15 +2353,14 @@ def files_below(folder: Path, goes_on: Callable[[], object]) -> Iterator[Path]:
     """Not by os.walk(), which older Pythons end at a thousand levels."""
     places = [folder]
     while places:
-        place, entries = places.pop(), []
+        place = places.pop()
         goes_on()
         with contextlib.suppress(OSError), os.scandir(place) as found:
-            entries = list(found)
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                places.append(place / entry.name)
-            else:
-                yield place / entry.name
+            for entry in list(found):
+                if entry.is_dir(follow_symlinks=False):
+                    places.append(place / entry.name)
+                else:
+                    yield place / entry.name
 
 
 def remove_dead_copies() -> None:
@@ -2385,7 +2385,7 @@ _numbers = itertools.count(1)
 class Copy:
     """A file in the making."""
 
-    def __init__(self, place: Path, part: Path, out: io.RawIOBase) -> None:
+    def __init__(self, place: Optional[Path], part: Path, out: io.RawIOBase) -> None:
         self.place, self.part, self.out = place, part, out
         self.path = part  # or the name that it got
 
@@ -2415,48 +2415,52 @@ class Workplace:
         if self._cleaned:
             return
         remove_dead_copies()
-        try:
-            if self._folder is not None and not self._folder.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, "is not a folder; create it")
-            for path in files_below(self._folder, goes_on) if self._folder else ():
-                part = path.name.startswith(self._group_mark) and path.name.endswith(".part")
-                if part and not path.name.startswith(self._mark):
-                    self._unlink(path)
-        except OSError as exc:
-            trouble = LocalTrouble(f"download_dir {self._folder}: {reason(exc)}")
+        if self._folder is not None and not os.path.isdir(self._folder):
+            trouble = LocalTrouble(f"download_dir {self._folder}: is not a folder that this user sees; create it")
             event("local_trouble", logging.ERROR, term=self._term, error=str(trouble))
-            raise trouble from None
+            raise trouble
+        for path in files_below(self._folder, goes_on) if self._folder else ():
+            part = path.name.startswith(self._group_mark) and path.name.endswith(".part")
+            if part and not path.name.startswith(self._mark):
+                try:
+                    self._unlink(path)
+                except (OSError, HandlerFailed) as exc:  # harmless
+                    event("local_trouble", logging.WARNING, term=self._term, error=f"{path}: {reason(exc)}; remove it")
         self._cleaned = True
 
     def create(self, found: Found, private: bool = False) -> Copy:
         """A new file; its name carries the term, unless it is `private`: never delivered."""
-        place, name, mode = self._folder, f"{self._mark}{os.getpid()}-{next(_numbers)}.part", self._file_mode
+        home = self._folder and self._folder / posixpath.dirname(found.relative)
+        place, name, mode = home, f"{self._mark}{os.getpid()}-{next(_numbers)}.part", self._file_mode
         if place is None or private:
             place, name, mode = self._private.path() / str(next(_numbers)), found.entry.name, PRIVATE_MODE
-        elif "/" in found.relative:
-            place /= posixpath.dirname(found.relative)
         path = place / name
         try:
             with self._inside(place, make=True) as folder:
                 out = create_file(path, mode, folder)
             if mode not in (FILE_MODE, PRIVATE_MODE) and hasattr(os, "fchmod"):  # asked for: the umask takes none of it
                 os.fchmod(out.fileno(), mode)
-            return Copy(place, path, out)
+            return Copy(home, path, out)
         except BaseException:
             self._remove(path)
             raise
 
     def name(self, copy: Copy, found: Found, again: bool = True) -> None:
         """Gives a finished one its name, unless it is private."""
-        if self._folder is not None:
+        if copy.place is not None:
             with self._inside(copy.place) as folder:
                 copy.path = give_name(copy.part, copy.part.with_name(found.entry.name), folder, again)
 
     def sync(self, copy: Copy, durable: set[Path]) -> None:
         """Makes its name durable, once for each folder."""
-        if copy.path is not copy.part and copy.place not in durable:
-            with self._inside(copy.place) as folder:
-                sync_folder(copy.place, folder)
+        if copy.place is not None and copy.place not in durable:
+            try:
+                with self._inside(copy.place) as folder:
+                    sync_folder(copy.place, folder)
+            except FileNotFoundError:  # removed by who took the file
+                return
+            except OSError as exc:
+                raise LocalTrouble(f"{copy.place}: {reason(exc)}") from None
             durable.add(copy.place)
 
     def discard(self, copy: Optional[Copy]) -> None:
@@ -2468,12 +2472,11 @@ class Workplace:
                 self._remove(copy.part)
 
     def _remove(self, temporary: Path) -> None:
-        if os.path.lexists(temporary):
-            with contextlib.suppress(OSError, UnicodeError, HandlerFailed):
+        with contextlib.suppress(OSError, UnicodeError, HandlerFailed, RecursionError):
+            if self._private.has(temporary):
+                shutil.rmtree(temporary.parent)  # and what a handler left there
+            else:
                 self._unlink(temporary)
-        if self._private.has(temporary):
-            with contextlib.suppress(OSError):
-                temporary.parent.rmdir()
 
     def close(self) -> None:
         self._private.close()
@@ -2518,7 +2521,7 @@ class Workplace:
         try:
             info = os.fstat(handle)
             if delivered and (new or (info.st_dev, info.st_ino) not in self._durable):
-                os.fsync(parent)
+                sync_folder(path.parent, parent)
                 self._durable.add((info.st_dev, info.st_ino))
         except BaseException:
             os.close(handle)
@@ -2528,16 +2531,15 @@ class Workplace:
 
 
 def _same_content(a: str, b: str, folder: Optional[int]) -> bool:
-    info = os.lstat(b, dir_fd=folder)
-    if not stat.S_ISREG(info.st_mode) or info.st_size != os.lstat(a, dir_fd=folder).st_size:
-        return False
-
     def opened(name: str, flags: int) -> int:
         return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), dir_fd=folder)
 
-    with open(a, "rb", opener=opened) as left, open(b, "rb", opener=opened) as right:
-        pieces = (iter(functools.partial(file.read, COPY_BYTES), b"") for file in (left, right))
-        return all(one == other for one, other in itertools.zip_longest(*pieces))
+    with contextlib.suppress(OSError):  # another user's, or just taken away
+        info = os.lstat(b, dir_fd=folder)
+        if stat.S_ISREG(info.st_mode) and info.st_size == os.lstat(a, dir_fd=folder).st_size:
+            with open(a, "rb", opener=opened) as left, open(b, "rb", opener=opened) as right:
+                return all(piece == right.read(COPY_BYTES) for piece in iter(lambda: left.read(COPY_BYTES), b""))
+    return False
 
 
 def numbered(name: str, number: int) -> str:
@@ -2731,7 +2733,11 @@ def foreseen(exc: Exception, path: str, copy: Optional[Copy]) -> Exception:
     if isinstance(exc, UnicodeError):
         return HandlerFailed(f"{path}: this host's names are in {sys.getfilesystemencoding()}, which lacks this one")
     if isinstance(exc, OSError):
-        place = copy.part if copy else f"the place of the copy, {exc.filename or tempfile.tempdir or 'TMPDIR'}"
+        place = (
+            copy.part.parent / str(exc.filename2 or copy.part.name)
+            if copy
+            else f"the place of the copy, {exc.filename or tempfile.tempdir or 'TMPDIR'}"
+        )
         own = exc.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
         return (HandlerFailed if own else LocalTrouble)(f"{place}: {reason(exc)}")
     if not isinstance(exc, Error):
@@ -3061,7 +3067,6 @@ class Breaker:
         return not self.paused and (not self._open_for or path == self._trial)
 
     def may_try(self, path: str) -> bool:
-        """Whether a file's own pause is over."""
         rest = self._files.get(path)
         return rest is None or rest.due <= boot_clock()
 
@@ -3162,7 +3167,6 @@ class Unsteady:
         self._files.pop(path, None)
 
     def pause(self, path: str, entry: Entry) -> float:
-        """How long it still rests."""
         _, until, removed = self._files.get(path, (0, 0.0, None))
         rests = removed is None or same_version(removed, entry)
         return max(0.0, until - self._clock()) if rests else 0.0
@@ -3194,9 +3198,9 @@ class Yielding:
 
 
 BATCH_BYTES = 1 << 20  # of a group: the first file must not wait for the last
-BATCH_FILES = 64  # claims and completions committed together where delivery is the folder alone
+BATCH_FILES = 64  # committed together where delivery is the folder alone
 BATCH_SECONDS = 0.05  # that a completion may wait for others
-KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL for a command
+KILL_AFTER = 5.0  # seconds between SIGTERM and SIGKILL
 
 
 class Pace:
@@ -3308,7 +3312,7 @@ class Workers:
             return first
 
     def keep(self, kept: Callable[[str], bool]) -> None:
-        self.alone.difference_update([path for path in self.alone.copy() if not kept(path)])
+        self.alone -= {*itertools.filterfalse(kept, self.alone.copy())}
 
     def put_off(self, kept: tuple[type, ...] = ()) -> None:
         """Leaves what waits, but these kinds, to the next poll."""
@@ -7521,7 +7525,7 @@ SPECIAL: dict[str, Callable[[str], bool]] = {  # asked for by patterns of their 
     "hidden": lambda name: name.startswith("."),
     "temporary": lambda name: name.lower().endswith(TEMPORARY),
 }
-EXPRESSION = "re:"  # before a regular expression
+EXPRESSION = "re:"
 
 
 def glob_fits(name: str, glob: str) -> bool:
@@ -7737,7 +7741,7 @@ def digests_in(lines: Sequence[str], algorithm: str, is_name: Callable[[str], bo
 
 
 class Seal:
-    """Tells whether what was fetched is what was sent: by its digest, and the one in its companion."""
+    """Whether what was fetched is what was sent: by its digest and its companion's."""
 
     def __init__(self, config: Config, found: Found, beside: Beside) -> None:
         self.found, self._config = found, config
@@ -7995,9 +7999,9 @@ class MoveTargets:
         return unresolved
 
     def _contains(self, server: FileServer, folder: str, other: str) -> bool:
-        if contains(folder.casefold(), other.casefold(), self._recursive):
-            return contains(folder, other, self._recursive) or self._is_unlisted(server, other[: len(folder)])
-        return False
+        return contains(folder.casefold(), other.casefold(), self._recursive) and (
+            contains(folder, other, self._recursive) or self._is_unlisted(server, other[: len(folder)])
+        )
 
     @staticmethod
     def _resolved(server: FileServer, place: str) -> str:
@@ -8051,7 +8055,7 @@ def _differ_in_case(a: str, b: str) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 TRY_LATER = 75  # EX_TEMPFAIL of sysexits.h: a command's way to say "not now"
-STDERR_BYTES = 2000  # of a failed command's last words, kept in the ledger
+STDERR_BYTES = 2000  # of a failed command's last words
 LONGEST_LINE = 4096  # bytes of a command's output
 
 
@@ -8100,11 +8104,12 @@ class File:
         """Puts a copy into a folder, atomically and under a free name; gives its path."""
         target = Path(folder)
         temporary = target / f".ftpcoord-{os.getpid()}-{threading.get_ident()}-{next(_numbers)}.part"
-        with create_file(temporary) as out, self.open() as source:
-            for piece in iter(lambda: source.read(COPY_BYTES), b""):
-                write_all(out, memoryview(piece))
-            os.fsync(out.fileno())
+        out = create_file(temporary)
         try:
+            with out, self.open() as source:
+                for piece in iter(lambda: source.read(COPY_BYTES), b""):
+                    write_all(out, memoryview(piece))
+                os.fsync(out.fileno())
             return publish(temporary, target / self.name)
         finally:
             with contextlib.suppress(FileNotFoundError):
@@ -8138,8 +8143,7 @@ for group in groups:
 
 
 class Warden:
-    """A small process that kills the process groups of commands when this one has died, however it died; on POSIX
-    alone."""
+    """A process that kills the process groups of commands when this one has died, however; on POSIX alone."""
 
     def __init__(self) -> None:
         self._groups: set[int] = set()
@@ -8229,7 +8233,7 @@ class Command:
             FTPCOORD_MEMBER=self.config.member_id,
             **({"FTPCOORD_SHA256": file.sha256} if file.sha256 else {}),
         )
-        if shutil.which(words[0]) is None:
+        if not os.path.dirname(words[0]) and shutil.which(words[0]) is None:
             raise LocalTrouble(f"exec: {words[0]} is not a command here")
         with self._lock:
             if self._cut:
@@ -8238,6 +8242,7 @@ class Command:
                 process = Child(
                     self._prefix + words,
                     env=environment,
+                    cwd=self.config.folder_left(),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
@@ -8707,6 +8712,13 @@ class Config:
     def place(self, path: str) -> str:
         """Relative paths are meant from where the settings were read, wherever a handler goes."""
         return os.path.join(self._begun_in, os.path.expanduser(path)) if path else ""
+
+    def folder_left(self) -> Optional[str]:
+        """That folder, if a handler has left it."""
+        with contextlib.suppress(OSError):
+            if os.getcwd() != self._begun_in:
+                return self._begun_in or None
+        return None
 
     @property
     def target(self) -> Target:
@@ -9820,6 +9832,7 @@ class Herald:
             process = self._process = subprocess.Popen(
                 self._config.command("notify"),
                 env=environment_without_ours(),
+                cwd=self._config.folder_left(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

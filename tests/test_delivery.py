@@ -4,6 +4,7 @@ permissions, and a ledger that somebody else has written to."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import sqlite3
@@ -157,6 +158,46 @@ def test_a_place_for_temporary_files_that_is_missing_is_named_and_not_the_server
     temporary.mkdir()
     wait_for(lambda: len(member.events("file_done")) == 2, PATIENCE, member.said())
     assert crew.ledger()[1]["failures"] == 0
+
+
+def no_place() -> str:
+    raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/']")
+
+
+def test_a_host_without_a_place_for_temporary_files_delivers_into_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a container whose only volume that can be written to is that one."""
+    monkeypatch.setattr(tempfile, "gettempdir", no_place)
+    with FtpHost({"a": b"1"}) as host, Site(tmp_path, host.settings) as site:
+        site.arrive({"a": b"1"})
+
+
+def test_a_host_without_a_place_for_temporary_files_is_told_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "gettempdir", no_place)
+    with FtpHost({"a": b"1"}) as host, Site(tmp_path, host.settings, "handler") as site:
+        assert "TMPDIR: No usable temporary directory" in site.wait("file_failed", 2)["error"]
+        row = site.row("a")
+        assert row is not None and row["failures"] == 0 and host.files
+        monkeypatch.undo()
+        site.arrive({"a": b"1"})
+
+
+def test_what_a_handler_leaves_beside_its_copy_goes_with_it(tmp_path: Path) -> None:
+    """A copy that it has renamed holds what nobody else is to read."""
+    places: list[Path] = []
+
+    def renames(file: ftpcoord.File) -> None:
+        file.local.with_name("unpacked").mkdir()
+        file.local.rename(file.local.with_name("unpacked") / "old")
+        places.append(file.local.parent)
+
+    with FtpHost({"a": b"1"}) as host, Site(tmp_path, host.settings, "handler") as site:
+        site.receive = renames  # type: ignore[method-assign]
+        site.wait("file_done")
+        assert places and not places[0].exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import io
 import os
 import signal
@@ -72,6 +73,20 @@ def test_a_file_is_saved_under_a_free_name_and_the_same_file_once(tmp_path: Path
     other.name = "a.csv"
     assert other.save(folder) == folder / "a.1.csv"
     assert sorted(os.listdir(folder)) == ["a.1.csv", "a.csv"]
+
+
+def test_what_could_not_be_saved_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk would become fuller with each try."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        a_local(tmp_path, b"one").save(folder)
+    assert os.listdir(folder) == []
 
 
 async def awaited(file: File) -> None:
@@ -271,6 +286,22 @@ def test_a_command_that_is_not_there_is_this_hosts_trouble(tmp_path: Path, file:
     except (LocalTrouble, HandlerFailed):
         return
     pytest.fail("it cannot have succeeded")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a script")
+def test_commands_begin_where_the_program_was_started_wherever_a_handler_goes(
+    tmp_path: Path, file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "import.sh").write_text("#!/bin/sh\npwd > said\n")
+    (tmp_path / "import.sh").chmod(0o755)
+    relative = command("./import.sh {file}")
+    monkeypatch.chdir("/")
+    relative.run(file)
+    assert (tmp_path / "said").read_text() == f"{tmp_path}\n"
+    (tmp_path / "import.sh").unlink()
+    with pytest.raises(LocalTrouble, match=r"exec: \./import\.sh cannot be started .*No such file"):
+        relative.run(file)
 
 
 def running(pid_file: Path) -> Optional[int]:

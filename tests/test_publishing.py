@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import servers
@@ -413,6 +414,113 @@ def test_a_folder_that_can_be_neither_made_durable_nor_locked_is_not_held_open(
             place.create(found("x/a.csv"))
     assert len(os.listdir("/proc/self/fd")) == before
     assert os.listdir(tmp_path) == (["x"] if delivered else [])
+
+
+@pytest.fixture
+def folder_sync(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What a wait for a folder's names ends with, while it is there."""
+    fsync, numbers = os.fsync, [errno.EINVAL]
+
+    def fails(handle: int) -> None:
+        if numbers and stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(numbers[0], os.strerror(numbers[0]))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", fails)
+    return numbers
+
+
+@OPENAT
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_files_are_delivered_where_the_file_system_knows_no_fsync_of_folders(
+    tmp_path: Path, folder_sync: list[int], number: int
+) -> None:
+    folder_sync[0] = number
+    with FtpHost({"a": b"1", "x/b": b"2"}) as host:
+        host.folders.add("/in/x")
+        with Site(tmp_path, host.settings, recursive=True) as site:
+            site.wait("file_done", 2)
+            assert site.delivered() == {"a": b"1", "x/b": b"2"} and not site.all("file_failed")
+
+
+@OPENAT
+def test_what_has_its_name_is_not_delivered_again_when_that_could_not_be_made_durable(
+    tmp_path: Path, folder_sync: list[int]
+) -> None:
+    """Neither beside itself nor after somebody has taken it; nor is it done before its name is durable."""
+    folder_sync[0] = errno.EIO
+    with FtpHost({"a": b"1", "b": b"2"}) as host:
+        settings = {**host.settings, "url": host.settings["url"].rpartition("/")[0], "coordination_group": "g"}
+        with Site(tmp_path, settings, folders="/in") as site:
+            for path in ("/in/a", "/in/b"):
+                assert str(site.target) + ":" in site.wait("file_failed", 2, path=path)["error"]
+            assert site.delivered() == {"a": b"1", "b": b"2"} and not site.all("file_done")
+            (site.target / "b").unlink()
+            folder_sync.clear()
+            site.wait("file_done", 2)
+            assert site.delivered() == {"a": b"1"}, "\n".join(site.log)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="openat")
+def test_a_folder_that_goes_with_its_file_before_that_is_durable_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = Workplace.name
+
+    def taken(place: Workplace, copy: ftpcoord.Copy, *more: Any) -> None:
+        named(place, copy, *more)
+        copy.path.unlink()
+        copy.path.parent.rmdir()
+
+    monkeypatch.setattr(Workplace, "name", taken)
+    with FtpHost({"x/a": b"1"}) as host:
+        host.folders.add("/in/x")
+        with Site(tmp_path, host.settings, recursive=True) as site:
+            assert site.wait("file_done")["attempt"] == 1 and not site.all("file_failed")
+
+
+@OPENAT
+def test_what_stands_under_the_name_and_cannot_be_read_is_another_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A consumer has made it its own."""
+    opens = os.open
+
+    def refused(name: Any, flags: int, *more: Any, **named: Any) -> int:
+        if os.fspath(name).endswith("a.csv") and not flags & os.O_CREAT:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+        return opens(name, flags, *more, **named)
+
+    monkeypatch.setattr(os, "open", refused)
+    (tmp_path / "a.csv").write_bytes(b"old")
+    assert publish(part(tmp_path), tmp_path / "a.csv") == tmp_path / "a.1.csv"
+    assert sorted(os.listdir(tmp_path)) == ["a.1.csv", "a.csv"]
+
+
+@OPENAT
+def test_an_unfinished_copy_that_cannot_be_removed_is_said_and_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of another user, in a folder whose sticky bit is set."""
+    unlink, left = os.unlink, []
+
+    def refused(name: Any, **more: Any) -> None:
+        if left and os.fspath(name).endswith(left[0].name):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), name)
+        unlink(name, **more)
+
+    monkeypatch.setattr(os, "unlink", refused)
+    with FtpHost({"a": b"1"}) as host:
+        site = Site(tmp_path, host.settings)
+        old = Workplace(site.listener.config, 0).create(found("b"))
+        old.close()
+        left.append(old.part)
+        with site:
+            site.arrive({"a": b"1"})
+            (said,) = site.all("local_trouble")
+            assert str(old.part) in said["error"] and "Operation not permitted; remove it" in said["error"]
+            left.clear()
+            old.part.unlink()
 
 
 @pytest.mark.skipif(not hasattr(os, "fchmod"), reason="fchmod")
