@@ -2299,7 +2299,7 @@ class PrivateFolder:
 
     def close(self) -> None:
         if self._path is not None:
-            with contextlib.suppress(OSError, RecursionError):  # a command may have left a very deep tree there
+            with contextlib.suppress(OSError, RecursionError):  # of a command's very deep tree
                 shutil.rmtree(self._path)
         if self._held is not None:
             os.close(self._held)
@@ -2312,7 +2312,7 @@ def _at(path: Path, folder: Optional[int]) -> str:
 
 
 def create_file(path: Path, mode: int = FILE_MODE, folder: Optional[int] = None) -> io.RawIOBase:
-    """Never an existing one, never through a link. Unbuffered: see `write_all`."""
+    """Never an existing one, never through a link."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     return io.FileIO(os.open(_at(path, folder), flags, mode, dir_fd=folder), "wb")
 
@@ -2571,7 +2571,7 @@ def check_timing(timing: Timing) -> None:
         )
 
 
-LEAST_RATE = 10.0  # bytes a second; a transfer below it stands still
+LEAST_RATE = 10.0  # bytes a second
 
 
 class Progress:
@@ -2696,7 +2696,7 @@ class MemoryRows:
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------
-MOST_PAUSE = 3600.0  # seconds; no file waits longer for its next try
+MOST_PAUSE = 3600.0  # seconds; no file waits longer
 UNLISTED, LATER = "not listed; ", "not now since "
 
 
@@ -8112,8 +8112,7 @@ class File:
                 os.fsync(out.fileno())
             return publish(temporary, target / self.name)
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
+            temporary.unlink(missing_ok=True)
 
     def __repr__(self) -> str:
         return f"File({self.path!r}, attempt={self.attempt})"
@@ -8320,11 +8319,10 @@ def run_handler(handler: Handler, file: File) -> None:
     finally:
         if os.getpid() != process:
             os._exit(code)
-    if isinstance(result, (Generator, map)) or hasattr(result, "__await__") or hasattr(result, "__anext__"):
-        raise HandlerFailed(
-            f"the handler gave a {type(result).__name__}, which nobody runs: it must do the work itself"
-        )
-    if hasattr(result, "add_done_callback"):  # a pool's Future: its copy of the file must stay until then
+    kind = type(result)  # an object's own attributes may raise
+    if issubclass(kind, (Generator, map)) or hasattr(kind, "__await__") or hasattr(kind, "__anext__"):
+        raise HandlerFailed(f"the handler gave a {kind.__name__}, which nobody runs: it must do the work itself")
+    if hasattr(kind, "add_done_callback"):  # a pool's Future: its copy of the file must stay until then
         result.result()
 
 

@@ -105,8 +105,16 @@ def test_a_handler_that_gives_work_which_nobody_runs_has_failed(tmp_path: Path, 
         ftpcoord.call_handler(handler, a_local(tmp_path), True)
 
 
+class Unbound:
+    """As some frameworks' stand-ins for what belongs to a request."""
+
+    def __getattribute__(self, name: str) -> object:
+        raise RuntimeError(f"{name}: working outside of a request")
+
+
 @pytest.mark.parametrize(
-    "give", [lambda file: file.open(), lambda file: sqlite3.connect(":memory:").execute("SELECT 1")]
+    "give",
+    [lambda file: file.open(), lambda file: sqlite3.connect(":memory:").execute("SELECT 1"), lambda file: Unbound()],
 )
 def test_what_a_handler_gives_beside_that_means_nothing(tmp_path: Path, give: ftpcoord.Handler) -> None:
     """An open file and a database's cursor are iterators, too, of work that is done."""
