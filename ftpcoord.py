@@ -1420,7 +1420,7 @@ class Ledger:
 # I.8 Delivery: how copies get their names
 # ---------------------------------------------------------------------------------------------------------------------
 
-# Copies are made by Workplace (I.10): always as new files, those for `download_dir` under hidden names of the term.
+# Workplace (I.10) makes copies: always new files, those for `download_dir` under hidden names of the term.
 
 
 def give_name(temporary: Path, target: Path, folder: Optional[int] = None, again: bool = True) -> Path:
@@ -1458,7 +1458,8 @@ def _rename_without_replacing(source: str, target: str, folder: Optional[int]) -
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
         os.rename(source, target, src_dir_fd=folder, dst_dir_fd=folder)
         return
-    os.unlink(source, dir_fd=folder)
+    with contextlib.suppress(OSError):  # clean() does
+        os.unlink(source, dir_fd=folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2441,8 +2442,10 @@ class Workplace:
             if mode not in (FILE_MODE, PRIVATE_MODE) and hasattr(os, "fchmod"):  # asked for: the umask takes none of it
                 os.fchmod(out.fileno(), mode)
             return Copy(home, path, out)
-        except BaseException:
+        except BaseException as exc:
             self._remove(path)
+            if isinstance(exc, OSError):
+                exc.filename = str(path)  # else relative
             raise
 
     def name(self, copy: Copy, found: Found, again: bool = True) -> None:
@@ -3235,7 +3238,6 @@ class Pace:
 
 
 def in_parts(items: Iterable[Item], seconds: float) -> Iterator[list[Item]]:
-    """Those that come within so many seconds together."""
     part, began = [], time.monotonic()
     for item in items:
         part.append(item)

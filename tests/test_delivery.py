@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import hostile
 import pytest
@@ -160,6 +160,23 @@ def test_a_place_for_temporary_files_that_is_missing_is_named_and_not_the_server
     assert crew.ledger()[1]["failures"] == 0
 
 
+@OPENAT
+def test_where_a_copy_could_not_be_made_is_said_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of a private folder says nothing."""
+    mkdir = os.mkdir
+
+    def full(name: Any, mode: int = 0o777, *, dir_fd: Optional[int] = None) -> None:
+        if dir_fd is not None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+        mkdir(name, mode)
+
+    monkeypatch.setattr(os, "mkdir", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with FtpHost({"a": b"1"}) as host, Site(tmp_path, host.settings, "handler") as site:
+        error = site.wait("file_failed")["error"]
+        assert f"{tmp_path}/ftpcoord-copies-" in error and "No space left on device" in error
+
+
 def no_place() -> str:
     raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/']")
 
@@ -173,12 +190,10 @@ def test_a_host_without_a_place_for_temporary_files_delivers_into_its_folder(
         site.arrive({"a": b"1"})
 
 
-def test_a_host_without_a_place_for_temporary_files_is_told_what_to_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_without_a_place_for_its_copy_waits_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "gettempdir", no_place)
     with FtpHost({"a": b"1"}) as host, Site(tmp_path, host.settings, "handler") as site:
-        assert "TMPDIR: No usable temporary directory" in site.wait("file_failed", 2)["error"]
+        assert ": No usable temporary directory" in site.wait("file_failed", 2)["error"]
         row = site.row("a")
         assert row is not None and row["failures"] == 0 and host.files
         monkeypatch.undo()

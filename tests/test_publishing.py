@@ -461,7 +461,29 @@ def test_what_has_its_name_is_not_delivered_again_when_that_could_not_be_made_du
             assert site.delivered() == {"a": b"1"}, "\n".join(site.log)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="openat")
+@OPENAT
+def test_what_has_its_name_and_keeps_its_temporary_one_is_not_delivered_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink, kept = os.unlink, [True]
+
+    def refused(name: Any, **more: Any) -> None:
+        if kept and os.fspath(name).endswith(".part"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), name)
+        unlink(name, **more)
+
+    monkeypatch.setattr(os, "unlink", refused)
+    with FtpHost({"a": b"1"}) as host:
+        settings = {**host.settings, "url": host.settings["url"].rpartition("/")[0], "coordination_group": "g"}
+        with Site(tmp_path, settings, folders="/in") as site:
+            assert site.wait("file_done")["attempt"] == 1
+            assert site.delivered() == {"a": b"1"} and not site.all("file_failed")
+            kept.clear()
+            Workplace(site.listener.config, 2).clean()
+            assert os.listdir(site.target) == ["a"], "the next term removes it"
+
+
+@OPENAT
 def test_a_folder_that_goes_with_its_file_before_that_is_durable_is_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -502,7 +524,8 @@ def test_an_unfinished_copy_that_cannot_be_removed_is_said_and_stops_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one of another user, in a folder whose sticky bit is set."""
-    unlink, left = os.unlink, []
+    unlink = os.unlink
+    left: list[Path] = []
 
     def refused(name: Any, **more: Any) -> None:
         if left and os.fspath(name).endswith(left[0].name):
