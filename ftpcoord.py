@@ -4318,7 +4318,6 @@ class Database(abc.ABC):
     # -- the operator's verbs -----------------------------------------------------------------------------------------
 
     def token(self, group: str) -> tuple[Optional[str], int]:
-        """Its holder and term."""
         rows = self.execute(self.TOKEN, group=group)
         return (rows[0][0], rows[0][1]) if rows else (None, 0)
 
@@ -8679,7 +8678,7 @@ class Config:
             with open(path, encoding="utf-8-sig") as stream:
                 parser.read_file(stream)
         except (OSError, UnicodeError) as exc:
-            raise ConfigError(f"{path}: cannot be read ({reason(exc)})") from None
+            raise ConfigError(f"{path}: cannot be read ({getattr(exc, 'strerror', '') or 'not UTF-8'})") from None
         except configparser.Error as exc:  # whose text has the line, perhaps a secret
             line = getattr(exc, "lineno", None) or getattr(exc, "errors", [["?"]])[0][0]
             raise ConfigError(f"{path}: not a settings file ({type(exc).__name__}, line {line})") from None

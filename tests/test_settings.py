@@ -162,6 +162,12 @@ def test_a_wrong_file_is_an_error_that_tells_the_place_and_no_secret(tmp_path: P
     assert "hunter2" not in str(caught.value) or "workers" in text
 
 
+def test_no_part_of_a_settings_file_that_is_not_utf_8_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "ini").write_bytes("[a]\npassword = Tr\u00f6ub\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"ini: cannot be read \(not UTF-8\)"):
+        Config.from_file(str(tmp_path / "ini"))
+
+
 def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         Config.from_file(str(tmp_path / "nowhere"))
