@@ -4667,7 +4667,7 @@ class MySQL(Database):
         "login": "1045|1130|1251|1524|1698|1820|1862|2059|3118|3955|4151",
         "database": "1049",
         "forbidden": "1044",
-        "privilege": "1142",
+        "privilege": "1142|1143",
         "table": "1146",
         "form": r"1054|1267 .*IMPLICIT\).*IMPLICIT\)",
         "certificate": ".*CERTIFICATE_VERIFY_FAILED",
@@ -9554,10 +9554,7 @@ def judgements(config: Config, database: Database) -> Iterator[Judgement]:
 
 
 class Judge:
-    """The alarms of `expect`, and the end of old rows of the audit trail, as long as the lease lasts.
-
-    On a thread of its own: polls may be far apart.
-    """
+    """The alarms of `expect`, and the end of old rows of the audit trail, as long as the lease lasts."""
 
     def __init__(self, config: Config, member: Member, poller: Poller) -> None:
         self.config, self.member, self.poller, self.lease = config, member, poller, poller.lease
@@ -9626,8 +9623,7 @@ Route = Callable[[str], Optional[Handler]]
 
 
 class Pulse:
-    """One database connection and one thread that lets several members' elections tick, each with a statement of its
-    own.
+    """A database connection and a thread for the elections of several members.
 
     When a round takes longer than half a heartbeat, half of the members get a connection of their own.
     """
@@ -11247,6 +11243,10 @@ def command_check(configs: Sequence[Config], options: argparse.Namespace) -> int
         if folder and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
             raise ConfigError(f"download_dir: {folder} is not a folder that this user can write to")
         for _, database in opened([config]):
+            database.renew("", "", 0)  # of no group
+            database.leave("", "")
+            steps = [Change(None, NO_ROW, outcome=Outcome("")), Change(NO_ROW, NO_ROW), Change(NO_ROW, None)]
+            database.write(Fence("", "", 0), steps * config.ledger)
             print(f"database: {database.where}, a heartbeat is stale after {database.timing.stale_after:g} s")
         selector = Selector(config, boot_clock)
         with contextlib.closing(open_server(config)) as server:
@@ -11447,7 +11447,6 @@ def command_step_down(configs: Sequence[Config], options: argparse.Namespace) ->
 
 
 def operator() -> str:
-    """user@host, fit for an id."""
     import getpass
 
     user = ""

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 import pytest
 import servers
-from conftest import Database, need, new_database
+from conftest import Database, Files, need, new_database
+from members import Crew
 from servers import Proxy, free_port
 from test_dialects import Tables, row
 
@@ -882,6 +883,32 @@ def test_a_missing_privilege_is_refused_and_named(tables: Tables) -> None:
         if database.name == "postgresql":
             database.execute(f"DROP OWNED BY {user}", admin=True)
         database.execute(f"DROP {'ROLE' if database.name == 'postgresql' else 'USER'} {user}", admin=True)
+
+
+@SQL_SERVERS
+@pytest.mark.parametrize("missing", ["UPDATE ON token_holder", "DELETE ON health_check", "INSERT ON file_ledger"])
+def test_check_misses_a_privilege_before_a_member_does(
+    tables: Tables, missing: str, files: Files, tmp_path: Path
+) -> None:
+    database = tables.database
+    user, postgres = f"weak_{database.database}", database.name == "postgresql"
+    with Crew(tmp_path, database, files, audit="on") as crew:
+        database.execute(
+            f"CREATE ROLE {user} LOGIN PASSWORD 'secret'" if postgres else f"CREATE USER {user} IDENTIFIED BY 'secret'",
+            admin=True,
+        )
+        try:
+            for table in ("token_holder", "health_check", "file_ledger", "file_audit"):
+                rights = {"SELECT", "INSERT", "UPDATE", "DELETE"} - {missing.split()[0] if table in missing else ""}
+                database.execute(f"GRANT {', '.join(rights)} ON {table} TO {user}", admin=True)
+            done = crew.run("check", database=database.url.replace("//app:", f"//{user}:"))
+            assert done.returncode == 1 and "a privilege is missing" in done.stderr
+            assert crew.run("check").returncode == 0
+            assert [database.execute(f"SELECT * FROM {table}") for table in ("health_check", "file_ledger")] == [[], []]
+        finally:
+            if postgres:
+                database.execute(f"DROP OWNED BY {user}", admin=True)
+            database.execute(f"DROP {'ROLE' if postgres else 'USER'} {user}", admin=True)
 
 
 @contextmanager
