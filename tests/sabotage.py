@@ -480,7 +480,7 @@ SABOTAGES = (
     Sabotage(
         "a minute that may not have been over is not asked for again",
         "recognize",
-        never("self._doubt(row)[1] <= now"),
+        never("self._doubt(row)[1] <= boot_clock()"),
         "files are left over",
         fix=["files=True", "lines=True"],
         seed=19,
