@@ -4981,7 +4981,7 @@ class Listing(list[Entry]):
 
 
 def decode_name(raw: bytes, encoding: str) -> str:
-    """Text that encode_name() turns into the same bytes again, whatever they are."""
+    """Text that encode_name() turns into the same bytes again."""
     try:
         text = raw.decode(encoding, "surrogateescape")
         text.encode("utf-8", "surrogateescape")  # UTF-7 knows surrogates that files here cannot have
@@ -6173,12 +6173,13 @@ class Looker:
         return Entry(name, "file", int(size), self._time(path)) if DIGITS.fullmatch(size) else None
 
     def timed(self, path: str, size: int) -> Optional[Entry]:
-        """By one question: MLST, or MDTM for the time alone; None if that is not told."""
+        """By MLST, or MDTM for the time alone; None if that is not told."""
         started = time.monotonic()
-        told = Entry("", "file", size, self._time(path)) if "MLST" in self.useless else self.entry(path)
+        told = None if "MLST" in self.useless else self.entry(path)
+        told = told or Entry("", "file", size, self._time(path))
         habits = self._server.habits  # one slow answer tells little
         habits.question += (time.monotonic() - started - habits.question) / 8
-        return told if told and told.mtime else None
+        return told if told.mtime else None
 
     def joined(self, seen: Entry, told: Entry) -> Optional[Entry]:
         """What LIST shows and what a question tells, in one entry. None if their times differ by no zone."""

@@ -180,6 +180,23 @@ def test_a_file_replaced_between_listing_and_fetch_is_handled_once_as_the_new_ve
             assert len(site.all("file_done")) == 1 and not site.all("file_failed")
 
 
+@DELIVERIES
+def test_mdtm_alone_tells_of_each_file_where_mlst_and_size_do_not(tmp_path: Path, delivery: str) -> None:
+    with a_host("mlsd", {"a": OLD, "b": OLD, "c": OLD}) as host:
+        host.on("MLST", reply("550 no"), times=None)
+        host.on("SIZE", reply("502 no"), times=None)
+
+        def replaced(session: Any, argument: str) -> None:
+            host.put(session.name(argument), NEW, 20)
+            session.on_retr(argument)
+
+        host.on("RETR", replaced, times=3)
+        with Site(tmp_path, host.settings, delivery, workers=1) as site:
+            site.arrive({"a": NEW, "b": NEW, "c": NEW})
+            site.polls()
+            assert len(site.all("file_done")) == 3
+
+
 @pytest.mark.parametrize("seconds", [7200, 20])
 @pytest.mark.parametrize("kind", ["mlsd", "mdtm"])
 @DELIVERIES
