@@ -1440,6 +1440,9 @@ def give_name(temporary: Path, target: Path, folder: Optional[int] = None, again
     raise AssertionError("unreachable")
 
 
+naming = threading.Lock()
+
+
 def _rename_without_replacing(source: str, target: str, folder: Optional[int]) -> None:
     if os.name != "posix":
         os.rename(source, target)  # refuses an existing target there
@@ -1452,11 +1455,11 @@ def _rename_without_replacing(source: str, target: str, folder: Optional[int]) -
     except OSError as exc:
         if exc.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
             raise
-        # A file system without hard links: only this member writes here, so looking first is good enough.
-        with contextlib.suppress(FileNotFoundError):
-            os.lstat(target, dir_fd=folder)
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
-        os.rename(source, target, src_dir_fd=folder, dst_dir_fd=folder)
+        with naming:  # without hard links: only this process writes here
+            with contextlib.suppress(FileNotFoundError):
+                os.lstat(target, dir_fd=folder)
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
+            os.rename(source, target, src_dir_fd=folder, dst_dir_fd=folder)
         return
     with contextlib.suppress(OSError):  # clean() does
         os.unlink(source, dir_fd=folder)
@@ -2004,7 +2007,7 @@ class Poller:
 # I.10 What the poller leans on: walks, times, copies, progress, known versions, pauses, workers, connections
 # ---------------------------------------------------------------------------------------------------------------------
 # -- walks ------------------------------------------------------------------------------------------------------------
-LONGEST_PATH = 4096  # characters; the ledger's column has an end
+LONGEST_PATH = 4096  # characters; the ledger's column ends
 
 
 def start_of_paths(folder: str) -> str:
@@ -2068,7 +2071,7 @@ class Tree:
                 if look.base in unresolved:
                     raise unresolved[look.base]
                 self._visit(server, look, look.base, "", [])
-            except (FileGone, FileRefused) as exc:  # each for itself
+            except (FileGone, FileRefused) as exc:
                 look.lost[look.base] = look.refused[start_of_paths(look.base)] = str(exc)
                 if len(look.lost) == len(self._bases):
                     raise
@@ -2120,7 +2123,6 @@ class Tree:
         look.add(folder, entries, files)
 
     def _stays_out(self, server: FileServer, look: Look, relative: str) -> str:
-        """Why a folder is not entered."""
         why = self.names.leave_out(relative)
         if not why and self._targets.include(server, look, relative):
             why = "files are moved there"
@@ -2155,8 +2157,6 @@ def in_order(works: Iterable[Work], sort: str) -> list[Work]:
 
 
 class Verdicts:
-    """What was decided of listed files."""
-
     def __init__(self, config: Config, tell: Callable[[int, str, str, str], None]) -> None:
         self._config, self._tell = config, tell
         self._final: dict[str, tuple[Found, Optional[Row]]] = {}
@@ -2541,7 +2541,9 @@ def _same_content(a: str, b: str, folder: Optional[int]) -> bool:
         info = os.lstat(b, dir_fd=folder)
         if stat.S_ISREG(info.st_mode) and info.st_size == os.lstat(a, dir_fd=folder).st_size:
             with open(a, "rb", opener=opened) as left, open(b, "rb", opener=opened) as right:
-                return all(piece == right.read(COPY_BYTES) for piece in iter(lambda: left.read(COPY_BYTES), b""))
+                same = all(piece == right.read(COPY_BYTES) for piece in iter(lambda: left.read(COPY_BYTES), b""))
+            here = os.listdir(os.path.dirname(b) if folder is None else folder)
+            return same and os.path.basename(b) in here  # else another's, by case
     return False
 
 

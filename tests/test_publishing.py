@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,55 @@ def test_without_hard_links_nothing_is_replaced_either(tmp_path: Path, monkeypat
     assert publish(part(tmp_path), tmp_path / "a.csv") == tmp_path / "a.1.csv"
     assert publish(part(tmp_path), tmp_path / "b.csv") == tmp_path / "b.csv"
     assert (tmp_path / "a.csv").read_bytes() == b"old"
+
+
+def test_without_hard_links_threads_do_not_replace_each_others_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of one name come from several folders, or are saved by several handlers."""
+    lstat = os.lstat
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def slow(*arguments: Any, **more: Any) -> os.stat_result:
+        try:
+            return lstat(*arguments, **more)
+        finally:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "lstat", slow)
+    contents = [str(number).encode() for number in range(6)]
+    for content in contents:
+        (tmp_path / f".{content.decode()}.part").write_bytes(content)
+    with ThreadPoolExecutor(len(contents)) as pool:
+        named = list(pool.map(lambda c: publish(tmp_path / f".{c.decode()}.part", tmp_path / "a.csv"), contents))
+    assert [path.read_bytes() for path in named] == contents
+    assert len(os.listdir(tmp_path)) == len(contents)
+
+
+def test_a_file_that_differs_in_case_alone_is_another_one_where_the_disk_has_no_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or in another way that the disk does not know; equal content does not make them one file."""
+    plain = {name: getattr(os, name) for name in ("link", "lstat", "open", "unlink")}
+
+    def there(path: Any) -> Any:
+        names = os.listdir(tmp_path) if os.path.dirname(path) == str(tmp_path) else []
+        return next((tmp_path / one for one in names if one.casefold() == os.path.basename(path).casefold()), path)
+
+    def link(source: Any, target: Any, **more: Any) -> None:
+        plain["link"](there(source), there(target), **more)
+
+    monkeypatch.setattr(os, "link", link)
+    for name in ("lstat", "open", "unlink"):
+        monkeypatch.setattr(os, name, lambda path, *more, do=plain[name], **named: do(there(path), *more, **named))
+    assert publish(part(tmp_path), tmp_path / "a.csv") == tmp_path / "a.csv"
+    assert publish(part(tmp_path), tmp_path / "a.csv") == tmp_path / "a.csv"
+    for _ in range(2):  # once more after a crash
+        assert publish(part(tmp_path), tmp_path / "A.csv") == tmp_path / "A.1.csv"
+    assert sorted(os.listdir(tmp_path)) == ["A.1.csv", "a.csv"]
 
 
 def test_a_file_is_made_only_where_nothing_is(tmp_path: Path) -> None:
