@@ -4926,7 +4926,7 @@ class Habits:
         self.listing = self.question = 0.0  # seconds that the last of each took
         self.last: dict[str, Listing] = {}  # by folder, for a look at a group
         self.unanswered: set[str] = set()  # commands that got no answer at all
-        self.spare_listing = True  # one for a look where only LIST tells; renewed by each poll
+        self.spare_listing = True  # one a poll, for a look where only LIST tells
         self.open_files = OPEN_FILES  # at once in a pipeline
         self._lock = threading.Lock()
         self._listed: dict[str, Listed] = {}
@@ -6588,7 +6588,7 @@ class FtpServer(FileServer):
             return False
         if {"MDTM", "MLST"} <= self._looker.useless:
             spare, self.habits.spare_listing = self.habits.spare_listing, False
-            return spare
+            return spare or self._use_mlsd
         folders = {split_path(job.path)[0] for job in jobs}
         listing = max(self.habits.listing, 4 * self.habits.question)  # four answers: CWD, EPSV, 150, 226
         return self.habits.listing > 0 and len(jobs) * self.habits.question > len(folders) * listing
@@ -6635,7 +6635,7 @@ class FtpServer(FileServer):
             with self._talking(f"looking at {job.path}"):
                 path = self._full(job.path)
                 told = self._looker.timed(path, job.size)
-                listing = told or now or self.habits.spare_listing
+                listing = told or now or self._use_mlsd or self.habits.spare_listing
                 self.habits.spare_listing = bool(self.habits.spare_listing and (told or now))
                 same = self._is_version(path, seen, told, now) if listing else None
         except FileRefused as refused:
@@ -6997,7 +6997,7 @@ class _Download:
     def __init__(self, job: Job, name: bytes) -> None:
         self.job, self.name, self.handle = job, name, b""
         self.asked = self.written = 0  # bytes
-        self.pieces: dict[int, memoryview] = {}  # those that came before their turn, by offset
+        self.pieces: dict[int, memoryview] = {}  # before their turn, by offset
         self.end_seen = self.ended = False
         self.look = 0  # the request for the version as it is after the last READ
         self.problem: Optional[FileChanged] = None  # LSTAT is to say why
@@ -7022,7 +7022,7 @@ class SftpPipeline:
         self._alone = False
         self._open = self._in_flight = 0  # files; bytes asked for and not yet here
         self._again: list[Job] = []  # alone
-        self._ended: deque[tuple[Job, Optional[Error]]] = deque()  # and not told yet
+        self._ended: deque[tuple[Job, Optional[Error]]] = deque()  # untold
         self.fetched: set[_Download] = set()  # whole, and not looked at yet
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Optional[Error]]]:

@@ -180,11 +180,15 @@ def test_a_file_replaced_between_listing_and_fetch_is_handled_once_as_the_new_ve
             assert len(site.all("file_done")) == 1 and not site.all("file_failed")
 
 
+@pytest.mark.parametrize("no", ["550 no", "502 no"])
+@pytest.mark.parametrize("refused", ["MLST SIZE", "MLST SIZE MDTM"])
 @DELIVERIES
-def test_mdtm_alone_tells_of_each_file_where_mlst_and_size_do_not(tmp_path: Path, delivery: str) -> None:
+def test_each_file_is_looked_at_by_mdtm_or_mlsd_where_nothing_else_tells_of_it(
+    tmp_path: Path, delivery: str, refused: str, no: str
+) -> None:
     with a_host("mlsd", {"a": OLD, "b": OLD, "c": OLD}) as host:
-        host.on("MLST", reply("550 no"), times=None)
-        host.on("SIZE", reply("502 no"), times=None)
+        for command in refused.split():
+            host.on(command, reply(no), times=None)
 
         def replaced(session: Any, argument: str) -> None:
             host.put(session.name(argument), NEW, 20)
