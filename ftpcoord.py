@@ -8339,9 +8339,9 @@ def call_handler(handler: Optional[Handler], file: File, error_output: bool) -> 
     except (LeaseLost, HandlerFailed):
         raise
     except TryLater as exc:
-        cause = exc.__cause__ if error_output else None
+        cause = exc.__cause__
         why = reason(exc) + (f": {type(cause).__name__}: {reason(cause)}" if cause is not None else "")
-        raise TryLater(getattr(exc, "seconds", None), why) from None
+        raise TryLater(getattr(exc, "seconds", None), why if error_output else "") from None
     except BaseException as exc:  # sys.exit(), asyncio.CancelledError, whatever: a failure, counted
         event("handler_failed", logging.DEBUG, exc=exc, path=file.path)
         if isinstance(exc, SystemExit) and exc.code == TRY_LATER:

@@ -159,6 +159,17 @@ def test_exceptions_that_tell_nothing_are_what_they_are(tmp_path: Path) -> None:
             ftpcoord.call_handler(handler, a_local(tmp_path), True)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_handler_that_says_not_now_is_quoted_only_with_error_output(tmp_path: Path, kept: bool) -> None:
+    def later(file: File) -> None:
+        raise ftpcoord.TryLater(5, "the account of Muster is locked") from ValueError("4111")
+
+    with pytest.raises(ftpcoord.TryLater) as raised:
+        ftpcoord.call_handler(later, a_local(tmp_path), kept)
+    assert raised.value.seconds == 5 and str(raised.value)
+    assert ("Muster" in str(raised.value)) == ("4111" in str(raised.value)) == kept
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize(("ends", "code"), [("sys.exit(3)", 3), ("sys.exit()", 0), ("return", 0), ("1 / 0", 1)])
 def test_a_fork_that_comes_back_from_the_handler_ends_there(ends: str, code: int) -> None:
