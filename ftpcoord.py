@@ -2460,7 +2460,7 @@ class Workplace:
             try:
                 with self._inside(copy.place) as folder:
                     sync_folder(copy.place, folder)
-            except FileNotFoundError:  # removed by who took the file
+            except (FileNotFoundError, HandlerFailed):  # removed by who took the file
                 return
             except OSError as exc:
                 raise LocalTrouble(f"{copy.place}: {reason(exc)}") from None

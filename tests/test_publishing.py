@@ -552,6 +552,25 @@ def test_a_folder_that_goes_with_its_file_before_that_is_durable_is_no_failure(
 
 
 @OPENAT
+def test_a_handler_is_tried_again_whatever_has_become_of_the_folder_of_its_file(tmp_path: Path) -> None:
+    with FtpHost({"x/a": b"1"}) as host:
+        host.folders.add("/in/x")
+        (tmp_path / "delivered").mkdir()
+        more = {"recursive": True, "download_dir": str(tmp_path / "delivered")}
+        with Site(tmp_path, host.settings, "handler", **more) as site:
+
+            def fails_once(file: ftpcoord.File) -> None:
+                if file.attempt == 1:
+                    (site.target / "x").rename(tmp_path / "taken")
+                    (site.target / "x").symlink_to(tmp_path / "taken")
+                    raise ValueError("once")
+
+            site.receive = fails_once  # type: ignore[method-assign]
+            assert site.wait("file_done")["attempt"] == 2
+            assert os.listdir(tmp_path / "taken") == ["a"]
+
+
+@OPENAT
 def test_what_stands_under_the_name_and_cannot_be_read_is_another_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
