@@ -8433,7 +8433,7 @@ def load_handler(name: str, download_dir: str = "") -> Handler:
         found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise ConfigError(f"handler: {name} cannot be imported ({type(exc).__name__}: {reason(exc)})") from None
     if not callable(found):
         raise ConfigError(f"handler: {name} is not a function")

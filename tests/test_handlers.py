@@ -410,6 +410,7 @@ def test_no_command_starts_after_the_cut(tmp_path: Path, file: File) -> None:
 def test_a_handler_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_handlers.py").write_text("class A:\n    @staticmethod\n    def f(file): return 7\nx = 1\n")
     (tmp_path / "broken_handlers.py").write_text("1 / 0\n")
+    (tmp_path / "a_script.py").write_text("import sys\nsys.exit(0)\n")  # else the service would seem to have ended well
     monkeypatch.syspath_prepend(str(tmp_path))
     handler: Any = ftpcoord.load_handler("my_handlers:A.f")
     assert handler(None) == 7
@@ -418,6 +419,7 @@ def test_a_handler_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monk
         ("my_handlers:x", "is not a function"),
         ("no_such_module:f", "cannot be imported"),
         ("broken_handlers:f", "ZeroDivisionError"),
+        ("a_script:f", "SystemExit"),
     ):
         with pytest.raises(ftpcoord.ConfigError, match=f"^handler: .*{said}"):
             ftpcoord.load_handler(name)
