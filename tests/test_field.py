@@ -299,10 +299,13 @@ def listed_a_while_after_its_removal(tmp_path: Path, behaviour: Behaviour) -> No
     with FtpHost({"a": b"1"}) as host:
         behaviour(host)
         with Site(tmp_path, host.settings, "handler", after="delete", retry_delay=0.1) as site:
-            wait_for(lambda: not host.files, PATIENCE, "\n".join(site.log))
+            wait_for(lambda: host.said("DELE"), PATIENCE, "\n".join(site.log))
             site.polls(3)
+            assert host.files, "it is still listed"
             host.put("a", b"2", seconds=60)
             wait_for(lambda: len(site.handled) == 2, 1.5, "\n".join(site.log))
+            wait_for(lambda: not host.files, PATIENCE, "\n".join(site.log))
+            site.polls(3)
             host.put("a", b"3", seconds=90)
             wait_for(lambda: len(site.handled) == 3 and not host.files, PATIENCE, "\n".join(site.log))
             site.polls(3)

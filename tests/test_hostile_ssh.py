@@ -6,7 +6,6 @@ Memory is what Python allocates at its peak; the hostile side runs in this proce
 from __future__ import annotations
 
 import contextlib
-import itertools
 import socket
 import struct
 import threading
@@ -458,14 +457,15 @@ def test_a_server_that_hangs_up_after_some_files_gives_them_all_at_once_and_firs
 ) -> None:
     files = {f"{count:02}": b"1" * count for count in range(12)}
     with SftpHost(dict(files)) as host:
-        closed = itertools.count(1)
 
-        def hang_up(session: Any, argument: str) -> None:
-            session.status(0)
-            if argument != "folder" and next(closed) % number == 0:
+        def hang_up(session: Any, path: str) -> None:
+            session.reads = getattr(session, "reads", 0) + 1
+            if session.reads > number:
+                time.sleep(0.1)  # what was said before arrives
                 raise hostile.Gone
+            session.behave("READ", path, b"")
 
-        host.on("CLOSE", hang_up, times=None)
+        host.on("READ", hang_up, times=None)
         with hostile.Site(tmp_path, host.settings, workers=1, retry_delay=3600) as site:
             site.arrive(files)
             assert not site.all("file_failed") and not site.all("file_done", attempt=2)
