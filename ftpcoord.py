@@ -8718,8 +8718,8 @@ class Config:
     def folder_left(self) -> Optional[str]:
         """That folder, if a handler has left it."""
         with contextlib.suppress(OSError):
-            if os.getcwd() != self._begun_in:
-                return self._begun_in or None
+            if os.getcwd() != self._begun_in and os.access(self._begun_in, os.X_OK):
+                return self._begun_in
         return None
 
     @property

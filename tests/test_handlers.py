@@ -323,6 +323,20 @@ def test_commands_begin_where_the_program_was_started_wherever_a_handler_goes(
         relative.run(file)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a folder that is gone")
+def test_commands_begin_also_when_that_folder_is_gone(
+    tmp_path: Path, file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    absolute = command("/bin/sh -c true")
+    gone.rmdir()
+    absolute.run(file)
+    monkeypatch.chdir("/")
+    absolute.run(file)
+
+
 def running(pid_file: Path) -> Optional[int]:
     """The process whose id the file holds, if it lives."""
     try:
