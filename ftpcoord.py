@@ -7624,7 +7624,7 @@ class Companions:
         self._look: Optional[Look] = None  # the last listing ...
         self._there: dict[str, Found] = {}  # ... and the companions in it
         self._needed: dict[str, dict[str, Entry]] = {}  # by companion: the listed files that need it
-        self._wrong: dict[str, Seal] = {}  # of files that are not what their companion says
+        self._wrong: dict[str, Seal] = {}  # of files that their companion refutes
         self.renewed: set[str] = set()  # those whose companion is another one by now
         self._gone: set[str] = set()  # removed files, which that listing may show
         self._claimed: dict[str, Beside] = {}  # by file: as they were at the claim
@@ -7687,6 +7687,8 @@ class Companions:
 
     def keep(self, kept: Callable[[str], bool]) -> None:
         self._claimed = {path: beside for path, beside in self._claimed.items() if kept(path)}
+        for path in itertools.filterfalse(kept, list(self._wrong)):
+            self._wrong.pop(path, None)
 
     def seal(self, found: Found) -> Seal:
         self._wrong.pop(found.path, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import hashlib
 import re
 import sqlite3
@@ -548,6 +549,19 @@ def test_a_match_counts_at_any_age_and_a_mismatch_ends_in_quarantine(tmp_path: P
         with Site(tmp_path, host.settings, checksum="{name}.sha256", max_attempts=2, retry_delay=0) as site:
             site.wait("file_quarantined", path="/in/b")
             site.arrive({"a": b"content"})
+
+
+def test_files_that_went_away_with_a_wrong_digest_take_no_memory(tmp_path: Path) -> None:
+    """Each kept its companion's text, 64 KiB at most, until the lease ended."""
+    with FtpHost() as host, Site(tmp_path, host.settings, checksum="{name}.sha256", max_attempts=1) as site:
+        for number in range(10):
+            host.put(f"{number}.sha256", BAD.encode())
+            host.put(str(number), b"content")
+        site.wait("file_quarantined", 10)
+        host.files.clear()
+        site.polls(2)
+        gc.collect()
+        assert sum(isinstance(one, Seal) for one in gc.get_objects()) < 10
 
 
 @pytest.mark.parametrize("becomes", ["longer", "gone"])
