@@ -2542,7 +2542,7 @@ def _same_content(a: str, b: str, folder: Optional[int]) -> bool:
         if stat.S_ISREG(info.st_mode) and info.st_size == os.lstat(a, dir_fd=folder).st_size:
             with open(a, "rb", opener=opened) as left, open(b, "rb", opener=opened) as right:
                 same = all(piece == right.read(COPY_BYTES) for piece in iter(lambda: left.read(COPY_BYTES), b""))
-            here = os.listdir(os.path.dirname(b) if folder is None else folder)
+            here = os.listdir(Path(b).parent if folder is None else folder)
             return same and os.path.basename(b) in here  # else another's, by case
     return False
 
@@ -3112,7 +3112,7 @@ class Unsteady:
     def __init__(self, config: Config, clock: Callable[[], float]) -> None:
         self._config, self._clock = config, clock
         self._files: dict[str, tuple[int, float, Optional[Row]]] = {}  # how often in a row; until when which rests
-        self._before: dict[str, deque[Row]] = {}  # what these were
+        self._before: dict[str, tuple[Row, ...]] = {}  # what these were
         self._redated: dict[str, int] = {}  # second listings in a row
 
     def again(self, path: str, term: int, removed: Optional[Row] = None) -> None:
@@ -3159,7 +3159,7 @@ class Unsteady:
         return bool(shown.mtime) and any(same_version(row, shown) for row in self._before.get(path, ()))
 
     def _note(self, row: Row) -> None:
-        self._before.setdefault(row.path, deque(maxlen=4)).append(row)
+        self._before[row.path] = (*self._before.get(row.path, ())[-3:], row)
 
     def removed(self, row: Row, term: int) -> None:
         """So the server says."""
@@ -3579,7 +3579,7 @@ ANSWER_BYTES = 1 << 20  # of a login, or of one answer that is no page of a tabl
 LEDGER_BYTES = 64 << 20
 PAGE_ROWS = 5000
 FIRST_PATHS = 20  # that people are told of many
-TRIMMED_ROWS, TRIM_SECONDS = 1000, 60.0  # of the audit trail in one step, and from one to the next
+TRIMMED_ROWS, TRIM_SECONDS = 1000, 60.0  # of the audit trail in one step, and between two
 MOST_ITERATIONS = 1_000_000  # of SCRAM's hash: a second; servers ask for 4096
 LONGEST_REASON = 500  # characters
 PLAIN = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")
@@ -4509,7 +4509,6 @@ class PostgreSQL(Database):
     }
     FAULTS = {
         "password": "28P01",
-        "database": r"3D000|.*database \S+ does not exist",
         "privilege": "42501",
         "table": "42P01",
         "form": "42703|42804|42883|42P10|55000 .*ON CONFLICT",
@@ -4517,7 +4516,9 @@ class PostgreSQL(Database):
         "tls": "ConnectionError the server offers none",
         "row": "UnicodeEncode|22|23|44|54|P0",  # classes: data, constraints, check options, limits, triggers
         "busy": "55P03|40001|40P01|57014",
-        "login": "28000|.*uthentication (failed|method)",  # pgbouncer has no code for it
+        # pgbouncer has no code; a row's text is a file's
+        "database": r"3D000|.*database \S+ does not exist",
+        "login": "28000|.*uthentication (failed|method)",
     }
 
     def _open(self, host: str, address: Any) -> None:
@@ -5621,7 +5622,7 @@ def latest_date(month: int, day: int, today: datetime.date) -> datetime.date:
     raise ValueError("no such day")
 
 
-Readings = dict[str, Entry]  # what a line may mean, by the form that it would be of
+Readings = dict[str, Entry]  # what a line may mean, by its form
 
 
 def parse_list_line(line: str, today: datetime.date, forms: Collection[str] = ()) -> Optional[Entry]:
@@ -5836,7 +5837,7 @@ class ListingReader:
 # ---------------------------------------------------------------------------------------------------------------------
 
 MAX_REPLY_LINES = 1000  # of one multi-line FTP reply
-TLS_GOODBYE = 5.0  # seconds to answer the end of a TLS data connection
+TLS_GOODBYE = 5.0  # seconds to answer a TLS connection's end
 EPSV_PATIENCE = 5.0  # seconds for the first data connection, until PASV is tried
 NO_COMMAND = ("500", "502", "504")
 # No text proves an absence; these only tell refusals apart.
@@ -6671,7 +6672,7 @@ LARGEST_READ = 261_120  # what OpenSSH allows, and is asked for (limits@openssh.
 SMALL_PIECE = 1024  # bytes
 IN_FLIGHT = 8 << 20  # bytes; below SSH_WINDOW, so that answers never block
 OPEN_FILES = 64
-MAX_MESSAGE = 4 << 20  # bytes of one SFTP message; more is not SFTP
+MAX_MESSAGE = 4 << 20  # bytes of an SFTP message
 LARGEST_PACKET = SSH_PACKET + 4096  # of SSH, with padding and MAC
 MOST_GREETING = 65_536  # bytes before the SSH handshake
 MOST_STDERR = 1 << 20  # bytes of what nobody reads
@@ -10971,6 +10972,7 @@ def _bars(state: str, counts: Mapping[int, int]) -> Iterator[str]:
 
 # -- HTTP -------------------------------------------------------------------------------------------------------------
 
+# Answered without the database.
 PROBES: dict[str, Callable[[Listener], str]] = {
     "/livez": lambda listener: why_stuck(listener) or "ok",
     "/readyz": lambda listener: why_unready(listener) or "ok",

@@ -76,6 +76,15 @@ CASES: list[tuple[dict[str, str], set[str]]] = [
     ({'ftpcoord_database_up{group="g",member="a"}': "0x120"}, {"FtpcoordDatabaseDown"}),
     ({POLLED: "60x120"}, {"FtpcoordNoSuccessfulPoll"}),
     ({POLLED: "_x120"}, {"FtpcoordNoSuccessfulPoll"}),  # none since the start
+    # The active member and its metrics went away just now, and one that has waited for long takes over: it polls soon.
+    (
+        {
+            **{name: text.replace("x120", "x118 stale") for name, text in WELL.items() if 'member="a"' in name},
+            ROLE % "b": "0x118 1x1",
+            'ftpcoord_start_time_seconds{group="g",member="b"}': "0x120",
+        },
+        set(),
+    ),
     ({OLDEST: "0+60x120"}, {"FtpcoordWaiting"}),
     ({POLLED: "60x120", OLDEST: "0+60x120", PAUSED: "1x120"}, set()),
     ({'ftpcoord_not_now_files{group="g",member="b"}': "5x120"}, {"FtpcoordNotNow"}),

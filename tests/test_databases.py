@@ -551,6 +551,20 @@ def test_a_row_that_cannot_be_read_is_no_refusal_of_a_change(tables: Tables) -> 
         tables.database.execute(f"DROP DATABASE {name} WITH (FORCE)", admin=True)
 
 
+@POSTGRES
+@pytest.mark.parametrize("name", ["database x does not exist", "an authentication failed"])
+def test_what_the_database_says_of_a_files_name_is_no_refusal_of_the_member(tables: Tables, name: str) -> None:
+    """Whoever may upload a file chooses the words."""
+    tables.apply()
+    says = "CREATE FUNCTION says() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION 'no: %', NEW.path; END$$"
+    tables.database.execute(says)
+    tables.database.execute("CREATE TRIGGER t BEFORE INSERT ON file_ledger FOR EACH ROW EXECUTE FUNCTION says()")
+    store = tables.open()
+    assert store.first("g", "a", 1) == 1
+    with pytest.raises(ftpcoord.RowRefused, match=name):
+        store.write(Fence("g", "a", 1), [Change(None, row(f"/in/{name}"))])
+
+
 @MYSQLS
 @pytest.mark.parametrize(
     "setting",

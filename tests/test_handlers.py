@@ -75,6 +75,16 @@ def test_a_file_is_saved_under_a_free_name_and_the_same_file_once(tmp_path: Path
     assert sorted(os.listdir(folder)) == ["a.1.csv", "a.csv"]
 
 
+def test_a_file_is_saved_once_into_the_working_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When its handler fails after that, it is saved again."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    file = a_local(tmp_path, b"one")
+    assert file.save(".") == file.save("") == Path("a.csv")
+    assert os.listdir(folder) == ["a.csv"]
+
+
 def test_what_could_not_be_saved_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk would become fuller with each try."""
     folder = tmp_path / "out"
