@@ -2265,7 +2265,7 @@ PRIVATE = "ftpcoord-copies-"  # folders of private copies
 
 
 class PrivateFolder:
-    """Where copies are made that are not delivered: locked as long as this process lives."""
+    """Where copies are made that are not delivered: locked while this process lives."""
 
     def __init__(self) -> None:
         self._path: Optional[Path] = None
@@ -2525,6 +2525,8 @@ class Workplace:
             info = os.fstat(handle)
             if delivered and (new or (info.st_dev, info.st_ino) not in self._durable):
                 sync_folder(path.parent, parent)
+                if len(self._durable) >= 1000:
+                    self._durable.clear()
                 self._durable.add((info.st_dev, info.st_ino))
         except BaseException:
             os.close(handle)
@@ -7626,7 +7628,7 @@ class Companions:
         self._there: dict[str, Found] = {}  # ... and the companions in it
         self._needed: dict[str, dict[str, Entry]] = {}  # by companion: the listed files that need it
         self._wrong: dict[str, Seal] = {}  # of files that their companion refutes
-        self.renewed: set[str] = set()  # those whose companion is another one by now
+        self.renewed: set[str] = set()  # whose companion is another one by now
         self._gone: set[str] = set()  # removed files, which that listing may show
         self._claimed: dict[str, Beside] = {}  # by file: as they were at the claim
 
@@ -7884,7 +7886,7 @@ class Order:
         return found and self._config.folded(found[1] or "")
 
     def why(self, path: str, why: str) -> str:
-        """What blocks a file, else why it waits otherwise."""
+        """What blocks a file, else why it waits."""
         first = self.before.get(path)
         return f"blocked by {first} (order)" if first and first not in self.ended else why
 

@@ -571,6 +571,23 @@ def test_a_handler_is_tried_again_whatever_has_become_of_the_folder_of_its_file(
 
 
 @OPENAT
+def test_what_is_remembered_of_subfolders_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease may last for months, and each order have a folder of its own."""
+    waits: list[int] = []
+    monkeypatch.setattr(os, "fsync", waits.append)
+    place = Workplace(config(download_dir=str(tmp_path)), 1)
+
+    def waited(name: str) -> bool:
+        before = len(waits)
+        place.discard(place.create(found(f"{name}/a.csv")))
+        return len(waits) > before
+
+    assert waited("first") and not waited("first")
+    assert all(waited(str(number)) for number in range(1000))
+    assert waited("first"), "it is waited for again rather than remembered for ever"
+
+
+@OPENAT
 def test_what_stands_under_the_name_and_cannot_be_read_is_another_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
