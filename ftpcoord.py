@@ -4886,7 +4886,7 @@ MAX_ENTRIES = 2_000_000  # of one poll
 MAX_LISTING = 256 << 20  # bytes of one listing, and of the paths of one poll
 MAX_FOLDERS = 100_000  # of one poll
 MOST_UNREAD = 100  # lines kept that nobody understands
-LARGEST_FILE = 2**63 - 1  # bytes; the ledger's column takes no more
+LARGEST_FILE = 2**63 - 1  # bytes; the ledger's column
 READ_BUFFER = 256 * 1024  # bytes; larger ones were slower
 NAMES_SERVE = 10.0  # seconds for which a listing answers what is in its folder
 MOST_NUMBERED = 1000  # names tried for one moved file
@@ -5899,7 +5899,7 @@ class FtpClient(ftplib.FTP):
         self._server = server
         self._epsv, self._reached = True, False  # reached: a data connection was made
         self.asked = False  # the command of a transfer was sent
-        self.silent = self.cut = False  # of the last data connection: see _begun() and read()
+        self.silent = self.cut = False  # of the last data connection
 
     def connect(self, *_: object, **__: object) -> str:
         self.logged_in, self._inbox = False, bytearray()
@@ -6993,6 +6993,10 @@ def _status_error(path: str, kind: int, fields: _Fields) -> Error:
     return REFUSALS.get(code, FileRefused)(f"{path}: {text or 'refused'} (SFTP status {code})")
 
 
+def in_use(error: Error, path: str) -> bool:
+    return bool(re.search(rf"{IN_USE}|status 17\)", without_name(str(error)[len(path) :], path)))
+
+
 NOTHING_YET = memoryview(b"")
 
 
@@ -7130,7 +7134,7 @@ class SftpPipeline:
                 raise _Broken("an SFTP server that sends more than was asked for")
         else:
             error = _status_error(path, kind, fields)
-            if offset < size and not isinstance(error, _EndOfFile):
+            if not isinstance(error, _EndOfFile) and (offset < size or in_use(error, path)):
                 raise FileRefused(str(error))
         end = offset + len(data)
         if end > size:
@@ -7178,10 +7182,7 @@ class SftpPipeline:
         self._close(file, error)
 
     def _close(self, file: _Download, error: Optional[Error] = None) -> None:
-        path = file.job.path
-        if isinstance(error, FileRefused) and re.search(
-            rf"{IN_USE}|status 17\)", without_name(str(error)[len(path) :], path)
-        ):
+        if isinstance(error, FileRefused) and in_use(error, file.job.path):
             error = NotNow(str(error))
         file.ended = True
         self._open -= 1
@@ -7457,11 +7458,13 @@ class SftpServer(FileServer):
         return self._stat(LSTAT, path)[0]
 
     def _stat(self, question: int, path: str) -> tuple[Optional[bool], Optional[Entry]]:
-        """_there(), and what it is. A no counts after a yes on this connection."""
+        """_there(), and what it is. A no counts after a yes to a file."""
         kind, fields = self._ask(question, path)
         if kind == ATTRS:
-            self._yes.add(question)
-            return True, fields.entry(split_path(path)[1])
+            entry = fields.entry(split_path(path)[1])
+            if entry and entry.kind == "file":
+                self._yes.add(question)
+            return True, entry
         gone = isinstance(_status_error(path, kind, fields), FileGone)
         return False if gone and question in self._yes else None, None
 
@@ -7604,7 +7607,7 @@ class Patterns:
 
 # -- companions -------------------------------------------------------------------------------------------------------
 PLACE = re.compile(r"\{(name|stem)\}")
-Beside = list[tuple[str, str, Optional[Entry]]]  # of each companion: its template, path, and what a listing shows
+Beside = list[tuple[str, str, Optional[Entry]]]  # of each companion: template, path, listed entry
 
 
 def companion_of(name: str, template: str) -> str:
@@ -7961,7 +7964,7 @@ class MoveTargets:
         self._absolute = {name for name in names if name.startswith("/")}
         split = [name.split("/") for name in names - self._absolute]
         self._relative = [(parts.count(".."), [part for part in parts if part != ".."]) for parts in split]  # up, down
-        self._bases: dict[str, set[str]] = {}  # each polled folder as it is set, and as the server resolves it
+        self._bases: dict[str, set[str]] = {}  # each polled folder as set, and as resolved
         self._places: set[str] = set()  # where files go, but for relative names below their own folder
         self._answers: dict[str, bool] = {}  # to a spelling
 
@@ -8788,7 +8791,7 @@ class Config:
             if field.name not in (*SECRETS, *PROGRAMS, *IDS):
                 if re.fullmatch(r"""(['"]).*\1""", str(value), re.DOTALL):
                     yield f"{field.name}: its quotes would be part of it; write it without them"
-                if field.name not in ("schedule", "site") and re.search(r"\s[#;]\s", str(value)):
+                if field.name not in ("schedule", "site") and re.search(r"\s[#;]\s", without_password(str(value))):
                     yield f"{field.name}: a comment would be part of it; give it its own line ([#] is none)"
             given = value != field.default or field.name in self.files
             if given and scheme and scheme not in schemes:
@@ -9178,7 +9181,7 @@ def reason(exc: BaseException) -> str:
 # III.2 Logging: `time level event key=value ...`, or one JSON object a line
 # ---------------------------------------------------------------------------------------------------------------------
 
-LAST_WORDS = 2.0  # seconds for what is still to be written when the process ends
+LAST_WORDS = 2.0  # seconds for what is still to be written at the end
 logger = logging.getLogger("ftpcoord")
 
 

@@ -413,6 +413,29 @@ def test_a_server_whose_lstat_never_says_yes_is_not_believed_its_no(action: str)
         assert list(host.files) == ([] if action == "delete" else ["done/a.1"])
 
 
+def test_a_server_whose_lstat_says_yes_to_folders_alone_is_not_believed_its_no() -> None:
+    with SftpHost({"a": b"1"}) as host, contextlib.closing(open_sftp(host)) as server:
+
+        def lstat(session: Any, path: str) -> None:
+            session.behave("LSTAT", path, b"") if path in ("/in", "/in/done") else session.status(2)
+
+        host.on("LSTAT", lstat, times=None)
+        assert server.exists("/in/done")
+        assert server.exists("/in/a") and server.same("/in/a", server.list("/in")[0])
+
+
+def test_an_empty_file_that_is_refused_as_in_use_is_not_now() -> None:
+    """Its first bytes may be on their way."""
+    with SftpHost({"a": b""}) as host, contextlib.closing(open_sftp(host)) as server:
+        (listed,) = server.list("/in")
+        host.on("READ", hostile.status(3, b"another process has locked it"), times=2)
+        job = ftpcoord.Job("/in/a", 0, bytes, listed)
+        ((_, error),) = server.fetch_many([job])
+        assert isinstance(error, ftpcoord.NotNow), error
+        host.behave()
+        assert list(server.fetch_many([job])) == [(job, None)]
+
+
 @pytest.mark.parametrize("verb", ["OPEN", "READ"])
 @pytest.mark.parametrize(
     ("code", "said", "counts"),

@@ -347,6 +347,7 @@ def test_a_hash_or_semicolon_without_blanks_around_it_is_part_of_the_value() -> 
     assert config(pattern="No #*.csv, a;b").pattern == "No #*.csv, a;b"
     assert config(pattern="Invoice [#] *.pdf").pattern == "Invoice [#] *.pdf"
     assert config(password="a # b", exec="x ; {file} # y").password == "a # b"
+    assert config(database="postgresql://me:a # b@host/name").database_login() == "a # b"
     assert config(schedule="0 6 * * * ; 0 7 * * *", timezone="UTC").minutes is not None
 
 
