@@ -2539,7 +2539,7 @@ def _same_content(a: str, b: str, folder: Optional[int]) -> bool:
     def opened(name: str, flags: int) -> int:
         return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), dir_fd=folder)
 
-    with contextlib.suppress(OSError):  # another user's, or just taken away
+    with contextlib.suppress(PermissionError, FileNotFoundError):  # another user's, or just taken away
         info = os.lstat(b, dir_fd=folder)
         if stat.S_ISREG(info.st_mode) and info.st_size == os.lstat(a, dir_fd=folder).st_size:
             with open(a, "rb", opener=opened) as left, open(b, "rb", opener=opened) as right:

@@ -85,6 +85,25 @@ def test_a_file_is_saved_once_into_the_working_folder_too(tmp_path: Path, monkey
     assert os.listdir(folder) == ["a.csv"]
 
 
+def test_what_cannot_be_compared_for_now_is_not_taken_for_another_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that has too many files open would deliver it twice."""
+    folder, file, open_ = tmp_path / "out", a_local(tmp_path, b"one"), os.open
+    folder.mkdir()
+    file.save(folder)
+
+    def opened(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if os.path.basename(path) == "a.csv" and os.path.dirname(path) == str(folder):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return open_(path, flags, *more, **named)
+
+    monkeypatch.setattr(os, "open", opened)
+    with pytest.raises(OSError, match="Too many open files"):
+        file.save(folder)
+    assert os.listdir(folder) == ["a.csv"]
+
+
 def test_what_could_not_be_saved_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk would become fuller with each try."""
     folder = tmp_path / "out"
