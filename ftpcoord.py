@@ -5844,7 +5844,7 @@ EPSV_PATIENCE = 5.0  # seconds for the first data connection, until PASV is trie
 NO_COMMAND = ("500", "502", "504")
 # No text proves an absence; these only tell refusals apart.
 TOO_MANY = (
-    r"(?is)(?!.*(attempt|fail|versuch|tentativ|intento))"  # on logins that were wrong
+    r"(?is)(?!.*(attempt|fail|incorrect|wrong|invalid|falsch|versuch|tentativ|intento))"  # on logins that were wrong
     r".*(too many|maximum|limit|exceed|concurren|simultan|already.(logged|connected)|zu viele|"
     r"trop de|demasiad|troppe|te veel|muitas)"
 )

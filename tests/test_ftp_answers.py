@@ -70,6 +70,8 @@ def names(server: FileServer, folder: str = "/in") -> list[str]:
         ("530 User me is already logged in", "limit"),
         ("421 5 users are already connected, sorry", "limit"),
         ("530 Login incorrect", "no"),
+        ("530-At most 3 simultaneous logins.\n530 Login incorrect.", "no"),  # tried at once again it locks the account
+        ("530-Nobody is connected concurrently.\n530 Wrong password", "no"),
         ("421 Timeout", "broken"),
         ("221 timed out", "broken"),
         ("425 no data", "broken"),
