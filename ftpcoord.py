@@ -2905,9 +2905,10 @@ class Recognizer:
                 self._doubts[row.path] = (since, now + min(MOST_PAUSE, max(2.0, now - since)))
                 told = server.exact(row.path, entry)
                 if told is not None and same_version(row, told):
-                    if doubt:  # as long as the line's minute or day may last
+                    if doubt:  # while the line's minute or day may last, in any zone
                         shown = 60.0 if "T" in entry.mtime else SECONDS_A_DAY
-                        doubt = now - since < shown and time.time() - (epoch_seconds(told.mtime) or 0.0) < shown + 900
+                        late = time.time() - (epoch_seconds(told.mtime) or 0.0) - MOST_AHEAD.total_seconds()
+                        doubt = max(now - since, late) < shown
                     self._keep_as(at, row, told.mtime + "~" * doubt)
                 elif told is not None:
                     self._show(at, told)

@@ -385,9 +385,12 @@ def test_a_file_that_comes_back_as_it_was_is_not_handled_again_and_another_one_i
     assert [content for name, content, _ in site.handled if name == "b"] == [b"1", b"2"]
 
 
-def test_a_file_that_is_replaced_within_the_minute_of_its_line_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead", [0, -8, 9])
+def test_a_file_that_is_replaced_within_the_minute_of_its_line_is_found(tmp_path: Path, ahead: int) -> None:
+    """Also where MDTM tells the server's own time, so many hours ahead of UTC."""
     with FtpHost(mlsd=False) as host:
         now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None, second=5, microsecond=0)
+        now += datetime.timedelta(hours=ahead)
         host.put("a", b"1")
         host.times["a"] = now
         site = Site(tmp_path, host.settings, "handler")
