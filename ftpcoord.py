@@ -8789,10 +8789,11 @@ class Config:
         for field in dataclasses.fields(self):
             schemes = field.metadata.get("schemes", (scheme,))
             value = getattr(self, field.name)
+            text = without_password(str(value))
             if field.name not in (*SECRETS, *PROGRAMS, *IDS):
-                if re.fullmatch(r"""(['"]).*\1""", str(value), re.DOTALL):
+                if re.fullmatch(r"""(['"]).*\1""", text, re.DOTALL):
                     yield f"{field.name}: its quotes would be part of it; write it without them"
-                if field.name not in ("schedule", "site") and re.search(r"\s[#;]\s", without_password(str(value))):
+                if field.name not in ("schedule", "site", "download_dir") and re.search(r"\s[#;]\s", text):
                     yield f"{field.name}: a comment would be part of it; give it its own line ([#] is none)"
             given = value != field.default or field.name in self.files
             if given and scheme and scheme not in schemes:
@@ -11569,7 +11570,7 @@ def program() -> None:
     if os.name == "posix":  # whatever the parent ignored or blocked
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    gc.freeze()  # modules are no garbage
+    gc.freeze()
     # Closed ones: their numbers must not become those of sockets.
     sys.stdout, sys.stderr = (
         stream or io.TextIOWrapper(io.FileIO(os.devnull, "w")) for stream in (sys.stdout, sys.stderr)

@@ -334,7 +334,7 @@ def test_a_value_in_quotes_is_an_error_as_they_would_be_part_of_it(name: str, qu
         ("pattern", "*.csv # the orders"),
         ("exclude", "*.bak ; old ones"),
         ("after", "move:done # by day"),
-        ("download_dir", "/srv/in\t# for the import"),
+        ("after_error", "move:bad\t# for a look"),
     ],
 )
 def test_a_comment_behind_a_value_is_an_error_as_it_would_be_part_of_it(name: str, value: str) -> None:
@@ -345,6 +345,7 @@ def test_a_comment_behind_a_value_is_an_error_as_it_would_be_part_of_it(name: st
 
 def test_a_hash_or_semicolon_without_blanks_around_it_is_part_of_the_value() -> None:
     assert config(pattern="No #*.csv, a;b").pattern == "No #*.csv, a;b"
+    assert config(download_dir="/srv/No # 1").download_dir == "/srv/No # 1", "a folder that is not there is said"
     assert config(pattern="Invoice [#] *.pdf").pattern == "Invoice [#] *.pdf"
     assert config(password="a # b", exec="x ; {file} # y").password == "a # b"
     assert config(database="postgresql://me:a # b@host/name").database_login() == "a # b"
