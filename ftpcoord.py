@@ -2864,7 +2864,7 @@ class Recognizer:
     def _doubt(self, row: Row) -> tuple[float, float]:
         """Of a file that may have been replaced within its minute."""
         age, now = time.time() - (epoch_seconds(row.mtime) or 0.0), boot_clock()
-        return self._doubts.setdefault(row.path, (now, now + (0.0 if age > 60 else 2.0)))
+        return self._doubts.setdefault(row.path, (now, now + (0.0 if abs(age) > 60 else 2.0)))
 
     def _keep_as(self, at: int, row: Row, mtime: str) -> None:
         """A listed file is the version of a row: both have its exact time from now on, the file beside its line, for

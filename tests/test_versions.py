@@ -694,9 +694,14 @@ def test_questions_are_bounded_in_each_poll_and_what_was_not_asked_for_waits(
             assert len(site.all("polled")) - polled >= 3 and len(host.said("MDTM")) - asked <= 30
 
 
+@pytest.mark.parametrize("ahead", [0, -8, 9])
 @pytest.mark.parametrize("shown", ["minutes", "days"])
-def test_a_single_run_finds_what_was_replaced_within_the_time_that_its_line_shows(tmp_path: Path, shown: str) -> None:
-    began = datetime.datetime.now(datetime.timezone.utc).replace(second=5, tzinfo=None) - datetime.timedelta(minutes=3)
+def test_a_single_run_finds_what_was_replaced_within_the_time_that_its_line_shows(
+    tmp_path: Path, shown: str, ahead: int
+) -> None:
+    """Also where MDTM tells the server's own time, so many hours ahead of UTC."""
+    began = datetime.datetime.now(datetime.timezone.utc).replace(second=5, tzinfo=None)
+    began += datetime.timedelta(hours=ahead, minutes=-3)
     with Days(mlsd=False) if shown == "days" else a_host("mdtm") as host:
         for number, content in enumerate((OLD, NEW)):
             host.files["a"], host.times["a"] = content, began + datetime.timedelta(seconds=20 * number)
