@@ -315,8 +315,8 @@ def _terms(history: History, group: str) -> Iterable[Violation]:
 def _one_active(history: History, group: str) -> Iterable[Violation]:
     """Nothing of a term happens any more once a newer term has had an effect: neither begins nor goes on.
 
-    Exceptions, as stated: a command whose parent was stopped, and a packet that a stopped member had been about to
-    send.
+    Exceptions, as stated: a command whose parent was stopped, or killed while it was being started, and a packet that
+    a stopped member had been about to send.
     """
     effects: list[tuple[float, int, str, str]] = []  # at, term, instance, what
     for run in history.runs:
@@ -346,6 +346,8 @@ def _one_active(history: History, group: str) -> Iterable[Violation]:
     runs = [run for run in history.runs if run.group == group]
     for run in runs:
         since, life = superseded(run.term), history.lives[run.instance]
+        if life.ended is not None and run.begin >= life.ended:
+            continue
         if run.last > since + WINDOW and not life.stopped_at(since + WINDOW) and not life.stopped_at(run.last):
             text = f"{group}: {run.instance}, term {run.term}, still handled {run.path} {run.last - since:.3f} s later"
             yield Violation("two active", text)
@@ -1216,7 +1218,9 @@ class World:
             ):
                 return False
             fault = Fault(kind, slot, time.monotonic())
-        if kind == "paused" and self._server_fault:
+        # A stopped member may hold the lock of SQLite's file: whoever waits for it here never lets it go on.
+        stopped = any(f.kind == "SIGSTOP" and f.until == float("inf") for f in self.faults)
+        if kind == "paused" and (self._server_fault or (stopped and self.store.server is None)):
             return False
         self.faults.append(fault)
         self.history.faults[kind] += 1
@@ -1247,6 +1251,7 @@ class World:
             member.send(signal.SIGKILL)
             assert member.process is not None
             member.process.wait()
+            self._notice_end(member)
             self._start_again(member, fault, self.chance.uniform(0, 2))
         elif kind == "SIGTERM":
             member.finish()

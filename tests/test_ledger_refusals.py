@@ -105,7 +105,7 @@ def test_files_with_such_names_are_handled_once_and_their_failures_count(
 ) -> None:
     for name in NAMES:
         files.put(name, b"x")
-    with Crew(tmp_path, narrow, files, max_attempts=2) as crew:
+    with Crew(tmp_path, narrow, files, max_attempts=2, retry_delay=3) as crew:
         done = crew.run("run", "--once", exec="sh -c 'echo kein → Pfeil 😀 >&2; exit 1'")
         assert done.returncode == 1 and "database_down" not in done.stdout, done.stdout
         assert [row["failures"] for row in crew.ledger()] == [1] * len(NAMES)

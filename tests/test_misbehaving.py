@@ -234,10 +234,10 @@ def test_an_empty_file_arrives(tmp_path: Path, kind: type[Any], delivery: str) -
 
 def test_a_slow_transfer_is_progress_however_many_files_wait(tmp_path: Path) -> None:
     """A watchdog that takes it for a stall would cut it again and again, for ever."""
-    content = b"0123456789"
+    content = b"0123456789" * 10
     with FtpHost(files={f"{number}": content for number in range(4)}) as host:
-        host.on("RETR", stream([content[i : i + 1] for i in range(10)], 0.06), times=None)
-        with Site(tmp_path, host.settings, workers=1, stall_timeout=0.5) as site:
+        host.on("RETR", stream([content[i : i + 5] for i in range(0, 100, 5)], 0.1), times=None)
+        with Site(tmp_path, host.settings, workers=1, stall_timeout=1.5) as site:
             site.arrive({f"{number}": content for number in range(4)})
             assert not site.all("handing_over") and not site.all("file_failed")
 
